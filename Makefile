@@ -1,0 +1,39 @@
+# Two commands do all the set-up on a machine that has Python and make: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+
+.PHONY: quickstart test lint types tests nightly clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,demo]'
+	touch $@
+
+$(VENV): $(VENV)/.installed
+
+quickstart: $(VENV)/.installed
+	$(BIN)/vilavt train quickstart
+	$(BIN)/vilavt eval runs/quickstart
+
+test: lint types tests
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+# One thread a worker: torch's own threads would fight the test workers for the cores.
+tests: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m 'not nightly'
+
+nightly: $(VENV)/.installed
+	$(BIN)/pytest -m nightly
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find toolkit components tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,147 @@
+"""Dialogue `native`: a thought, then a tool call in JSON or an answer, each in its tag."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vilavt_toolkit.contracts import Dialogue, RegionCall, Shown, Slot, ToolCall, Turn
+from vilavt_toolkit.registry import dialogues, setting
+
+SYSTEM = """You answer questions about images. You can look closer: name regions of what you were shown and say, in \
+plain words, what you want to know; the regions are cut from the originals, enlarged, and encoded with your inquiry in \
+mind. Every turn is a thought and then either one tool call or one answer:
+<think>what you see and need</think><tool>{"region": [{"index": 0, "bbox_2d": [x1, y1, x2, y2]}], \
+"query": "what you want to know"}</tool>
+<think>what you found</think><answer>your answer</answer>
+"index" is the number that stands after what you were shown; boxes are in {steps} steps from its left and top edge."""
+
+_TURN = re.compile(r"\s*<think>(?P<thought>.*?)</think>\s*<(?P<kind>tool|answer)>(?P<body>.*?)</(?P=kind)>\s*", re.S)
+_TAGS = re.compile(r"</?(?:think|tool|answer)>")
+_FORM = "Write one <think>..</think>, then one <tool>..</tool> or one <answer>..</answer>."
+
+
+@dataclass(frozen=True)
+class NativeConfig:
+    """Settings of dialogue `native`."""
+
+    steps: int = setting(1000, help="units per side of a region in which boxes are written", minimum=2)
+    system: str = setting(SYSTEM, help="system prompt, with '{steps}' filled in; empty: none")
+    demand: str = setting("Answer now.", help="the prompt that demands the answer")
+    max_regions: int = setting(16, help="regions a tool call may name", minimum=1)
+
+
+@dialogues.register("native", NativeConfig)
+class Native(Dialogue):
+    """<think>, then <tool> {json} or <answer>; regions are followed by their number."""
+
+    def __init__(self, config: NativeConfig) -> None:
+        self.config = config
+        self.steps = config.steps
+        self._system = config.system.replace("{steps}", str(config.steps))
+
+    @classmethod
+    def tiny(cls) -> NativeConfig:
+        """Return settings without a system prompt."""
+        return NativeConfig(steps=8, system="")
+
+    @property
+    def system(self) -> str:
+        """The system prompt; empty for none."""
+        return self._system
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """Text at which a turn is complete."""
+        return ("</tool>", "</answer>")
+
+    def fixed_strings(self, box_key: str) -> tuple[str, ...]:
+        """Grammar strings that a tokenizer trained on this dialogue should hold as single tokens."""
+        return (
+            *(f"[{index}]\n" for index in range(10)),
+            "<think>",
+            '</think><tool>{"region": [{"index": ',
+            f', "{box_key}": [',
+            ", ",
+            ']}, {"index": ',
+            ']}], "query": "',
+            '"}</tool>',
+            "</think><answer>",
+            "</answer>",
+            self.config.demand,
+        )
+
+    def opening(self, question: str, shown: Sequence[Shown], tool: bool) -> list[str | Slot]:
+        """The user's first turn: regions, question, and whether the tool may be used."""
+        return [*self._announce(shown), question if tool else f"{question}\n{self.config.demand}"]
+
+    def observation(self, shown: Sequence[Shown], inquiry: str) -> list[str | Slot]:
+        """The answer to a tool call: the regions it made."""
+        return self._announce(shown)
+
+    def _announce(self, shown: Sequence[Shown]) -> list[str | Slot]:
+        pieces: list[str | Slot] = []
+        for region in shown:
+            pieces += [Slot(region.index), f"[{region.index}]\n"]
+        return pieces
+
+    def feedback(self, problem: str) -> str:
+        """The answer to a turn that could not be carried out."""
+        return problem
+
+    def demand(self) -> str:
+        """The prompt that demands the answer, now."""
+        return self.config.demand
+
+    def write(self, turn: Turn) -> str:
+        """Write a turn as the model should; the inverse of `parse`."""
+        thought = f"<think>{turn.thought}</think>"
+        if turn.call is None:
+            return f"{thought}<answer>{turn.answer}</answer>"
+        regions = [{"index": region.index, **region.box} for region in turn.call.regions]
+        body = json.dumps({"region": regions, "query": turn.call.inquiry}, ensure_ascii=False)
+        return f"{thought}<tool>{body}</tool>"
+
+    def parse(self, text: str) -> Turn:
+        """Read a turn; what is wrong with it stands in `Turn.problem`, in words for the model. Never raises."""
+        match = _TURN.fullmatch(text)
+        if match is None or _TAGS.search(match["thought"]) or _TAGS.search(match["body"]):
+            return Turn(problem=f"The turn is not in the right form. {_FORM}")
+        thought, body = match["thought"], match["body"]
+        if match["kind"] == "answer":
+            problem = "" if body.strip() else "The answer is empty. Write it between <answer> and </answer>."
+            return Turn(thought, answer=body.strip() or None, problem=problem)
+        try:
+            return Turn(thought, call=self._read_call(body))
+        except _CallProblem as problem:
+            return Turn(thought, problem=str(problem))
+
+    def _read_call(self, body: str) -> ToolCall:
+        try:
+            call = json.loads(body)
+        except (ValueError, RecursionError):
+            raise _CallProblem("The tool call is not valid JSON.") from None
+        if not isinstance(call, dict) or set(call) != {"region", "query"}:
+            raise _CallProblem('The tool call must be an object with the keys "region" and "query".')
+        regions, inquiry = call["region"], call["query"]
+        if not isinstance(inquiry, str):
+            raise _CallProblem('"query" must be a text.')
+        if not isinstance(regions, list) or not 1 <= len(regions) <= self.config.max_regions:
+            raise _CallProblem(f'"region" must be a list of 1 to {self.config.max_regions} regions.')
+        return ToolCall(tuple(_read_region(number, region) for number, region in enumerate(regions)), inquiry)
+
+
+class _CallProblem(Exception):
+    """What is wrong with a tool call, in words for the model."""
+
+
+def _read_region(number: int, region: Any) -> RegionCall:
+    if not isinstance(region, dict) or "index" not in region:
+        raise _CallProblem(f'Region {number} must be an object with an "index" and a box.')
+    index = region["index"]
+    if isinstance(index, bool) or not isinstance(index, int):
+        raise _CallProblem(f'"index" of region {number} must be a whole number.')
+    return RegionCall(index, {key: value for key, value in region.items() if key != "index"})

@@ -1,0 +1,204 @@
+"""timm's models: built without weights, checked, and filled with local or pretrained ones."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor, nn
+
+from vilavt_toolkit.errors import BadConfig, InputError
+from vilavt_toolkit.registry import did_you_mean
+
+if TYPE_CHECKING:
+    from vilavt_components.encoders.timm import StemConfig, TimmConfig
+
+logger = logging.getLogger(__name__)
+
+# What timm's models hold beside the features; checkpoints may have it, this encoder does not.
+_HEADS = ("head.", "head_dist.", "attn_pool.", "fc_norm.", "pre_logits.")
+_WORKS = "plain VisionTransformers work: vit_base_patch16_224, vit_small_r26_s32_224, vit_base_mci_224, ..."
+
+
+def build_model(config: TimmConfig) -> Any:
+    """Build timm's model without weights; raises BadConfig for blocks this encoder was not written for."""
+    if (config.model is None) == (config.config is None):
+        raise BadConfig("Encoder 'timm' needs either `model` (a timm name) or `config` (arguments of a new one).")
+    if config.pretrained and config.model is None:
+        raise BadConfig("`pretrained` needs `model`; weights of a `config` model come from `file`.")
+    if config.stem is not None and config.model is not None:
+        raise BadConfig("`stem` belongs to a `config` model; a model by name brings its own stem.")
+    model = _from_config(config) if config.model is None else _from_name(config.model, config.args)
+    _check(model)
+    # The blocks take any grid; only the check of the input size stands in the way.
+    model.patch_embed.strict_img_size = False
+    model.reset_classifier(0, "")
+    return model
+
+
+def load_weights(model: nn.Module, config: TimmConfig) -> None:
+    """Load `file`, or timm's pretrained weights of `model`; raises InputError."""
+    if config.file is not None:
+        _fill(model, _read_safetensors(Path(config.file)), config.file)
+    elif config.pretrained:
+        _fill(model, _pretrained(config), str(config.model))
+
+
+def _from_name(name: str, args: Mapping[str, Any]) -> Any:
+    import timm
+
+    if ":" in name:
+        raise BadConfig(f"Model '{name}' is an address; give the timm name, or `file` for weights from elsewhere.")
+    base = name.split(".")[0]
+    if not timm.is_model(base):
+        raise BadConfig(f"timm has no model '{name}'.{did_you_mean(base, timm.list_models())}")
+    try:
+        return timm.create_model(name, pretrained=False, **args)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise BadConfig(f"timm cannot build '{name}' with args {dict(args)}: {error}") from error
+
+
+def _from_config(config: TimmConfig) -> Any:
+    from timm.models.vision_transformer import VisionTransformer
+
+    args: dict[str, Any] = {"num_classes": 0, "class_token": False, "global_pool": ""} | (config.config or {})
+    # YAML has no tuples.
+    args = {key: tuple(value) if isinstance(value, list) else value for key, value in args.items()} | config.args
+    if config.stem is not None:
+        args |= {"embed_layer": _stem(config.stem, int(args.get("embed_dim", 768))), "patch_size": 1}
+    try:
+        return VisionTransformer(**args)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise BadConfig(f"timm cannot build a VisionTransformer from `config` {config.config}: {error}") from error
+
+
+def _stem(stem: StemConfig, embed_dim: int) -> Any:
+    import timm.layers
+    from timm.models.vision_transformer_hybrid import ConvStem
+
+    if len(stem.channels) != len(stem.strides) or not stem.channels:
+        raise BadConfig(f"Stem channels {list(stem.channels)} and strides {list(stem.strides)} must be equally long.")
+    layers = cast(Any, timm.layers)
+    norm = {"layernorm2d": layers.LayerNorm2d, "groupnorm": layers.GroupNorm1, "batchnorm2d": nn.BatchNorm2d}[stem.norm]
+    convolutions = ConvStem(
+        depth=len(stem.channels), channels=tuple(stem.channels), stride=tuple(stem.strides), norm_layer=norm
+    )
+    return partial(layers.HybridEmbed, backbone=convolutions, proj=stem.channels[-1] != embed_dim)
+
+
+def _check(model: Any) -> None:
+    """Refuse what the encoder's forward was not written for: exact types, subclasses may differ."""
+    import timm.layers
+    from timm.models.vision_transformer import Block, VisionTransformer
+
+    layers = cast(Any, timm.layers)
+
+    def refuse(part: object, where: str) -> None:
+        raise BadConfig(f"Encoder 'timm' was not written for {type(part).__name__} ({where}); {_WORKS}.")
+
+    if type(model) is not VisionTransformer:
+        refuse(model, "the model")
+    if type(model.patch_embed) not in (layers.PatchEmbed, layers.HybridEmbed):
+        refuse(model.patch_embed, "its patch embedding")
+    if type(model.patch_drop) is not nn.Identity:
+        refuse(model.patch_drop, "patch dropout")
+    for index, block in enumerate(model.blocks):
+        exact: list[tuple[Any, tuple[Any, ...]]] = [
+            (block, (Block,)),
+            (block.attn, (layers.Attention,)),
+            (block.mlp, (layers.Mlp,)),
+        ]
+        exact += [(scale, (layers.LayerScale, nn.Identity)) for scale in (block.ls1, block.ls2)]
+        for part, types in exact:
+            if type(part) not in types:
+                refuse(part, f"block {index}")
+        if block.attn.attn_drop.p > 0:
+            raise BadConfig("Encoder 'timm' has no attention dropout; leave `attn_drop_rate` at 0.")
+
+
+def data_config(model: Any) -> dict[str, Any]:
+    """Mean, std and interpolation that the model was trained with."""
+    import timm.data
+
+    data = cast(Any, timm.data)
+    return dict(data.resolve_data_config(model=model))
+
+
+def _pretrained(config: TimmConfig) -> dict[str, Tensor]:
+    """timm's weights of the named model, through its own conversion."""
+    import timm
+    from timm.models import get_pretrained_cfg
+
+    name = str(config.model)
+    source = get_pretrained_cfg(name)
+    repository = getattr(source, "hf_hub_id", None)
+    if source is None or not source.has_weights:
+        raise InputError(f"timm has no pretrained weights for '{name}'; set `pretrained: false` or a `file`.")
+    overlay = None
+    if config.local_files_only:
+        if not repository:
+            raise InputError(f"'{name}' is not on the hub, so `local_files_only` finds nothing; set a `file`.")
+        overlay = {"file": _cached(name, repository), "custom_load": False}
+    try:
+        model = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **config.args)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"The pretrained weights of '{name}' cannot be loaded ({type(error).__name__}); "
+            "download them where there is a network, or set `file` to a local .safetensors."
+        ) from error
+    weights: dict[str, Tensor] = model.state_dict()
+    return weights
+
+
+def _cached(name: str, repository: str) -> str:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return str(hf_hub_download(repository, "model.safetensors", local_files_only=True))
+    except OSError as error:
+        raise InputError(
+            f"'{name}' ({repository}) is not in the local cache and `local_files_only` forbids a download; "
+            "run once without it, or set `file`."
+        ) from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if path.suffix != ".safetensors":
+        raise InputError(
+            f"Weights '{path}' are not .safetensors, and other formats can run code when read; convert once: "
+            "safetensors.torch.save_file(torch.load(path, weights_only=True), 'weights.safetensors')."
+        )
+    if not path.is_file():
+        raise InputError(f"Weights '{path}' do not exist; correct the encoder's `file`.")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"Weights '{path}' cannot be read ({error}); copy the file again.") from error
+
+
+def _fill(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
+    """Load weights that must fit exactly, but for the heads that are not used here."""
+    own = model.state_dict()
+    given = {name: value for name, value in weights.items() if name in own or not name.startswith(_HEADS)}
+    problems = {
+        "missing": [name for name in own if name not in given],
+        "unexpected": [name for name in given if name not in own],
+        "mis-shaped": [
+            f"{name} {list(value.shape)} for {list(own[name].shape)}"
+            for name, value in given.items()
+            if name in own and value.shape != own[name].shape
+        ],
+    }
+    found = [f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names]
+    if found:
+        raise InputError(
+            f"Weights of '{origin}' do not fit the encoder ({'; '.join(found)}); set its settings to match."
+        )
+    model.load_state_dict(given)
+    logger.info("Loaded %d tensors of %s.", len(given), origin)

@@ -1,0 +1,132 @@
+"""A transformers tokenizer as the toolkit uses it: loaded, or trained on a corpus; with the frames around turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from vilavt_toolkit.contracts import Frames
+from vilavt_toolkit.errors import InputError
+
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+
+
+class HFTokenizer:
+    """Text to ids and back, without special tokens added on the way; knows how its model frames turns."""
+
+    def __init__(self, backend: Any, placeholder: str) -> None:
+        self.backend = backend
+        if placeholder not in backend.get_vocab():
+            backend.add_special_tokens({"additional_special_tokens": [placeholder]}, replace_extra_special_tokens=False)
+        self.placeholder: int = backend.convert_tokens_to_ids(placeholder)
+        self.frames, self.end_of_turn = _framing(backend)
+
+    def __len__(self) -> int:
+        return len(self.backend)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`."""
+        ids: list[int] = self.backend.encode(text, add_special_tokens=False)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens included."""
+        text: str = self.backend.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+
+def load(path: str, placeholder: str, revision: str | None, local_files_only: bool) -> HFTokenizer:
+    """Load the tokenizer of a folder or hub name; raises InputError."""
+    from transformers import AutoTokenizer
+
+    try:
+        backend = AutoTokenizer.from_pretrained(path, revision=revision, local_files_only=local_files_only)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"no tokenizer can be loaded from {path!r}: {reason} Name one in `tokenizer`.") from error
+    return HFTokenizer(backend, placeholder)
+
+
+def train(corpus: Iterable[str], fixed: Sequence[str], size: int, placeholder: str) -> HFTokenizer:
+    """Train a byte-level BPE of at most `size` tokens; every `fixed` string is one token."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [*SPECIAL, placeholder]
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - len(fixed),
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in fixed])
+    backend = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", chat_template=TEMPLATE
+    )
+    return HFTokenizer(backend, placeholder)
+
+
+def _framing(backend: Any) -> tuple[Frames, int]:
+    """The frames and the id of the end-of-turn token, read off the chat template, or plain ones without it."""
+    if not getattr(backend, "chat_template", None):
+        return _plain_framing(backend)
+    asked, said, next_asked, system = "ASKED0", "SAID0", "ASKED1", "SYSTEM0"
+    user, assistant = {"role": "user", "content": asked}, {"role": "assistant", "content": said}
+    again = {"role": "user", "content": next_asked}
+    first, _, rest = _render(backend, [user, assistant, again]).partition(asked)
+    _, _, rest = rest.partition(said)
+    between, _, reply = rest.partition(next_asked)
+    end = _end_of_turn(backend, between)
+    _, _, following = between.partition(backend.convert_ids_to_tokens(end))
+    return Frames(first, _system_frame(backend, user, system, asked), reply, following), end
+
+
+def _system_frame(backend: Any, user: dict[str, str], system: str, asked: str) -> tuple[str, str] | None:
+    from jinja2.exceptions import TemplateError
+
+    try:
+        text = _render(backend, [{"role": "system", "content": system}, user])
+    except TemplateError:
+        return None
+    if system not in text:
+        return None
+    before, _, rest = text.partition(system)
+    return before, rest.partition(asked)[0]
+
+
+def _render(backend: Any, messages: list[dict[str, str]]) -> str:
+    text: str = backend.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return text
+
+
+def _end_of_turn(backend: Any, between: str) -> int:
+    """The first special token after the assistant's words; the end-of-text token where there is none."""
+    special = set(backend.all_special_ids) | set(backend.added_tokens_decoder)
+    for token in backend.encode(between, add_special_tokens=False):
+        if token in special:
+            return int(token)
+    return _end_of_text(backend)
+
+
+def _end_of_text(backend: Any) -> int:
+    if backend.eos_token_id is None:
+        raise InputError(
+            f"the tokenizer {backend.name_or_path!r} has no end-of-text token; set eos_token in its config."
+        )
+    return int(backend.eos_token_id)
+
+
+def _plain_framing(backend: Any) -> tuple[Frames, int]:
+    opened = backend.encode("a", add_special_tokens=True)
+    begin = backend.bos_token if backend.bos_token_id is not None and opened[0] == backend.bos_token_id else ""
+    frames = Frames(f"{begin}User: ", (begin, "\n\nUser: "), "\nAssistant: ", "\nUser: ")
+    return frames, _end_of_text(backend)

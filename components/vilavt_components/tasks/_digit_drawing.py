@@ -1,0 +1,186 @@
+"""Draws the scenes of task `digit_scenes`: shapes that carry handwritten digits, on a noisy ground."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
+
+from vilavt_components.tasks._digit_layout import Scene, Thing
+from vilavt_toolkit.errors import InputError
+
+Pixels = NDArray[np.uint8]
+
+WRITERS = {"train": (0, 1287), "val": (1287, 1415), "test": (1415, 1797)}
+"""The digits each split draws on. scikit-learn's are in the order of their 13 writers, who change at these borders."""
+
+_RGB = {"red": (180, 65, 65), "green": (65, 145, 80), "blue": (65, 90, 180), "yellow": (180, 160, 60)}
+_STRENGTH = 140
+"""Most brightness that ink adds or takes, of 255."""
+_HALO = 0.065
+_PEAK, _TROUGH = 0.6, 0.4
+"""How far a digit's dark surroundings reach, in heights of the digit."""
+_PAD = 2
+"""Empty pixels around a digit of 8 x 8, so that turning it does not cut it."""
+_NOISE_PARTS = 256
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Handwritten digits."""
+
+    images: Pixels
+    """[n, 8, 8], 0 to 255"""
+    labels: NDArray[np.int64]
+
+    def of(self, split: str, digit: int) -> NDArray[np.int64]:
+        """Indices of a split's images of `digit`."""
+        start, stop = WRITERS[split]
+        return np.flatnonzero(self.labels[start:stop] == digit) + start
+
+
+@functools.cache
+def load_digits() -> Digits:
+    """Load scikit-learn's digits; raises InputError where it is not installed."""
+    try:
+        from sklearn import datasets
+    except ImportError as error:
+        raise InputError(
+            "task 'digit_scenes' takes its digits from scikit-learn, which is not installed; "
+            "run: pip install 'vilavt-toolkit[demo]'."
+        ) from error
+    data: Any = datasets.load_digits()
+    images = np.pad((data.images * (255 / 16)).astype(np.uint8), ((0, 0), (_PAD, _PAD), (_PAD, _PAD)))
+    return Digits(images, data.target.astype(np.int64))
+
+
+@functools.cache
+def _choices(split: str, digit: int) -> NDArray[np.int64]:
+    return load_digits().of(split, digit)
+
+
+@functools.cache
+def _shape(shape: str, side: int) -> NDArray[np.int32]:
+    """Cover of a shape, [side, side, 1], 0 to 256."""
+    fine = 4 * side
+    image = Image.new("L", (fine, fine))
+    drawing, end, middle = ImageDraw.Draw(image), fine - 1, (fine - 1) / 2
+    if shape == "circle":
+        drawing.ellipse((0, 0, end, end), fill=255)
+    elif shape == "square":
+        # As large as the others look, not as the box allows.
+        drawing.rectangle((fine * 0.06, fine * 0.06, end - fine * 0.06, end - fine * 0.06), fill=255)
+    elif shape == "triangle":
+        drawing.polygon(((middle, 0), (end, end), (0, end)), fill=255)
+    else:
+        drawing.polygon(((middle, 0), (end, middle), (middle, end), (0, middle)), fill=255)
+    small = np.asarray(image.resize((side, side), Image.Resampling.BOX), dtype=np.int32)
+    return (small + (small >> 7))[:, :, None]
+
+
+# scikit-learn's digits are soft; this makes strokes of them.
+_STROKES = np.clip((np.arange(256) - 50) * 255 // 130, 0, 255).astype(np.uint8)
+
+
+def _ink(image: Pixels, height: float, turn: float) -> NDArray[np.float32]:
+    """A digit `height` pixels high, turned by `turn` radians, as a change of brightness, [side, side, 1].
+
+    Strokes are bright (up to 1) and their surroundings dark by as much on the whole, so that a digit averages out
+    where it is seen too small: a vanishing optotype, as tests of eyesight use. Plain strokes do not: at 4 pixels
+    high, four in five of them can still be told apart by a network that knows where to look.
+    """
+    padded = image.shape[0]
+    step = (padded - 2 * _PAD) / height
+    side = math.ceil(height * 1.4)
+    cos, sin = step * math.cos(turn), step * math.sin(turn)
+    across, down = padded / 2 - (cos - sin) * side / 2, padded / 2 - (sin + cos) * side / 2
+    turned = Image.fromarray(image).transform(
+        (side, side),
+        Image.Transform.AFFINE,
+        (cos, -sin, across, sin, cos, down),
+        Image.Resampling.BICUBIC,
+    )
+    strokes = Image.fromarray(_STROKES[np.asarray(turned)])
+    around = np.asarray(strokes.filter(ImageFilter.GaussianBlur(height * _HALO)), dtype=np.float32)
+    ink: NDArray[np.float32] = (np.asarray(strokes, dtype=np.float32) - around) / 255
+    return ink[:, :, None]
+
+
+@functools.cache
+def _noise(size: int, most: int, grain: int) -> Pixels:
+    """Noise of 0 to `most`, of which every scene takes another part: making it anew would cost the most time.
+
+    Half of it is per pixel, half in grains of some `grain` pixels, which hide what a small view shows of digits.
+    """
+    rng, side = np.random.default_rng(0), size + _NOISE_PARTS
+    fine = rng.integers(most // 2 + 1, size=(side, side, 3), dtype=np.uint8)
+    few = math.ceil(side / grain)
+    grains = Image.fromarray(rng.integers(256, size=(few, few), dtype=np.uint8))
+    coarse = np.asarray(grains.resize((side, side), Image.Resampling.BICUBIC), dtype=np.int32) * (most - most // 2)
+    return fine + (coarse // 255).astype(np.uint8)[:, :, None]
+
+
+def draw_scene(rng: np.random.Generator, scene: Scene, split: str, size: int, cells: int, difficulty: float) -> Pixels:
+    """Draw a scene with digits of the split's writers; uint8 [size, size, 3]."""
+    noise = round(20 + 60 * difficulty)
+    canvas = _ground(rng, size, 255 - noise, difficulty)
+    for thing, draws in zip(scene.things, rng.random((len(scene.things), 7)).tolist(), strict=True):
+        _draw_thing(canvas, thing, draws, split, size // cells, difficulty, 255 - noise)
+    # No value is above 255 - noise so far, so that adding cannot run over.
+    x, y = rng.integers(_NOISE_PARTS, size=2).tolist()
+    canvas += _noise(size, noise, max(1, size // cells // 8))[y : y + size, x : x + size]
+    return canvas
+
+
+def _ground(rng: np.random.Generator, size: int, top: int, difficulty: float) -> Pixels:
+    """A light or dark ground with a slope of light and bits of clutter; values up to `top`."""
+    light, slope_x, slope_y = rng.random(3)
+    base = 40 + 80 * light if light < 0.5 else 110 + 90 * light
+    ramp = np.linspace(-0.5, 0.5, size) * 40 * difficulty
+    ground = base + ramp * (2 * slope_x - 1) + ramp[:, None] * (2 * slope_y - 1)
+    clutter = rng.random((round(50 * difficulty), 5))
+    places = (clutter[:, :2] * size).astype(int).tolist()
+    extents = (2 + clutter[:, 2:4] ** 3 * size / 12).astype(int).tolist()
+    for (x, y), (width, height), change in zip(places, extents, (clutter[:, 4] - 0.5).tolist(), strict=True):
+        ground[y : y + height, x : x + width] += 100 * change
+    grey = np.clip(ground * (top / 255), 0, top).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _draw_thing(
+    canvas: Pixels, thing: Thing, draws: list[float], split: str, cell: int, difficulty: float, top: int
+) -> None:
+    """Draw an object in its cell; `draws` are uniform in [0, 1)."""
+    side = round(cell * (0.95 - 0.12 * difficulty * draws[0]))
+    free = cell - side
+    x = thing.cell[0] * cell + round(free * (0.5 + difficulty * (draws[1] - 0.5)))
+    y = thing.cell[1] * cell + round(free * (0.5 + difficulty * (draws[2] - 0.5)))
+    bright = (1 - 0.25 * difficulty * draws[3]) * top / 255
+    dull = 0.35 * difficulty
+    colour = [((1 - dull) * part + dull * 120) * bright for part in _RGB[thing.colour]]
+    _blend(canvas[y : y + side, x : x + side], colour, _shape(thing.shape, side))
+
+    choices = _choices(split, thing.digit)
+    image = load_digits().images[choices[int(draws[4] * len(choices))]]
+    height = cell / 2 * (1 - 0.12 * difficulty * draws[0])
+    ink = _ink(image, height, 0.5 * difficulty * (draws[5] - 0.5))
+    # A triangle is widest below its middle.
+    middle = side * 0.68 if thing.shape == "triangle" else side * 0.5
+    reach = ink.shape[0]
+    left = x + round(side / 2 - reach / 2 + cell / 12 * difficulty * (draws[6] - 0.5))
+    upper = min(y + round(middle - reach / 2), (thing.cell[1] + 1) * cell - reach)
+    part = canvas[upper : upper + reach, left : left + reach]
+    # As strong as the colour has room for: what is cut off at black or white would not average out.
+    strength = [min(_STRENGTH, (top - value) / _PEAK, value / _TROUGH) for value in colour]
+    part[:] = np.clip(part + ink * np.array(strength, dtype=np.float32), 0, top)
+
+
+def _blend(part: Pixels, colour: list[float], cover: NDArray[np.int32]) -> None:
+    """Lay a colour over a part of the canvas, in place."""
+    under = part.astype(np.int32)
+    part[:] = under + ((np.array(colour, dtype=np.int32) - under) * cover >> 8)

@@ -1,0 +1,228 @@
+"""The command line. Everything heavy is imported inside the command that uses it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import MISSING, Field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from vilavt_toolkit.errors import UnknownName, UsageError, VilavtError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vilavt_toolkit.registry import Entry, Registry
+
+INTERRUPTED = 130
+# Typer carries its own copy of click from some version on; the base of its errors is the same class in each.
+_ClickError = cast(
+    "type[typer.BadParameter]",
+    next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"),
+)
+
+app = typer.Typer(
+    name="vilavt",
+    help="Language models that look again: train, evaluate and ask.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+new_app = typer.Typer(help="Write a new component and its test.", no_args_is_help=True)
+app.add_typer(new_app, name="new")
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Name of an installed recipe, or path of a YAML file.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys to change, like train.steps=100.")
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+
+
+@app.command("list")
+def list_components(
+    kind: Annotated[str | None, typer.Argument(help="One kind, like modulator; all without it.")] = None,
+) -> None:
+    """Show the components a recipe can name."""
+    registries = _registries(kind)
+    from vilavt_toolkit.plugins import load_builtin
+
+    load_builtin()
+    console = _console()
+    for registry in registries:
+        console.print(f"{registry.plural.capitalize()} (kind: {registry.kind})", style="bold underline")
+        for entry in registry.entries():
+            _show_entry(console, entry)
+        if not registry.names():
+            console.print("  none\n")
+
+
+@app.command()
+def check(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Check a recipe, loading no weights."""
+    _require_recipe(recipe, overrides)
+    from vilavt_toolkit import commands
+
+    commands.check(recipe, overrides or [])
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+) -> None:
+    """Train the model of a recipe."""
+    _require_recipe(recipe, overrides)
+    from vilavt_toolkit import commands
+
+    commands.train(recipe, overrides or [], resume=resume)
+
+
+@app.command("eval")
+def evaluate(run: RunArgument, overrides: Overrides = None) -> None:
+    """Evaluate a run, arm by arm."""
+    _require_overrides(overrides)
+    from vilavt_toolkit import commands
+
+    commands.evaluate(run, overrides or [])
+
+
+@app.command()
+def ask(
+    run: RunArgument,
+    inputs: Annotated[list[str], typer.Argument(metavar="IMAGE... QUESTION", help="Images, last the question.")],
+    trace: Annotated[Path | None, typer.Option("--trace", help="Draw regions and crops into this picture.")] = None,
+) -> None:
+    """Ask a trained model about images."""
+    *images, question = inputs
+    if not images:
+        raise UsageError(f"give at least one image before the question; only {question!r} was given.")
+    from vilavt_toolkit import commands
+
+    commands.ask(run, [Path(image) for image in images], question, trace=trace)
+
+
+@new_app.command("modulator")
+def new_modulator(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name in recipes, in lower_snake_case.")],
+    folder: Annotated[Path, typer.Option("--dir", help="Folder to write into.")] = Path(),
+) -> None:
+    """Write a working modulator and its test, to be changed into your own."""
+    from vilavt_toolkit.plugins import display
+    from vilavt_toolkit.scaffold import new_modulator as write
+
+    module, test = write(name, folder)
+    console = _console()
+    console.print(f"wrote {display(module)} and {display(test)}")
+    console.print(f"test it:  pytest {display(test)}")
+    console.print(f"use it:   plugins: [./{module.name}] in a recipe beside it, and model.modulator: {name}")
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # Names and settings are data, not markup. Where a program reads along, lines are long rather than broken.
+    width = None if sys.stdout.isatty() else 200
+    return Console(markup=False, highlight=False, width=width, soft_wrap=width is not None)
+
+
+def _registries(kind: str | None) -> list[Registry[Any]]:
+    """The registries to show; a kind may be written as errors do (`modulators`, `stopping policy`)."""
+    from vilavt_toolkit.registry import REGISTRIES, did_you_mean
+
+    if kind is None:
+        return list(REGISTRIES.values())
+    wanted = kind.replace("_", " ").replace("-", " ").lower()
+    for registry in REGISTRIES.values():
+        if wanted in (registry.kind.replace("_", " "), registry.label, registry.plural):
+            return [registry]
+    raise UnknownName(
+        f"no kind of component named '{kind}'.{did_you_mean(kind, tuple(REGISTRIES))}\n  kinds: {', '.join(REGISTRIES)}"
+    )
+
+
+def _show_entry(console: Console, entry: Entry[Any]) -> None:
+    from rich.table import Table
+
+    from vilavt_toolkit.parsing import typed_fields
+
+    console.print(f"  {entry.name}", style="bold", end="")
+    console.print(f"  {entry.summary}  [{entry.origin}]")
+    table = Table.grid(padding=(0, 2), pad_edge=False)
+    table.add_column(no_wrap=True)
+    for name, (f, kind) in typed_fields(entry.config).items():
+        table.add_row(f"      {name}", f"{_type_name(f, kind)}, {_default(f)}: {f.metadata.get('help', '')}")
+    if table.row_count:
+        console.print(table)
+    console.print()
+
+
+def _type_name(f: Field[Any], kind: Any) -> str:
+    from vilavt_toolkit.parsing import expected
+
+    if "part" not in f.metadata:
+        return expected(kind)
+    return f"{f.metadata['part']}{', one or a list' if f.metadata['many'] else ''}"
+
+
+def _default(f: Field[Any]) -> str:
+    """Write a default as a recipe would."""
+    from vilavt_toolkit.parsing import to_plain
+
+    if names := f.metadata.get("default_names"):
+        return f"default {', '.join(names)}"
+    if f.default is MISSING and f.default_factory is MISSING:
+        return "required"
+    default = f.default if f.default_factory is MISSING else f.default_factory()
+    text = json.dumps(to_plain(default), ensure_ascii=False)
+    return f"default {text if len(text) <= 80 else text[:79] + '…'}"
+
+
+def _require_overrides(overrides: list[str] | None) -> None:
+    from vilavt_toolkit.recipe import split_override
+
+    for override in overrides or ():
+        split_override(override)
+
+
+def _require_recipe(recipe: str, overrides: list[str] | None) -> None:
+    """Refuse what is wrong already here, before anything heavy is imported."""
+    from vilavt_toolkit.recipe import find_recipe
+
+    find_recipe(recipe)
+    _require_overrides(overrides)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exits with 0, 1 for failure, 2 for usage, 130 when interrupted."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code, having told what a user did wrong in one sentence."""
+    try:
+        code = app(args=arguments, prog_name="vilavt", standalone_mode=False)
+    except VilavtError as error:
+        return _fail(error.report(), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except _ClickError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # `vilavt` alone: the message is the whole help
+            return _fail(error.format_message(), UsageError.exit_code)
+        return _fail(f"UsageError: {error.format_message()} See `vilavt --help`.", UsageError.exit_code)
+    if code == INTERRUPTED:
+        return _fail("interrupted", INTERRUPTED)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    typer.echo(message, err=True)
+    return code

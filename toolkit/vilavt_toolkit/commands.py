@@ -1,0 +1,118 @@
+"""What the commands of the command line do, once it is clear that they are meant."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from vilavt_toolkit.assemble import assemble
+from vilavt_toolkit.model import VisualChatModel
+from vilavt_toolkit.recipe import CheckedRecipe, load_recipe
+
+
+def check(name: str, overrides: Sequence[str]) -> None:
+    """Check a recipe and show its parts; nothing is allocated or loaded. Raises RecipeErrors."""
+    recipe = _read(name, overrides)
+    with torch.device("meta"):
+        model = assemble(recipe.recipe.model, str(recipe.path))
+    recipe.recipe.task.entry.cls(recipe.recipe.task.config)
+    console = _console()
+    console.print(_parts(recipe, model))
+    console.print(f"{recipe.path} is right.")
+
+
+def train(name: str, overrides: Sequence[str], resume: bool) -> None:
+    """Train what a recipe says; raises VilavtError."""
+    recipe = _read(name, overrides)
+    from vilavt_toolkit.training.run import train as run_training
+
+    run = run_training(recipe, resume)
+    _console().print(f"the run is in {run}; evaluate it with: vilavt eval {run}")
+
+
+def evaluate(run: Path, overrides: Sequence[str]) -> None:
+    """Evaluate a run under every arm; writes items, summary and an example into the run. Raises VilavtError."""
+    from vilavt_toolkit.evaluation.report import evaluate_run
+
+    _log_to_console()
+    evaluate_run(run, overrides, _console())
+
+
+def ask(run: Path, images: Sequence[Path], question: str, trace: Path | None) -> None:
+    """Ask a run's model about images and print the answer; raises VilavtError."""
+    from vilavt_toolkit.chat.ask import ask as ask_model
+    from vilavt_toolkit.loading import load
+
+    _log_to_console()
+    answer = ask_model([str(image) for image in images], question, model=load(run))
+    console = _console()
+    for turn in answer.trace.turns:
+        if turn.thought:
+            console.print(f"thought: {turn.thought}", style="dim")
+        if turn.inquiry or turn.regions:
+            console.print(f"inquiry: {turn.inquiry} ({len(turn.regions)} regions)", style="dim")
+        if turn.feedback:
+            console.print(f"told: {turn.feedback}", style="dim")
+    console.print(str(answer), style="bold")
+    spent = ", ".join(f"{value:g} {name.replace('_', ' ')}" for name, value in answer.cost.items())
+    console.print(f"stopped: {answer.why}; cost: {spent}", style="dim")
+    if trace is not None:
+        answer.draw(trace)
+        console.print(f"trace: {trace}")
+
+
+def _read(name: str, overrides: Sequence[str]) -> CheckedRecipe:
+    _log_to_console()
+    recipe = load_recipe(name, overrides)
+    for note in recipe.notes:
+        logging.getLogger(__name__).warning(note)
+    return recipe
+
+
+def _console() -> Console:
+    return Console(markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def _log_to_console() -> None:
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
+    logging.getLogger("vilavt_toolkit").setLevel(logging.INFO)
+
+
+def _parts(recipe: CheckedRecipe, model: VisualChatModel) -> Table:
+    """The parts of a recipe with their parameters and shapes."""
+    section, encoder, language = recipe.recipe.model, model.encoder.encoder, model.language_model
+    spec = encoder.spec
+    table = Table(title=f"{recipe.name}: {_count(model):,} parameters")
+    for column, justify in (("part", "left"), ("name", "left"), ("parameters", "right"), ("shapes", "left")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    widths = sorted({block.width for block in spec.blocks})
+    blocks = f"{spec.depth} blocks of width {'/'.join(map(str, widths))}, positions {spec.positions}"
+    modulated = ", ".join(model.encoder.modulators) or "none"
+    inquiry = model.encoder.inquiry_encoder
+    table.add_row("source", section.source.name, "", f"modality {section.source.entry.cls.modality}")
+    table.add_row("encoder", section.encoder.name, f"{_count(encoder):,}", blocks)
+    names = ", ".join(part.name for part in section.modulator)
+    table.add_row("modulator", names, f"{_count(model.encoder.modulators):,}", f"blocks {modulated}")
+    if inquiry is not None:
+        table.add_row("inquiry encoder", section.inquiry_encoder.name, f"{_count(inquiry):,}", f"width {inquiry.width}")
+    widths_in_out = f"{spec.out_width} -> {language.width}"
+    table.add_row("projector", section.projector.name, f"{_count(model.projector):,}", widths_in_out)
+    shapes = f"width {language.width}, {language.vocab_size:,} tokens, context {language.context_length:,}"
+    table.add_row("language model", section.language_model.name, f"{_count(language):,}", shapes)
+    table.add_row("dialogue", section.dialogue.name, "", f"boxes in {model.dialogue.steps} steps")
+    table.add_row("stopping", ", ".join(part.name for part in section.stopping), "", "")
+    table.add_row("task", recipe.recipe.task.name, "", "")
+    return table
+
+
+def _count(module: Any) -> int:
+    return sum(weight.numel() for weight in module.parameters())

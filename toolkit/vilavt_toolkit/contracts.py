@@ -1,0 +1,559 @@
+"""The contracts: what each kind of component is, and the one legend of dimension letters.
+
+Legend: B dialogues, G inquiry groups, R regions, S packed vision tokens, D width, H heads, T inquiry tokens,
+L text length, P position axes; K context keys, F features handed to the language model, V vocabulary.
+
+Words: a *source* is an original (image file, video, cloud); a *region* names a source and a box of it; a *crop* is what
+is cut out; a *view* is a crop made ready for one encoder. An *inquiry group* is what is encoded together under one
+inquiry. A component is one file, one class, one frozen dataclass of settings; it is built from its settings and what
+its kind's ``__init__`` below is given. Building one reads at most a configuration or a tokenizer, never a weight:
+`load_weights` does.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vilavt_toolkit.vision.tokens import Layout, Tokens, spread
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Box = tuple[float, ...]
+"""A part of a source in the source's own coordinates; only its source looks inside."""
+
+Grid = tuple[int, ...]
+"""Tokens along each axis of a region, (h, w) for images."""
+
+
+class Component:
+    """What every component has: settings of a small instance of itself, which put it under the contract tests."""
+
+    @classmethod
+    @abstractmethod
+    def tiny(cls) -> Any:
+        """Return settings that build a small instance in milliseconds, with nothing downloaded."""
+
+
+# --- Sources -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Crop:
+    """What was cut out of a source; `data` is for the encoder of the same modality (images: uint8 [h, w, 3])."""
+
+    data: Any
+    modality: str
+    overview: bool
+    """True for the whole source as the model first sees it, False for a zoom: their budgets differ."""
+
+
+class Source(Component, ABC):
+    """An original that regions are cut from. Boxes compose: every box is in coordinates of the original."""
+
+    modality: ClassVar[str]
+    box_key: ClassVar[str]
+    """The key of the box in a tool call, `bbox_2d` for images."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, original: Any, config: Any) -> Source:
+        """Open a file (path) or wrap data in memory; raises InputError naming the file and what to do."""
+
+    @property
+    @abstractmethod
+    def extent(self) -> Box:
+        """The box of the whole source."""
+
+    @abstractmethod
+    def read_box(self, value: Mapping[str, Any], within: Box, steps: int | tuple[int, ...]) -> Box:
+        """Read a tool call's box, the keys beside `index`; raises BoxError in words for the model.
+
+        The region `within` is `steps` units long on each side, or along each axis.
+        """
+
+    @abstractmethod
+    def write_box(self, box: Box, within: Box, steps: int | tuple[int, ...]) -> dict[str, Any]:
+        """Write `box` as a tool call's keys, relative to `within`; the inverse of `read_box` up to rounding."""
+
+    @abstractmethod
+    def crop(self, box: Box, overview: bool = False) -> Crop:
+        """Cut `box` from the original, never from an earlier crop."""
+
+    @abstractmethod
+    def draw(self, boxes: Sequence[Box], size: int) -> Image:
+        """Draw the numbered boxes on a picture of the source whose longer side is `size` pixels."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A box of a source; without a box, the overview of the whole source."""
+
+    source: Source
+    box: Box | None = None
+
+    def crop(self) -> Crop:
+        """Cut the region out of its source."""
+        whole = self.box is None
+        return self.source.crop(self.source.extent if self.box is None else self.box, overview=whole)
+
+
+# --- Vision --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class View:
+    """A crop made ready for one encoder."""
+
+    data: Tensor
+    """The encoder's input, unnormalised (images: uint8 [3, h, w])."""
+    size: Grid
+    """Tokens along each axis, prefix tokens not counted."""
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """What a modulator may rely on in one block."""
+
+    width: int
+    sites: Mapping[str, int]
+    """Width of the named part's output at every site the block offers."""
+    heads: int = 0
+    head_dim: int = 0
+    context_refused: str = ""
+    """Why the block's attention takes no context keys; empty where it does."""
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What an encoder declares before a weight is loaded."""
+
+    modality: str
+    blocks: tuple[BlockSpec, ...]
+    out_width: int
+    positions: Literal["rotary", "absolute", "relative", "none"]
+    full_attention: tuple[int, ...] = ()
+    """Blocks that attend over a whole region; what integration `sparse` selects."""
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+
+class At(Protocol):
+    """Called by a block after each named part: `x` went in, `y` came out, the result goes on. [S, D_in], [S, D_out]."""
+
+    def __call__(self, site: str, x: Tensor, y: Tensor) -> Tensor: ...
+
+
+class Attend(Protocol):
+    """Called by a block in place of attention, on packed q, k, v [S, H, d]; returns [S, H, d]."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor: ...
+
+
+class Encoder(nn.Module, Component, ABC):
+    """Views in, packed features out, block by block so that modulators can step between. `__init__(config)`."""
+
+    spec: EncoderSpec
+
+    @abstractmethod
+    def prepare(self, crop: Crop) -> View:
+        """Make a crop ready (resize within the pixel budget); runs in workers, touches no weight."""
+
+    @abstractmethod
+    def tokens(self, size: Grid) -> int:
+        """Number of tokens a region of grid `size` has in the blocks, prefix tokens included."""
+
+    def grid(self, size: Grid) -> Grid:
+        """Return the grid of features that `readout` gives for a region of grid `size`."""
+        return size
+
+    def count(self, size: Grid) -> int:
+        """Number of features that `readout` gives for a region of grid `size`."""
+        return math.prod(self.grid(size))
+
+    @abstractmethod
+    def embed(self, views: Sequence[View], layout: Layout) -> Tokens:
+        """Turn views, already in the layout's order, into packed tokens x [S, D]. May loop over distinct sizes."""
+
+    def partitions(self, sizes: Sequence[Grid]) -> dict[str, Sequence[int]]:
+        """Segment lengths of the encoder's own partitions of the packed axis (window, temporal slice), by name."""
+        return {}
+
+    def partition(self, index: int) -> str:
+        """Name the partition that block `index` attends within."""
+        return "region"
+
+    @abstractmethod
+    def block(self, index: int, tokens: Tokens, at: At, attend: Attend) -> Tensor:
+        """Run block `index`; x [S, D] -> [S, D]."""
+
+    @abstractmethod
+    def readout(self, tokens: Tokens) -> Tensor:
+        """Final norm and merging, without prefix tokens, in the layout's order; [S, D] -> [F, D_out]."""
+
+    def load_weights(self) -> None:
+        """Load pretrained weights where the settings name some; raises InputError."""
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """The inquiries of one packed call, as modulators see them."""
+
+    features: Tensor
+    """[T, D] token features of all inquiries, group after group."""
+    pooled: Tensor
+    """[G, D], zero for an empty inquiry."""
+    lengths: tuple[int, ...]
+    """Tokens of every group's inquiry, 0 for an empty one; known on the CPU."""
+    layout: Layout
+    """The vision tokens' layout; its lengths are known on the CPU."""
+
+    @property
+    def group_of(self) -> Tensor:
+        """The group of every vision token; [S]."""
+        return self.layout.group_of(self.pooled.device)
+
+    def to_tokens(self, values: Tensor) -> Tensor:
+        """Give every vision token its group's row; [G, ...] -> [S, ...], with a gradient that is deterministic."""
+        return spread(values, self.group_of)
+
+
+@dataclass(frozen=True)
+class Context:
+    """Keys and values that a modulator adds to attention."""
+
+    k: Tensor
+    """[K, H, d] after key norm, before rotation; one per inquiry token, in the inquiries' order."""
+    v: Tensor
+    """[K, H, d]"""
+
+
+class Modulator(nn.Module, Component, ABC):
+    """Changes one block under the inquiry. One instance per modulated block; `__init__(config, block, inquiry_width)`.
+
+    The engine restores the unmodulated values of tokens whose inquiry is empty; a modulator need not.
+    """
+
+    sites: frozenset[str] = frozenset()
+    """Where `modulate` is called."""
+    span: Literal["region", "group"] = "region"
+    """What a token attends over in this block; `group`: all regions of its inquiry group."""
+
+    @classmethod
+    def refusal(cls, config: Any, block: BlockSpec) -> str:
+        """Say why this modulator cannot work on `block`, or return an empty string."""
+        return ""
+
+    def modulate(self, site: str, x: Tensor, y: Tensor, inquiry: Inquiry) -> Tensor:
+        """Change what the part at `site` made of x: y [S, D_site] -> [S, D_site]. At initialisation: y itself."""
+        return y
+
+    def context(self, inquiry: Inquiry) -> Context | None:
+        """Keys and values for the block's attention, or None."""
+        return None
+
+
+class InquiryEncoder(nn.Module, Component, ABC):
+    """Text to packed features. `__init__(config, language_model)`."""
+
+    width: int
+
+    @abstractmethod
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of an inquiry, which then live in the trajectory; [] for an empty text."""
+
+    @abstractmethod
+    def forward(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Encode the inquiries of G groups: features of all tokens [T, D], pooled [G, D] (zero where empty)."""
+
+    def load_weights(self) -> None:
+        """Load pretrained weights where the settings name some; raises InputError."""
+
+
+class Projector(nn.Module, Component, ABC):
+    """Encoder width to language width. `__init__(config, in_width, out_width)`."""
+
+    def grid(self, size: Grid) -> Grid:
+        """Return the grid of features that come out for a region whose features have grid `size`."""
+        return size
+
+    @abstractmethod
+    def forward(self, features: Tensor, sizes: Sequence[Grid]) -> Tensor:
+        """Project packed features of regions with grids `sizes`; [F_in, D_in] -> [F, D_out]."""
+
+
+# --- Language ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The text around turns: read off the model's chat template, or plain where it has none."""
+
+    first: str
+    """Before the first user turn's content, without a system prompt."""
+    system: tuple[str, str] | None
+    """Before a system prompt, and between it and the first user turn's content; None: the template refuses one."""
+    reply: str
+    """Between a user turn's content and the assistant's; the assistant's ends with `end_of_turn`."""
+    following: str
+    """Between the end-of-turn token and the next user turn's content; never the model's own."""
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back, without special tokens added on the way."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+class LanguageModel(nn.Module, Component, ABC):
+    """Embeddings in, logits out, with a cache the chat keeps. Owns its tokenizer. `__init__(config)`."""
+
+    width: int
+    vocab_size: int
+    context_length: int
+    tokenizer: Tokenizer
+    frames: Frames
+    end_of_turn: int
+    """Id of the token that ends the assistant's turn."""
+    placeholder: int
+    """Id that stands where a feature goes; never sampled, never a target."""
+
+    @abstractmethod
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings; [...] -> [..., D]."""
+
+    @abstractmethod
+    def forward(
+        self, embeddings: Tensor, positions: Tensor, mask: Tensor, cache: Any = None, last: int | None = None
+    ) -> Tensor:
+        """Logits [B, L, V] (of the `last` columns only, if given) of new columns [B, L, D] at positions [B, L].
+
+        `mask` [B, L_cached + L] is True on real columns; holes are allowed anywhere. `cache` is extended in place.
+        The placeholder's logit is -inf, in sampling as in training.
+        """
+
+    @abstractmethod
+    def new_cache(self) -> Any:
+        """An empty cache."""
+
+    @abstractmethod
+    def select_cache(self, cache: Any, rows: Tensor) -> None:
+        """Keep only `rows` of the cache, in place."""
+
+    def fit_tokenizer(self, corpus: Iterable[str], fixed: Sequence[str]) -> None:
+        """Train the tokenizer where the settings ask for it; `fixed` strings become single tokens."""
+
+    @abstractmethod
+    def save_assets(self, folder: Path) -> None:
+        """Write the architecture and the tokenizer into `folder`, so that a checkpoint needs nothing else."""
+
+    @classmethod
+    @abstractmethod
+    def from_saved(cls, config: Any, folder: Path) -> LanguageModel:
+        """Build the model from what `save_assets` wrote, weights still to come; raises InputError."""
+
+    def load_weights(self) -> None:
+        """Load pretrained weights where the settings name some; raises InputError."""
+
+
+# --- Dialogue ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RegionCall:
+    """One region of a tool call: the index of an earlier region and the box inside it, not yet checked."""
+
+    index: int
+    box: Mapping[str, Any]
+    """The other keys of the region as written, `bbox_2d` for images; the source reads them."""
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A request to encode regions again under an inquiry."""
+
+    regions: tuple[RegionCall, ...]
+    inquiry: str
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A turn of the model: a thought, then a tool call or an answer; or, in `problem`, what is wrong with it."""
+
+    thought: str = ""
+    call: ToolCall | None = None
+    answer: str | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """In a prompt: the place of a region's features, by the region's index in the trajectory."""
+
+    region: int
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A region as it is announced to the model."""
+
+    index: int
+    source: Source
+    size: Grid
+    overview: bool
+
+
+class Dialogue(Component, ABC):
+    """Prompts, the turn grammar, and how sources and crops are announced. `__init__(config)`."""
+
+    steps: int
+    """Units per side of a region in which boxes are written; 0: the view's own pixels."""
+
+    @abstractmethod
+    def opening(self, question: str, shown: Sequence[Shown], tool: bool) -> list[str | Slot]:
+        """The user's first turn: regions, question, and whether the tool may be used."""
+
+    @abstractmethod
+    def observation(self, shown: Sequence[Shown], inquiry: str) -> list[str | Slot]:
+        """The answer to a tool call: the regions it made."""
+
+    @abstractmethod
+    def feedback(self, problem: str) -> str:
+        """The answer to a turn that could not be carried out."""
+
+    @abstractmethod
+    def demand(self) -> str:
+        """The prompt that demands the answer, now."""
+
+    @property
+    def system(self) -> str:
+        """The system prompt; empty for none."""
+        return ""
+
+    @abstractmethod
+    def parse(self, text: str) -> Turn:
+        """Read a turn; what is wrong with it stands in `Turn.problem`, in words for the model. Never raises."""
+
+    @abstractmethod
+    def write(self, turn: Turn) -> str:
+        """Write a turn as the model should; the inverse of `parse`."""
+
+    @property
+    @abstractmethod
+    def stop_strings(self) -> tuple[str, ...]:
+        """Text at which a turn is complete."""
+
+    def fixed_strings(self, box_key: str) -> tuple[str, ...]:
+        """Grammar strings that a tokenizer trained on this dialogue should hold as single tokens."""
+        return ()
+
+
+@dataclass(frozen=True)
+class LoopState:
+    """What a stopping policy sees after each turn."""
+
+    turns: tuple[Turn, ...]
+    calls: int
+    """Tool calls carried out so far."""
+    produced: int
+    """Tokens the model has written."""
+    encoded: int
+    """Features encoded so far."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a stopping policy says: go on, demand the answer now, or stop; and why."""
+
+    action: Literal["go_on", "answer", "stop"]
+    why: str = ""
+
+
+GO_ON = Decision("go_on")
+
+
+class StoppingPolicy(Component, ABC):
+    """Decides after each turn. In a list of policies the first that does not say go on decides. `__init__(config)`."""
+
+    @abstractmethod
+    def decide(self, state: LoopState) -> Decision:
+        """Say go on, answer now (and why), or stop (and why)."""
+
+
+# --- Learning ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GivenTurn:
+    """A turn of a reasoning trace; `boxes` are in the coordinates of their sources."""
+
+    thought: str
+    inquiry: str = ""
+    boxes: tuple[tuple[int, Box], ...] = ()
+    """(index of the region zoomed into, box) pairs; empty in the turn that answers."""
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A question about sources, with its answer and, for supervised training, a trace."""
+
+    id: str
+    question: str
+    answer: str
+    originals: tuple[Any, ...]
+    """What `Source.open` takes: paths, or data in memory."""
+    trace: tuple[GivenTurn, ...] = ()
+    tool: bool = True
+    """False: the opening demands the answer at once."""
+    tags: Mapping[str, Any] = field(default_factory=dict)
+    """What evaluation groups by: `needs_zoom`, `family`, `several` (the crop holds several readable things)."""
+
+
+class Task(Component, ABC):
+    """A data set or benchmark with its metric. `__init__(config)`."""
+
+    @abstractmethod
+    def length(self, split: str) -> int:
+        """Number of samples of a split; raises UsageError for an unknown one."""
+
+    @abstractmethod
+    def sample(self, split: str, index: int) -> Sample:
+        """The sample at `index`; a pure function of settings, split and index."""
+
+    @abstractmethod
+    def corpus(self) -> Iterator[str]:
+        """Texts a tokenizer can be trained on: questions, thoughts, inquiries and answers."""
+
+    @abstractmethod
+    def score(self, sample: Sample, answer: str | None) -> float:
+        """The official score of an answer in [0, 1]; a missing answer scores 0."""
+
+
+class Optimizer(Component, ABC):
+    """Builds a torch optimizer. `__init__(config)`."""
+
+    @abstractmethod
+    def build(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        """The optimizer of the named trainable parameters."""
+
+
+Reward = Callable[..., float]
+"""A pure function of a trajectory and its sample; see docs/contracts.md."""
+Advantage = Callable[..., Tensor]
+"""A pure function of the rewards of prompt groups."""
+PolicyLoss = Callable[..., Tensor]
+"""A pure function of log-probabilities, advantages and the mask."""

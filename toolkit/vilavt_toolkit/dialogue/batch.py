@@ -1,0 +1,72 @@
+"""Trajectories side by side as one padded batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from vilavt_toolkit.contracts import View
+from vilavt_toolkit.dialogue.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B trajectories, padded to L columns; regions, groups and inquiries packed, indices counted over the batch."""
+
+    ids: Tensor
+    """[B, L]"""
+    positions: Tensor
+    """[B, L] 0, 1, .. on each row's own tokens, however it is padded."""
+    mask: Tensor
+    """[B, L] True on tokens, False on padding."""
+    targets: Tensor
+    """[N] where the model's own tokens stand in the flattened [B * L] columns; the column before predicts each."""
+    slots: Tensor
+    """[F] where each feature goes in the flattened [B * L] columns."""
+    views: tuple[View, ...]
+    groups: tuple[int, ...]
+    """Inquiry group of every view."""
+    inquiries: tuple[tuple[int, ...], ...]
+    """Ids of every group's inquiry."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch with its tensors on `device`; views move when they are embedded."""
+        tensors = {
+            item.name: value.to(device, non_blocking=True)
+            for item in fields(self)
+            if isinstance(value := getattr(self, item.name), Tensor)
+        }
+        return replace(self, **tensors)
+
+
+def collate(
+    trajectories: Sequence[Trajectory], views: Sequence[Sequence[View]], padding_id: int, left: bool = False
+) -> Batch:
+    """Pad trajectories and pack their regions; a group never leaves its own trajectory."""
+    length = max(len(trajectory.ids) for trajectory in trajectories)
+    shape = (len(trajectories), length)
+    ids, positions = torch.full(shape, padding_id), torch.zeros(shape, dtype=torch.long)
+    mask, produced = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+    slots: list[Tensor] = []
+    groups: list[int] = []
+    inquiries: list[tuple[int, ...]] = []
+    for row, trajectory in enumerate(trajectories):
+        size = len(trajectory.ids)
+        start = length - size if left else 0
+        span = slice(start, start + size)
+        ids[row, span] = torch.tensor(trajectory.ids)
+        produced[row, span] = torch.tensor(trajectory.produced)
+        mask[row, span] = True
+        positions[row, span] = torch.arange(size)
+        for region in trajectory.regions:
+            first = row * length + start + region.start
+            slots.append(torch.arange(first, first + region.count))
+            groups.append(len(inquiries) + region.group)
+        inquiries += [group.ids for group in trajectory.groups]
+    placed = torch.cat(slots) if slots else torch.zeros(0, dtype=torch.long)
+    packed = tuple(view for row in views for view in row)
+    targets = produced.flatten().nonzero()[:, 0]
+    return Batch(ids, positions, mask, targets, placed, packed, tuple(groups), tuple(inquiries))

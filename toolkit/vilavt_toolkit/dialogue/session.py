@@ -1,0 +1,206 @@
+"""A session: one dialogue as it grows. Training data and the loop build their trajectories through it alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vilavt_toolkit.contracts import GivenTurn, Region, RegionCall, Sample, Shown, Slot, Source, ToolCall, Turn, View
+from vilavt_toolkit.dialogue.trajectory import GroupInquiry, Trajectory
+from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.vision.regions import BoxError
+
+if TYPE_CHECKING:
+    from vilavt_toolkit.model import VisualChatModel
+
+
+class CallError(Exception):
+    """Why a tool call cannot be carried out, in words for the model."""
+
+
+class ContextFull(Exception):
+    """What should have been added does not fit into the language model's context; nothing was added."""
+
+
+class Session:
+    """Sources, views and the trajectory of one dialogue. Everything added is added whole or not at all."""
+
+    def __init__(self, model: VisualChatModel, sources: Sequence[Source]) -> None:
+        self.model = model
+        self.sources = list(sources)
+        self.trajectory = Trajectory()
+        self.views: list[View] = []
+        """The view of every region of the trajectory, in order."""
+        self.calls = 0
+
+    @property
+    def room(self) -> int:
+        """Tokens that still fit into the context."""
+        return self.model.language_model.context_length - len(self.trajectory.ids)
+
+    def open(self, question: str, tool: bool = True) -> None:
+        """Write the user's first turn: an overview of every source, then the question; raises InputError."""
+        frames, dialogue = self.model.language_model.frames, self.model.dialogue
+        system = dialogue.system if tool else ""
+        first, prefix = frames.first, ""
+        if system and frames.system is not None:
+            first = f"{frames.system[0]}{system}{frames.system[1]}"
+        elif system:
+            prefix = f"{system}\n\n"
+        regions = [Region(source) for source in self.sources]
+        views = [self.model.prepare(region) for region in regions]
+        shown = [
+            Shown(index, region.source, view.size, True)
+            for index, (region, view) in enumerate(zip(regions, views, strict=True))
+        ]
+        pieces = [first + prefix, *dialogue.opening(question, shown, tool), frames.reply]
+        placed = [(index, region, view) for index, (region, view) in enumerate(zip(regions, views, strict=True))]
+        try:
+            self._write(pieces, placed, [GroupInquiry()] * len(regions), list(range(len(regions))))
+        except ContextFull as full:
+            raise InputError(
+                f"The question does not fit: {full} Ask a shorter question or show fewer images."
+            ) from None
+
+    def give(self, turn: Turn) -> None:
+        """Write a turn of a trace as if the model had produced it, its end-of-turn token included."""
+        language_model = self.model.language_model
+        ids = language_model.tokenizer.encode(self.model.dialogue.write(turn))
+        self.trajectory.add_produced([*ids, language_model.end_of_turn])
+        self._record(turn)
+
+    def sampled(self, ids: Sequence[int], logprobs: Sequence[float]) -> Turn:
+        """Record a turn as sampled; where a stop string cut it, the end-of-turn token is appended, masked."""
+        language_model = self.model.language_model
+        ended = bool(ids) and ids[-1] == language_model.end_of_turn
+        turn = self.model.dialogue.parse(language_model.tokenizer.decode(ids[:-1] if ended else ids))
+        self.trajectory.add_produced(ids, logprobs)
+        if not ended:
+            self.trajectory.add_given([language_model.end_of_turn])
+        self._record(turn)
+        return turn
+
+    def _record(self, turn: Turn) -> None:
+        self.trajectory.turns.append(turn)
+        self.trajectory.feedback.append("")
+
+    def carry_out(self, call: ToolCall, reserve: int = 0, demand: bool = False) -> None:
+        """Cut and announce the regions of a call; raises CallError, or ContextFull if `reserve` tokens do not remain.
+
+        With `demand`, the same user turn demands the answer.
+        """
+        regions = [self._region(number, region) for number, region in enumerate(call.regions)]
+        start = len(self.trajectory.regions)
+        indexed = [(self._source_of(named.index), region) for named, region in zip(call.regions, regions, strict=True)]
+        try:
+            placed = [(source, region, self.model.prepare(region)) for source, region in indexed]
+        except InputError as error:
+            raise CallError(str(error)) from None
+        shown = [
+            Shown(start + offset, region.source, view.size, False) for offset, (_, region, view) in enumerate(placed)
+        ]
+        inquiry = GroupInquiry(call.inquiry, tuple(self.model.tokenize_inquiry(call.inquiry)))
+        frames = self.model.language_model.frames
+        closing = [self.model.dialogue.demand()] if demand else []
+        observation = self.model.dialogue.observation(shown, call.inquiry)
+        pieces = [frames.following, *observation, *closing, frames.reply]
+        self._write(pieces, placed, [inquiry], [len(self.trajectory.groups)] * len(placed), reserve)
+        self.calls += 1
+
+    def feed_back(self, problem: str, reserve: int = 0, demand: bool = False) -> None:
+        """Tell the model what was wrong with its turn; raises ContextFull. With `demand`, demand the answer too."""
+        closing = f"\n{self.model.dialogue.demand()}" if demand else ""
+        self._tell(self.model.dialogue.feedback(problem) + closing, reserve)
+        self.trajectory.feedback[-1] = problem
+
+    def demand(self) -> None:
+        """Demand the answer, now; raises ContextFull."""
+        self._tell(self.model.dialogue.demand(), reserve=1)
+
+    def _tell(self, text: str, reserve: int) -> None:
+        frames = self.model.language_model.frames
+        self._write([f"{frames.following}{text}{frames.reply}"], [], [], [], reserve)
+
+    def _source_of(self, index: int) -> int:
+        return self.trajectory.regions[index].source
+
+    def _region(self, number: int, call: RegionCall) -> Region:
+        shown = len(self.trajectory.regions)
+        if not 0 <= call.index < shown:
+            known = f"0 to {shown - 1}" if shown else "none, since no image was shown"
+            raise CallError(f'"index" {call.index} of region {number} does not exist; there are {known}.')
+        parent = self.trajectory.regions[call.index]
+        source = self.sources[parent.source]
+        within = source.extent if parent.box is None else parent.box
+        try:
+            return Region(source, source.read_box(call.box, within, self.model.dialogue.steps))
+        except BoxError as error:
+            raise CallError(f"Region {number}: {error}") from None
+
+    def _write(
+        self,
+        pieces: Sequence[str | Slot],
+        placed: Sequence[tuple[int, Region, View]],
+        inquiries: Sequence[GroupInquiry],
+        groups: Sequence[int],
+        reserve: int = 0,
+    ) -> None:
+        """Append pieces; text between two slots is tokenised in one go."""
+        start, language_model = len(self.trajectory.regions), self.model.language_model
+        runs: list[list[int] | Slot] = []
+        text = ""
+        for piece in [*pieces, Slot(-1)]:
+            if isinstance(piece, str):
+                text += piece
+                continue
+            runs += [language_model.tokenizer.encode(text), piece]
+            text = ""
+        counts = [self.model.count(view.size) for _, _, view in placed]
+        needed = sum(len(run) for run in runs if isinstance(run, list)) + sum(counts)
+        if needed + reserve > self.room:
+            room = max(0, self.room - reserve)
+            raise ContextFull(f"{needed} tokens are needed and {room} of {language_model.context_length} remain.")
+        self.trajectory.groups.extend(inquiries)
+        for run in runs[:-1]:
+            if isinstance(run, list):
+                self.trajectory.add_given(run)
+                continue
+            offset = run.region - start
+            source, region, view = placed[offset]
+            self.trajectory.add_region(
+                source, region.box, groups[offset], view.size, counts[offset], language_model.placeholder
+            )
+            self.views.append(view)
+
+    def follow(self, trace: Sequence[GivenTurn]) -> None:
+        """Write a whole trace; raises InputError naming the turn that cannot be written."""
+        for number, given in enumerate(trace):
+            try:
+                self._follow(given)
+            except (CallError, ContextFull) as error:
+                raise InputError(f"turn {number} of the trace: {error}") from None
+
+    def _follow(self, given: GivenTurn) -> None:
+        if not given.boxes:
+            self.give(Turn(given.thought, answer=given.answer))
+            return
+        steps, regions = self.model.dialogue.steps, []
+        for index, box in given.boxes:
+            parent = self.trajectory.regions[index]
+            source = self.sources[parent.source]
+            within = source.extent if parent.box is None else parent.box
+            regions.append(RegionCall(index, source.write_box(box, within, steps)))
+        call = ToolCall(tuple(regions), given.inquiry)
+        self.give(Turn(given.thought, call=call))
+        self.carry_out(call)
+
+
+def session_of(model: VisualChatModel, sample: Sample) -> Session:
+    """The session of a training sample: its sources opened, its trace written; raises InputError naming the sample."""
+    try:
+        session = Session(model, [model.open_source(original) for original in sample.originals])
+        session.open(sample.question, sample.tool)
+        session.follow(sample.trace)
+    except InputError as error:
+        raise InputError(f"sample {sample.id}: {error}") from None
+    return session

@@ -1,0 +1,93 @@
+"""The trajectory: the one record that training, the loop, reinforcement, evaluation and reports share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from vilavt_toolkit.contracts import Box, Grid, RegionCall, ToolCall, Turn
+
+
+@dataclass(frozen=True)
+class PlacedRegion:
+    """A region whose features stand at `start .. start + count` of the ids."""
+
+    source: int
+    box: Box | None
+    """In the source's own coordinates; None for the overview."""
+    group: int
+    start: int
+    count: int
+    size: Grid
+    """The grid of the encoder's view."""
+
+
+@dataclass(frozen=True)
+class GroupInquiry:
+    """The inquiry of one group: its text, and its ids as the inquiry encoder reads them."""
+
+    text: str = ""
+    ids: tuple[int, ...] = ()
+
+
+@dataclass
+class Trajectory:
+    """Token ids exactly as sampled or given, and what the model produced of them. No turn is ever tokenised again."""
+
+    ids: list[int] = field(default_factory=list)
+    produced: list[bool] = field(default_factory=list)
+    """The loss mask: True on the model's own tokens, the end-of-turn token included where it wrote it."""
+    logprobs: list[float] = field(default_factory=list)
+    """Log-probability of every produced token when it was sampled; 0 elsewhere."""
+    regions: list[PlacedRegion] = field(default_factory=list)
+    groups: list[GroupInquiry] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+    feedback: list[str] = field(default_factory=list)
+    """What each turn was told when it could not be carried out; empty for a good turn."""
+    why: str = ""
+    """Why the loop stopped."""
+
+    @property
+    def answer(self) -> str | None:
+        """The answer of the last turn, None where it has none."""
+        return self.turns[-1].answer if self.turns else None
+
+    def add_given(self, ids: Sequence[int]) -> None:
+        """Append tokens that the model did not produce."""
+        self._add(ids, False, [0.0] * len(ids))
+
+    def add_produced(self, ids: Sequence[int], logprobs: Sequence[float] | None = None) -> None:
+        """Append the model's own tokens."""
+        self._add(ids, True, [0.0] * len(ids) if logprobs is None else logprobs)
+
+    def add_region(self, source: int, box: Box | None, group: int, size: Grid, count: int, placeholder: int) -> None:
+        """Append the places of a region's features."""
+        self.regions.append(PlacedRegion(source, box, group, len(self.ids), count, size))
+        self.add_given([placeholder] * count)
+
+    def _add(self, ids: Sequence[int], produced: bool, logprobs: Sequence[float]) -> None:
+        self.ids.extend(ids)
+        self.produced.extend([produced] * len(ids))
+        self.logprobs.extend(logprobs)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; `from_json` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Trajectory:
+        """Read what `to_json` wrote."""
+        regions = [
+            PlacedRegion(**{**r, "box": None if r["box"] is None else tuple(r["box"]), "size": tuple(r["size"])})
+            for r in data["regions"]
+        ]
+        groups = [GroupInquiry(g["text"], tuple(g["ids"])) for g in data["groups"]]
+        return cls(**{**data, "regions": regions, "groups": groups, "turns": [_turn(t) for t in data["turns"]]})
+
+
+def _turn(data: Mapping[str, Any]) -> Turn:
+    call = data["call"]
+    if call is not None:
+        call = ToolCall(tuple(RegionCall(**region) for region in call["regions"]), call["inquiry"])
+    return Turn(**{**data, "call": call})

@@ -1,0 +1,167 @@
+"""Evaluation: the same items under every arm, so that arms differ in one thing each."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vilavt_toolkit.chat.loop import Decoding, Loop, Rewrite
+from vilavt_toolkit.contracts import Sample, Task
+from vilavt_toolkit.dialogue.session import Session
+from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.files import write_text
+from vilavt_toolkit.model import VisualChatModel
+from vilavt_toolkit.progress import track
+from vilavt_toolkit.schema import EvalSection
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to ask: with or without images and tool, and what the encoder is told."""
+
+    images: bool = True
+    tool: bool = True
+    inquiry: str = "own"
+    """`own`, `none`, or `another` item's."""
+
+
+ARMS: Mapping[str, Arm] = {
+    "blind": Arm(images=False, tool=False),
+    "single_pass": Arm(tool=False),
+    "modulated": Arm(),
+    "unmodulated": Arm(inquiry="none"),
+    "shuffled": Arm(inquiry="another"),
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question under one arm."""
+
+    arm: str
+    sample: Sample
+    session: Session
+    score: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The item as a row of the JSONL file."""
+        trajectory, sample = self.session.trajectory, self.sample
+        return {
+            "arm": self.arm,
+            "id": sample.id,
+            "question": sample.question,
+            "answer": sample.answer,
+            "predicted": trajectory.answer,
+            "score": self.score,
+            "why": trajectory.why,
+            "calls": self.session.calls,
+            "produced": sum(trajectory.produced),
+            "encoded": sum(region.count for region in trajectory.regions),
+            "tags": dict(sample.tags),
+            "trajectory": trajectory.to_json(),
+        }
+
+
+def evaluate(model: VisualChatModel, task: Task, section: EvalSection, seed: int) -> dict[str, list[Item]]:
+    """Ask every item under every arm; raises InputError naming the item that cannot be asked."""
+    size = task.length(section.split)
+    count = min(section.items or size, size)
+    decoding = Decoding(section.max_new_tokens, seed=seed)
+    results: dict[str, list[Item]] = {}
+    for name in _ordered(section.arms):
+        rewrite = _rewrites(ARMS[name], results.get("modulated", []), seed)
+        batches = _batches(count, section.batch_size)
+        results[name] = []
+        for indices in track(batches, len(batches), name):
+            samples = [task.sample(section.split, index) for index in indices]
+            results[name] += _ask(model, task, name, samples, decoding, rewrite, indices[0])
+    return {name: results[name] for name in section.arms}
+
+
+def _ordered(arms: Sequence[str]) -> list[str]:
+    """The arms, `modulated` before `shuffled`, which permutes its inquiries."""
+    if "shuffled" in arms and "modulated" not in arms:
+        raise InputError("eval.arms: `shuffled` permutes the inquiries of `modulated`; add that arm.")
+    return sorted(arms, key=lambda arm: arm == "shuffled")
+
+
+def _batches(count: int, size: int) -> list[list[int]]:
+    return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+
+
+def _ask(
+    model: VisualChatModel,
+    task: Task,
+    name: str,
+    samples: Sequence[Sample],
+    decoding: Decoding,
+    rewrite: Rewrite | None,
+    first: int,
+) -> list[Item]:
+    arm, sessions = ARMS[name], []
+    for sample in samples:
+        try:
+            session = Session(model, [model.open_source(o) for o in sample.originals] if arm.images else [])
+            session.open(sample.question, tool=arm.tool and sample.tool)
+        except InputError as error:
+            raise InputError(f"item {sample.id}: {error}") from None
+        sessions.append(session)
+    shifted: Rewrite | None = None
+    if rewrite is not None:
+        own = rewrite
+        shifted = lambda number, ids: own(first + number, ids)  # noqa: E731
+    loop = Loop(model, decoding, shifted)
+    loop.run(sessions)
+    return [
+        Item(name, sample, session, task.score(sample, session.trajectory.answer))
+        for sample, session in zip(samples, sessions, strict=True)
+    ]
+
+
+def _rewrites(arm: Arm, modulated: Sequence[Item], seed: int) -> Rewrite | None:
+    if arm.inquiry == "own":
+        return None
+    if arm.inquiry == "none":
+        return lambda number, ids: ()
+    others = permuted_inquiries([_first_inquiry(item) for item in modulated], seed)
+    return lambda number, ids: others.get(number, ids)
+
+
+def _first_inquiry(item: Item) -> Ids:
+    return next((group.ids for group in item.session.trajectory.groups if group.ids), ())
+
+
+def permuted_inquiries(own: Sequence[Ids], seed: int) -> dict[int, Ids]:
+    """For every item that asked something, the inquiry of another item, and another inquiry where there is one."""
+    asked = [number for number, ids in enumerate(own) if ids]
+    order = asked.copy()
+    random.Random(seed).shuffle(order)
+    for place, number in enumerate(asked):
+        if own[order[place]] != own[number]:
+            continue
+        swaps = (
+            other
+            for other in range(len(asked))
+            if own[order[other]] != own[number] and own[order[place]] != own[asked[other]]
+        )
+        other = next(swaps, None)
+        if other is not None:
+            order[place], order[other] = order[other], order[place]
+    return {number: own[order[place]] for place, number in enumerate(asked)}
+
+
+def write_items(path: Path, results: Mapping[str, Sequence[Item]]) -> None:
+    """Write every item of every arm as a line of JSON; raises InputError."""
+    write_text(path, "".join(_lines(results)))
+
+
+def _lines(results: Mapping[str, Sequence[Item]]) -> Iterator[str]:
+    for items in results.values():
+        for item in items:
+            yield json.dumps(item.to_json(), ensure_ascii=False) + "\n"

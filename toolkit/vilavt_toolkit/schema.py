@@ -1,0 +1,98 @@
+"""The keys of a recipe: what may stand in one, with types, defaults, ranges and help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vilavt_toolkit.registry import Part, part, setting
+
+__all__ = ["EvalSection", "ModelSection", "Part", "Recipe", "TrainSection", "part"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSection:
+    """What the model is assembled from."""
+
+    source: Part = part("source", "what the originals are", "image")
+    encoder: Part = part("encoder", "encodes regions")
+    modulator: list[Part] = part("modulator", "changes the encoder's blocks under the inquiry", "none", True)
+    integration: Literal["all", "early", "late", "late2", "late3", "sparse"] | list[int] = setting(
+        "late", help="which blocks are modulated: a named choice, or a list of block indices"
+    )
+    inquiry_encoder: Part = part("inquiry_encoder", "turns inquiries into features", "language_model")
+    projector: Part = part("projector", "takes the encoder's width to the language model's", "mlp")
+    language_model: Part = part("language_model", "reads, thinks, asks and answers")
+    dialogue: Part = part("dialogue", "prompts and turn grammar", "native")
+    stopping: list[Part] = part(
+        "stopping",
+        "when to stop looking; the first policy in the list that does not say go on decides",
+        ("model_decides", "max_turns"),
+        True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSection:
+    """Supervised training."""
+
+    steps: int = setting(help="optimizer steps", minimum=0)
+    batch_size: int = setting(help="dialogues an optimizer step learns from", minimum=1)
+    micro_batch: int | None = setting(
+        None, help="dialogues in memory at once, a divisor of batch_size; null: all", minimum=1
+    )
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = setting(
+        "32-true", help="number format of weights and activations, in Lightning's words"
+    )
+    optimizer: Part = part("optimizer", "makes the steps", "adamw")
+    warmup_steps: int = setting(0, help="steps over which the learning rate rises from zero", minimum=0)
+    schedule: Literal["linear", "cosine", "constant"] = setting(
+        "linear", help="how the learning rate falls after warm-up"
+    )
+    gradient_clip: float | None = setting(1.0, help="largest norm of the gradient; null: any", minimum=0)
+    workers: int = setting(0, help="processes that make samples ready; 0: the training process", minimum=0)
+    prepare: Literal["ahead", "stream"] = setting(
+        "stream", help="'ahead' makes every sample ready once before the first step"
+    )
+    examples: int | None = setting(None, help="training samples used; null: all the task has", minimum=1)
+    checkpoint_every: int = setting(500, help="steps between checkpoints", minimum=1)
+    log_every: int = setting(10, help="steps between logged metrics", minimum=1)
+    freeze: list[Literal["encoder", "modulator", "inquiry_encoder", "projector", "language_model"]] = setting(
+        help="parts that are not trained", factory=list
+    )
+    threads: int | None = setting(None, help="CPU threads torch uses; null: its own choice", minimum=1)
+    accelerator: str = setting("auto", help="Lightning accelerator: auto, cpu, gpu")
+
+    def __post_init__(self) -> None:
+        if self.micro_batch is not None and self.batch_size % self.micro_batch:
+            raise ValueError(f"micro_batch {self.micro_batch} is no divisor of batch_size {self.batch_size}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSection:
+    """Evaluation of a run."""
+
+    split: str = setting("test", help="split of the task")
+    items: int | None = setting(None, help="items asked; null: the whole split", minimum=1)
+    arms: list[Literal["blind", "single_pass", "modulated", "unmodulated", "shuffled"]] = setting(
+        help="what is compared",
+        factory=lambda: ["blind", "single_pass", "modulated", "unmodulated", "shuffled"],
+    )
+    batch_size: int = setting(64, help="dialogues that run at once", minimum=1)
+    max_new_tokens: int = setting(64, help="longest turn, in tokens", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything a run is made from."""
+
+    seed: int = setting(0, help="seed of weights, data order and sampling", minimum=0, maximum=2**32 - 1)
+    run: str = setting("", help="folder of the run; empty: runs/<name of the recipe>")
+    plugins: list[str] = setting(
+        help="modules, or .py files beside the recipe, that bring components; added to inherited ones",
+        factory=list,
+    )
+    model: ModelSection = setting(help="what the model is assembled from")
+    task: Part = part("task", "the data set or benchmark")
+    train: TrainSection = setting(help="supervised training")
+    eval: EvalSection = setting(help="evaluation", factory=EvalSection)

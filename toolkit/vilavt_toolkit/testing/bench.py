@@ -1,0 +1,179 @@
+"""What the contract tests measure with: examples, reference parts, tolerances, a guard against waiting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vilavt_toolkit.contracts import Crop, Encoder, InquiryEncoder, LanguageModel, View
+from vilavt_toolkit.registry import REGISTRIES, Entry, Registry
+
+T = TypeVar("T")
+
+TEXTS = ("a red square left of the door", "read the digit", "the digit on the blue circle", "")
+"""Inquiries to try; the last one is empty."""
+
+_IMAGES = ((64, 64, True), (20, 40, False), (32, 32, False), (20, 40, False), (48, 16, False))
+
+
+def build(entry: Entry[Any], *given: Any, seed: int = 0) -> Any:
+    """Build the tiny instance of a component from a fixed seed, in evaluation mode."""
+    torch.manual_seed(seed)
+    made = entry.cls(entry.cls.tiny(), *given)
+    return made.eval() if isinstance(made, nn.Module) else made
+
+
+def example_original(modality: str) -> Any:
+    """What a source of `modality` can open, in memory; None where there is no example."""
+    if modality != "image":
+        return None
+    return np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+
+
+def example_views(encoder: Encoder) -> list[View]:
+    """Views of several sizes, two of them equally large."""
+    assert encoder.spec.modality == "image", f"there is no example of '{encoder.spec.modality}'"
+    rng = np.random.default_rng(0)
+    crops = [
+        Crop(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), "image", overview)
+        for width, height, overview in _IMAGES
+    ]
+    return [encoder.prepare(crop) for crop in crops]
+
+
+def example_language_model() -> LanguageModel:
+    """The tiny instance of the first registered language model, its tokenizer trained on a few words."""
+    entries = REGISTRIES["language_model"].entries()
+    assert entries, "no language model is registered, and this claim needs one"
+    return tiny_language_model(entries[0])
+
+
+def tiny_language_model(entry: Entry[Any]) -> LanguageModel:
+    """The tiny instance of a language model, with a tokenizer."""
+    model: LanguageModel = build(entry)
+    model.fit_tokenizer([*TEXTS, "0 1 2 3 4 5 6 7 8 9"] * 4, ["<answer>", "</answer>"])
+    return model
+
+
+class WordInquiryEncoder(InquiryEncoder):
+    """A random vector per word: an inquiry encoder that needs no other component."""
+
+    def __init__(self, width: int = 12, words: int = 64) -> None:
+        super().__init__()
+        self.width = width
+        self.embedding = nn.Embedding(words, width)
+
+    @classmethod
+    def tiny(cls) -> None:
+        """Return nothing: it has no settings."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """One id per word, by its letters."""
+        return [sum(word.encode()) % self.embedding.num_embeddings for word in text.split()]
+
+    def forward(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Embeddings of all words [T, D] and their mean per group [G, D]."""
+        features = self.embedding(torch.tensor([i for group in ids for i in group], dtype=torch.long))
+        parts = features.split_with_sizes([len(group) for group in ids])
+        return features, torch.stack([part.sum(0) / max(1, len(part)) for part in parts])
+
+
+def assert_close(found: Tensor, expected: Tensor, what: str, tolerance: float = 1e-5) -> None:
+    """Hold two tensors equal to `tolerance` x max(1, max|expected|)."""
+    assert found.shape == expected.shape, f"{what}: {list(found.shape)} is not {list(expected.shape)}"
+    if not found.numel():
+        return
+    error = (found - expected).abs().max().item()
+    allowed = tolerance * max(1.0, expected.abs().max().item())
+    assert error <= allowed, f"{what}: they differ by {error:.2e}, {allowed:.2e} is allowed"
+
+
+def assert_close_in_bf16(found: Tensor, expected: Tensor) -> None:
+    """Hold bfloat16 to float32 within 2e-2 in relative L2."""
+    error = ((found.float() - expected).norm() / expected.norm()).item()
+    assert error <= 2e-2, f"bfloat16 is {error:.1e} from float32 in relative L2; 2e-2 is allowed"
+
+
+def backpropagate(loss: Tensor) -> None:
+    """Add the gradient of a scalar loss to the parameters'."""
+    torch.autograd.backward(loss)
+
+
+def assert_gradients(module: nn.Module) -> None:
+    """Hold that every trainable parameter got a finite gradient."""
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, f"'{name}' is trainable and got no gradient"
+            assert parameter.grad.isfinite().all(), f"the gradient of '{name}' is not finite"
+
+
+def assert_builds_quickly(make: Callable[[], nn.Module]) -> None:
+    """Hold that a part builds within two seconds, and without memory on the meta device."""
+    make()  # the first build pays for imports
+    start = time.process_time()
+    make()
+    seconds = time.process_time() - start
+    assert seconds < 2, f"the tiny instance takes {seconds:.1f} s to build; two are allowed"
+    with torch.device("meta"):
+        module = make()
+    for name, parameter in module.named_parameters():
+        assert parameter.is_meta, f"'{name}' takes memory when built on the meta device"
+
+
+def assert_state_round_trip(make: Callable[[int], nn.Module], run: Callable[[nn.Module], Tensor]) -> None:
+    """Hold that a state dict carries everything from one instance to another, built from another seed."""
+    first, second = make(0), make(1)
+    second.load_state_dict(first.state_dict())
+    with torch.no_grad():
+        assert_close(run(second), run(first), "after loading the state of another instance")
+
+
+class _NoSyncFunctions(TorchFunctionMode):  # type: ignore[no-untyped-call]
+    # tolist and numpy read memory directly: no operator shows it.
+    names = frozenset({"tolist", "numpy", "item", "__bool__", "__int__", "__float__", "__index__"})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        assert name not in self.names, f"Tensor.{name} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+class _NoSyncOperators(TorchDispatchMode):
+    names = frozenset(
+        {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_dim"}
+    )
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in self.names, f"{func} waits for the device"
+        assert not self._counts_on_device(name, args, kwargs or {}), f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _counts_on_device(name: str, args: Any, kwargs: Any) -> bool:
+        if name == "repeat_interleave":
+            return kwargs.get("output_size") is None
+        masks = args[1] if name in ("index", "index_put", "index_put_") else ()
+        return any(mask is not None and mask.dtype in (torch.bool, torch.uint8) for mask in masks)
+
+
+@contextmanager
+def no_synchronisation() -> Iterator[None]:
+    """Fail on anything inside that would wait for an accelerator: item, tolist, nonzero, boolean indexing."""
+    with _NoSyncFunctions(), _NoSyncOperators():  # type: ignore[no-untyped-call]
+        yield
+
+
+def entries(registry: Registry[T]) -> list[Entry[T]]:
+    """All entries of a registry; there must be one."""
+    found = registry.entries()
+    assert found, f"no {registry.label} is registered, and this claim needs one"
+    return found

@@ -1,0 +1,240 @@
+"""What every registered language model, dialogue and stopping policy must do."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vilavt_toolkit.contracts import (
+    Dialogue,
+    LanguageModel,
+    LoopState,
+    RegionCall,
+    Shown,
+    Slot,
+    Source,
+    StoppingPolicy,
+    ToolCall,
+    Turn,
+)
+from vilavt_toolkit.registry import dialogues, language_models, sources, stopping_policies
+from vilavt_toolkit.testing import bench
+
+_TOLERANCE = 1e-4
+_TWO_REGIONS = (RegionCall(0, {"bbox_2d": [0, 0, 1, 1]}), RegionCall(12, {"bbox_2d": [2, 0, 4, 8]}))
+_TURNS = (
+    Turn("I see a red square 1 2.", answer="7"),
+    Turn("", answer="two words"),
+    Turn("closer", call=ToolCall((RegionCall(0, {"bbox_2d": [1, 2, 3, 4]}),), "red square")),
+    Turn(
+        "both",
+        call=ToolCall(
+            (RegionCall(0, {"bbox_2d": [0, 0, 1, 1]}), RegionCall(12, {"bbox_2d": [2, 0, 4, 8]})),
+            'what is "é"?',
+        ),
+    ),
+)
+_GARBAGE = (
+    "",
+    "<think>",
+    "</tool>",
+    "<think>a</think><tool>{</tool>",
+    "\x00<answer>",
+    "[" * 2000,
+    "<think>x</think>",
+)
+
+
+def _language_model(name: str) -> LanguageModel:
+    return bench.tiny_language_model(language_models.get(name))
+
+
+def _ragged(model: LanguageModel) -> tuple[Tensor, Tensor]:
+    """Ids [3, 9] and their mask: padded right, padded left, with holes."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, min(model.vocab_size, 200), (3, 9), generator=generator)
+    mask = torch.ones(3, 9, dtype=torch.bool)
+    mask[0, 6:] = False
+    mask[1, :3] = False
+    mask[2, 2:5] = False
+    return ids, mask
+
+
+def _positions(mask: Tensor) -> Tensor:
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def _logits(model: LanguageModel, ids: Tensor, mask: Tensor) -> Tensor:
+    logits: Tensor = model(model.embed(ids), _positions(mask), mask)
+    return logits
+
+
+def language_model_builds_on_the_meta_device(name: str) -> None:
+    """Building it reads nothing and can be free of memory."""
+    bench.assert_builds_quickly(lambda: bench.build(language_models.get(name)))
+
+
+def language_model_ignores_what_is_masked(name: str) -> None:
+    """Padding left or right and holes change no logit of a real column."""
+    model = _language_model(name)
+    ids, mask = _ragged(model)
+    with torch.no_grad():
+        logits = _logits(model, ids, mask)
+        for row in range(len(ids)):
+            kept = ids[row, mask[row]].unsqueeze(0)
+            alone = _logits(model, kept, torch.ones_like(kept, dtype=torch.bool))
+            _assert_same(logits[row, mask[row]], alone[0], f"row {row} padded and alone")
+
+
+def language_model_goes_on_from_its_cache(name: str) -> None:
+    """Logits from the cache, piece by piece, equal those of one full forward, ragged and with holes."""
+    model = _language_model(name)
+    ids, mask = _ragged(model)
+    positions = _positions(mask)
+    with torch.no_grad():
+        full = _logits(model, ids, mask)
+        cache = model.new_cache()
+        pieces = []
+        for start, end in ((0, 4), (4, 5), (5, 9)):
+            part = model.embed(ids[:, start:end])
+            pieces.append(model(part, positions[:, start:end], mask[:, :end], cache))
+        _assert_same(torch.cat(pieces, dim=1)[mask], full[mask], "cached and full")
+
+
+def language_model_selects_rows_of_its_cache(name: str) -> None:
+    """After rows are dropped from the cache, the kept ones go on as before."""
+    model = _language_model(name)
+    ids, mask = _ragged(model)
+    positions, rows = _positions(mask), torch.tensor([2, 0])
+    with torch.no_grad():
+        full = _logits(model, ids, mask)
+        cache = model.new_cache()
+        model(model.embed(ids[:, :5]), positions[:, :5], mask[:, :5], cache)
+        model.select_cache(cache, rows)
+        rest = model(model.embed(ids[rows, 5:]), positions[rows, 5:], mask[rows], cache)
+    real = mask[rows, 5:]
+    _assert_same(rest[real], full[rows, 5:][real], "rows 2 and 0 after the others left")
+
+
+def language_model_never_says_the_placeholder(name: str) -> None:
+    """The placeholder's logit is -inf; `last` keeps the last columns only."""
+    model = _language_model(name)
+    ids, mask = _ragged(model)
+    with torch.no_grad():
+        logits = _logits(model, ids, mask)
+        last = model(model.embed(ids), _positions(mask), mask, last=2)
+    assert logits.shape == (3, 9, model.vocab_size), f"logits are {list(logits.shape)}"
+    assert (logits[..., model.placeholder] == float("-inf")).all(), "the placeholder can be sampled"
+    real = mask[:, -2:]
+    _assert_same(last[real], logits[:, -2:][real], "the last two columns")
+
+
+def language_model_tokenizer_round_trips(name: str) -> None:
+    """Text survives encoding and decoding."""
+    tokenizer = _language_model(name).tokenizer
+    for text in bench.TEXTS:
+        found = tokenizer.decode(tokenizer.encode(text))
+        assert found == text, f"{text!r} comes back as {found!r}"
+
+
+def language_model_comes_back_from_what_it_saved(name: str) -> None:
+    """Saved assets and state dict make the same model: tokens, special ids and logits."""
+    model, cls = _language_model(name), language_models.get(name).cls
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_assets(Path(folder))
+        other = cls.from_saved(cls.tiny(), Path(folder)).eval()
+    other.load_state_dict(model.state_dict())
+    for text in bench.TEXTS:
+        assert other.tokenizer.encode(text) == model.tokenizer.encode(text), f"{text!r} is tokenised differently"
+    special = (other.end_of_turn, other.placeholder, other.frames)
+    assert special == (model.end_of_turn, model.placeholder, model.frames), f"special ids or frames are {special}"
+    ids, mask = _ragged(model)
+    with torch.no_grad():
+        _assert_same(_logits(other, ids, mask)[mask], _logits(model, ids, mask)[mask], "saved and loaded")
+
+
+def _assert_same(found: Tensor, expected: Tensor, what: str) -> None:
+    # -inf - -inf is nan; what cannot be said must agree exactly, the rest nearly.
+    finite = expected.isfinite()
+    assert torch.equal(found.isfinite(), finite), f"{what}: different tokens are ruled out"
+    bench.assert_close(found[finite], expected[finite], what, _TOLERANCE)
+
+
+def _dialogue(name: str) -> Dialogue:
+    made: Dialogue = bench.build(dialogues.get(name))
+    return made
+
+
+def dialogue_parses_what_it_writes(name: str) -> None:
+    """`parse` undoes `write`, and a written turn ends with a stop string."""
+    dialogue = _dialogue(name)
+    for turn in _TURNS:
+        text = dialogue.write(turn)
+        assert dialogue.parse(text) == turn, f"{text!r} is read as {dialogue.parse(text)}"
+        assert text.endswith(dialogue.stop_strings), f"{text!r} ends with none of {dialogue.stop_strings}"
+
+
+def dialogue_explains_what_it_cannot_read(name: str) -> None:
+    """Whatever the model writes, `parse` does not raise, and what is neither call nor answer says why."""
+    dialogue = _dialogue(name)
+    for text in _GARBAGE:
+        turn = dialogue.parse(text)
+        assert turn.problem or turn.call or turn.answer is not None, f"nothing is said about {text[:40]!r}"
+        assert not turn.problem or dialogue.feedback(turn.problem), "a problem has no feedback"
+
+
+def dialogue_shows_every_region_once(name: str) -> None:
+    """Openings and observations hold one slot for every region that is shown, in order."""
+    dialogue, source = _dialogue(name), _example_source()
+    shown = [Shown(0, source, (4, 4), True), Shown(1, source, (2, 4), False)]
+    for pieces in (dialogue.opening("what is it?", shown, True), dialogue.observation(shown, "the digit")):
+        slots = [piece.region for piece in pieces if isinstance(piece, Slot)]
+        assert slots == [0, 1], f"slots are {slots}"
+    asked = [piece for piece in dialogue.opening("what is it?", shown, True) if isinstance(piece, str)]
+    assert any("what is it?" in piece for piece in asked), "the question is not in the opening"
+
+
+def _example_source() -> Source:
+    for entry in bench.entries(sources):
+        original = bench.example_original(entry.cls.modality)
+        if original is not None:
+            return entry.cls.open(original, entry.cls.tiny())
+    raise AssertionError("no registered source has an example")
+
+
+def _state(turns: tuple[Turn, ...], calls: int) -> LoopState:
+    settings: dict[str, Any] = {"produced": 20 * len(turns), "encoded": 16 * (calls + 1)}
+    return LoopState(turns, calls, **settings)
+
+
+def stopping_decides_and_says_why(name: str) -> None:
+    """Every decision is a legal one, the same for the same state, and one to end says why."""
+    policy: StoppingPolicy = bench.build(stopping_policies.get(name))
+    call, answer, broken = _TURNS[2], _TURNS[0], Turn(problem="not in the right form")
+    for turns in ((call,), (answer,), (broken,), (call, answer), (call,) * 50):
+        state = _state(turns, sum(turn.call is not None for turn in turns))
+        decision = policy.decide(state)
+        assert decision.action in ("go_on", "answer", "stop"), f"'{decision.action}' is no action"
+        assert decision.action == "go_on" or decision.why, f"'{decision.action}' has no reason"
+        assert decision == policy.decide(state), "the same state gets another decision"
+
+
+LANGUAGE_MODEL_CLAIMS = (
+    language_model_builds_on_the_meta_device,
+    language_model_ignores_what_is_masked,
+    language_model_goes_on_from_its_cache,
+    language_model_selects_rows_of_its_cache,
+    language_model_never_says_the_placeholder,
+    language_model_tokenizer_round_trips,
+    language_model_comes_back_from_what_it_saved,
+)
+DIALOGUE_CLAIMS = (
+    dialogue_parses_what_it_writes,
+    dialogue_explains_what_it_cannot_read,
+    dialogue_shows_every_region_once,
+)
+STOPPING_CLAIMS = (stopping_decides_and_says_why,)

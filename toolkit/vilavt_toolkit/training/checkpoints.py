@@ -1,0 +1,172 @@
+"""Checkpoints: one self-contained folder each, written whole or not at all; nothing in them is pickled.
+
+RUN/checkpoints/step-00000700/
+    checkpoint.json        format, step, versions
+    recipe.yaml            resolved; plugins/ holds the files it names
+    model.safetensors      tied tensors once
+    language_model/        architecture and tokenizer
+    resume.safetensors     optimizer and random state, with resume.json; only where training can go on
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor
+
+from vilavt_toolkit.assemble import assemble
+from vilavt_toolkit.errors import InputError, RunError
+from vilavt_toolkit.files import write_json, write_text
+from vilavt_toolkit.model import VisualChatModel
+from vilavt_toolkit.recipe import CheckedRecipe, dump, load_recipe
+from vilavt_toolkit.versions import versions
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Rises when an older toolkit could not read a checkpoint rightly."""
+KEPT = 2
+"""Newest checkpoints that stay in a run."""
+_FOLDER = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What going on needs beyond the weights: tensors by name, and plain data."""
+
+    tensors: dict[str, Tensor]
+    data: dict[str, Any]
+
+
+def save(
+    run: Path, model: VisualChatModel, recipe: CheckedRecipe, step: int, state: TrainingState | None = None
+) -> Path:
+    """Write the checkpoint of `step`, then drop all but the newest; raises InputError where the disk refuses."""
+    parent = run / "checkpoints"
+    final = parent / f"step-{step:08d}"
+    temporary = parent / f".{final.name}.{secrets.token_hex(4)}"
+    try:
+        temporary.mkdir(parents=True)
+        _write(temporary, model, recipe, step, state)
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{final} cannot be written ({error}); make room, then resume.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in _checkpoints(run)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def _write(folder: Path, model: VisualChatModel, recipe: CheckedRecipe, step: int, state: TrainingState | None) -> None:
+    (folder / "language_model").mkdir()
+    model.language_model.save_assets(folder / "language_model")
+    save_model(model, str(folder / "model.safetensors"))
+    write_text(folder / "recipe.yaml", dump(_with_plugins(recipe, folder)))
+    if state is not None:
+        save_file(state.tensors, str(folder / "resume.safetensors"))
+        write_json(folder / "resume.json", state.data)
+    write_json(folder / "checkpoint.json", {"format": FORMAT, "step": step, "versions": versions()})
+
+
+def _with_plugins(recipe: CheckedRecipe, folder: Path) -> CheckedRecipe:
+    """Copy the plugin files of a recipe into the checkpoint, and name the copies."""
+    names = []
+    for plugin in recipe.recipe.plugins:
+        if plugin.endswith(".py"):
+            (folder / "plugins").mkdir(exist_ok=True)
+            shutil.copyfile(plugin, folder / "plugins" / Path(plugin).name)
+            plugin = f"plugins/{Path(plugin).name}"
+        names.append(plugin)
+    return replace(recipe, resolved={**recipe.resolved, "plugins": names})
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    folder = run / "checkpoints"
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in found if _FOLDER.fullmatch(path.name)]
+
+
+def find(path: str | os.PathLike[str]) -> Path:
+    """The newest checkpoint of a run folder, or the checkpoint folder itself; raises RunError."""
+    given = Path(path)
+    if (given / "checkpoint.json").is_file():
+        return given
+    if not given.exists():
+        raise RunError(f"{given} does not exist; give the folder of a run, as `vilavt train` prints it.")
+    found = _checkpoints(given)
+    if not found:
+        raise RunError(f"{given} holds no checkpoint; train it first, or give the folder of another run.")
+    return found[-1]
+
+
+def read_step(folder: Path) -> int:
+    """Check a checkpoint's format and return its step; raises RunError."""
+    file = folder / "checkpoint.json"
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        made, step = int(facts["format"]), int(facts["step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{file} cannot be read ({error}); use another checkpoint of the run.") from error
+    if made > FORMAT:
+        raise RunError(
+            f"{file}: format {made} is newer than {FORMAT}, which this version reads; update vilavt-toolkit."
+        )
+    return step
+
+
+def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> tuple[VisualChatModel, CheckedRecipe]:
+    """Load the model of a run or checkpoint folder with its recipe; raises RunError."""
+    folder = find(path)
+    read_step(folder)
+    recipe = load_recipe(folder / "recipe.yaml")
+    model = assemble(recipe.recipe.model, str(folder / "recipe.yaml"), saved=folder / "language_model")
+    load_into(model, folder)
+    return model.to(device).eval(), recipe
+
+
+def load_into(model: VisualChatModel, folder: Path) -> None:
+    """Load a checkpoint's weights into a model of the same recipe; raises RunError."""
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        raise RunError(f"{file} is missing; use another checkpoint of the run.")
+    try:
+        load_model(model, str(file))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise RunError(f"{file} does not fit its recipe or is damaged: {reason}") from error
+
+
+def load_state(folder: Path) -> TrainingState:
+    """What `save` was given to go on from; raises RunError."""
+    tensors, data = folder / "resume.safetensors", folder / "resume.json"
+    if not tensors.is_file() or not data.is_file():
+        raise RunError(f"{folder} cannot be resumed: it holds weights but no training state.")
+    try:
+        return TrainingState(load_file(str(tensors)), json.loads(data.read_text(encoding="utf-8")))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RunError(f"{folder}: its training state cannot be read ({error}); use another checkpoint.") from error
+
+
+def set_aside(run: Path) -> None:
+    """Move an earlier run out of the way, so that nothing of it is lost or mixed with a new one."""
+    if not run.exists() or not any(run.iterdir()):
+        return
+    number = 1
+    while (aside := run.with_name(f"{run.name}.old-{number}")).exists():
+        number += 1
+    run.rename(aside)
+    log.warning("%s held an earlier run; it is now %s.", run, aside)

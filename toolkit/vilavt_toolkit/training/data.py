@@ -1,0 +1,147 @@
+"""Training data: samples made into trajectories ahead of time or in workers, never in the training step."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vilavt_toolkit.contracts import Task, View
+from vilavt_toolkit.dialogue.batch import Batch, collate
+from vilavt_toolkit.dialogue.session import session_of
+from vilavt_toolkit.dialogue.trajectory import Trajectory
+from vilavt_toolkit.model import VisualChatModel
+from vilavt_toolkit.progress import track
+from vilavt_toolkit.schema import TrainSection
+
+Prepared = tuple[Trajectory, list[View]]
+
+
+class TraceDataset(Dataset[Prepared]):
+    """A task's training samples as trajectories and views, made when asked for."""
+
+    def __init__(self, model: VisualChatModel, task: Task, size: int) -> None:
+        self.model, self.task, self.size = model, task, size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Prepared:
+        session = session_of(self.model, self.task.sample("train", index))
+        return session.trajectory, session.views
+
+
+class PreparedDataset(Dataset[Prepared]):
+    """Samples made ready once, in `workers` processes, before the first step."""
+
+    def __init__(self, dataset: TraceDataset, workers: int) -> None:
+        chunks = [range(start, min(start + 64, len(dataset))) for start in range(0, len(dataset), 64)]
+        self._rows: list[tuple[Trajectory, list[tuple[np.ndarray[Any, Any], tuple[int, ...]]]]] = []
+        for rows in track(_in_processes(dataset, chunks, workers), len(chunks), "making samples ready"):
+            self._rows += rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Prepared:
+        trajectory, views = self._rows[index]
+        return trajectory, [View(torch.from_numpy(data), size) for data, size in views]
+
+
+_dataset: TraceDataset | None = None
+
+
+def _make(chunk: range) -> list[Any]:
+    # Arrays, not tensors: torch would open a shared-memory file for each.
+    assert _dataset is not None
+    made = []
+    for index in chunk:
+        trajectory, views = _dataset[index]
+        made.append((trajectory, [(view.data.numpy(), view.size) for view in views]))
+    return made
+
+
+def _in_processes(dataset: TraceDataset, chunks: Sequence[range], workers: int) -> Iterator[list[Any]]:
+    global _dataset
+    _dataset = dataset  # forked, never pickled
+    try:
+        if workers == 0:
+            yield from map(_make, chunks)
+            return
+        context = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from pool.map(_make, chunks)
+    finally:
+        _dataset = None
+
+
+class StepSampler(Sampler[list[int]]):
+    """The samples of every step: shuffled epochs, a pure function of seed and step, so that resuming is exact."""
+
+    def __init__(self, size: int, batch_size: int, steps: int, seed: int, start: int = 0) -> None:
+        self.size, self.batch_size, self.steps, self.seed, self.start = size, batch_size, steps, seed, start
+
+    def __len__(self) -> int:
+        return self.steps - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        for step in range(self.start, self.steps):
+            batch = []
+            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+                if position // self.size != epoch:
+                    epoch = position // self.size
+                    order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
+                batch.append(int(order[position % self.size]))
+            yield batch
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """What one optimizer step learns from: micro-batches, and how many of the model's own tokens they hold in all."""
+
+    micro: tuple[Batch, ...]
+    produced: int
+
+    def to(self, device: torch.device | str) -> StepBatch:
+        """The batch with its tensors on `device`."""
+        return replace(self, micro=tuple(batch.to(device) for batch in self.micro))
+
+
+@dataclass(frozen=True)
+class StepCollator:
+    """Collates the samples of one step into micro-batches."""
+
+    micro_batch: int
+    padding_id: int
+
+    def __call__(self, samples: Sequence[Prepared]) -> StepBatch:
+        micro = []
+        for start in range(0, len(samples), self.micro_batch):
+            part = samples[start : start + self.micro_batch]
+            micro.append(collate([row for row, _ in part], [views for _, views in part], self.padding_id))
+        return StepBatch(tuple(micro), sum(len(batch.targets) for batch in micro))
+
+
+def step_loader(
+    model: VisualChatModel, task: Task, section: TrainSection, seed: int, start: int = 0
+) -> DataLoader[Any]:
+    """The batches of all steps from `start` on."""
+    available = task.length("train")
+    traces = TraceDataset(model, task, min(section.examples or available, available))
+    ahead = section.prepare == "ahead"
+    dataset: Dataset[Prepared] = PreparedDataset(traces, section.workers) if ahead else traces
+    workers = 0 if ahead else section.workers
+    return DataLoader(
+        dataset,
+        batch_sampler=StepSampler(traces.size, section.batch_size, section.steps, seed, start),
+        collate_fn=StepCollator(section.micro_batch or section.batch_size, model.language_model.placeholder),
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+    )

@@ -1,0 +1,60 @@
+"""The state of training beyond the weights, as tensors and plain data: optimizer, random numbers, loss scale."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vilavt_toolkit.errors import RunError
+from vilavt_toolkit.training.checkpoints import TrainingState
+
+
+def capture(optimizer: torch.optim.Optimizer, scaler: Any = None) -> TrainingState:
+    """Everything `restore` needs."""
+    tensors: dict[str, Tensor] = {"random.torch": torch.get_rng_state()}
+    data: dict[str, Any] = {"random.python": random.getstate(), "random.numpy": _numpy_state()}
+    if torch.cuda.is_available():
+        for index, state in enumerate(torch.cuda.get_rng_state_all()):
+            tensors[f"random.cuda.{index}"] = state
+    for index, values in optimizer.state_dict()["state"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value.detach().cpu().contiguous()
+            else:
+                data[f"optimizer.{index}.{key}"] = value
+    data["scaler"] = scaler.state_dict() if scaler is not None else None
+    return TrainingState(tensors, data)
+
+
+def restore(state: TrainingState, optimizer: torch.optim.Optimizer, scaler: Any = None) -> None:
+    """Put optimizer, random numbers and loss scale back; raises RunError where the optimizer is another."""
+    current = optimizer.state_dict()
+    merged: dict[int, dict[str, Any]] = {}
+    for key, value in [*state.tensors.items(), *state.data.items()]:
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            merged.setdefault(int(index), {})[name] = value
+    count = sum(len(group["params"]) for group in current["param_groups"])
+    if merged and max(merged) >= count:
+        raise RunError(f"The saved optimizer state is of {max(merged) + 1} tensors, the recipe trains {count}.")
+    optimizer.load_state_dict({"state": merged, "param_groups": current["param_groups"]})
+    if scaler is not None and state.data.get("scaler"):
+        scaler.load_state_dict(state.data["scaler"])
+    torch.set_rng_state(state.tensors["random.torch"])
+    version, numbers, gauss = state.data["random.python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *rest = state.data["random.numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            if f"random.cuda.{index}" in state.tensors:
+                torch.cuda.set_rng_state(state.tensors[f"random.cuda.{index}"], index)
+
+
+def _numpy_state() -> list[Any]:
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    return [kind, np.asarray(keys).tolist(), *rest]

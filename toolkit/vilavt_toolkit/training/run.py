@@ -1,0 +1,114 @@
+"""A training run: from a checked recipe to checkpoints in its folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from vilavt_toolkit.assemble import assemble
+from vilavt_toolkit.contracts import Task
+from vilavt_toolkit.errors import UsageError
+from vilavt_toolkit.files import write_json, write_text
+from vilavt_toolkit.loading import build_model
+from vilavt_toolkit.model import VisualChatModel
+from vilavt_toolkit.recipe import CheckedRecipe, dump
+from vilavt_toolkit.schema import Part, TrainSection
+from vilavt_toolkit.training import checkpoints
+from vilavt_toolkit.training.bar import StepBar
+from vilavt_toolkit.training.data import step_loader
+from vilavt_toolkit.training.resume import capture, restore
+from vilavt_toolkit.training.sft import SupervisedModule
+from vilavt_toolkit.versions import versions
+
+log = logging.getLogger(__name__)
+
+
+def train(recipe: CheckedRecipe, resume: bool = False) -> Path:
+    """Train what a recipe says and return the run's folder; raises VilavtError."""
+    section, run = recipe.recipe.train, Path(recipe.recipe.run)
+    if section.threads:
+        torch.set_num_threads(section.threads)
+    pl.seed_everything(recipe.recipe.seed, workers=True, verbose=False)
+    task: Task = _made(recipe.recipe.task)
+    folder = checkpoints.find(run) if resume else None
+    if folder is None:
+        model, start = build_model(recipe), 0
+        checkpoints.set_aside(run)
+    else:
+        model, start = _resumed(recipe, folder), checkpoints.read_step(folder)
+    if start >= section.steps:
+        log.warning("%s has taken all %d steps; raise train.steps to go on.", run, section.steps)
+        return run
+    write_text(run / "recipe.yaml", dump(recipe))
+    write_json(run / "versions.json", versions())
+    module = SupervisedModule(model, _made(section.optimizer), section, start)
+    loader = step_loader(model, task, section, recipe.recipe.seed, start)
+    keeper = _Keeper(run, recipe, None if folder is None else checkpoints.load_state(folder))
+    _trainer(section, run, keeper).fit(module, loader)
+    return run
+
+
+def _made(part: Part) -> Any:
+    return part.entry.cls(part.config)
+
+
+def _resumed(recipe: CheckedRecipe, folder: Path) -> VisualChatModel:
+    model = assemble(recipe.recipe.model, str(recipe.path), saved=folder / "language_model")
+    checkpoints.load_into(model, folder)
+    return model
+
+
+class _Keeper(pl.Callback):
+    """Saves checkpoints as the recipe says, and puts the training state back when resuming."""
+
+    def __init__(self, run: Path, recipe: CheckedRecipe, state: checkpoints.TrainingState | None) -> None:
+        self.run, self.recipe, self.state = run, recipe, state
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.state is not None:
+            restore(self.state, trainer.optimizers[0], _scaler(trainer))
+            self.state = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, SupervisedModule)
+        section = self.recipe.recipe.train
+        if pl_module.step % section.checkpoint_every == 0 or pl_module.step == section.steps:
+            state = capture(trainer.optimizers[0], _scaler(trainer))
+            checkpoints.save(self.run, pl_module.model, self.recipe, pl_module.step, state)
+
+
+def _scaler(trainer: pl.Trainer) -> Any:
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
+def _trainer(section: TrainSection, run: Path, keeper: _Keeper) -> pl.Trainer:
+    on_gpu = section.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    if section.precision == "16-mixed" and not on_gpu:
+        raise UsageError("train.precision: 16-mixed needs a CUDA GPU; use bf16-mixed or 32-true here.")
+    return pl.Trainer(
+        accelerator=section.accelerator,
+        devices=1,
+        precision=section.precision,
+        max_epochs=1,
+        logger=_logger(run),
+        callbacks=[StepBar(), keeper],
+        log_every_n_steps=section.log_every,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+
+
+def _logger(run: Path) -> Logger:
+    if importlib.util.find_spec("tensorboard") is None:
+        log.warning("tensorboard is not installed; metrics go to %s as CSV.", run / "logs")
+        return CSVLogger(str(run), name="logs", version="")
+    return TensorBoardLogger(str(run), name="logs", version="")

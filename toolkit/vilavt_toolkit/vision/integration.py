@@ -1,0 +1,52 @@
+"""Which blocks of an encoder the inquiry modulates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from vilavt_toolkit.contracts import EncoderSpec
+from vilavt_toolkit.errors import BadConfig
+
+_CHOICES: dict[str, Callable[[int, EncoderSpec], bool]] = {
+    "all": lambda block, spec: True,
+    "early": lambda block, spec: 2 * block < spec.depth,
+    "late": lambda block, spec: 2 * block >= spec.depth,
+    "late2": lambda block, spec: 4 * block >= 3 * spec.depth,
+    "late3": lambda block, spec: 4 * block >= spec.depth,
+    "sparse": lambda block, spec: block in spec.full_attention,
+}
+
+INTEGRATIONS = tuple(_CHOICES)
+"""The named integrations, as in the paper's code."""
+
+
+def integrated_blocks(integration: str | Sequence[int], spec: EncoderSpec) -> tuple[int, ...]:
+    """Indices of the modulated blocks, ascending, for a named integration or a list of block indices.
+
+    Negative indices count from the last block. Raises BadConfig.
+    """
+    if isinstance(integration, str):
+        if integration not in _CHOICES:
+            raise BadConfig(
+                f"Integration '{integration}' is unknown; choose one of {', '.join(_CHOICES)}, or list block indices."
+            )
+        chosen = _CHOICES[integration]
+        blocks = tuple(block for block in range(spec.depth) if chosen(block, spec))
+        if not blocks:
+            raise BadConfig(
+                f"Integration '{integration}' selects no block of this encoder; list block indices instead."
+            )
+        return blocks
+    blocks = tuple(_block_index(index, spec.depth) for index in integration)
+    for index in integration:
+        if blocks.count(_block_index(index, spec.depth)) > 1:
+            raise BadConfig(f"Integration {list(integration)} names block {index} twice; name every block once.")
+    return tuple(sorted(blocks))
+
+
+def _block_index(index: object, depth: int) -> int:
+    if not isinstance(index, int) or isinstance(index, bool):
+        raise BadConfig(f"Integration holds {index!r}; a list of blocks holds whole numbers only.")
+    if not -depth <= index < depth:
+        raise BadConfig(f"Integration names block {index}; the encoder's {depth} blocks are 0 to {depth - 1}.")
+    return index % depth

@@ -1,0 +1,190 @@
+"""Boxes in images: reading and writing them, nesting them, cutting them out, and the size of what is cut out.
+
+A box is (x1, y1, x2, y2) in pixels of the original, x to the right and y down, right and lower edge excluded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vilavt_toolkit.errors import BadConfig, InputError
+
+if TYPE_CHECKING:
+    from vilavt_toolkit.contracts import Box
+
+MAX_ASPECT = 200
+"""Longest side over shortest side of a region that can still be made a view."""
+# Coordinates that went through a division and back differ from whole numbers by this much at most.
+_ROUNDING = 1e-6
+
+
+class BoxError(ValueError):
+    """A box in a tool call that cannot be used; the message is written for the model."""
+
+
+def read_bbox(value: Any, within: Box, steps: int | tuple[int, ...], key: str = "bbox_2d") -> Box:
+    """Read a tool call's box and return it in pixels of the original.
+
+    `value` is [x1, y1, x2, y2] in units of which `within` has `steps`, on each side or along x and y.
+    Raises BoxError, in words for the model, for all but an ordered box of a pixel at least inside the region.
+    """
+    x1, y1, x2, y2 = _numbers(value, key)
+    name = f"{key} {_shown(value)}"
+    for axis, low, high in (("x", x1, x2), ("y", y1, y2)):
+        if low > high:
+            raise BoxError(f"{name} is inverted: {axis}1 must be less than {axis}2.")
+        if low == high:
+            raise BoxError(f"{name} is empty: {axis}1 must be less than {axis}2.")
+    along_x, along_y = _units(steps)
+    if x1 < 0 or y1 < 0 or x2 > along_x or y2 > along_y:
+        raise BoxError(f"{name} is out of range: x runs from 0 to {along_x} and y from 0 to {along_y}.")
+    box = compose(within, (x1 / along_x, y1 / along_y, x2 / along_x, y2 / along_y))
+    if min(box[2] - box[0], box[3] - box[1]) < 1 - _ROUNDING:
+        raise BoxError(f"{name} is smaller than one pixel of the image; choose a larger box.")
+    return box
+
+
+def write_bbox(box: Box, within: Box, steps: int | tuple[int, ...]) -> list[int]:
+    """Write `box` in whole units of the region `within`, rounded outward and clipped; undoes `read_bbox`.
+
+    Raises BoxError where the box and the region do not meet.
+    """
+    low, high = relative(within, box)[:2], relative(within, box)[2:]
+    starts, ends = [], []
+    for start, end, units in zip(low, high, _units(steps), strict=True):
+        if start >= 1 or end <= 0 or start >= end:
+            raise BoxError(f"box {_shown(box)} has no part in the region {_shown(within)}.")
+        first = max(0, math.floor(start * units + _ROUNDING))
+        last = min(units, math.ceil(end * units - _ROUNDING))
+        first = min(first, units - 1)
+        starts.append(first)
+        ends.append(max(last, first + 1))
+    return [*starts, *ends]
+
+
+def compose(within: Box, part: Box) -> Box:
+    """Return the box of the original that `part`, in fractions (0 to 1) of `within`, stands for."""
+    x1, y1, x2, y2 = within
+
+    def along(low: float, high: float, share: float) -> float:
+        # Written so that 0 and 1 give the region's own edges exactly, however deep boxes are nested.
+        return min(max(low * (1 - share) + high * share, low), high)
+
+    return along(x1, x2, part[0]), along(y1, y2, part[1]), along(x1, x2, part[2]), along(y1, y2, part[3])
+
+
+def relative(within: Box, box: Box) -> Box:
+    """Return `box` in fractions of the region `within`; the inverse of `compose`."""
+    x1, y1, x2, y2 = within
+    width, height = x2 - x1, y2 - y1
+    return (box[0] - x1) / width, (box[1] - y1) / height, (box[2] - x1) / width, (box[3] - y1) / height
+
+
+def pixel_box(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
+    """Return the pixels of a `width` x `height` image that `box` touches: at least one, none outside."""
+    left, right = _pixels(box[0], box[2], width)
+    upper, lower = _pixels(box[1], box[3], height)
+    return left, upper, right, lower
+
+
+@dataclass(frozen=True)
+class PixelBudget:
+    """How many pixels a view may have."""
+
+    overview: int | None = None
+    """Most pixels of the view of a whole source; None: no limit."""
+    zoom: int | None = None
+    """Most pixels of the view of a region; None: no limit."""
+    minimum: int = 0
+    """Fewest pixels of a view; a small crop is enlarged to have them."""
+    max_scale: float = 2.0
+    """Most view pixels along one original pixel; only `minimum` and rounding to whole tokens go beyond."""
+
+
+def view_size(width: int, height: int, multiple: int, budget: PixelBudget, overview: bool) -> tuple[int, int]:
+    """Return the size (width, height) in pixels at which a crop of `width` x `height` becomes a view.
+
+    As large as the budget allows, sides multiples of `multiple`, the aspect ratio kept as nearly as can be.
+    Raises InputError for a crop longer than 200 times its breadth, BadConfig for a budget below one token.
+    """
+    if width < 1 or height < 1 or max(width, height) > MAX_ASPECT * min(width, height):
+        raise InputError(
+            f"a region of {width} x {height} pixels cannot be used: its sides may differ by a factor of "
+            f"{MAX_ASPECT} at most; crop it to a squarer part."
+        )
+    limit = budget.overview if overview else budget.zoom
+    most = math.inf if limit is None else limit // multiple**2
+    if most < 1:
+        key = "overview" if overview else "zoom"
+        raise BadConfig(
+            f"the {key} pixel budget of {limit} is below one token of {multiple} x {multiple} pixels; "
+            f"set it to {multiple**2} or more."
+        )
+    least = min(math.ceil(budget.minimum / multiple**2), most)
+    area = width * height / multiple**2
+    scale = min(max(budget.max_scale, math.sqrt(least / area)), math.sqrt(most / area))
+    columns, rows = _grid(width * scale / multiple, height * scale / multiple, least, most)
+    return columns * multiple, rows * multiple
+
+
+def _units(steps: int | tuple[int, ...]) -> tuple[int, int]:
+    """Return the units along x and along y."""
+    along_x, along_y = (steps, steps) if isinstance(steps, int) else steps
+    return along_x, along_y
+
+
+def _grid(columns: float, rows: float, least: float, most: float) -> tuple[int, int]:
+    """Whole (columns, rows) nearest to the wanted ones, with `least` to `most` tokens together."""
+
+    def choices(wanted: float, other: float) -> list[int]:
+        # A side that had to grow to one token leaves the other fewer than the area alone would.
+        top = most if math.isinf(most) else most // max(1, math.floor(other))
+        return sorted({max(1, int(min(side, top))) for side in (math.floor(wanted), math.ceil(wanted))})
+
+    pairs = [(c, r) for c in choices(columns, rows) for r in choices(rows, columns) if c * r <= most]
+
+    def distance(pair: tuple[int, int]) -> tuple[bool, float]:
+        along, down = math.log(pair[0] / columns), math.log(pair[1] / rows)
+        return pair[0] * pair[1] < least, abs(along) + abs(down) + abs(along - down)
+
+    return min(pairs, key=distance)
+
+
+def _pixels(low: float, high: float, size: int) -> tuple[int, int]:
+    """First pixel and pixel after the last that [low, high) touches, inside 0..size."""
+    first = min(max(math.floor(low + _ROUNDING), 0), size - 1)
+    return first, min(max(math.ceil(high - _ROUNDING), first + 1), size)
+
+
+def _numbers(value: Any, key: str) -> list[float]:
+    """Return the four finite numbers of a box or raise BoxError."""
+    if not isinstance(value, list | tuple) or len(value) != 4:
+        raise BoxError(f"{key} must be a list of four numbers [x1, y1, x2, y2], not {_shown(value)}.")
+    for part in value:
+        # bool is an int in Python, but true is no coordinate.
+        if isinstance(part, bool) or not isinstance(part, int | float):
+            raise BoxError(f"{key} must hold four numbers, but {_shown(part)} in {_shown(value)} is none.")
+        if not abs(part) < 1e300:
+            raise BoxError(f"{key} must hold four finite numbers, not {_shown(value)}.")
+    return [float(part) for part in value]
+
+
+def _shown(value: Any) -> str:
+    """Write a value as the model did, cut short: it may be anything JSON can hold."""
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        inner = ", ".join(_shown(part) for part in value[:6])
+        return f"[{inner}{', ...' if len(value) > 6 else ''}]"
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**12:
+        return f"{'-' if value < 0 else ''}a number of {int(math.log10(abs(value))) + 1} digits"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    words = {None: "null", True: "true", False: "false"}
+    if value is None or isinstance(value, bool):
+        return words[value]
+    text = f'"{value}"' if isinstance(value, str) else str(value)
+    return text if len(text) <= 40 else text[:37] + '..."'
