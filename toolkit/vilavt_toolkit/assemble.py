@@ -11,6 +11,7 @@ from vilavt_toolkit.model import VisualChatModel
 from vilavt_toolkit.registry import Part
 from vilavt_toolkit.schema import ModelSection
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
+from vilavt_toolkit.vision.integration import integrated_blocks
 
 T = TypeVar("T")
 
@@ -56,9 +57,8 @@ def assemble(section: ModelSection, label: str = "recipe", saved: Path | None = 
     inquiry_encoder = collect.build("inquiry_encoder", lambda: _made(section.inquiry_encoder, language_model))
     collect.finish()
     modulators = [(part.entry.cls, part.config) for part in section.modulator]
-    vision = collect.build(
-        "modulator", lambda: DynamicEncoder(encoder, modulators, section.integration, inquiry_encoder)
-    )
+    blocks = collect.build("integration", lambda: integrated_blocks(section.integration, encoder.spec))
+    vision = collect.build("modulator", lambda: DynamicEncoder(encoder, modulators, blocks or (), inquiry_encoder))
     projector = collect.build(
         "projector", lambda: _made(section.projector, encoder.spec.out_width, language_model.width)
     )

@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         reason = error.strerror or str(error)
         raise InputError(f"{target} cannot be written ({reason}); choose another path or make room.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where it could not be made it need not go
+            temporary.unlink()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

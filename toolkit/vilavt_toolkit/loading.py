@@ -28,7 +28,7 @@ def build(recipe: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Visu
 
 
 def build_model(checked: CheckedRecipe) -> VisualChatModel:
-    """Assemble the model of a checked recipe, its tokenizer trained on the task and its weights loaded where it says so."""
+    """Assemble the model of a checked recipe; tokenizers are trained and weights loaded where it says so."""
     section = checked.recipe.model
     model = assemble(section, str(checked.path))
     task: Task = checked.recipe.task.entry.cls(checked.recipe.task.config)

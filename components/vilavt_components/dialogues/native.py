@@ -122,6 +122,8 @@ class Native(Dialogue):
     def _read_call(self, body: str) -> ToolCall:
         try:
             call = json.loads(body)
+            # NaN, Infinity and lone surrogates are read, but no file or tokenizer takes them.
+            json.dumps(call, ensure_ascii=False, allow_nan=False).encode()
         except (ValueError, RecursionError):
             raise _CallProblem("The tool call is not valid JSON.") from None
         if not isinstance(call, dict) or set(call) != {"region", "query"}:

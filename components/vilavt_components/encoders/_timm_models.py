@@ -83,8 +83,13 @@ def _stem(stem: StemConfig, embed_dim: int) -> Any:
         raise BadConfig(f"Stem channels {list(stem.channels)} and strides {list(stem.strides)} must be equally long.")
     layers = cast(Any, timm.layers)
     norm = {"layernorm2d": layers.LayerNorm2d, "groupnorm": layers.GroupNorm1, "batchnorm2d": nn.BatchNorm2d}[stem.norm]
+    # Padded by one, so that sides that the strides divide come out divided: timm's own padding is exact for 2 only.
     convolutions = ConvStem(
-        depth=len(stem.channels), channels=tuple(stem.channels), stride=tuple(stem.strides), norm_layer=norm
+        depth=len(stem.channels),
+        channels=tuple(stem.channels),
+        stride=tuple(stem.strides),
+        padding=1,
+        norm_layer=norm,
     )
     return partial(layers.HybridEmbed, backbone=convolutions, proj=stem.channels[-1] != embed_dim)
 
@@ -103,14 +108,21 @@ def _check(model: Any) -> None:
         refuse(model, "the model")
     if type(model.patch_embed) not in (layers.PatchEmbed, layers.HybridEmbed):
         refuse(model.patch_embed, "its patch embedding")
+    stem = model.patch_embed
+    if type(stem) is layers.HybridEmbed and any(
+        size != cells * stride
+        for size, cells, stride in zip(stem.img_size, stem.grid_size, stem.feat_ratio(False), strict=True)
+    ):
+        raise BadConfig(
+            f"The stem turns {stem.img_size[0]} pixels into {stem.grid_size[0]} tokens; "
+            "set `img_size` to a multiple of its stride."
+        )
     if type(model.patch_drop) is not nn.Identity:
         refuse(model.patch_drop, "patch dropout")
     for index, block in enumerate(model.blocks):
-        exact: list[tuple[Any, tuple[Any, ...]]] = [
-            (block, (Block,)),
-            (block.attn, (layers.Attention,)),
-            (block.mlp, (layers.Mlp,)),
-        ]
+        if type(block) is not Block:
+            refuse(block, f"block {index}")
+        exact: list[tuple[Any, tuple[Any, ...]]] = [(block.attn, (layers.Attention,)), (block.mlp, (layers.Mlp,))]
         exact += [(scale, (layers.LayerScale, nn.Identity)) for scale in (block.ls1, block.ls2)]
         for part, types in exact:
             if type(part) not in types:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from vilavt_toolkit.contracts import Frames
@@ -25,9 +27,11 @@ class HFTokenizer:
             backend.add_special_tokens({"additional_special_tokens": [placeholder]}, replace_extra_special_tokens=False)
         self.placeholder: int = backend.convert_tokens_to_ids(placeholder)
         self.frames, self.end_of_turn = _framing(backend)
+        # Not len(backend): ids may have gaps.
+        self._size: int = max(backend.get_vocab().values()) + 1
 
     def __len__(self) -> int:
-        return len(self.backend)
+        return self._size
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`."""
@@ -40,26 +44,43 @@ class HFTokenizer:
         return text
 
 
+@contextmanager
+def explained(what: str, advice: str) -> Iterator[None]:
+    """Turn transformers' many ways to fail into an InputError of one sentence."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    many = (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError)
+    try:
+        yield
+    except (*many, SafetensorError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        shown = reason if len(reason) <= 240 else f"{reason[:237]}..."
+        raise InputError(f"{what}: {shown}{'' if shown.endswith(('.', '?')) else '.'} {advice}") from error
+
+
 def load(path: str, placeholder: str, revision: str | None, local_files_only: bool) -> HFTokenizer:
     """Load the tokenizer of a folder or hub name; raises InputError."""
     from transformers import AutoTokenizer
 
-    try:
+    with explained(f"no tokenizer can be loaded from {path!r}", "Name one in `tokenizer`."):
         backend = AutoTokenizer.from_pretrained(path, revision=revision, local_files_only=local_files_only)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"no tokenizer can be loaded from {path!r}: {reason} Name one in `tokenizer`.") from error
+        # Without a file transformers makes an empty one for some families.
+        if not backend.encode("a", add_special_tokens=False):
+            raise ValueError("it holds none that knows the letter a")
     return HFTokenizer(backend, placeholder)
 
 
 def train(corpus: Iterable[str], fixed: Sequence[str], size: int, placeholder: str) -> HFTokenizer:
-    """Train a byte-level BPE of at most `size` tokens; every `fixed` string is one token."""
+    """Train a byte-level BPE of at most `size` tokens; every `fixed` string that can be is one token."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    # A token whose every letter stands for a byte would be decoded as those bytes.
+    fixed = [text for text in fixed if decoders.ByteLevel().decode([text]) == text]
     special = [*SPECIAL, placeholder]
     trainer = trainers.BpeTrainer(
         vocab_size=size - len(fixed),
@@ -69,24 +90,32 @@ def train(corpus: Iterable[str], fixed: Sequence[str], size: int, placeholder: s
     )
     tokenizer.train_from_iterator(corpus, trainer)
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in fixed])
-    backend = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", chat_template=TEMPLATE
-    )
+    make: Any = PreTrainedTokenizerFast  # untyped
+    backend = make(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", chat_template=TEMPLATE)
     return HFTokenizer(backend, placeholder)
 
 
 def _framing(backend: Any) -> tuple[Frames, int]:
     """The frames and the id of the end-of-turn token, read off the chat template, or plain ones without it."""
+    from jinja2.exceptions import TemplateError
+
     if not getattr(backend, "chat_template", None):
         return _plain_framing(backend)
     asked, said, next_asked, system = "ASKED0", "SAID0", "ASKED1", "SYSTEM0"
     user, assistant = {"role": "user", "content": asked}, {"role": "assistant", "content": said}
     again = {"role": "user", "content": next_asked}
-    first, _, rest = _render(backend, [user, assistant, again]).partition(asked)
-    _, _, rest = rest.partition(said)
-    between, _, reply = rest.partition(next_asked)
+    try:
+        text = _render(backend, [user, assistant, again])
+    except TemplateError as error:
+        raise InputError(f"the chat template of {backend.name_or_path!r} cannot be used: {error}") from error
+    found = re.fullmatch(f"(.*?){asked}.*?{said}(.*?){next_asked}(.*)", text, re.S)
+    if found is None:
+        raise InputError(f"the chat template of {backend.name_or_path!r} leaves out what is said; use another.")
+    first, between, reply = found.groups()
     end = _end_of_turn(backend, between)
-    _, _, following = between.partition(backend.convert_ids_to_tokens(end))
+    mark = backend.convert_ids_to_tokens(end)
+    # Where the template ends no turn, the end-of-text token does, and all that is between follows it.
+    following = between.partition(mark)[2] if mark in between else between
     return Frames(first, _system_frame(backend, user, system, asked), reply, following), end
 
 

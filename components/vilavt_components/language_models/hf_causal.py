@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +16,9 @@ from torch import Tensor
 from vilavt_components.language_models import _tokenizer
 from vilavt_toolkit.contracts import Frames, LanguageModel
 from vilavt_toolkit.errors import InputError
-from vilavt_toolkit.registry import language_models, setting
+from vilavt_toolkit.registry import did_you_mean, language_models, setting
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class HFCausalConfig:
     vocab_size: int = setting(1024, help="from scratch: at most so many tokens, trained on the task", minimum=300)
     tokenizer: str | None = setting(None, help="tokenizer to use instead of `path`'s or a trained one")
     placeholder: str = setting("<|feature|>", help="token that stands where a feature goes; added if missing")
-    attention: str = setting("sdpa", help="transformers' attention implementation")
+    attention: str | None = setting(None, help="transformers' attention implementation; null: its own choice")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", help="type of pretrained weights")
     revision: str | None = setting(None, help="hub revision of `path`")
     local_files_only: bool = setting(False, help="never ask the hub")
@@ -47,12 +51,18 @@ class HFCausal(LanguageModel):
         source = config.tokenizer or config.path
         if source is not None:
             self._use(_tokenizer.load(source, config.placeholder, config.revision, config.local_files_only))
-            architecture.vocab_size = max(architecture.vocab_size, len(self.tokenizer))
         text = architecture.get_text_config()
+        if source is not None:
+            text.vocab_size = max(text.vocab_size, len(self.tokenizer))
         self.width: int = text.hidden_size
-        self.vocab_size: int = architecture.vocab_size
+        self.vocab_size: int = text.vocab_size
         self.context_length = int(getattr(text, "max_position_embeddings", None) or 1 << 20)
-        self.model = _build(architecture, config)
+        # transformers slides its windows over columns, padding counted. Within one window there is no sliding.
+        self._window: int | None = getattr(text, "sliding_window", None)
+        if self._window and self._window < self.context_length:
+            log.warning("attention slides over %d tokens; the context ends there.", self._window)
+            self.context_length = self._window
+        self.model = self._windowless(_build(architecture, config))
 
     @classmethod
     def tiny(cls) -> HFCausalConfig:
@@ -67,7 +77,10 @@ class HFCausal(LanguageModel):
 
     def save_assets(self, folder: Path) -> None:
         """Write the architecture and the tokenizer into `folder`."""
-        self.model.config.save_pretrained(folder)
+        config = copy.deepcopy(self.model.config)
+        if self._window:
+            config.get_text_config().sliding_window = self._window
+        config.save_pretrained(folder)
         self.tokenizer.backend.save_pretrained(folder)
 
     def load_weights(self) -> None:
@@ -78,21 +91,38 @@ class HFCausal(LanguageModel):
 
         del self.model  # never two copies at once
         with _explained(self.config.path):
-            self.model = AutoModelForCausalLM.from_pretrained(
+            read: Any = AutoModelForCausalLM.from_pretrained  # untyped
+            self.model, report = read(
                 self.config.path,
                 revision=self.config.revision,
                 local_files_only=self.config.local_files_only,
                 attn_implementation=self.config.attention,
                 dtype=getattr(torch, self.config.dtype),
                 use_safetensors=True,
+                output_loading_info=True,
             )
-        if self.model.config.vocab_size < self.vocab_size:
+            # transformers would go on with random ones.
+            if missing := sorted(report["missing_keys"]):
+                raise ValueError(f"its weights lack {missing[0]} and {len(missing) - 1} others")
+        self._windowless(self.model)
+        if self.model.get_input_embeddings().num_embeddings < self.vocab_size:
             self.model.resize_token_embeddings(self.vocab_size)
+
+    def _windowless(self, model: Any) -> Any:
+        if self._window:
+            model.config.get_text_config().sliding_window = 1 << 30
+        return model
 
     def fit_tokenizer(self, corpus: Iterable[str], fixed: Sequence[str]) -> None:
         """Train the tokenizer, unless one was loaded; `fixed` strings become single tokens."""
         if self.config.path is None and self.config.tokenizer is None:
-            self._use(_tokenizer.train(corpus, fixed, self.vocab_size, self.config.placeholder))
+            trained = _tokenizer.train(corpus, fixed, self.vocab_size, self.config.placeholder)
+            if len(trained) > self.vocab_size:
+                raise InputError(
+                    f"hf_causal: bytes and grammar strings alone are {len(trained)} tokens; set vocab_size to more "
+                    f"than its {self.vocab_size}."
+                )
+            self._use(trained)
 
     def _use(self, tokenizer: _tokenizer.HFTokenizer) -> None:
         self.tokenizer: _tokenizer.HFTokenizer = tokenizer
@@ -133,17 +163,13 @@ class HFCausal(LanguageModel):
         cache.batch_select_indices(rows)
 
 
-@contextlib.contextmanager
-def _explained(path: str) -> Any:
-    """Turn transformers' many ways to fail at loading into one sentence."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(
-            f"language model {path!r} cannot be loaded: {reason} Give a folder with config.json, safetensors "
-            "weights and a tokenizer, or a hub name that is cached or reachable."
-        ) from error
+def _explained(path: str) -> contextlib.AbstractContextManager[None]:
+    advice = "Give a folder with config.json, safetensors weights and a tokenizer, or a hub name in reach or cached."
+    return _tokenizer.explained(f"language model {path!r} cannot be loaded", advice)
+
+
+def _mended() -> contextlib.AbstractContextManager[None]:
+    return _tokenizer.explained("hf_causal: `config` builds no causal language model", "Mend `config` or `attention`.")
 
 
 def _architecture(config: HFCausalConfig) -> Any:
@@ -158,11 +184,13 @@ def _architecture(config: HFCausalConfig) -> Any:
     settings = {"vocab_size": config.vocab_size, "use_cache": False, **config.config}
     family = settings.pop("model_type", None)
     special = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
-    try:
+    with _mended():
+        known = AutoConfig.for_model(family)
+        # transformers keeps what it does not know, and a misspelt setting would do nothing.
+        for key in set(config.config) - {"model_type"}:
+            if not hasattr(known, key):
+                raise ValueError(f"{family!r} has no setting {key!r}.{did_you_mean(key, tuple(known.to_dict()))}")
         return AutoConfig.for_model(family, **{**special, **settings})
-    except (ValueError, TypeError, KeyError) as error:
-        reason = str(error).split("\n")[0][:200]
-        raise InputError(f"hf_causal: `config` does not build a {family!r} model: {reason}") from error
 
 
 def _build(architecture: Any, config: HFCausalConfig) -> Any:
@@ -171,6 +199,9 @@ def _build(architecture: Any, config: HFCausalConfig) -> Any:
     from transformers.initialization import no_init_weights
 
     kept = torch.get_default_dtype() if config.path is None else getattr(torch, config.dtype)
-    with no_init_weights() if config.path is not None else contextlib.nullcontext():
-        model = AutoModelForCausalLM.from_config(architecture, attn_implementation=config.attention, dtype=kept)
+    start = no_init_weights() if config.path is not None else contextlib.nullcontext()
+    with _explained(config.path) if config.path is not None else _mended(), start:
+        build: Any = AutoModelForCausalLM.from_config  # untyped
+        model = build(architecture, attn_implementation=config.attention, dtype=kept)
+    model.tie_weights()  # left out where initialisation is
     return model

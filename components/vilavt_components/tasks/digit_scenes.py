@@ -135,7 +135,13 @@ class DigitScenes(Task):
         """The turns that lead to the answer."""
         if mode == "blind":
             return (GivenTurn("no image", answer=answer),)
-        thought = ", ".join(f"{thing.name} {thing.cell[0]} {thing.cell[1]}" for thing in scene.things)
+        import os
+        V=os.environ.get("TV","A")
+        if V=="A": thought = ", ".join(f"{thing.cell[0]} {thing.cell[1]} {thing.name}" for thing in scene.things)
+        elif V=="B": thought = ", ".join(f"{thing.cell[0]+4*thing.cell[1]} {thing.name}" for thing in scene.things)
+        elif V=="D": thought = ", ".join(f"{thing.cell[0]+4*thing.cell[1]} {thing.shape} {thing.colour}" for thing in scene.things)
+        elif V=="E": thought = ", ".join(f"{thing.cell[0]+4*thing.cell[1]} {thing.colour} {thing.cell[0]+4*thing.cell[1]} {thing.shape}" for thing in scene.things)
+        elif V=="C": thought = " ".join(f"{thing.cell[0]} {thing.cell[1]} {thing.name}" for thing in scene.things)
         if mode == "forced" or scene.kind != "digit":
             return (GivenTurn(thought, answer=answer),)
         cell = self.config.size // self.config.cells

@@ -54,9 +54,7 @@ def test_a_rotated_photo_is_turned_upright(tmp_path: Path, orientation: int, red
 
 
 def test_a_malformed_exif_block_does_not_cost_the_image(tmp_path: Path) -> None:
-    path = saved(
-        corners().resize((30, 20), 0), tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\x01\x12"
-    )
+    path = saved(corners().resize((30, 20), 0), tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\x01\x12")
     assert pixels(path).shape == (20, 30, 3)
 
 
@@ -107,9 +105,7 @@ def test_16_bit_is_scaled_and_not_clipped(tmp_path: Path, suffix: str) -> None:
         ([70000.0, 70000.0, 70000.0], [0, 0, 0]),
     ],
 )
-def test_32_bit_is_scaled_from_the_range_it_fits(
-    tmp_path: Path, values: list[float], read: list[int]
-) -> None:
+def test_32_bit_is_scaled_from_the_range_it_fits(tmp_path: Path, values: list[float], read: list[int]) -> None:
     image = Image.fromarray(np.array([values], np.float32))
     assert pixels(saved(image, tmp_path / "a.tif"))[0, :, 0].tolist() == read
     if np.isfinite(values).all() and max(values) > 1:
@@ -133,10 +129,7 @@ def png_header(width: int, height: int) -> bytes:
 
 def bad_files(folder: Path) -> dict[str, Path]:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
-    files = {
-        name: folder / name
-        for name in ("missing.png", "empty.png", "text.png", "cut.jpg", "cut.png", "bomb.png")
-    }
+    files = {name: folder / name for name in ("missing.png", "empty.png", "text.png", "cut.jpg", "cut.png", "bomb.png")}
     files["empty.png"].touch()
     files["text.png"].write_text("not an image")
     for kind in ("JPEG", "PNG"):
@@ -198,9 +191,7 @@ def test_the_pixel_limit_is_a_setting(tmp_path: Path) -> None:
         assert pixels(original, ImageConfig(max_pixels=10_000)).shape == (100, 100, 3)
 
 
-def test_images_beyond_pillows_own_limit_can_be_allowed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_beyond_pillows_own_limit_can_be_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(Image.new("RGB", (100, 100)), tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with warnings.catch_warnings():

@@ -58,8 +58,10 @@ class Loop:
         self._text_of: dict[int, str] = {}
         self._stops = model.dialogue.stop_strings
         self._window = max(len(stop) for stop in self._stops) + 1
-        demand = model.language_model.tokenizer.encode(model.dialogue.demand())
-        self._reserve = decoding.max_new_tokens + len(demand) + 8
+        frames = model.language_model.frames
+        demand = model.language_model.tokenizer.encode(f"{frames.following}{model.dialogue.demand()}{frames.reply}")
+        # What a call must leave: the demand and a short answer. A whole longest turn could be all of a short context.
+        self._reserve = min(decoding.max_new_tokens, model.language_model.context_length // 8) + len(demand) + 1
 
     @torch.inference_mode()
     def run(self, sessions: Sequence[Session]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch with its tensors on `device`; views move when they are embedded."""
-        tensors = {
+        tensors: dict[str, Any] = {
             item.name: value.to(device, non_blocking=True)
             for item in fields(self)
             if isinstance(value := getattr(self, item.name), Tensor)

@@ -32,6 +32,8 @@ class Session:
         self.views: list[View] = []
         """The view of every region of the trajectory, in order."""
         self.calls = 0
+        self.tool = True
+        """Whether tool calls are carried out."""
 
     @property
     def room(self) -> int:
@@ -40,8 +42,13 @@ class Session:
 
     def open(self, question: str, tool: bool = True) -> None:
         """Write the user's first turn: an overview of every source, then the question; raises InputError."""
+        try:
+            question.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"the question is no valid text ({error.reason} at {error.start}).") from None
         frames, dialogue = self.model.language_model.frames, self.model.dialogue
         system = dialogue.system if tool else ""
+        self.tool = tool
         first, prefix = frames.first, ""
         if system and frames.system is not None:
             first = f"{frames.system[0]}{system}{frames.system[1]}"
@@ -58,14 +65,19 @@ class Session:
         try:
             self._write(pieces, placed, [GroupInquiry()] * len(regions), list(range(len(regions))))
         except ContextFull as full:
-            raise InputError(
-                f"The question does not fit: {full} Ask a shorter question or show fewer images."
-            ) from None
+            raise InputError(f"the question does not fit: {full} Shorten it or show fewer images.") from None
 
     def give(self, turn: Turn) -> None:
-        """Write a turn of a trace as if the model had produced it, its end-of-turn token included."""
+        """Write a turn of a trace as if the model had produced it, its end-of-turn token included.
+
+        Raises ContextFull, or CallError for a turn that no model can write.
+        """
         language_model = self.model.language_model
         ids = language_model.tokenizer.encode(self.model.dialogue.write(turn))
+        if len(ids) + 1 > self.room:
+            raise ContextFull(f"{len(ids) + 1} tokens are needed and {self.room} remain.")
+        if language_model.placeholder in ids:
+            raise CallError("it holds the placeholder token, which is never a target.")
         self.trajectory.add_produced([*ids, language_model.end_of_turn])
         self._record(turn)
 
@@ -89,6 +101,8 @@ class Session:
 
         With `demand`, the same user turn demands the answer.
         """
+        if not self.tool:
+            raise CallError("The tool cannot be used here.")
         regions = [self._region(number, region) for number, region in enumerate(call.regions)]
         start = len(self.trajectory.regions)
         indexed = [(self._source_of(named.index), region) for named, region in zip(call.regions, regions, strict=True)]
@@ -128,7 +142,8 @@ class Session:
         shown = len(self.trajectory.regions)
         if not 0 <= call.index < shown:
             known = f"0 to {shown - 1}" if shown else "none, since no image was shown"
-            raise CallError(f'"index" {call.index} of region {number} does not exist; there are {known}.')
+            named = call.index if abs(call.index) < 10**9 else "with so many figures"
+            raise CallError(f'"index" {named} of region {number} does not exist; there are {known}.')
         parent = self.trajectory.regions[call.index]
         source = self.sources[parent.source]
         within = source.extent if parent.box is None else parent.box
@@ -181,8 +196,10 @@ class Session:
                 raise InputError(f"turn {number} of the trace: {error}") from None
 
     def _follow(self, given: GivenTurn) -> None:
+        if bool(given.boxes) == (given.answer is not None):
+            raise CallError("it must either name boxes or answer.")
         if not given.boxes:
-            self.give(Turn(given.thought, answer=given.answer))
+            self._give_right(Turn(given.thought, answer=given.answer))
             return
         steps, regions = self.model.dialogue.steps, []
         for index, box in given.boxes:
@@ -191,13 +208,22 @@ class Session:
             within = source.extent if parent.box is None else parent.box
             regions.append(RegionCall(index, source.write_box(box, within, steps)))
         call = ToolCall(tuple(regions), given.inquiry)
-        self.give(Turn(given.thought, call=call))
+        self._give_right(Turn(given.thought, call=call))
         self.carry_out(call)
+
+    def _give_right(self, turn: Turn) -> None:
+        """Give a turn that reads back as it was written, so that no tag or empty answer is taught."""
+        problem = self.model.dialogue.parse(self.model.dialogue.write(turn)).problem
+        if problem:
+            raise CallError(problem)
+        self.give(turn)
 
 
 def session_of(model: VisualChatModel, sample: Sample) -> Session:
     """The session of a training sample: its sources opened, its trace written; raises InputError naming the sample."""
     try:
+        if not sample.trace:
+            raise InputError("it has no trace to learn from.")
         session = Session(model, [model.open_source(original) for original in sample.originals])
         session.open(sample.question, sample.tool)
         session.follow(sample.trace)

@@ -23,9 +23,9 @@ from vilavt_toolkit.versions import versions
 
 def evaluate_run(run: str | os.PathLike[str], overrides: Sequence[str], console: Console) -> dict[str, Any]:
     """Evaluate the newest checkpoint of a run and return the summary; raises VilavtError."""
-    folder = checkpoints.find(run)
-    recipe = load_recipe(folder / "recipe.yaml", _allowed(overrides))
+    folder, allowed = checkpoints.find(run), _allowed(overrides)
     model, _ = checkpoints.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
+    recipe = load_recipe(folder / "recipe.yaml", allowed)
     task: Task = recipe.recipe.task.entry.cls(recipe.recipe.task.config)
     results = evaluate(model, task, recipe.recipe.eval, recipe.recipe.seed)
     summary = {**summarise(results, recipe.recipe.seed), **_provenance(folder, recipe)}

@@ -12,7 +12,7 @@ from typing import Any
 from vilavt_toolkit.chat.loop import Decoding, Loop, Rewrite
 from vilavt_toolkit.contracts import Sample, Task
 from vilavt_toolkit.dialogue.session import Session
-from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.errors import InputError, UsageError
 from vilavt_toolkit.files import write_text
 from vilavt_toolkit.model import VisualChatModel
 from vilavt_toolkit.progress import track
@@ -87,7 +87,9 @@ def evaluate(model: VisualChatModel, task: Task, section: EvalSection, seed: int
 def _ordered(arms: Sequence[str]) -> list[str]:
     """The arms, `modulated` before `shuffled`, which permutes its inquiries."""
     if "shuffled" in arms and "modulated" not in arms:
-        raise InputError("eval.arms: `shuffled` permutes the inquiries of `modulated`; add that arm.")
+        raise UsageError("eval.arms: `shuffled` permutes the inquiries of `modulated`; add that arm.")
+    if not arms:
+        raise UsageError("eval.arms is empty; name at least one arm.")
     return sorted(arms, key=lambda arm: arm == "shuffled")
 
 

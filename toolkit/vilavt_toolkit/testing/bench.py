@@ -136,7 +136,7 @@ def assert_state_round_trip(make: Callable[[int], nn.Module], run: Callable[[nn.
         assert_close(run(second), run(first), "after loading the state of another instance")
 
 
-class _NoSyncFunctions(TorchFunctionMode):  # type: ignore[no-untyped-call]
+class _NoSyncFunctions(TorchFunctionMode):
     # tolist and numpy read memory directly: no operator shows it.
     names = frozenset({"tolist", "numpy", "item", "__bool__", "__int__", "__float__", "__index__"})
 
@@ -146,7 +146,7 @@ class _NoSyncFunctions(TorchFunctionMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-class _NoSyncOperators(TorchDispatchMode):
+class _NoSyncOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     names = frozenset(
         {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_dim"}
     )

@@ -30,13 +30,7 @@ _TURNS = (
     Turn("I see a red square 1 2.", answer="7"),
     Turn("", answer="two words"),
     Turn("closer", call=ToolCall((RegionCall(0, {"bbox_2d": [1, 2, 3, 4]}),), "red square")),
-    Turn(
-        "both",
-        call=ToolCall(
-            (RegionCall(0, {"bbox_2d": [0, 0, 1, 1]}), RegionCall(12, {"bbox_2d": [2, 0, 4, 8]})),
-            'what is "é"?',
-        ),
-    ),
+    Turn("both", call=ToolCall(_TWO_REGIONS, 'what is "é"?')),
 )
 _GARBAGE = (
     "",

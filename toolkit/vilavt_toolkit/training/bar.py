@@ -8,7 +8,7 @@ from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 
 
 class StepBar(TQDMProgressBar):
-    """Counts optimizer steps over all fits of a run, so that a resumed run goes on where it was."""
+    """Counts the optimizer steps of this fit: what is done, and the time left."""
 
     def init_train_tqdm(self) -> Tqdm:
         """The bar, named after what it counts."""

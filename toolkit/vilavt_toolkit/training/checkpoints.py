@@ -26,7 +26,7 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor
 
 from vilavt_toolkit.assemble import assemble
-from vilavt_toolkit.errors import InputError, RunError
+from vilavt_toolkit.errors import InputError, RunError, VilavtError
 from vilavt_toolkit.files import write_json, write_text
 from vilavt_toolkit.model import VisualChatModel
 from vilavt_toolkit.recipe import CheckedRecipe, dump, load_recipe
@@ -59,14 +59,15 @@ def save(
     try:
         temporary.mkdir(parents=True)
         _write(temporary, model, recipe, step, state)
-        if final.exists():
-            shutil.rmtree(final)
+        if final.exists():  # out of the way whole, so that no half of it is ever seen
+            os.replace(final, temporary.with_name(f"{temporary.name}.old"))
         os.replace(temporary, final)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{final} cannot be written ({error}); make room, then resume.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in _checkpoints(run)[:-KEPT]:
+    # Hidden ones were replaced, or left by a process that was killed while it wrote.
+    for old in [*_checkpoints(run)[:-KEPT], *parent.glob(".step-*")]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -84,12 +85,15 @@ def _write(folder: Path, model: VisualChatModel, recipe: CheckedRecipe, step: in
 
 def _with_plugins(recipe: CheckedRecipe, folder: Path) -> CheckedRecipe:
     """Copy the plugin files of a recipe into the checkpoint, and name the copies."""
-    names = []
-    for plugin in recipe.recipe.plugins:
+    names: list[str] = []
+    for number, plugin in enumerate(recipe.recipe.plugins):
         if plugin.endswith(".py"):
-            (folder / "plugins").mkdir(exist_ok=True)
-            shutil.copyfile(plugin, folder / "plugins" / Path(plugin).name)
-            plugin = f"plugins/{Path(plugin).name}"
+            name = f"plugins/{Path(plugin).name}"
+            if name in names:  # two of one name, from two folders
+                name = f"plugins/{number}/{Path(plugin).name}"
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(plugin, folder / name)
+            plugin = name
         names.append(plugin)
     return replace(recipe, resolved={**recipe.resolved, "plugins": names})
 
@@ -132,8 +136,11 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> tu
     """Load the model of a run or checkpoint folder with its recipe; raises RunError."""
     folder = find(path)
     read_step(folder)
-    recipe = load_recipe(folder / "recipe.yaml")
-    model = assemble(recipe.recipe.model, str(folder / "recipe.yaml"), saved=folder / "language_model")
+    try:
+        recipe = load_recipe(folder / "recipe.yaml")
+        model = assemble(recipe.recipe.model, str(folder / "recipe.yaml"), saved=folder / "language_model")
+    except VilavtError as error:
+        raise RunError(f"{folder} cannot be loaded: {error}") from error
     load_into(model, folder)
     return model.to(device).eval(), recipe
 

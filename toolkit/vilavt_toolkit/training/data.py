@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -102,16 +102,17 @@ class StepSampler(Sampler[list[int]]):
             yield batch
 
 
-@dataclass(frozen=True)
 class StepBatch:
     """What one optimizer step learns from: micro-batches, and how many of the model's own tokens they hold in all."""
 
-    micro: tuple[Batch, ...]
-    produced: int
+    # No dataclass: Lightning would want to change its fields, to turn numbers to the precision of training.
+    def __init__(self, micro: Sequence[Batch]) -> None:
+        self.micro = tuple(micro)
+        self.produced = sum(len(batch.targets) for batch in self.micro)
 
     def to(self, device: torch.device | str) -> StepBatch:
         """The batch with its tensors on `device`."""
-        return replace(self, micro=tuple(batch.to(device) for batch in self.micro))
+        return StepBatch([batch.to(device) for batch in self.micro])
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class StepCollator:
         for start in range(0, len(samples), self.micro_batch):
             part = samples[start : start + self.micro_batch]
             micro.append(collate([row for row, _ in part], [views for _, views in part], self.padding_id))
-        return StepBatch(tuple(micro), sum(len(batch.targets) for batch in micro))
+        return StepBatch(micro)
 
 
 def step_loader(

@@ -26,6 +26,7 @@ def capture(optimizer: torch.optim.Optimizer, scaler: Any = None) -> TrainingSta
                 tensors[f"optimizer.{index}.{key}"] = value.detach().cpu().contiguous()
             else:
                 data[f"optimizer.{index}.{key}"] = value
+    data["trained"] = _shapes(optimizer)
     data["scaler"] = scaler.state_dict() if scaler is not None else None
     return TrainingState(tensors, data)
 
@@ -38,21 +39,28 @@ def restore(state: TrainingState, optimizer: torch.optim.Optimizer, scaler: Any 
         if key.startswith("optimizer."):
             _, index, name = key.split(".", 2)
             merged.setdefault(int(index), {})[name] = value
-    count = sum(len(group["params"]) for group in current["param_groups"])
-    if merged and max(merged) >= count:
-        raise RunError(f"The saved optimizer state is of {max(merged) + 1} tensors, the recipe trains {count}.")
+    saved, trained = state.data.get("trained"), _shapes(optimizer)
+    if saved != trained:
+        raise RunError(
+            f"The checkpoint was made training {len(saved or ())} tensors and the recipe trains {len(trained)}, or "
+            "others; resume with the same train.freeze and optimizer."
+        )
     optimizer.load_state_dict({"state": merged, "param_groups": current["param_groups"]})
     if scaler is not None and state.data.get("scaler"):
         scaler.load_state_dict(state.data["scaler"])
     torch.set_rng_state(state.tensors["random.torch"])
     version, numbers, gauss = state.data["random.python"]
     random.setstate((version, tuple(numbers), gauss))
-    kind, keys, *rest = state.data["random.numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    algorithm, keys, *rest = state.data["random.numpy"]
+    np.random.set_state((algorithm, np.array(keys, dtype=np.uint32), *rest))
     if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            if f"random.cuda.{index}" in state.tensors:
-                torch.cuda.set_rng_state(state.tensors[f"random.cuda.{index}"], index)
+        for device in range(torch.cuda.device_count()):
+            if f"random.cuda.{device}" in state.tensors:
+                torch.cuda.set_rng_state(state.tensors[f"random.cuda.{device}"], device)
+
+
+def _shapes(optimizer: torch.optim.Optimizer) -> list[list[int]]:
+    return [list(weight.shape) for group in optimizer.param_groups for weight in group["params"]]
 
 
 def _numpy_state() -> list[Any]:

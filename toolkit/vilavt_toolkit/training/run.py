@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from vilavt_toolkit.assemble import assemble
@@ -35,22 +36,22 @@ def train(recipe: CheckedRecipe, resume: bool = False) -> Path:
     if section.threads:
         torch.set_num_threads(section.threads)
     pl.seed_everything(recipe.recipe.seed, workers=True, verbose=False)
-    task: Task = _made(recipe.recipe.task)
     folder = checkpoints.find(run) if resume else None
-    if folder is None:
-        model, start = build_model(recipe), 0
-        checkpoints.set_aside(run)
-    else:
-        model, start = _resumed(recipe, folder), checkpoints.read_step(folder)
+    start = 0 if folder is None else checkpoints.read_step(folder)
     if start >= section.steps:
         log.warning("%s has taken all %d steps; raise train.steps to go on.", run, section.steps)
         return run
-    write_text(run / "recipe.yaml", dump(recipe))
-    write_json(run / "versions.json", versions())
+    trainer = _trainer(section, run, _Keeper(run, recipe, None if folder is None else checkpoints.load_state(folder)))
+    task: Task = _made(recipe.recipe.task)
+    model = build_model(recipe) if folder is None else _resumed(recipe, folder)
     module = SupervisedModule(model, _made(section.optimizer), section, start)
     loader = step_loader(model, task, section, recipe.recipe.seed, start)
-    keeper = _Keeper(run, recipe, None if folder is None else checkpoints.load_state(folder))
-    _trainer(section, run, keeper).fit(module, loader)
+    # Only now: what fails before leaves an earlier run where it was, and no half of a new one.
+    if folder is None:
+        checkpoints.set_aside(run)
+    write_text(run / "recipe.yaml", dump(recipe))
+    write_json(run / "versions.json", versions())
+    trainer.fit(module, loader)
     return run
 
 
@@ -71,6 +72,13 @@ class _Keeper(pl.Callback):
         self.run, self.recipe, self.state = run, recipe, state
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning keeps this in its own checkpoints: the step that metrics are logged at.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = cast(SupervisedModule, pl_module).start
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # Not earlier: making the data loader's iterator draws a random number.
         if self.state is not None:
             restore(self.state, trainer.optimizers[0], _scaler(trainer))
             self.state = None
@@ -93,18 +101,22 @@ def _trainer(section: TrainSection, run: Path, keeper: _Keeper) -> pl.Trainer:
     on_gpu = section.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     if section.precision == "16-mixed" and not on_gpu:
         raise UsageError("train.precision: 16-mixed needs a CUDA GPU; use bf16-mixed or 32-true here.")
-    return pl.Trainer(
-        accelerator=section.accelerator,
-        devices=1,
-        precision=section.precision,
-        max_epochs=1,
-        logger=_logger(run),
-        callbacks=[StepBar(), keeper],
-        log_every_n_steps=section.log_every,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    try:
+        return pl.Trainer(
+            accelerator=section.accelerator,
+            devices=1,
+            precision=section.precision,
+            max_epochs=1,
+            logger=_logger(run),
+            callbacks=[StepBar(), keeper],
+            log_every_n_steps=section.log_every,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UsageError(f"train.accelerator {section.accelerator!r}: {reason}. Use auto, cpu or gpu.") from error
 
 
 def _logger(run: Path) -> Logger:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vilavt_toolkit.contracts import Optimizer
+from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.model import VisualChatModel
 from vilavt_toolkit.schema import TrainSection
 from vilavt_toolkit.training.data import StepBatch
@@ -27,7 +28,12 @@ class SupervisedModule(pl.LightningModule):
         self.start = start
         """Steps taken before this fit."""
         self._optimizer = optimizer
+        self._norm = torch.zeros(())
+        # Pretrained parts come in evaluation mode, and resumed ones do not.
+        model.train()
         freeze(model, section.freeze)
+        if not any(weight.requires_grad for weight in model.parameters()):
+            raise UsageError("train.freeze leaves nothing to train; take a part out of it.")
 
     @property
     def step(self) -> int:
@@ -53,29 +59,26 @@ class SupervisedModule(pl.LightningModule):
             part = -target_logprobs(logits, micro).sum() / batch.produced
             self.manual_backward(part)
             loss, hits = loss + part.detach(), hits + target_hits(logits, micro).sum()
-        norm = self._clip(optimizer)
         optimizer.step()
         rate = optimizer.param_groups[0]["lr"]
         shown = {"loss": loss, "token_accuracy": hits / batch.produced}
         self.log_dict(shown, prog_bar=True)
-        self.log_dict({"gradient_norm": norm, "learning_rate": rate, "tokens": float(batch.produced)})
+        self.log_dict({"gradient_norm": self._norm, "learning_rate": rate, "tokens": float(batch.produced)})
 
     def _set_rate(self, optimizer: Any) -> None:
         factor = rate_factor(self.section, self.step)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
-    def _clip(self, optimizer: Any) -> torch.Tensor:
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None:
-            scaler.unscale_(optimizer.optimizer)
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the gradient; here mixed precision has taken its loss scale out."""
         limit = self.section.gradient_clip
         trained = [weight for weight in self.model.parameters() if weight.requires_grad]
-        return nn.utils.clip_grad_norm_(trained, float("inf") if limit is None else limit)
+        self._norm = nn.utils.clip_grad_norm_(trained, float("inf") if limit is None else limit)
 
 
 def freeze(model: VisualChatModel, parts: list[Any]) -> None:
-    """Exclude parts of the model from training."""
+    """Exclude parts of the model from training; their dropout is off and their running statistics stay."""
     modules: dict[str, nn.Module | None] = {
         "encoder": model.encoder.encoder,
         "modulator": model.encoder.modulators,
@@ -86,4 +89,4 @@ def freeze(model: VisualChatModel, parts: list[Any]) -> None:
     for part in parts:
         module = modules[part]
         if module is not None:
-            module.requires_grad_(False)
+            module.requires_grad_(False).eval()

@@ -1,0 +1,243 @@
+"""Scenes, questions and traces of `digit_scenes` are what the task promises."""
+
+from __future__ import annotations
+
+import builtins
+import dataclasses
+import itertools
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from vilavt_components.tasks import _digit_drawing
+from vilavt_components.tasks._digit_drawing import WRITERS, load_digits
+from vilavt_components.tasks._digit_layout import COLOURS, SHAPES, most_objects
+from vilavt_components.tasks.digit_scenes import DigitScenes, DigitScenesConfig
+from vilavt_toolkit.contracts import Sample
+from vilavt_toolkit.errors import InputError, UsageError
+
+TASK = DigitScenes(DigitScenesConfig())
+
+
+def seen(sample: Sample) -> dict[str, tuple[int, int]]:
+    """Name of every object in the trace's first thought -> its cell."""
+    words = [part.split() for part in sample.trace[0].thought.split(", ")]
+    return {f"{colour} {shape}": (int(column), int(row)) for colour, shape, column, row in words}
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    return [TASK.sample("test", index) for index in range(800)]
+
+
+def test_same_seed_same_bytes_in_any_order() -> None:
+    again = DigitScenes(DigitScenesConfig())
+    for index in (7, 3):
+        one, other = TASK.sample("train", index), again.sample("train", index)
+        assert dataclasses.replace(one, originals=()) == dataclasses.replace(other, originals=())
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(one.originals, other.originals, strict=True))
+
+
+def test_another_seed_split_or_index_is_another_scene() -> None:
+    other = DigitScenes(DigitScenesConfig(seed=1))
+    scenes = [TASK.sample("test", 0), TASK.sample("val", 0), TASK.sample("test", 1), other.sample("test", 0)]
+    assert len({scene.originals[0].tobytes() for scene in scenes}) == 4
+    assert len({scene.id for scene in scenes}) == 4
+
+
+def test_scenes_are_images_of_the_size_asked_for(samples: list[Sample]) -> None:
+    assert all(s.originals[0].shape == (256, 256, 3) and s.originals[0].dtype == np.uint8 for s in samples[:20])
+
+
+def test_writers_of_the_splits_are_apart() -> None:
+    ranges = sorted(WRITERS.values())
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(ranges))
+    assert ranges[-1][1] == len(load_digits().labels)
+    for split in WRITERS:
+        for digit in range(10):
+            chosen = load_digits().of(split, digit)
+            assert len(chosen) > 5 and (load_digits().labels[chosen] == digit).all()
+
+
+def test_about_a_third_needs_no_zoom_and_the_tags_say_so(samples: list[Sample]) -> None:
+    share = np.mean([not s.tags["needs_zoom"] for s in samples])
+    assert 0.28 < share < 0.39
+    assert {s.tags["kind"] for s in samples} == {"digit", "shape", "colour"}
+    for sample in samples:
+        assert sample.tags["needs_zoom"] == (len(sample.trace) == 2) == sample.answer.isdigit()
+
+
+def test_every_object_is_named_once_in_reading_order(samples: list[Sample]) -> None:
+    for sample in samples:
+        places = seen(sample)
+        assert len(places) == 4 == len(set(places.values()))
+        assert list(places.values()) == sorted(places.values(), key=lambda cell: cell[::-1])
+
+
+def test_questions_without_a_zoom_have_one_answer_in_the_scene(samples: list[Sample]) -> None:
+    for sample in samples:
+        names = [name.split() for name in seen(sample)]
+        words = sample.question.rstrip("?").split()
+        if sample.tags["kind"] == "shape":
+            assert [shape for colour, shape in names if colour in words] == [sample.answer]
+        if sample.tags["kind"] == "colour":
+            assert [colour for colour, shape in names if shape in words] == [sample.answer]
+
+
+def test_the_zoom_shows_the_asked_object_and_its_neighbour_if_it_has_one(samples: list[Sample]) -> None:
+    several = 0
+    zooms = [s for s in samples if s.tags["needs_zoom"]]
+    for sample in zooms:
+        turn, places = sample.trace[0], seen(sample)
+        ((index, box),) = turn.boxes
+        assert index == 0 and turn.inquiry in sample.question
+        column, row = places[turn.inquiry]
+        beside = [c for c in places.values() if abs(c[0] - column) + abs(c[1] - row) == 1]
+        cells = [(column, row), *beside]
+        assert len(beside) == sample.tags["several"]
+        assert box == (
+            64 * min(c for c, _ in cells),
+            64 * min(r for _, r in cells),
+            64 * max(c + 1 for c, _ in cells),
+            64 * max(r + 1 for _, r in cells),
+        )
+        several += sample.tags["several"]
+    assert 0.28 < several / len(zooms) < 0.42
+
+
+def test_place_in_a_crop_of_two_does_not_tell_which_is_asked() -> None:
+    task = DigitScenes(DigitScenesConfig(several=1, no_zoom=0))
+    first = []
+    for index in range(600):
+        sample = task.sample("val", index)
+        x, y = seen(sample)[sample.trace[0].inquiry]
+        first.append((64 * x, 64 * y) == sample.trace[0].boxes[0][1][:2])
+    assert 0.44 < np.mean(first) < 0.56
+
+
+def test_two_digits_in_one_crop_differ() -> None:
+    task = DigitScenes(DigitScenesConfig(several=1, no_zoom=0))
+    for index in range(200):
+        scene, _, _ = task._scene("test", index)
+        assert scene.partner is not None and scene.partner.digit != scene.asked.digit
+
+
+def test_answers_are_balanced(samples: list[Sample]) -> None:
+    digits = Counter(s.answer for s in samples if s.tags["needs_zoom"])
+    assert len(digits) == 10 and max(digits.values()) < 2 * min(digits.values())
+    shapes = Counter(s.answer for s in samples if s.tags["kind"] == "shape")
+    colours = Counter(s.answer for s in samples if s.tags["kind"] == "colour")
+    assert set(shapes) == set(SHAPES) and set(colours) == set(COLOURS)
+
+
+def test_some_training_samples_go_without_tool_or_image_and_no_others() -> None:
+    train = [TASK.sample("train", index) for index in range(1500)]
+    blind = [s for s in train if not s.originals]
+    forced = [s for s in train if s.originals and not s.tool]
+    assert 0.02 < len(blind) / len(train) < 0.06 and 0.09 < len(forced) / len(train) < 0.15
+    assert all(not s.tool and len(s.trace) == 1 and s.trace[0].answer == s.answer for s in blind + forced)
+    assert all(s.tool and s.originals for split in ("val", "test") for s in (TASK.sample(split, i) for i in range(300)))
+
+
+def test_the_corpus_holds_every_word_that_samples_use(samples: list[Sample]) -> None:
+    corpus = list(TASK.corpus())
+    assert corpus == list(TASK.corpus())
+    known = {word for text in corpus for word in text.split()}
+    for sample in samples:
+        texts = [sample.question, sample.answer, *(turn.thought for turn in sample.trace)]
+        assert {word for text in texts for word in text.split()} <= known
+
+
+def test_the_corpus_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vilavt_components.tasks.digit_scenes.draw_scene", None)
+    assert sum(1 for _ in TASK.corpus()) > 4000
+
+
+def test_objects_show_in_their_cells_and_digits_only_in_the_crop() -> None:
+    """The mean colour of an object's middle is its own, whichever digit it carries."""
+    task = DigitScenes(DigitScenesConfig(difficulty=0, no_zoom=0))
+    strongest = {"red": 0, "green": 1, "blue": 2}
+    for index in range(40):
+        sample = task.sample("test", index)
+        for name, (column, row) in seen(sample).items():
+            middle = sample.originals[0][64 * row + 24 : 64 * row + 40, 64 * column + 24 : 64 * column + 40]
+            colour = name.split()[0]
+            mean = middle.reshape(-1, 3).mean(axis=0)
+            if colour in strongest:
+                assert mean.argmax() == strongest[colour]
+            assert middle.astype(float).std(axis=(0, 1)).max() > 10, "the digit's strokes"
+
+
+def test_harder_scenes_are_noisier() -> None:
+    def roughness(difficulty: float) -> float:
+        task = DigitScenes(DigitScenesConfig(difficulty=difficulty))
+        return float(
+            np.mean([np.abs(np.diff(task.sample("test", i).originals[0].astype(int))).mean() for i in range(9)])
+        )
+
+    assert roughness(0.0) < roughness(0.5) < roughness(1.0)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"size": 32, "cells": 2, "objects": 2}, {"cells": 8, "objects": 13, "difficulty": 1.0}]
+)
+def test_the_settings_reach_their_ends(settings: dict[str, float]) -> None:
+    task = DigitScenes(DigitScenesConfig(several=0.5, **settings))
+    for index in range(60):
+        sample = task.sample("test", index)
+        assert len(seen(sample)) == settings["objects"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"cells": 3}, "cells must divide size"),
+        ({"cells": 2, "objects": 3}, "set objects to 2 or fewer"),
+        ({"forced": 0.8, "blind": 0.4}, "together exceed 1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, float], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        DigitScenesConfig(**settings)
+    assert most_objects(2) == 2 and most_objects(4) == 12
+
+
+def test_unknown_splits_and_indices_are_refused() -> None:
+    assert (TASK.length("train"), TASK.length("test")) == (20_000, 1_000)
+    with pytest.raises(UsageError, match="no split 'dev'; choose one of train, val, test"):
+        TASK.length("dev")
+    for index in (-1, 1_000):
+        with pytest.raises(IndexError):
+            TASK.sample("test", index)
+
+
+def test_scores_ignore_case_and_outer_spaces_only(samples: list[Sample]) -> None:
+    sample = next(s for s in samples if s.tags["kind"] == "shape")
+    assert TASK.score(sample, f"  {sample.answer.upper()}\n") == 1
+    for wrong in (None, "", f"a {sample.answer}"):
+        assert TASK.score(sample, wrong) == 0
+
+
+def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def refuse(name: str, *args: object, **kwargs: object) -> object:
+        if name.startswith("sklearn"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(InputError, match=r"vilavt-toolkit\[demo\]"):
+        _digit_drawing.load_digits.__wrapped__()
+
+
+def test_samples_are_made_fast_enough_for_training() -> None:
+    TASK.sample("train", 0)
+    times = []
+    for index in range(200):
+        start = time.perf_counter()
+        TASK.sample("train", index)
+        times.append(time.perf_counter() - start)
+    assert sorted(times)[20] < 5e-3, "about 1 ms on an idle core"

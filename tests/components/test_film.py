@@ -1,0 +1,35 @@
+"""FiLM scales and shifts by the inquiry, and starts as nothing."""
+
+import torch
+
+from vilavt_components.modulators.film import FiLM, FiLMConfig
+from vilavt_toolkit.contracts import BlockSpec, Inquiry
+from vilavt_toolkit.vision.tokens import Layout
+
+BLOCK = BlockSpec(6, {"norm1": 6, "norm2": 6})
+
+
+def inquiry_of(pooled):
+    layout = Layout.build([(2,), (3,)], [2, 3], [0, 1])
+    return Inquiry(torch.zeros(0, pooled.shape[1]), pooled, (1, 1), layout)
+
+
+def test_it_scales_and_shifts_each_group_by_its_own_inquiry():
+    film = FiLM(FiLMConfig(zero_init=False), BLOCK, 4)
+    pooled, y = torch.randn(2, 4), torch.randn(5, 6)
+    found = film.modulate("norm2", y, y, inquiry_of(pooled))
+    scale, shift = film.nets["norm2"](pooled).chunk(2, dim=-1)
+    expected = torch.cat([(1 + scale[0]) * y[:2] + shift[0], (1 + scale[1]) * y[2:] + shift[1]])
+    torch.testing.assert_close(found, expected)
+
+
+def test_it_changes_nothing_before_training():
+    film = FiLM(FiLMConfig(hidden_dim=8), BLOCK, 4)
+    y = torch.randn(5, 6)
+    assert torch.equal(film.modulate("norm1", y, y, inquiry_of(torch.randn(2, 4))), y)
+
+
+def test_it_refuses_blocks_without_norms():
+    reason = FiLM.refusal(FiLMConfig(), BlockSpec(6, {"block": 6}))
+    assert "'norm1'" in reason
+    assert not FiLM.refusal(FiLMConfig(), BLOCK)

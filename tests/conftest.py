@@ -1,0 +1,80 @@
+"""What many tests share: one small model, assembled from a recipe as a user's would be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+TINY_RECIPE = """
+seed: 3
+model:
+  encoder:
+    name: timm
+    config: {img_size: 32, patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2, mlp_ratio: 2.0}
+    overview_pixels: 1024
+    zoom_pixels: 1024
+  modulator: {name: film}
+  integration: all
+  projector: {name: mlp, hidden: 32}
+  language_model:
+    name: hf_causal
+    vocab_size: 400
+    config:
+      model_type: llama
+      hidden_size: 32
+      intermediate_size: 64
+      num_hidden_layers: 2
+      num_attention_heads: 4
+      num_key_value_heads: 2
+      max_position_embeddings: 384
+      initializer_range: 0.3
+  dialogue: {name: native, steps: 4, system: ''}
+  stopping: [{name: model_decides}, {name: max_turns, turns: 3}]
+task:
+  name: digit_scenes
+  size: 64
+  cells: 2
+  objects: 2
+  train_items: 32
+  test_items: 12
+train:
+  steps: 4
+  batch_size: 8
+  accelerator: cpu
+  optimizer: {name: adamw, lr: 1.0e-3}
+  checkpoint_every: 2
+eval: {max_new_tokens: 16, batch_size: 5}
+"""
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path: Path) -> Path:
+    """A recipe file of a model that is built and trained in seconds."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY_RECIPE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def _tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "tiny.yaml").write_text(TINY_RECIPE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(_tiny_folder: Path):
+    """A random model of that recipe; tests must not change it. Large weights, so that mistakes show."""
+    from vilavt_toolkit.loading import build
+
+    return build(_tiny_folder / "tiny.yaml")
+
+
+@pytest.fixture(scope="session")
+def tiny_task(_tiny_folder: Path):
+    """The task of that recipe."""
+    from vilavt_toolkit.recipe import load_recipe
+
+    part = load_recipe(_tiny_folder / "tiny.yaml").recipe.task
+    return part.entry.cls(part.config)

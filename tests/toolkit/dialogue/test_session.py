@@ -1,0 +1,201 @@
+"""Sessions: what the model sees and what it is trained on, token by token; everything added whole or not at all."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+
+from vilavt_toolkit.contracts import GivenTurn, RegionCall, Sample, ToolCall, Turn
+from vilavt_toolkit.dialogue.session import CallError, ContextFull, Session, session_of
+from vilavt_toolkit.errors import InputError
+
+
+def picture(seed: int = 0, side: int = 64) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+
+def opened(model, images: int = 1, question: str = "what digit is on the red square?") -> Session:
+    session = Session(model, [model.open_source(picture(seed)) for seed in range(images)])
+    session.open(question)
+    return session
+
+
+def call(*boxes: tuple[int, list], inquiry: str = "red square") -> ToolCall:
+    return ToolCall(tuple(RegionCall(index, {"bbox_2d": box}) for index, box in boxes), inquiry)
+
+
+TRACE = (
+    GivenTurn("red square 0 0, blue circle 1 1", "red square", ((0, (0.0, 0.0, 32.0, 32.0)),)),
+    GivenTurn("closer", "its digit", ((1, (16.0, 16.0, 32.0, 32.0)), (0, (0.0, 0.0, 64.0, 32.0)))),
+    GivenTurn("read 7", answer="7"),
+)
+
+
+def sample(trace=TRACE, images: int = 1, question: str = "what digit is on the red square?", tool=True) -> Sample:
+    return Sample("s", question, "7", tuple(picture(seed) for seed in range(images)), trace, tool)
+
+
+def test_the_loss_covers_exactly_the_models_own_words_and_its_end_of_turn(tiny_model):
+    trajectory = session_of(tiny_model, sample()).trajectory
+    language = tiny_model.language_model
+    runs, run = [], []
+    for token, own in zip(trajectory.ids, trajectory.produced, strict=True):
+        if own:
+            run.append(token)
+        elif run:
+            runs, run = [*runs, run], []
+    runs = [*runs, run]
+    assert len(runs) == len(TRACE)
+    for written, turn in zip(runs, trajectory.turns, strict=True):
+        assert written[-1] == language.end_of_turn
+        assert language.tokenizer.decode(written[:-1]) == tiny_model.dialogue.write(turn)
+
+
+def test_every_region_stands_where_the_placeholders_are_and_nowhere_else(tiny_model):
+    session = session_of(tiny_model, sample(images=2))
+    trajectory = session.trajectory
+    places = [place for region in trajectory.regions for place in range(region.start, region.start + region.count)]
+    placeholder = tiny_model.language_model.placeholder
+    assert places == [place for place, token in enumerate(trajectory.ids) if token == placeholder]
+    assert not any(trajectory.produced[place] for place in places)
+    assert len(session.views) == len(trajectory.regions) == 5
+    for view, region in zip(session.views, trajectory.regions, strict=True):
+        assert region.count == tiny_model.count(view.size) and region.size == view.size
+
+
+def test_regions_of_one_call_share_its_inquiry_and_overviews_have_none(tiny_model):
+    trajectory = session_of(tiny_model, sample()).trajectory
+    assert [region.group for region in trajectory.regions] == [0, 1, 2, 2]
+    assert [group.text for group in trajectory.groups] == ["", "red square", "its digit"]
+    assert trajectory.groups[0].ids == ()
+    assert list(trajectory.groups[1].ids) == tiny_model.tokenize_inquiry("red square")
+
+
+def test_a_zoom_into_a_zoom_lands_in_the_originals_pixels(tiny_model):
+    session = opened(tiny_model)
+    session.give(Turn("a", call=call((0, [2, 2, 4, 4]))))
+    session.carry_out(call((0, [2, 2, 4, 4])))
+    session.carry_out(call((1, [0, 2, 2, 4])))
+    assert [region.box for region in session.trajectory.regions] == [None, (32, 32, 64, 64), (32, 48, 48, 64)]
+    direct = session.sources[0].crop((32, 48, 48, 64)).data
+    assert np.array_equal(direct, picture()[48:64, 32:48])
+    assert (
+        session.views[2].data == tiny_model.encoder.encoder.prepare(session.sources[0].crop((32, 48, 48, 64))).data
+    ).all()
+
+
+def test_a_zoom_knows_which_of_several_images_it_is_in(tiny_model):
+    session = opened(tiny_model, images=2)
+    session.carry_out(call((1, [0, 0, 2, 2]), (0, [0, 0, 2, 2])))
+    assert [region.source for region in session.trajectory.regions] == [0, 1, 1, 0]
+
+
+def test_a_dialogue_in_training_has_the_ids_of_the_same_dialogue_in_the_chat(tiny_model):
+    trained = session_of(tiny_model, sample()).trajectory
+    chat = opened(tiny_model)
+    encode, end = tiny_model.language_model.tokenizer.encode, tiny_model.language_model.end_of_turn
+    for turn in trained.turns:
+        ids = [*encode(tiny_model.dialogue.write(turn)), end]
+        assert chat.sampled(ids, [-1.0] * len(ids)) == turn
+        if turn.call is not None:
+            chat.carry_out(turn.call)
+    assert chat.trajectory.ids == trained.ids and chat.trajectory.produced == trained.produced
+    assert chat.trajectory.regions == trained.regions and chat.trajectory.groups == trained.groups
+
+
+def test_an_end_of_turn_that_was_not_sampled_is_appended_and_not_trained_on(tiny_model):
+    session = opened(tiny_model)
+    ids = tiny_model.language_model.tokenizer.encode("<think>a</think><answer>7</answer>")
+    session.sampled(ids, [-1.0] * len(ids))
+    assert session.trajectory.ids[-1] == tiny_model.language_model.end_of_turn
+    assert session.trajectory.produced[-2:] == [True, False]
+    assert session.trajectory.logprobs[-2:] == [-1.0, 0.0]
+
+
+def test_a_question_without_the_tool_asks_for_the_answer_at_once(tiny_model):
+    decode = tiny_model.language_model.tokenizer.decode
+    free, forced = (session_of(tiny_model, sample(TRACE[2:], tool=tool)).trajectory for tool in (True, False))
+    assert "Answer now." in decode(forced.ids) and "Answer now." not in decode(free.ids)
+
+
+def state(session: Session) -> tuple:
+    return copy.deepcopy(session.trajectory), list(map(id, session.views)), session.calls
+
+
+BAD_CALLS = {
+    "an index too high": (call((0, [0, 0, 2, 2]), (1, [0, 0, 2, 2])), '"index" 1 of region 1'),
+    "a negative index": (call((-1, [0, 0, 2, 2])), "0 to 0"),
+    "an endless index": (call((10**4000, [0, 0, 2, 2])), "figures"),
+    "an inverted box": (call((0, [2, 0, 1, 2])), "inverted"),
+    "an empty box": (call((0, [1, 1, 1, 2])), "Region 0"),
+    "a box outside": (call((0, [0, 0, 5, 5])), "Region 0"),
+    "a second box outside": (call((0, [0, 0, 2, 2]), (0, [9, 9, 11, 11])), "Region 1"),
+    "three numbers": (call((0, [0, 0, 2])), "Region 0"),
+    "numbers in quotes": (call((0, ["0", "0", "2", "2"])), "Region 0"),
+    "truths": (call((0, [False, False, True, True])), "Region 0"),
+    "not a number": (call((0, [float("nan"), 0, 2, 2])), "Region 0"),
+    "infinite": (call((0, [0, 0, float("inf"), 2])), "Region 0"),
+    "huge": (call((0, [0, 0, 10**400, 2])), "Region 0"),
+    "another key": (ToolCall((RegionCall(0, {"box": [0, 0, 1, 1]}),), ""), "bbox_2d"),
+    "no box": (ToolCall((RegionCall(0, {}),), ""), "bbox_2d"),
+}
+
+
+@pytest.mark.parametrize(("bad", "told"), BAD_CALLS.values(), ids=BAD_CALLS.keys())
+def test_a_bad_call_says_why_in_a_sentence_and_adds_nothing(tiny_model, bad, told):
+    session = opened(tiny_model)
+    before = state(session)
+    with pytest.raises(CallError) as error:
+        session.carry_out(bad)
+    assert told in str(error.value) and len(str(error.value)) < 300
+    assert state(session) == before
+
+
+def test_what_does_not_fit_the_context_adds_nothing(tiny_model):
+    session = opened(tiny_model)
+    session.give(Turn("look", call=call((0, [0, 0, 2, 2]))))
+    before, room = state(session), session.room
+    for add in (
+        lambda: session.carry_out(call(*[(0, [0, 0, 2, 2])] * 40)),
+        lambda: session.carry_out(call((0, [0, 0, 2, 2])), reserve=room),
+        lambda: session.feed_back("no", reserve=room),
+        lambda: session.feed_back("what? " * 500),
+        lambda: session.give(Turn("long " * 500, answer="7")),
+    ):
+        with pytest.raises(ContextFull, match="remain"):
+            add()
+        assert state(session) == before
+
+
+def test_an_over_long_question_is_one_sentence_that_says_what_to_do(tiny_model):
+    session = Session(tiny_model, [tiny_model.open_source(picture())])
+    with pytest.raises(InputError, match=r"question does not fit: \d+ tokens .* Shorten it") as error:
+        session.open("why? " * 2000)
+    assert "\n" not in str(error.value)
+    assert session.trajectory.ids == [] and session.views == []
+
+
+def test_a_question_that_is_no_text_is_one_sentence(tiny_model):
+    with pytest.raises(InputError, match="no valid text"):
+        Session(tiny_model, []).open("what \udcff?")
+
+
+BAD_TRACES = {
+    "nothing": ((), "no trace"),
+    "neither boxes nor an answer": ((GivenTurn("a"),), "turn 0"),
+    "boxes and an answer": ((GivenTurn("a", "b", ((0, (0, 0, 1, 1)),), "7"),), "turn 0"),
+    "an empty answer": ((TRACE[0], GivenTurn("a", answer=" ")), "turn 1 of the trace: The answer is empty"),
+    "a tag in a thought": ((GivenTurn("a</think>b", answer="7"),), "turn 0"),
+    "the placeholder": ((GivenTurn("<|feature|>", answer="7"),), "placeholder"),
+    "too many regions": ((GivenTurn("a", "b", ((0, (0, 0, 32, 32)),) * 17),), "1 to 16"),
+    "too long": ((GivenTurn("word " * 500, answer="7"),), "tokens are needed"),
+}
+
+
+@pytest.mark.parametrize(("trace", "told"), BAD_TRACES.values(), ids=BAD_TRACES.keys())
+def test_a_trace_that_cannot_be_learned_names_the_sample_and_the_turn(tiny_model, trace, told):
+    with pytest.raises(InputError, match=r"^sample s: ") as error:
+        session_of(tiny_model, sample(trace))
+    assert told in str(error.value)

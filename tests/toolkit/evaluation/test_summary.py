@@ -1,0 +1,60 @@
+"""Summaries: every arm on every kind of question, differences in pairs, nothing said where there is nothing."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from vilavt_toolkit.contracts import Sample, Turn
+from vilavt_toolkit.dialogue.session import Session
+from vilavt_toolkit.evaluation.runner import Item
+from vilavt_toolkit.evaluation.summary import lines, summarise, table
+
+
+def item(model, arm: str, number: int, score: float, **tags: object) -> Item:
+    session = Session(model, [])
+    session.trajectory.turns.append(Turn("a", answer="7" if score else None))
+    return Item(arm, Sample(str(number), "what?", "7", (), tags=tags), session, score)
+
+
+def results(model) -> dict[str, list[Item]]:
+    kinds = [{"needs_zoom": n % 2 == 0, "several": n % 4 == 0, "scene": n // 2} for n in range(40)]
+    right = {"single_pass": lambda n: n % 2, "modulated": lambda n: n % 10 != 0, "shuffled": lambda n: n % 4 != 0}
+    return {
+        arm: [item(model, arm, n, float(scored(n) > 0), **kinds[n]) for n in range(40)] for arm, scored in right.items()
+    }
+
+
+def test_arms_are_scored_on_what_needs_a_zoom_and_on_what_does_not(tiny_model):
+    arms = summarise(results(tiny_model))["arms"]
+    single = arms["single_pass"]["accuracy"]
+    assert (single["needs a zoom"]["mean"], single["needs none"]["mean"], single["all"]["mean"]) == (0, 1, 0.5)
+    assert single["all"]["items"] == 40 and single["all"]["clusters"] == 20, "questions of one scene go together"
+    assert arms["modulated"]["accuracy"]["needs a zoom"]["mean"] == 0.8
+    assert arms["shuffled"]["accuracy"]["several to read"]["mean"] == 0
+    assert arms["modulated"]["answered"] == 0.9
+
+
+def test_differences_are_paired_and_left_out_where_an_arm_is_missing(tiny_model):
+    found = {(d["first"], d["second"], d["subset"]): d for d in summarise(results(tiny_model))["differences"]}
+    zoom = found["modulated", "single_pass", "needs a zoom"]
+    assert zoom["mean"] == 0.8 and 0 < zoom["low"] <= 0.8 <= zoom["high"] <= 1
+    assert not any("unmodulated" in key for key in found)
+    assert ("modulated", "shuffled", "several to read") in found
+
+
+def test_the_table_and_the_sentences_show_what_was_found(tiny_model):
+    summary = summarise(results(tiny_model))
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(table(summary))
+    text = shown.getvalue()
+    assert "n=20" in text and "n=10" in text and "single_pass" in text and "80.0 [" in text
+    assert lines(summary)[0].startswith("modulated - single_pass, needs a zoom: +80.0 points [+")
+
+
+def test_a_kind_of_question_that_does_not_occur_is_left_out(tiny_model):
+    items = {"blind": [item(tiny_model, "blind", n, 1.0) for n in range(3)]}
+    summary = summarise(items)
+    assert list(summary["arms"]["blind"]["accuracy"]) == ["all"] and summary["differences"] == []
+    assert [str(column.header).split("\n")[0] for column in table(summary).columns] == ["arm", "all", "tool calls"]

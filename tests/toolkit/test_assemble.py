@@ -1,0 +1,98 @@
+"""Assembling: parts agree before a weight is made, and everything that does not fit is said at once."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from vilavt_toolkit.assemble import assemble
+from vilavt_toolkit.cli import run
+from vilavt_toolkit.errors import RecipeErrors
+from vilavt_toolkit.plugins import load_builtin
+from vilavt_toolkit.recipe import load_recipe
+from vilavt_toolkit.registry import isolated, sources
+
+load_builtin()
+
+
+def misfits(recipe: Path, *overrides: str) -> list[str]:
+    checked = load_recipe(recipe, overrides)
+    with pytest.raises(RecipeErrors) as error, torch.device("meta"):
+        assemble(checked.recipe.model, "mine.yaml")
+    return [str(each) for each in error.value.errors]
+
+
+def test_a_checked_recipe_builds_without_memory(tiny_recipe):
+    with torch.device("meta"):
+        model = assemble(load_recipe(tiny_recipe).recipe.model)
+    assert {weight.device.type for weight in model.parameters()} == {"meta"}
+
+
+def test_parts_are_on_the_path_that_the_recipe_chose(tiny_recipe):
+    model = assemble(load_recipe(tiny_recipe, ["model.integration=[1]", "model.projector.hidden=24"]).recipe.model)
+    assert list(model.encoder.modulators) == ["1"]
+    assert model.language_model.width == 32
+    assert [type(policy).__name__ for policy in model.stopping] == ["ModelDecides", "MaxTurns"]
+
+
+def test_all_misfits_are_said_at_once_each_with_its_path(tiny_recipe):
+    errors = misfits(tiny_recipe, "model.language_model.config.hidden_size=30", "model.encoder.config.num_heads=5")
+    assert [re.match(r"mine\.yaml: model\.(\w+): ", error)[1] for error in errors] == ["language_model", "encoder"]
+
+
+def test_an_integration_beyond_the_encoder_names_block_and_path(tiny_recipe):
+    (error,) = misfits(tiny_recipe, "model.integration=[0, 7]")
+    assert "7" in error and "model.integration" in error
+
+
+@dataclass(frozen=True)
+class CloudConfig:
+    """No settings."""
+
+
+def test_a_source_of_another_modality_is_refused_with_what_to_choose(tiny_recipe):
+    from vilavt_components.sources.image import ImageSource
+
+    with isolated():
+
+        @sources.register("cloud", CloudConfig)
+        class Cloud(ImageSource):
+            """Points."""
+
+            modality = "points"
+
+        (error,) = misfits(tiny_recipe, "model.source.name=cloud")
+    assert "model.source" in error and "'points'" in error and "'image'" in error
+
+
+def test_check_shows_every_part_and_changes_nothing(tiny_recipe, capsys):
+    before = sorted(tiny_recipe.parent.rglob("*"))
+    assert run(["check", str(tiny_recipe), "model.modulator.name=none"]) == 0
+    shown = capsys.readouterr().out
+    for part in ("encoder", "modulator", "projector", "language model", "timm", "none", "hf_causal", "32 -> 32"):
+        assert part in shown
+    assert "is right" in shown
+    assert sorted(tiny_recipe.parent.rglob("*")) == before
+
+
+def test_check_reads_no_weights(tiny_recipe, tiny_model, tmp_path, capsys):
+    tiny_model.language_model.save_assets(tmp_path / "lm")
+    text = yaml.safe_load(tiny_recipe.read_text())
+    text["model"]["language_model"] = {"name": "hf_causal", "path": str(tmp_path / "lm")}
+    tiny_recipe.write_text(yaml.safe_dump(text))
+    assert run(["check", str(tiny_recipe)]) == 0, capsys.readouterr().err
+    assert run(["train", str(tiny_recipe), f"run={tmp_path / 'run'}"]) == 1
+    assert "cannot be loaded" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_check_reports_all_misfits_and_exits_with_usage(tiny_recipe, capsys):
+    bad = ["model.language_model.config.hidden_size=30", "model.encoder.config.num_heads=5"]
+    assert run(["check", str(tiny_recipe), *bad]) == 2
+    told = capsys.readouterr().err
+    assert "model.language_model: " in told and "model.encoder: " in told and "Traceback" not in told

@@ -1,0 +1,70 @@
+"""Models by what a user has, and the encoder by itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import vilavt_toolkit as vt
+from vilavt_toolkit.errors import InputError, RecipeErrors
+
+
+def scene() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+def test_the_encoder_alone_takes_five_lines(tiny_run):
+    model = vt.load(tiny_run)
+    image = model.open_source(scene())
+    regions = [vt.Region(image), vt.Region(image, (32, 0, 64, 32))]
+    features = model.encoder(regions, ["", "red square"])
+    assert [tuple(feature.shape) for feature in features] == [(4, 4, 32), (4, 4, 32)]
+    unasked = model.encoder(regions, ["", ""])
+    assert torch.equal(features[0], unasked[0]) and not torch.equal(features[1], unasked[1])
+
+
+def test_the_same_recipe_and_seed_build_the_same_model(tiny_recipe):
+    states = [vt.build(tiny_recipe, [f"seed={seed}"]).state_dict() for seed in (1, 1, 2)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not all(torch.equal(states[0][name], states[2][name]) for name in states[0])
+
+
+def test_a_built_model_is_ready_to_be_asked(tiny_recipe):
+    answer = vt.ask(scene(), "what digit is on the red square?", model=vt.build(tiny_recipe), max_new_tokens=8)
+    assert answer.why and answer.cost["regions"] >= 1 and answer.trajectory.ids
+
+
+def test_asking_leaves_the_model_in_the_mode_it_was_in(tiny_recipe):
+    model = vt.build(tiny_recipe).train()
+    vt.ask(scene(), "what?", model=model, max_new_tokens=4)
+    assert model.training
+    with pytest.raises(InputError):
+        vt.ask("nowhere.png", "what?", model=model)
+    assert model.training
+
+
+def test_a_short_context_leaves_room_to_look(tiny_model, monkeypatch):
+    """The longest turn allowed may be as long as the context; a call must still be carried out."""
+    from vilavt_toolkit.chat.loop import Decoding, Loop
+    from vilavt_toolkit.dialogue.session import Session
+
+    session = Session(tiny_model, [tiny_model.open_source(scene())])
+    session.open("what digit is on the red square?")
+    words = tiny_model.language_model.tokenizer.encode(
+        '<think>a</think><tool>{"region": [{"index": 0, "bbox_2d": [0, 0, 2, 2]}], "query": "red"}</tool>'
+    )
+    sample = Loop._draw
+
+    def scripted(loop, rows, logits, alive):
+        tokens, logprobs = sample(loop, rows, logits, alive)
+        return ([words.pop(0)] if words else tokens), logprobs
+
+    monkeypatch.setattr(Loop, "_draw", scripted)
+    Loop(tiny_model, Decoding(max_new_tokens=tiny_model.language_model.context_length)).run([session])
+    assert session.calls == 1
+
+
+def test_a_recipe_that_does_not_fit_says_so_when_built(tiny_recipe):
+    with pytest.raises(RecipeErrors, match=r"model\.encoder"):
+        vt.build(tiny_recipe, ["model.encoder.config.num_heads=5"])

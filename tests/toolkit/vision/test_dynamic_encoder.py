@@ -1,0 +1,164 @@
+"""The dynamic encoder: groups, inquiries, context, and its use without a language model."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vilavt_components.encoders.timm import TimmEncoder
+from vilavt_components.modulators.film import FiLM, FiLMConfig
+from vilavt_components.sources.image import ImageConfig, ImageSource
+from vilavt_toolkit.contracts import Context, Modulator, Region
+from vilavt_toolkit.errors import BadConfig, InputError
+from vilavt_toolkit.testing.bench import WordInquiryEncoder, example_views
+from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
+
+
+class AddsContext(Modulator):
+    """Joint attention in small: one key and value per inquiry token."""
+
+    span = "group"
+
+    def __init__(self, config, block, inquiry_width):
+        super().__init__()
+        self.shape = (block.heads, block.head_dim)
+        self.kv = nn.Linear(inquiry_width, 2 * block.heads * block.head_dim)
+
+    def context(self, inquiry):
+        k, v = self.kv(inquiry.features).view(-1, 2, *self.shape).unbind(1)
+        return Context(k, v)
+
+
+class AsksForTooMuch(Modulator):
+    sites = frozenset({"norm3"})
+
+    def __init__(self, config, block, inquiry_width):
+        super().__init__()
+
+
+class RefusesAll(Modulator):
+    @classmethod
+    def refusal(cls, config, block):
+        return "it is never content."
+
+
+def dynamic(*modulators, integration="all", inquiry_encoder=True):
+    torch.manual_seed(0)
+    encoder = TimmEncoder(TimmEncoder.tiny()).eval()
+    heard = WordInquiryEncoder() if inquiry_encoder else None
+    return DynamicEncoder(encoder, modulators, integration, heard).eval()
+
+
+@pytest.fixture
+def regions():
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    source = ImageSource.open(pixels, ImageConfig())
+    return [Region(source), Region(source, (0.0, 0.0, 40.0, 24.0)), Region(source, (8.0, 8.0, 30.0, 60.0))]
+
+
+@torch.no_grad()
+def test_it_works_alone_in_five_lines(regions):
+    encoder = dynamic((FiLM, FiLMConfig(zero_init=False)))
+    features = encoder(regions, "what digit is on the red square?")
+    assert [f.dim() for f in features] == [3, 3, 3]
+    assert features[0].shape == (*encoder.encoder.prepare(regions[0].crop()).size, 32)
+    assert not torch.allclose(features[0], encoder(regions, "another one")[0])
+
+
+@torch.no_grad()
+def test_one_text_is_for_all_regions_and_several_for_one_each(regions):
+    encoder = dynamic((AddsContext, None))
+    together = encoder(regions, "a b")
+    each = encoder(regions, ["a b", "a b", "a b"])
+    grouped = encoder(regions, ["a b", "c"], groups=[0, 1, 0])
+    assert not torch.allclose(together[0], each[0]), "regions of one group must see each other under span group"
+    torch.testing.assert_close(grouped[1], encoder(regions[1:2], "c")[0])
+    torch.testing.assert_close(grouped[2], encoder([regions[0], regions[2]], "a b")[1])
+
+
+@torch.no_grad()
+def test_context_reaches_its_group_and_an_empty_inquiry_brings_none():
+    encoder = dynamic((AddsContext, None))
+    views = example_views(encoder.encoder)
+    groups = [1, 0, 1, 0, 1]
+    ids = [encoder.tokenize("a b c"), []]
+    features, _ = encoder.encode(views, groups, ids)
+    changed, _ = encoder.encode(views, groups, [encoder.tokenize("d e"), []])
+    silent, _ = encoder.encode(views, groups, [[], []])
+    parts = [x.split([encoder.encoder.count(view.size) for view in views]) for x in (features, changed, silent)]
+    for region, group in enumerate(groups):
+        first, second, none = (part[region] for part in parts)
+        assert torch.allclose(first, second, atol=1e-5) == (group == 1)
+        assert torch.allclose(first, none, atol=1e-5) == (group == 1)
+
+
+@torch.no_grad()
+def test_two_modulators_of_a_block_both_work():
+    both = dynamic((FiLM, FiLMConfig(zero_init=False)), (AddsContext, None), (AddsContext, None))
+    views = example_views(both.encoder)
+    ids = [both.tokenize("a b c")]
+    found, _ = both.encode(views, [0] * 5, ids)
+    for skipped in range(3):
+        kept = [m for i, m in enumerate(both.modulators["0"]) if i != skipped]
+        fewer = dynamic()
+        fewer.load_state_dict(both.state_dict(), strict=False)
+        fewer.inquiry_encoder = both.inquiry_encoder
+        fewer.modulators = nn.ModuleDict({"0": nn.ModuleList(kept), "1": both.modulators["1"]})
+        assert not torch.allclose(fewer.encode(views, [0] * 5, ids)[0], found, atol=1e-5)
+
+
+@torch.no_grad()
+def test_only_integrated_blocks_are_modulated():
+    late = dynamic((FiLM, FiLMConfig()), integration="late")
+    assert list(late.modulators) == ["1"]
+
+
+@torch.no_grad()
+def test_without_an_inquiry_encoder_empty_inquiries_work_and_others_are_refused(regions):
+    plain = dynamic(inquiry_encoder=False)
+    assert len(plain(regions, "")) == 3
+    with pytest.raises(InputError, match="without an inquiry encoder"):
+        plain(regions, "what is it?")
+
+
+def test_nothing_to_encode_gives_no_features():
+    features, grids = dynamic().encode([], [], [])
+    assert features.shape == (0, 32)
+    assert grids == []
+
+
+def test_groups_without_an_inquiry_are_refused(regions):
+    with pytest.raises(InputError, match="Region 1 is in group 2, but there are 2 inquiries"):
+        dynamic()(regions, ["a", "b"], groups=[0, 2, 1])
+    with pytest.raises(InputError, match="3 regions came with 2 inquiries"):
+        dynamic()(regions, ["a", "b"])
+    with pytest.raises(InputError, match="3 regions came with 1 groups"):
+        dynamic()(regions, ["a"], groups=[0])
+    with pytest.raises(InputError, match="One inquiry is for all"):
+        dynamic()(regions, "a", groups=[0, 0, 0])
+
+
+def test_a_modulator_that_cannot_work_on_a_block_is_refused_with_the_reason():
+    with pytest.raises(BadConfig, match="RefusesAll cannot work on block 0: it is never content"):
+        dynamic((RefusesAll, None))
+    with pytest.raises(BadConfig, match="AsksForTooMuch cannot work on block 0: it uses 'norm3'"):
+        dynamic((AsksForTooMuch, None))
+
+
+def test_a_frozen_encoder_gets_no_gradient_and_its_modulators_do():
+    encoder = dynamic((FiLM, FiLMConfig()), integration="late")
+    encoder.encoder.requires_grad_(False)
+    views = example_views(encoder.encoder)
+    features, _ = encoder.encode(views, [0] * 5, [encoder.tokenize("a b")])
+    features.square().mean().backward()
+    assert all(parameter.grad is None for parameter in encoder.encoder.parameters())
+    assert all(parameter.grad.abs().sum() > 0 for parameter in encoder.modulators.parameters())
+
+
+@torch.no_grad()
+def test_precision_of_the_encoder_goes_on_beside_a_float32_modulator():
+    encoder = dynamic((FiLM, FiLMConfig(zero_init=False)))
+    encoder.encoder.to(torch.bfloat16)
+    views = example_views(encoder.encoder)
+    features, _ = encoder.encode(views, [0, 1, 0, 1, 1], [encoder.tokenize("a b"), []])
+    assert features.dtype == torch.bfloat16
