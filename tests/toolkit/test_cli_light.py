@@ -42,16 +42,12 @@ def start(arguments: list[str], folder: Path) -> tuple[subprocess.CompletedProce
         "sys.exit(code)"
     )
     began = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=False)
     return done, time.perf_counter() - began
 
 
 @pytest.mark.parametrize("arguments", LIGHT, ids=lambda arguments: " ".join(arguments) or "nothing")
-def test_help_and_usage_errors_import_no_torch_and_end_in_one_sentence(
-    arguments: list[str], tmp_path: Path
-) -> None:
+def test_help_and_usage_errors_import_no_torch_and_end_in_one_sentence(arguments: list[str], tmp_path: Path) -> None:
     done, _ = start(arguments, tmp_path)
     assert "Traceback" not in done.stderr, done.stderr
     if "--help" in arguments:
@@ -110,9 +106,7 @@ def test_list_shows_names_summaries_settings_defaults_help_and_origin(
     assert line.strip() == "gain  a float, default 0.25: how [loud] it is"
 
 
-@pytest.mark.parametrize(
-    ("error", "code"), [(InputError("a.png is no image."), 1), (KeyboardInterrupt(), 130)]
-)
+@pytest.mark.parametrize(("error", "code"), [(InputError("a.png is no image."), 1), (KeyboardInterrupt(), 130)])
 def test_a_failure_inside_a_command_is_one_line_and_its_exit_code(
     error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,9 +116,7 @@ def test_a_failure_inside_a_command_is_one_line_and_its_exit_code(
     monkeypatch.setattr(cli, "_registries", fail)
     assert cli.run(["list"]) == code
     shown = capsys.readouterr().err
-    assert shown == (
-        "InputError: a.png is no image.\n" if isinstance(error, VilavtError) else "interrupted\n"
-    )
+    assert shown == ("InputError: a.png is no image.\n" if isinstance(error, VilavtError) else "interrupted\n")
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

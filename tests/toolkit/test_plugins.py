@@ -65,9 +65,7 @@ def test_two_files_of_one_name_in_two_folders_are_two_plugins(tmp_path: Path) ->
     assert {"gate_a", "gate_b"} <= set(rewards.names())
 
 
-@pytest.mark.parametrize(
-    "plugin", ["./nowhere.py", "no_such_module", "no.such.module", "json.nowhere", "", "a b"]
-)
+@pytest.mark.parametrize("plugin", ["./nowhere.py", "no_such_module", "no.such.module", "json.nowhere", "", "a b"])
 def test_a_plugin_that_is_not_there_is_a_mistake_in_the_recipe(tmp_path: Path, plugin: str) -> None:
     with pytest.raises(BadRecipe, match="there is no"):
         load_plugins([plugin], relative_to=tmp_path)

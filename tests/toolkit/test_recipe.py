@@ -149,13 +149,9 @@ def test_nothing_but_plain_references_is_evaluated(base: Path, text: str, said: 
 
 
 def test_a_child_changes_keys_and_the_command_line_has_the_last_word(base: Path, tmp_path: Path) -> None:
-    child = write(
-        tmp_path / "child.yaml", "inherits: base\ntrain: {steps: 5}\nmodel: {encoder: {mode: slow}}\n"
-    )
+    child = write(tmp_path / "child.yaml", "inherits: base\ntrain: {steps: 5}\nmodel: {encoder: {mode: slow}}\n")
     grandchild = write(tmp_path / "grandchild.yaml", "inherits: ./child.yaml\nseed: 3\n")
-    checked = load_recipe(
-        grandchild, ["train.batch_size=2", "model.stopping[1].width=9", "model.stopping.0.width=8"]
-    )
+    checked = load_recipe(grandchild, ["train.batch_size=2", "model.stopping[1].width=9", "model.stopping.0.width=8"])
     recipe = checked.recipe
     assert (recipe.seed, recipe.train.steps, recipe.train.batch_size) == (3, 5, 2)
     assert recipe.model.encoder.config == ToyConfig(width=32, mode="slow")
@@ -184,8 +180,7 @@ def test_dropped_settings_are_told(base: Path, tmp_path: Path) -> None:
     child = write(tmp_path / "child.yaml", "inherits: base\nmodel: {modulator: {name: toy_deep, depth: 1}}\n")
     (note,) = load_recipe(child).notes
     assert note == (
-        "child.yaml: model.modulator: 'toy_deep' replaces 'toy_film' of base.yaml,"
-        " whose settings go: width, ratio."
+        "child.yaml: model.modulator: 'toy_deep' replaces 'toy_film' of base.yaml, whose settings go: width, ratio."
     )
 
 
@@ -204,10 +199,7 @@ def test_one_part_is_overridden_alike_before_and_after_resolving(base: Path, tmp
 
 
 def test_plugins_of_parent_and_child_are_loaded_each_from_its_own_folder(base: Path, tmp_path: Path) -> None:
-    plugin = (
-        "from vilavt_toolkit.registry import rewards\n"
-        "@rewards.register('{0}')\nclass R:\n    '''A reward.'''\n"
-    )
+    plugin = "from vilavt_toolkit.registry import rewards\n@rewards.register('{0}')\nclass R:\n    '''A reward.'''\n"
     (tmp_path / "deep").mkdir()
     write(tmp_path / "mine.py", plugin.format("toy_parent"))
     write(tmp_path / "deep" / "mine.py", plugin.format("toy_child"))
@@ -249,8 +241,7 @@ def test_every_error_comes_at_once_each_with_its_own_file_and_path(base: Path, t
     )
     child = write(
         tmp_path / "child.yaml",
-        "inherits: parent\nplugins: [./gone.py]\nmodle: {}\n"
-        "model: {integration: [1, x], encoder: {sizes: [1]}}\n",
+        "inherits: parent\nplugins: [./gone.py]\nmodle: {}\nmodel: {integration: [1, x], encoder: {sizes: [1]}}\n",
     )
     errors = complaints(child, "eval.items=0", "train.batch_size=-1", "seed", "train.steps.x=1")
     paths = [line.split(": ")[1:3] for line in errors if not line.startswith("  ")]

@@ -86,12 +86,13 @@ def _shape(shape: str, side: int) -> NDArray[np.int32]:
 _STROKES = np.clip((np.arange(256) - 50) * 255 // 130, 0, 255).astype(np.uint8)
 
 
-def _ink(image: Pixels, height: float, turn: float, halo: float) -> NDArray[np.float32]:
+def _ink(image: Pixels, height: float, turn: float, halo: float, camouflage: float) -> NDArray[np.float32]:
     """A digit `height` pixels high, turned by `turn` radians, as a change of brightness, [side, side, 1].
 
-    Strokes are bright (1 at most) and their surroundings, `halo` heights wide, dark by as much on the whole, so
-    that a digit averages out where it is seen too small: a vanishing optotype, as tests of eyesight use. Plain
-    strokes do not: 4 pixels high, four in five can be told apart by a small network that knows where to look.
+    Strokes are bright (1 at most) and their surroundings, `halo` heights wide, dark by `camouflage` times as much on
+    the whole. At 1 a digit averages out where it is seen too small: a vanishing optotype, as tests of eyesight use.
+    Plain strokes do not: 4 pixels high, four in five can be told apart by a small network that is trained on nothing
+    else and knows where to look.
     """
     padded = image.shape[0]
     step = (padded - 2 * _PAD) / height
@@ -106,7 +107,7 @@ def _ink(image: Pixels, height: float, turn: float, halo: float) -> NDArray[np.f
     )
     strokes = Image.fromarray(_STROKES[np.asarray(turned)])
     around = np.asarray(strokes.filter(ImageFilter.GaussianBlur(height * halo)), dtype=np.float32)
-    ink: NDArray[np.float32] = (np.asarray(strokes, dtype=np.float32) - around) / 255
+    ink = ((np.asarray(strokes, dtype=np.float32) - camouflage * around) / 255).astype(np.float32)
     return ink[:, :, None]
 
 
@@ -124,12 +125,14 @@ def _noise(size: int, most: int, grain: int) -> Pixels:
     return fine + (coarse // 255).astype(np.uint8)[:, :, None]
 
 
-def draw_scene(rng: np.random.Generator, scene: Scene, split: str, size: int, cells: int, difficulty: float) -> Pixels:
+def draw_scene(
+    rng: np.random.Generator, scene: Scene, split: str, size: int, cells: int, difficulty: float, camouflage: float
+) -> Pixels:
     """Draw a scene with digits of the split's writers; uint8 [size, size, 3]."""
     noise = round(20 + 60 * difficulty)
     canvas = _ground(rng, size, 255 - noise, difficulty)
     for thing, draws in zip(scene.things, rng.random((len(scene.things), 7)).tolist(), strict=True):
-        _draw_thing(canvas, thing, draws, split, size // cells, difficulty, 255 - noise)
+        _draw_thing(canvas, thing, draws, split, size // cells, difficulty, camouflage, 255 - noise)
     # No value is above 255 - noise so far, so that adding cannot run over.
     x, y = rng.integers(_NOISE_PARTS, size=2).tolist()
     canvas += _noise(size, noise, max(1, size // cells // 8))[y : y + size, x : x + size]
@@ -155,7 +158,14 @@ def _ground(rng: np.random.Generator, size: int, top: int, difficulty: float) ->
 
 
 def _draw_thing(
-    canvas: Pixels, thing: Thing, draws: list[float], split: str, cell: int, difficulty: float, top: int
+    canvas: Pixels,
+    thing: Thing,
+    draws: list[float],
+    split: str,
+    cell: int,
+    difficulty: float,
+    camouflage: float,
+    top: int,
 ) -> None:
     """Draw an object in its cell; `draws` are uniform in [0, 1)."""
     side = round(cell * (0.95 - 0.12 * difficulty * draws[0]))
@@ -170,7 +180,7 @@ def _draw_thing(
     choices = _choices(split, thing.digit)
     image = load_digits().images[choices[int(draws[4] * len(choices))]]
     height = cell / 2 * (1 - 0.12 * difficulty * draws[0])
-    ink = _ink(image, height, 0.5 * difficulty * (draws[5] - 0.5), 0.06 - 0.03 * difficulty)
+    ink = _ink(image, height, 0.5 * difficulty * (draws[5] - 0.5), 0.06 - 0.03 * difficulty, camouflage)
     # A triangle is widest below its middle.
     middle = side * 0.68 if thing.shape == "triangle" else side * 0.5
     reach = ink.shape[0]

@@ -31,6 +31,9 @@ class DigitScenesConfig:
         minimum=0,
         maximum=1,
     )
+    camouflage: float = setting(
+        0.0, help="how far digits average out in a small view: 0 plain ink, 1 wholly", minimum=0, maximum=1
+    )
     no_zoom: float = setting(1 / 3, help="share of questions that the first view answers", minimum=0, maximum=1)
     several: float = setting(
         0.35, help="share of zooms that show two digits, of which the inquiry names one", minimum=0, maximum=1
@@ -64,9 +67,9 @@ class DigitScenes(Task):
     """Coloured shapes that carry handwritten digits; needs scikit-learn (the `demo` extra) for the digits.
 
     The family `one_image`: "what digit is on the red square?" needs a zoom, "what shape is the red object?" does
-    not. A trace names every object as "colour shape column row" in reading order, looks at the asked object's
-    cell, or at two cells where another object stands right beside, above or below it, and reads. Digits of the
-    splits are by different writers.
+    not. A trace names every object as "cell colour shape", cells numbered from 0 in reading order, looks at the asked
+    object's cell, or at two cells where another object stands right beside, above or below it, and reads. Digits of
+    the splits are by different writers.
     """
 
     def __init__(self, config: DigitScenesConfig) -> None:
@@ -90,7 +93,8 @@ class DigitScenes(Task):
         """The sample at `index`, its scene uint8 [size, size, 3]; IndexError beyond the split's end."""
         scene, rng, mode = self._scene(split, index)
         question, answer = _question(scene)
-        drawn = draw_scene(rng, scene, split, self.config.size, self.config.cells, self.config.difficulty)
+        config = self.config
+        drawn = draw_scene(rng, scene, split, config.size, config.cells, config.difficulty, config.camouflage)
         return Sample(
             id=f"digit_scenes/{self.config.seed}/{split}/{index}",
             question=question,
@@ -135,16 +139,11 @@ class DigitScenes(Task):
         """The turns that lead to the answer."""
         if mode == "blind":
             return (GivenTurn("no image", answer=answer),)
-        import os
-        V=os.environ.get("TV","A")
-        if V=="A": thought = ", ".join(f"{thing.cell[0]} {thing.cell[1]} {thing.name}" for thing in scene.things)
-        elif V=="B": thought = ", ".join(f"{thing.cell[0]+4*thing.cell[1]} {thing.name}" for thing in scene.things)
-        elif V=="D": thought = ", ".join(f"{thing.cell[0]+4*thing.cell[1]} {thing.shape} {thing.colour}" for thing in scene.things)
-        elif V=="E": thought = ", ".join(f"{thing.cell[0]+4*thing.cell[1]} {thing.colour} {thing.cell[0]+4*thing.cell[1]} {thing.shape}" for thing in scene.things)
-        elif V=="C": thought = " ".join(f"{thing.cell[0]} {thing.cell[1]} {thing.name}" for thing in scene.things)
+        cells = self.config.cells
+        thought = ", ".join(f"{thing.cell[1] * cells + thing.cell[0]} {thing.name}" for thing in scene.things)
         if mode == "forced" or scene.kind != "digit":
             return (GivenTurn(thought, answer=answer),)
-        cell = self.config.size // self.config.cells
+        cell = self.config.size // cells
         box: Box = tuple(float(side * cell) for side in scene.zoom)
         return (
             GivenTurn(thought, inquiry=scene.asked.name, boxes=((0, box),)),

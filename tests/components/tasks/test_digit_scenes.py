@@ -24,7 +24,8 @@ TASK = DigitScenes(DigitScenesConfig())
 def seen(sample: Sample) -> dict[str, tuple[int, int]]:
     """Name of every object in the trace's first thought -> its cell."""
     words = [part.split() for part in sample.trace[0].thought.split(", ")]
-    return {f"{colour} {shape}": (int(column), int(row)) for colour, shape, column, row in words}
+    cells = TASK.config.cells
+    return {f"{colour} {shape}": (int(cell) % cells, int(cell) // cells) for cell, colour, shape in words}
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +169,20 @@ def test_objects_show_in_their_cells_and_digits_only_in_the_crop() -> None:
             if colour in strongest:
                 assert mean.argmax() == strongest[colour]
             assert middle.astype(float).std(axis=(0, 1)).max() > 10, "the digit's strokes"
+
+
+def test_camouflaged_digits_average_out_in_a_small_view() -> None:
+    def seen_small(camouflage: float) -> float:
+        task = DigitScenes(DigitScenesConfig(difficulty=0, no_zoom=0, camouflage=camouflage))
+        spreads = []
+        for index in range(20):
+            sample = task.sample("test", index)
+            column, row = seen(sample)[sample.trace[0].inquiry]
+            middle = sample.originals[0][64 * row + 16 : 64 * row + 48, 64 * column + 16 : 64 * column + 48]
+            spreads.append(middle.astype(float).reshape(4, 8, 4, 8, 3).mean(axis=(1, 3, 4)).std())
+        return float(np.mean(spreads))
+
+    assert seen_small(1.0) < 0.5 * seen_small(0.0)
 
 
 def test_harder_scenes_are_noisier() -> None:

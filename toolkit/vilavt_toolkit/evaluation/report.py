@@ -59,9 +59,9 @@ def _provenance(folder: Path, recipe: CheckedRecipe) -> dict[str, Any]:
 
 
 def _show_example(results: Mapping[str, Sequence[Item]], out: Path, console: Console) -> None:
-    """Draw one answered question: of the modulated arm if there is one, with a zoom and right if there is such."""
+    """Draw one answered question: the first with a zoom, right or wrong, of the modulated arm if there is one."""
     items = results.get("modulated") or next(iter(results.values()))
-    shown = max(items, key=lambda item: (item.session.calls > 0, item.score))
+    shown = next((item for item in items if item.session.calls), items[0])
     if not shown.session.sources:
         return
     answer = answer_of(shown.session, shown.sample.question)
