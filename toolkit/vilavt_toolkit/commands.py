@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
 
 from vilavt_toolkit.assemble import assemble
@@ -26,7 +25,7 @@ def check(name: str, overrides: Sequence[str]) -> None:
     recipe.recipe.task.entry.cls(recipe.recipe.task.config)
     console = _console()
     console.print(_parts(recipe, model))
-    console.print(f"{recipe.path} is right.")
+    console.print(f"{recipe.path}: every key, name and shape is right")
 
 
 def train(name: str, overrides: Sequence[str], resume: bool) -> None:
@@ -42,7 +41,6 @@ def evaluate(run: Path, overrides: Sequence[str]) -> None:
     """Evaluate a run under every arm; writes items, summary and an example into the run. Raises VilavtError."""
     from vilavt_toolkit.evaluation.report import evaluate_run
 
-    _log_to_console()
     evaluate_run(run, overrides, _console())
 
 
@@ -51,7 +49,6 @@ def ask(run: Path, images: Sequence[Path], question: str, trace: Path | None) ->
     from vilavt_toolkit.chat.ask import ask as ask_model
     from vilavt_toolkit.loading import load
 
-    _log_to_console()
     answer = ask_model([str(image) for image in images], question, model=load(run))
     console = _console()
     for turn in answer.trace.turns:
@@ -70,7 +67,6 @@ def ask(run: Path, images: Sequence[Path], question: str, trace: Path | None) ->
 
 
 def _read(name: str, overrides: Sequence[str]) -> CheckedRecipe:
-    _log_to_console()
     recipe = load_recipe(name, overrides)
     for note in recipe.notes:
         logging.getLogger(__name__).warning(note)
@@ -79,12 +75,6 @@ def _read(name: str, overrides: Sequence[str]) -> CheckedRecipe:
 
 def _console() -> Console:
     return Console(markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
-
-
-def _log_to_console() -> None:
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
-    logging.getLogger("vilavt_toolkit").setLevel(logging.INFO)
 
 
 def _parts(recipe: CheckedRecipe, model: VisualChatModel) -> Table:

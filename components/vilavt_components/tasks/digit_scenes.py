@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vilavt_components.tasks._digit_drawing import draw_scene
-from vilavt_components.tasks._digit_layout import Scene, lay_out, most_objects
+from vilavt_components.tasks._digit_layout import Scene, Thing, lay_out, most_objects
 from vilavt_toolkit.contracts import Box, GivenTurn, Sample, Task
 from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.registry import setting, tasks
@@ -67,9 +67,9 @@ class DigitScenes(Task):
     """Coloured shapes that carry handwritten digits; needs scikit-learn (the `demo` extra) for the digits.
 
     The family `one_image`: "what digit is on the red square?" needs a zoom, "what shape is the red object?" does
-    not. A trace names every object as "cell colour shape", cells numbered from 0 in reading order, looks at the asked
-    object's cell, or at two cells where another object stands right beside, above or below it, and reads. Digits of
-    the splits are by different writers.
+    not. A trace names every object as "cell colour shape", cells numbered from 0 in reading order, then the cell of the
+    asked one and that of an object right beside, above or below it; it looks at these cells, and reads. Digits of the
+    splits are by different writers.
     """
 
     def __init__(self, config: DigitScenesConfig) -> None:
@@ -140,7 +140,9 @@ class DigitScenes(Task):
         if mode == "blind":
             return (GivenTurn("no image", answer=answer),)
         cells = self.config.cells
-        thought = ", ".join(f"{thing.cell[1] * cells + thing.cell[0]} {thing.name}" for thing in scene.things)
+        named = ", ".join(f"{_number(thing, cells)} {thing.name}" for thing in scene.things)
+        meant = [scene.asked] if scene.partner is None else [scene.asked, scene.partner]
+        thought = f"{named}; so {' '.join(str(_number(thing, cells)) for thing in meant)}"
         if mode == "forced" or scene.kind != "digit":
             return (GivenTurn(thought, answer=answer),)
         cell = self.config.size // cells
@@ -149,6 +151,11 @@ class DigitScenes(Task):
             GivenTurn(thought, inquiry=scene.asked.name, boxes=((0, box),)),
             GivenTurn(f"read {answer}", answer=answer),
         )
+
+
+def _number(thing: Thing, cells: int) -> int:
+    """The number of a thing's cell, counted from 0 in reading order."""
+    return thing.cell[1] * cells + thing.cell[0]
 
 
 def _question(scene: Scene) -> tuple[str, str]:

@@ -23,7 +23,7 @@ TASK = DigitScenes(DigitScenesConfig())
 
 def seen(sample: Sample) -> dict[str, tuple[int, int]]:
     """Name of every object in the trace's first thought -> its cell."""
-    words = [part.split() for part in sample.trace[0].thought.split(", ")]
+    words = [part.split() for part in sample.trace[0].thought.split("; ")[0].split(", ")]
     cells = TASK.config.cells
     return {f"{colour} {shape}": (int(cell) % cells, int(cell) // cells) for cell, colour, shape in words}
 

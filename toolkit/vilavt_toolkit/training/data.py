@@ -123,6 +123,8 @@ class StepCollator:
     padding_id: int
 
     def __call__(self, samples: Sequence[Prepared]) -> StepBatch:
+        # Of like lengths together, so that little is padded; the gradient is the same for every split.
+        samples = sorted(samples, key=lambda sample: len(sample[0].ids))
         micro = []
         for start in range(0, len(samples), self.micro_batch):
             part = samples[start : start + self.micro_batch]

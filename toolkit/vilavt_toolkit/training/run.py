@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import warnings
 from pathlib import Path
 from typing import Any, cast
 
@@ -98,6 +99,9 @@ def _scaler(trainer: pl.Trainer) -> Any:
 
 
 def _trainer(section: TrainSection, run: Path, keeper: _Keeper) -> pl.Trainer:
+    # Its advice and its dealings with torch's tree utilities are not the user's.
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*treespec", module="pytorch_lightning")
     on_gpu = section.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     if section.precision == "16-mixed" and not on_gpu:
         raise UsageError("train.precision: 16-mixed needs a CUDA GPU; use bf16-mixed or 32-true here.")
