@@ -23,6 +23,14 @@ def test_it_scales_and_shifts_each_group_by_its_own_inquiry():
     torch.testing.assert_close(found, expected)
 
 
+def test_a_scale_too_small_to_stand_beside_1_in_bfloat16_still_scales():
+    film, y = FiLM(FiLMConfig(), BLOCK, 4).bfloat16(), torch.randn(5, 6)
+    with torch.no_grad():
+        film.nets["norm1"][-1].bias[:6] = 1e-3
+    found = film.modulate("norm1", y, y, inquiry_of(torch.randn(2, 4).bfloat16()))
+    torch.testing.assert_close(found - y, 1e-3 * y, rtol=0.02, atol=1e-6)
+
+
 def test_it_changes_nothing_before_training():
     film = FiLM(FiLMConfig(hidden_dim=8), BLOCK, 4)
     y = torch.randn(5, 6)

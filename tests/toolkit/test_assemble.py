@@ -96,3 +96,29 @@ def test_check_reports_all_misfits_and_exits_with_usage(tiny_recipe, capsys):
     assert run(["check", str(tiny_recipe), *bad]) == 2
     told = capsys.readouterr().err
     assert "model.language_model: " in told and "model.encoder: " in told and "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("eval.arms=[shuffled]", "add that arm"),
+        ("eval.arms=[]", "name at least one arm"),
+        ("eval.split=foo", "eval.split: "),
+        ("train.gradient_clip=0", "null for any"),
+        ("train.steps=0", "train.steps: "),
+        ("train.freeze=[encoder,modulator,inquiry_encoder,projector,language_model]", "leaves nothing to train"),
+        ("train.optimizer.betas=[1.0, 0.9]", "train.optimizer: the optimizer cannot be built (Invalid beta"),
+        ("model.integration=[]", "model.integration: Integration is an empty list"),
+    ],
+)
+def test_check_refuses_what_would_fail_later(tiny_recipe, capsys, override, words):
+    assert run(["check", str(tiny_recipe), override]) == 2
+    told = capsys.readouterr()
+    assert words in told.err and told.out == "" and "Traceback" not in told.err
+
+
+def test_check_says_what_is_wrong_with_task_model_and_optimizer_at_once(tiny_recipe, capsys):
+    bad = ["model.encoder.config.num_heads=5", "eval.split=foo", "task.cells=2"]
+    assert run(["check", str(tiny_recipe), *bad]) == 2
+    told = capsys.readouterr().err
+    assert "model.encoder: " in told and "eval.split: " in told and "no split 'foo'" in told

@@ -79,7 +79,7 @@ def test_an_unknown_kind_is_told_with_the_kinds_there_are(capsys: pytest.Capture
     assert cli.run(["list", "modulatr"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("UnknownName: no kind of component named 'modulatr'. Did you mean 'modulator'?")
-    assert "policy_loss" in error
+    assert "inquiry_encoder" in error
 
 
 @pytest.mark.parametrize("kind", ["modulator", "modulators", "stopping policy"])
@@ -171,6 +171,24 @@ def test_new_modulator_overwrites_nothing(tmp_path: Path, capsys: pytest.Capture
     assert cli.run(["new", "modulator", "my_gate", "--dir", str(tmp_path)]) == 2
     assert "test_my_gate.py exists already" in capsys.readouterr().err
     assert [file.read_text() for file in tmp_path.iterdir()] == ["mine"]
+
+
+def test_new_modulator_refuses_the_name_of_one_that_is_installed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["new", "modulator", "film", "--dir", str(tmp_path)]) == 2
+    assert "there is a modulator 'film' already, of vilavt_components" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("length", [242, 300])
+def test_new_modulator_leaves_nothing_where_it_cannot_write_both_files(
+    length: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 242 letters the module's name is short enough for a file, the test's is not."""
+    assert cli.run(["new", "modulator", "x" * length, "--dir", str(tmp_path)]) in (1, 2)
+    assert "File name too long" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["My-Gate", "class", "2d", "a b", "../x", ""])

@@ -118,6 +118,7 @@ def test_a_damaged_checkpoint_is_a_failure_not_a_usage_error(tiny_run, scene, tm
         ("train.stepz=3", "Did you mean 'steps'?"),
         ("train.steps=many", "train.steps"),
         ("train.batch_size=0", "train.batch_size"),
+        ("train.steps=0", "train.steps"),
         ("train.precision=16-mixed", "needs a CUDA GPU"),
         ("train.accelerator=abacus", "train.accelerator"),
         ("task.cells=7", "cells"),

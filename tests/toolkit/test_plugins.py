@@ -10,19 +10,19 @@ import pytest
 
 from vilavt_toolkit.errors import BadRecipe, DuplicateName
 from vilavt_toolkit.plugins import load_plugins
-from vilavt_toolkit.registry import isolated, rewards
+from vilavt_toolkit.registry import isolated, modulators
 
 GATE = '''
 from dataclasses import dataclass
-from vilavt_toolkit.registry import rewards, setting
+from vilavt_toolkit.registry import modulators, setting
 
 @dataclass(frozen=True)
 class Config:
     scale: float = setting(1.0, help="how much")
 
-@rewards.register("{name}", Config)
+@modulators.register("{name}", Config)
 class Gate:
-    """A reward from a plugin."""
+    """A gate from a plugin."""
 '''
 
 
@@ -39,22 +39,22 @@ def test_a_file_is_found_relative_to_the_recipe_and_named_as_the_origin(
     (tmp_path / "recipes" / "my_gate.py").write_text(GATE.format(name="plugin_gate"))
     monkeypatch.chdir(tmp_path)
     load_plugins(["./my_gate.py"], relative_to=tmp_path / "recipes")
-    assert rewards.get("plugin_gate").origin == "recipes/my_gate.py"
-    assert rewards.get("plugin_gate").location.startswith(str(tmp_path / "recipes" / "my_gate.py"))
+    assert modulators.get("plugin_gate").origin == "recipes/my_gate.py"
+    assert modulators.get("plugin_gate").location.startswith(str(tmp_path / "recipes" / "my_gate.py"))
 
 
 def test_loading_twice_is_once(tmp_path: Path) -> None:
     (tmp_path / "my_gate.py").write_text(GATE.format(name="plugin_gate"))
     load_plugins(["./my_gate.py", "my_gate.py"], relative_to=tmp_path)
     load_plugins([str(tmp_path / "my_gate.py")])
-    assert "plugin_gate" in rewards
+    assert "plugin_gate" in modulators
 
 
 def test_a_module_is_loaded_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "gate_module.py").write_text(GATE.format(name="module_gate"))
     monkeypatch.syspath_prepend(tmp_path)
     load_plugins(["gate_module"])
-    assert rewards.get("module_gate").origin == "gate_module"
+    assert modulators.get("module_gate").origin == "gate_module"
 
 
 def test_two_files_of_one_name_in_two_folders_are_two_plugins(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_two_files_of_one_name_in_two_folders_are_two_plugins(tmp_path: Path) ->
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "gate.py").write_text(GATE.format(name=f"gate_{folder}"))
     load_plugins(["a/gate.py", "b/gate.py"], relative_to=tmp_path)
-    assert {"gate_a", "gate_b"} <= set(rewards.names())
+    assert {"gate_a", "gate_b"} <= set(modulators.names())
 
 
 @pytest.mark.parametrize("plugin", ["./nowhere.py", "no_such_module", "no.such.module", "json.nowhere", "", "a b"])
@@ -78,10 +78,10 @@ def test_a_plugin_that_fails_stops_with_its_own_error_naming_it_and_leaves_nothi
         load_plugins(["./broken.py"], relative_to=tmp_path)
     assert "./broken.py" in "".join(caught.value.__notes__)
     assert str(broken) in [str(entry.path) for entry in caught.traceback]
-    assert "half_a_plugin" not in rewards
+    assert "half_a_plugin" not in modulators
     broken.write_text(GATE.format(name="half_a_plugin"))
     load_plugins(["./broken.py"], relative_to=tmp_path)
-    assert "half_a_plugin" in rewards
+    assert "half_a_plugin" in modulators
 
 
 def test_a_plugin_whose_own_import_is_missing_is_not_taken_for_a_missing_plugin(
@@ -111,6 +111,6 @@ def test_isolation_lets_a_plugin_be_loaded_again(tmp_path: Path, monkeypatch: py
     for _ in range(2):
         with isolated():
             load_plugins(["again_module"])
-            assert "again" in rewards
-        assert "again" not in rewards
+            assert "again" in modulators
+        assert "again" not in modulators
     assert "again_module" not in sys.modules

@@ -199,7 +199,9 @@ def test_one_part_is_overridden_alike_before_and_after_resolving(base: Path, tmp
 
 
 def test_plugins_of_parent_and_child_are_loaded_each_from_its_own_folder(base: Path, tmp_path: Path) -> None:
-    plugin = "from vilavt_toolkit.registry import rewards\n@rewards.register('{0}')\nclass R:\n    '''A reward.'''\n"
+    plugin = (
+        "from vilavt_toolkit.registry import modulators\n@modulators.register('{0}')\nclass R:\n    '''A gate.'''\n"
+    )
     (tmp_path / "deep").mkdir()
     write(tmp_path / "mine.py", plugin.format("toy_parent"))
     write(tmp_path / "deep" / "mine.py", plugin.format("toy_child"))
@@ -209,7 +211,7 @@ def test_plugins_of_parent_and_child_are_loaded_each_from_its_own_folder(base: P
         str(tmp_path / "mine.py"),
         str(tmp_path / "deep" / "mine.py"),
     ]
-    assert {"toy_parent", "toy_child"} <= set(REGISTRIES["reward"].names())
+    assert {"toy_parent", "toy_child"} <= set(REGISTRIES["modulator"].names())
 
 
 # --- What is wrong -------------------------------------------------------------------------------------
@@ -266,7 +268,7 @@ def test_every_error_comes_at_once_each_with_its_own_file_and_path(base: Path, t
     [
         ("train.steps=true", "train.steps: expected an int, got True (bool)."),
         ("train.steps=1e3", "train.steps: expected an int, got 1000.0 (float); write 1000."),
-        ("train.steps=-1", "train.steps: -1 is below the least, 0 (optimizer steps)."),
+        ("train.steps=-1", "train.steps: -1 is below the least, 1 (optimizer steps)."),
         ("train.optimizer.ratio=1.5", "train.optimizer.ratio: 1.5 is above the most, 1 (how much)."),
         ("train.optimizer.ratio=.nan", "train.optimizer.ratio: expected a finite float, got nan."),
         ("train.precision=bf16", "one of 32-true, bf16-mixed, 16-mixed, bf16-true, got 'bf16' (str)."),
@@ -339,6 +341,10 @@ def test_a_binary_file_is_no_recipe(base: Path) -> None:
 def test_a_recipe_that_is_not_there_lists_those_that_are(tmp_path: Path) -> None:
     with pytest.raises(BadRecipe, match=r"no recipe named 'no_such'.*\n  recipes: .*\n.*\./no_such\.yaml"):
         find_recipe("no_such")
+    with pytest.raises(BadRecipe, match="cannot be read: File name too long; check the path"):
+        find_recipe(tmp_path / f"{'x' * 300}.yaml")
+    with pytest.raises(BadRecipe, match=r"child\.yaml: inherits: .* cannot be read: File name too long"):
+        load_recipe(write(tmp_path / "child.yaml", f"inherits: {'x' * 300}.yaml\n"))
     with pytest.raises(BadRecipe, match="there is no recipe file"):
         find_recipe(tmp_path / "no_such.yaml")
 

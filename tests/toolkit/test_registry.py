@@ -120,4 +120,4 @@ def test_isolation_forgets_what_was_registered_inside() -> None:
 
 def test_every_kind_of_component_has_a_registry_under_its_own_name() -> None:
     assert {kind: registry.kind for kind, registry in REGISTRIES.items()} == {k: k for k in REGISTRIES}
-    assert {"encoder", "modulator", "stopping", "policy_loss"} <= set(REGISTRIES)
+    assert {"encoder", "modulator", "stopping", "optimizer"} <= set(REGISTRIES)

@@ -16,7 +16,7 @@ from vilavt_toolkit.vision.integration import integrated_blocks
 T = TypeVar("T")
 
 
-class _Collector:
+class Collector:
     """Builds part after part and keeps every error with the path of its part."""
 
     def __init__(self, label: str) -> None:
@@ -27,9 +27,17 @@ class _Collector:
         """What `make` builds, or None with its error kept."""
         try:
             return make()
+        except RecipeErrors as errors:  # these name their paths
+            self.errors += errors.errors
         except VilavtError as error:
-            self.errors.append(type(error)(f"{self.label}: model.{path}: {error}"))
+            self.errors.append(type(error)(f"{self.label}: {path}: {error}"))
         return None
+
+    def fits(self, path: str, check: Callable[[], None]) -> bool:
+        """Whether `check` raises nothing; its error is kept."""
+        before = len(self.errors)
+        self.build(path, check)
+        return len(self.errors) == before
 
     def finish(self) -> None:
         """Raise everything that went wrong."""
@@ -43,24 +51,27 @@ def assemble(section: ModelSection, label: str = "recipe", saved: Path | None = 
     With `saved`, the language model's architecture and tokenizer come from a checkpoint's folder. Under
     `torch.device("meta")` nothing is allocated.
     """
-    collect = _Collector(label)
+    collect = Collector(label)
     language = section.language_model
-    language_model = collect.build("language_model", lambda: _language_model(language, saved))
-    encoder = collect.build("encoder", lambda: _made(section.encoder))
-    dialogue = collect.build("dialogue", lambda: _made(section.dialogue))
-    stopping = collect.build("stopping", lambda: [_made(part) for part in section.stopping])
+    language_model = collect.build("model.language_model", lambda: _language_model(language, saved))
+    encoder = collect.build("model.encoder", lambda: _made(section.encoder))
+    dialogue = collect.build("model.dialogue", lambda: _made(section.dialogue))
+    stopping = collect.build("model.stopping", lambda: [_made(part) for part in section.stopping])
     if encoder is not None:
-        collect.build("source", lambda: _agree_on_modality(section, encoder.spec.modality))
+        collect.build("model.source", lambda: _agree_on_modality(section, encoder.spec.modality))
     collect.finish()
     assert language_model is not None and encoder is not None and dialogue is not None and stopping is not None
 
-    inquiry_encoder = collect.build("inquiry_encoder", lambda: _made(section.inquiry_encoder, language_model))
+    inquiry_encoder = collect.build("model.inquiry_encoder", lambda: _made(section.inquiry_encoder, language_model))
     collect.finish()
     modulators = [(part.entry.cls, part.config) for part in section.modulator]
-    blocks = collect.build("integration", lambda: integrated_blocks(section.integration, encoder.spec))
-    vision = collect.build("modulator", lambda: DynamicEncoder(encoder, modulators, blocks or (), inquiry_encoder))
+    blocks = collect.build("model.integration", lambda: integrated_blocks(section.integration, encoder.spec))
+    vision = None
+    if blocks is not None:
+        chosen = blocks
+        vision = collect.build("model.modulator", lambda: DynamicEncoder(encoder, modulators, chosen, inquiry_encoder))
     projector = collect.build(
-        "projector", lambda: _made(section.projector, encoder.spec.out_width, language_model.width)
+        "model.projector", lambda: _made(section.projector, encoder.spec.out_width, language_model.width)
     )
     collect.finish()
     assert vision is not None and projector is not None

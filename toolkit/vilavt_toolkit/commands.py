@@ -12,20 +12,47 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vilavt_toolkit.assemble import assemble
+from vilavt_toolkit.assemble import Collector, assemble
+from vilavt_toolkit.contracts import Task
 from vilavt_toolkit.model import VisualChatModel
 from vilavt_toolkit.recipe import CheckedRecipe, load_recipe
+from vilavt_toolkit.schema import Part
 
 
 def check(name: str, overrides: Sequence[str]) -> None:
     """Check a recipe and show its parts; nothing is allocated or loaded. Raises RecipeErrors."""
     recipe = _read(name, overrides)
-    with torch.device("meta"):
-        model = assemble(recipe.recipe.model, str(recipe.path))
-    recipe.recipe.task.entry.cls(recipe.recipe.task.config)
+    model = _checked(recipe)
     console = _console()
     console.print(_parts(recipe, model))
     console.print(f"{recipe.path}: every key, name and shape is right")
+
+
+def _checked(recipe: CheckedRecipe) -> VisualChatModel:
+    """The recipe's model without its weights; raises RecipeErrors with all that would fail later."""
+    from vilavt_toolkit.training.learned import freeze, try_optimizer
+
+    sections = recipe.recipe
+    collect = Collector(str(recipe.path))
+    with torch.device("meta"):
+        model = collect.build("model", lambda: assemble(sections.model, str(recipe.path)))
+    task: Task | None = collect.build("task", lambda: _made(sections.task))
+    if task is not None:
+        made = task
+        collect.build("task", lambda: made.length("train"))
+        collect.build("eval.split", lambda: made.length(sections.eval.split))
+    optimizer = collect.build("train.optimizer", lambda: _made(sections.train.optimizer))
+    if model is not None:
+        whole = model
+        if collect.fits("train.freeze", lambda: freeze(whole, sections.train.freeze)) and optimizer is not None:
+            collect.fits("train.optimizer", lambda: try_optimizer(optimizer, whole))
+    collect.finish()
+    assert model is not None
+    return model
+
+
+def _made(part: Part) -> Any:
+    return part.entry.cls(part.config)
 
 
 def train(name: str, overrides: Sequence[str], resume: bool) -> None:

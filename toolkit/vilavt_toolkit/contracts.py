@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -67,6 +67,11 @@ class Source(Component, ABC):
     @abstractmethod
     def open(cls, original: Any, config: Any) -> Source:
         """Open a file (path) or wrap data in memory; raises InputError naming the file and what to do."""
+
+    @property
+    def name(self) -> str:
+        """What errors call it: the path of its file, or a word for what is in memory."""
+        return f"the {self.modality} in memory"
 
     @property
     @abstractmethod
@@ -420,7 +425,7 @@ class Dialogue(Component, ABC):
     """Prompts, the turn grammar, and how sources and crops are announced. `__init__(config)`."""
 
     steps: int
-    """Units per side of a region in which boxes are written; 0: the view's own pixels."""
+    """Units per side of a region in which boxes are written."""
 
     @abstractmethod
     def opening(self, question: str, shown: Sequence[Shown], tool: bool) -> list[str | Slot]:
@@ -549,11 +554,3 @@ class Optimizer(Component, ABC):
     @abstractmethod
     def build(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """The optimizer of the named trainable parameters."""
-
-
-Reward = Callable[..., float]
-"""A pure function of a trajectory and its sample; see docs/contracts.md."""
-Advantage = Callable[..., Tensor]
-"""A pure function of the rewards of prompt groups."""
-PolicyLoss = Callable[..., Tensor]
-"""A pure function of log-probabilities, advantages and the mask."""

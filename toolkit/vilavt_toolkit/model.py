@@ -20,7 +20,6 @@ from vilavt_toolkit.contracts import (
     View,
 )
 from vilavt_toolkit.dialogue.batch import Batch
-from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
 
 
@@ -56,10 +55,7 @@ class VisualChatModel(nn.Module):
 
     def prepare(self, region: Region) -> View:
         """Cut a region out of its original and make it ready for the encoder; raises InputError."""
-        crop, wanted = region.crop(), self.encoder.encoder.spec.modality
-        if crop.modality != wanted:
-            raise InputError(f"the encoder takes crops of modality {wanted!r}, the source gives {crop.modality!r}.")
-        return self.encoder.encoder.prepare(crop)
+        return self.encoder.prepare(region)
 
     def count(self, size: Grid) -> int:
         """Number of features that a region of grid `size` has for the language model."""
@@ -67,8 +63,7 @@ class VisualChatModel(nn.Module):
 
     def tokenize_inquiry(self, text: str) -> list[int]:
         """The ids of an inquiry for the encoder; [] where there is no inquiry encoder or no text."""
-        inquiry_encoder = self.encoder.inquiry_encoder
-        return inquiry_encoder.tokenize(text) if inquiry_encoder is not None and text.strip() else []
+        return self.encoder.tokenize(text) if self.encoder.inquiry_encoder is not None else []
 
     def encode(self, views: Sequence[View], groups: Sequence[int], inquiries: Sequence[Sequence[int]]) -> Tensor:
         """Encode R views of G groups under their inquiries in one packed call: features [F, D] in the views' order."""

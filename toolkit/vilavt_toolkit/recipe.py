@@ -140,7 +140,7 @@ def find_recipe(name_or_path: str | Path) -> Path:
     text = str(name_or_path)
     path = Path(text).expanduser()
     if path.suffix in (".yaml", ".yml"):
-        if path.is_file():
+        if _is_file(path):
             return path
         raise BadRecipe(f"there is no recipe file {text}; check the path.")
     known = recipe_names()
@@ -152,6 +152,13 @@ def find_recipe(name_or_path: str | Path) -> Path:
         f"  recipes: {', '.join(known) or 'none'}\n"
         f"  Your own? Give the path of its file, like ./{path.name}.yaml."
     )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise BadRecipe(f"{path} cannot be read: {error.strerror}; check the path.") from error
 
 
 def _lineage(path: Path) -> list[Path]:
@@ -173,10 +180,10 @@ def _lineage(path: Path) -> list[Path]:
 
 def _find_parent(name_or_path: str, child: Path) -> Path:
     """Find what a recipe inherits: a file relative to its own, or a recipe that came with the package."""
-    for beside in (child.parent / name_or_path, child.parent / f"{name_or_path}.yaml"):
-        if beside.is_file():
-            return beside
     try:
+        for beside in (child.parent / name_or_path, child.parent / f"{name_or_path}.yaml"):
+            if _is_file(beside):
+                return beside
         if Path(name_or_path).suffix in (".yaml", ".yml"):
             raise BadRecipe(f"there is no recipe file {child.parent / name_or_path}; check the path.")
         return find_recipe(name_or_path)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import keyword
 import re
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from vilavt_toolkit.errors import UsageError
-from vilavt_toolkit.plugins import display
+from vilavt_toolkit.errors import InputError, UsageError
+from vilavt_toolkit.files import write_text
+from vilavt_toolkit.plugins import display, load_builtin
+from vilavt_toolkit.registry import modulators
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
@@ -50,7 +54,7 @@ class __CLASS__(Modulator):
         """Build the part for one block; each modulated block gets an instance of its own."""
         super().__init__()
         last = nn.Linear(config.hidden_dim, block.sites["mlp"])
-        # Zero weights make the gate 1: a fresh modulator leaves the encoder exactly as it was.
+        # Zero weights make the gate 0: a fresh modulator leaves the encoder exactly as it was.
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.gate = nn.Sequential(nn.Linear(inquiry_width, config.hidden_dim), nn.SiLU(), last)
@@ -66,8 +70,8 @@ class __CLASS__(Modulator):
         `inquiry.pooled` [G, D_inquiry] has one row per inquiry; `inquiry.to_tokens` gives every token
         its inquiry's row. The engine restores y for tokens whose inquiry is empty.
         """
-        gate: Tensor = 1 + self.gate(inquiry.pooled)
-        return y * inquiry.to_tokens(gate).to(y.dtype)
+        # Not y * (1 + gate): beside the 1 a bfloat16 has no room for a small gate.
+        return y + y * inquiry.to_tokens(self.gate(inquiry.pooled)).to(y.dtype)
 
     @classmethod
     def tiny(cls) -> __CLASS__Config:
@@ -93,20 +97,39 @@ def test___NAME___keeps_the_modulator_contract() -> None:
 
 
 def new_modulator(name: str, folder: Path) -> tuple[Path, Path]:
-    """Write NAME.py and test_NAME.py into `folder`; raises UsageError, overwrites nothing."""
+    """Write NAME.py and test_NAME.py into `folder`, both or neither; raises UsageError, overwrites nothing."""
     if not _NAME.fullmatch(name) or keyword.iskeyword(name):
         raise UsageError(f"'{name}' cannot name a modulator; write it in lower_snake_case, like 'my_gate'.")
+    load_builtin()
+    if name in modulators:
+        raise UsageError(
+            f"there is a modulator '{name}' already, of {modulators.get(name).origin}; choose another name."
+        )
     class_name = "".join(word.capitalize() for word in name.split("_"))
     texts = {folder / f"{name}.py": _MODULATOR, folder / f"test_{name}.py": _TEST}
-    for file in texts:
-        if file.exists():
-            raise UsageError(f"{display(file)} exists already; choose another name, or a folder with --dir.")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for file, text in texts.items():
-            filled = text.replace("__NAME__", name).replace("__CLASS__", class_name)
-            file.write_text(filled.replace("__FILE__", file.name), encoding="utf-8")
+        for file in texts:
+            if file.exists():
+                raise UsageError(f"{display(file)} exists already; choose another name, or a folder with --dir.")
     except OSError as error:
-        raise UsageError(f"cannot write into {folder}: {error.strerror}; choose one with --dir.") from error
+        raise UsageError(
+            f"cannot write into {folder}: {error.strerror}; choose another name, or a folder with --dir."
+        ) from error
+    for file, text in texts.items():
+        texts[file] = text.replace("__NAME__", name).replace("__CLASS__", class_name).replace("__FILE__", file.name)
+    _write_all(texts)
     module, test = texts
     return module, test
+
+
+def _write_all(texts: Mapping[Path, str]) -> None:
+    written: list[Path] = []
+    try:
+        for file, text in texts.items():
+            write_text(file, text)
+            written.append(file)
+    except InputError:
+        for file in written:
+            with suppress(OSError):  # the error that is told is the first
+                file.unlink()
+        raise

@@ -36,7 +36,7 @@ class ModelSection:
 class TrainSection:
     """Supervised training."""
 
-    steps: int = setting(help="optimizer steps", minimum=0)
+    steps: int = setting(help="optimizer steps", minimum=1)
     batch_size: int = setting(help="dialogues an optimizer step learns from", minimum=1)
     micro_batch: int | None = setting(
         None, help="dialogues in memory at once, a divisor of batch_size; null: all", minimum=1
@@ -60,12 +60,19 @@ class TrainSection:
     freeze: list[Literal["encoder", "modulator", "inquiry_encoder", "projector", "language_model"]] = setting(
         help="parts that are not trained", factory=list
     )
+    gradient_checkpointing: bool = setting(
+        False, help="compute the encoder's blocks again in the backward pass: slower, in less memory"
+    )
     threads: int | None = setting(None, help="CPU threads torch uses; null: its own choice", minimum=1)
     accelerator: str = setting("auto", help="Lightning accelerator: auto, cpu, gpu")
 
     def __post_init__(self) -> None:
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
             raise ValueError(f"micro_batch {self.micro_batch} is no divisor of batch_size {self.batch_size}.")
+        if self.gradient_clip == 0:
+            raise ValueError(
+                "gradient_clip 0 would leave nothing of the gradient; give a larger norm, or null for any."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +87,15 @@ class EvalSection:
     )
     batch_size: int = setting(64, help="dialogues that run at once", minimum=1)
     max_new_tokens: int = setting(64, help="longest turn, in tokens", minimum=1)
+
+    def __post_init__(self) -> None:
+        if not self.arms:
+            raise ValueError("arms is empty; name at least one arm.")
+        twice = next((arm for arm in self.arms if self.arms.count(arm) > 1), None)
+        if twice is not None:
+            raise ValueError(f"arms names {twice} twice; name every arm once.")
+        if "shuffled" in self.arms and "modulated" not in self.arms:
+            raise ValueError("arms: `shuffled` permutes the inquiries of `modulated`; add that arm.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from vilavt_components.encoders._timm_models import build_model, data_config, lo
 from vilavt_toolkit.contracts import At, Attend, BlockSpec, Crop, Encoder, EncoderSpec, Grid, View
 from vilavt_toolkit.registry import encoders, setting
 from vilavt_toolkit.vision.regions import PixelBudget, view_size
-from vilavt_toolkit.vision.tokens import Layout, Tokens, inverse, permute, runs, spread, to_device
+from vilavt_toolkit.vision.tokens import Layout, Tokens, offsets, permutation, permute, runs, spread, to_device
 
 if TYPE_CHECKING:
     from PIL.Image import Resampling
@@ -45,10 +45,16 @@ class TimmConfig:
         help="arguments of timm's VisionTransformer (embed_dim, depth, num_heads, img_size, patch_size, ...)",
     )
     stem: StemConfig | None = setting(None, help="convolutional stem of a `config` model; none: patches")
-    overview_pixels: int | None = setting(None, help="most pixels of the first view of an image", minimum=1)
-    zoom_pixels: int | None = setting(None, help="most pixels of the view of a region", minimum=1)
+    overview_pixels: int | None = setting(
+        None, help="most pixels of the first view of an image; null: those of the model's img_size", minimum=1
+    )
+    zoom_pixels: int | None = setting(
+        None, help="most pixels of the view of a region; null: those of the model's img_size", minimum=1
+    )
     min_pixels: int = setting(0, help="fewest pixels of a view; small regions are enlarged to have them", minimum=0)
-    max_scale: float = setting(2.0, help="most view pixels along one original pixel", minimum=0.01)
+    max_scale: float = setting(
+        2.0, help="most view pixels along one original pixel of a region; the first view is not enlarged", minimum=0.01
+    )
 
 
 @encoders.register("timm", TimmConfig)
@@ -59,7 +65,10 @@ class TimmEncoder(Encoder):
         super().__init__()
         self.config = config
         self.model = build_model(config)
-        self.budget = PixelBudget(config.overview_pixels, config.zoom_pixels, config.min_pixels, config.max_scale)
+        native = math.prod(self.model.patch_embed.img_size)
+        self.budget = PixelBudget(
+            config.overview_pixels or native, config.zoom_pixels or native, config.min_pixels, config.max_scale
+        )
         self.stride: tuple[int, int] = tuple(self.model.patch_embed.feat_ratio(as_scalar=False))
         self.spec = EncoderSpec(
             modality="image",
@@ -117,8 +126,9 @@ class TimmEncoder(Encoder):
             return Tokens(packed[0], layout)
         order = [region for regions in of_size.values() for region in regions]
         device = packed[0].device
-        way = layout.cached(("embed", device), lambda: _way_to_packed(layout, order, device))
-        return Tokens(permute(torch.cat(packed), *way), layout)
+        counts = layout.partitions["region"]
+        by_size, back = layout.cached(("embed", device), lambda: permutation(counts, order, device))
+        return Tokens(permute(torch.cat(packed), back, by_size), layout)
 
     def block(self, index: int, tokens: Tokens, at: At, attend: Attend) -> Tensor:
         """Run timm's pre-norm block `index` with its parts in the open; x [S, D] -> [S, D]."""
@@ -158,19 +168,17 @@ class TimmEncoder(Encoder):
         return y
 
     def _embed_batch(self, images: Tensor, size: Grid) -> Tensor:
-        """uint8 [n, 3, h, w] -> [n, prefix + patches, D], as timm's `_pos_embed` does."""
+        """uint8 [n, 3, h, w] -> [n, prefix + patches, D], as timm does before its blocks."""
         model = self.model
         x = model.patch_embed(self._pixels(images))
         prefix = [token.expand(len(x), -1, -1) for token in (model.cls_token, model.reg_token) if token is not None]
         if model.pos_embed is None:
-            return torch.cat([*prefix, x], dim=1)
-        positions = self._positions(size)
-        x = (
-            torch.cat([*prefix, x + positions], dim=1)
-            if model.no_embed_class
-            else torch.cat([*prefix, x], dim=1) + positions
-        )
-        embedded: Tensor = model.norm_pre(model.pos_drop(x))
+            x = torch.cat([*prefix, x], dim=1)
+        elif model.no_embed_class:
+            x = model.pos_drop(torch.cat([*prefix, x + self._positions(size)], dim=1))
+        else:
+            x = model.pos_drop(torch.cat([*prefix, x], dim=1) + self._positions(size))
+        embedded: Tensor = model.norm_pre(x)
         return embedded
 
     def _positions(self, size: Grid) -> Tensor:
@@ -200,7 +208,7 @@ class TimmEncoder(Encoder):
     def _patch_rows(self, layout: Layout, device: torch.device) -> Tensor:
         prefix = int(self.model.num_prefix_tokens)
         counts = layout.partitions["region"]
-        starts = [end - count + prefix for end, count in zip(_ends(counts), counts, strict=True)]
+        starts = [start + prefix for start in offsets(counts)]
         return to_device(runs(starts, [count - prefix for count in counts]), device)
 
 
@@ -226,21 +234,6 @@ def _drop_path(path: Any, y: Tensor, layout: Layout) -> Tensor:
     kept = torch.rand(len(layout.sizes), 1, device=y.device) >= rate
     factor = kept.to(y.dtype) / (1 - rate if path.scale_by_keep else 1)
     return y * spread(factor, layout.region_of(y.device))
-
-
-def _ends(counts: Sequence[int]) -> list[int]:
-    total, ends = 0, []
-    for count in counts:
-        total += count
-        ends.append(total)
-    return ends
-
-
-def _way_to_packed(layout: Layout, order: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    counts = layout.partitions["region"]
-    starts = [end - count for end, count in zip(_ends(counts), counts, strict=True)]
-    by_size = runs([starts[region] for region in order], [counts[region] for region in order])
-    return to_device(inverse(by_size), device), to_device(by_size, device)
 
 
 def _resampling(interpolation: str) -> Resampling:

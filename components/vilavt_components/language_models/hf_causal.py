@@ -113,6 +113,19 @@ class HFCausal(LanguageModel):
             model.config.get_text_config().sliding_window = 1 << 30
         return model
 
+    def _apply(self, fn: Any, recurse: bool = True) -> HFCausal:
+        # Rotary frequencies keep their precision when the weights lose theirs, or far positions turn by radians.
+        kept = [
+            (module, name, buffer)
+            for module in self.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+            if name.endswith("inv_freq") and buffer.dtype == torch.float32 and not buffer.is_meta
+        ]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for module, name, buffer in kept:
+            setattr(module, name, buffer.to(getattr(module, name).device))
+        return self
+
     def fit_tokenizer(self, corpus: Iterable[str], fixed: Sequence[str]) -> None:
         """Train the tokenizer, unless one was loaded; `fixed` strings become single tokens."""
         if self.config.path is None and self.config.tokenizer is None:

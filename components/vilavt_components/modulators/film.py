@@ -43,10 +43,10 @@ class FiLM(Modulator):
         return f"it scales the output of '{missing[0]}', which this encoder does not offer." if missing else ""
 
     def modulate(self, site: str, x: Tensor, y: Tensor, inquiry: Inquiry) -> Tensor:
-        """(1 + scale) y + shift, computed once per group; y [S, D] -> [S, D]."""
+        """(1 + scale) y + shift, both computed once per group; y [S, D] -> [S, D]."""
         scale, shift = self.nets[site](inquiry.pooled).chunk(2, dim=-1)
-        scale, shift = inquiry.to_tokens(1 + scale), inquiry.to_tokens(shift)
-        return torch.addcmul(shift, y, scale)
+        # Not y * (1 + scale): beside the 1 a bfloat16 has no room for a small scale.
+        return y + torch.addcmul(inquiry.to_tokens(shift), y, inquiry.to_tokens(scale))
 
 
 def _scale_and_shift(config: FiLMConfig, inquiry_width: int, width: int) -> nn.Sequential:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vilavt_toolkit.contracts import Grid, Projector
 from vilavt_toolkit.registry import projectors, setting
-from vilavt_toolkit.vision.tokens import inverse, offsets, permute, runs, to_device
+from vilavt_toolkit.vision.tokens import permutation, permute
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ class MLPProjector(Projector):
             of_size.setdefault(tuple(size), []).append(region)
         order = [region for regions in of_size.values() for region in regions]
         if len(of_size) > 1:
-            features = permute(features, *_way([math.prod(size) for size in sizes], order, features.device))
+            features = permute(features, *permutation([math.prod(size) for size in sizes], order, features.device))
         counts = [len(regions) * math.prod(size) for size, regions in of_size.items()]
         parts = zip(features.split_with_sizes(counts), of_size.items(), strict=True)
         merged = [self._merge(part.view(len(regions), *size, -1)) for part, (size, regions) in parts]
         if len(merged) == 1:
             return merged[0]
-        way = _way([math.prod(self.grid(size)) for size in sizes], order, features.device)
-        return permute(torch.cat(merged), way[1], way[0])
+        by_size, back = permutation([math.prod(self.grid(size)) for size in sizes], order, features.device)
+        return permute(torch.cat(merged), back, by_size)
 
     def _merge(self, x: Tensor) -> Tensor:
         """[n, *grid, D] -> [n * cells, merged D]."""
@@ -90,9 +90,3 @@ class MLPProjector(Projector):
         cells_first = [0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1]
         x = x.permute(cells_first).flatten(0, axes).flatten(1, axes)
         return x.mean(1) if self.config.pool == "mean" else x.flatten(1)
-
-
-def _way(counts: Sequence[int], order: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    starts = offsets(counts)
-    rows = runs([starts[i] for i in order], [counts[i] for i in order])
-    return to_device(rows, device), to_device(inverse(rows), device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
@@ -29,6 +30,7 @@ Pixels = NDArray[np.uint8]
 # Told apart by people with colour-blindness too, bright enough to stand on photographs.
 _COLOURS = ("#ff4136", "#2ecc40", "#0d8bff", "#ffdc00", "#f012be", "#39cccc", "#ff851b", "#b10dc9")
 _PILLOW_LIMIT = threading.Lock()
+_IN_MEMORY = "the image in memory"
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,14 @@ class ImageSource(Source):
     modality: ClassVar[str] = "image"
     box_key: ClassVar[str] = "bbox_2d"
 
-    def __init__(self, pixels: Pixels) -> None:
+    def __init__(self, pixels: Pixels, name: str = _IN_MEMORY) -> None:
         self.pixels = pixels
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        """The path as it was given, or a word for an image in memory."""
+        return self._name
 
     @classmethod
     def tiny(cls) -> ImageConfig:
@@ -65,9 +73,10 @@ class ImageSource(Source):
         if isinstance(original, np.ndarray):
             return cls(_checked_array(original, config.max_pixels))
         if isinstance(original, Image.Image):
-            return cls(_decoded(original, "the image in memory", config.max_pixels))
+            return cls(_decoded(original, _IN_MEMORY, config.max_pixels))
         if isinstance(original, str | os.PathLike):
-            return cls(_read(Path(os.fspath(original)), config.max_pixels))
+            path = Path(os.fspath(original))
+            return cls(_read(path, config.max_pixels), str(path))
         raise InputError(
             f"an image must be a path, a PIL image or an array of uint8 [h, w, 3], not {type(original).__name__}."
         )
@@ -126,7 +135,7 @@ def _checked_array(array: NDArray[Any], most: int) -> Pixels:
             f"an image array must be uint8 [h, w, 3] and not empty, not {array.dtype} {list(array.shape)}; "
             "convert it, or pass a PIL image."
         )
-    _check_size(array.shape[1], array.shape[0], "the image in memory", most)
+    _check_size(array.shape[1], array.shape[0], _IN_MEMORY, most)
     return array
 
 
@@ -142,15 +151,8 @@ def _check_size(width: int, height: int, name: str, most: int) -> None:
 
 def _read(path: Path, most: int) -> Pixels:
     """Read an image file; whatever is wrong with it becomes one InputError that names it."""
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give the path of an image file.")
-    if not path.exists():
-        raise InputError(f"{path} does not exist; check the path of the image.")
-    if not path.is_file():
-        raise InputError(f"{path} is no regular file; give the path of an image file.")
     try:
-        if path.stat().st_size == 0:
-            raise InputError(f"{path} is empty (0 bytes); get the image again.")
+        _check_file(path)
         with _limited(most), path.open("rb") as file, Image.open(file) as image:
             return _decoded(image, str(path), most)
     except UnidentifiedImageError as error:
@@ -162,7 +164,20 @@ def _read(path: Path, most: int) -> Pixels:
     except PermissionError as error:
         raise InputError(f"{path} cannot be read: permission denied; change its permissions.") from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error}); get the image again.") from error
+        advice = "check the path of the image" if error.errno == errno.ENAMETOOLONG else "get the image again"
+        raise InputError(f"{path} cannot be read ({error.strerror or error}); {advice}.") from error
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what is no file with something in it; raises OSError where even that cannot be seen."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the path of an image file.")
+    if not path.exists():
+        raise InputError(f"{path} does not exist; check the path of the image.")
+    if not path.is_file():
+        raise InputError(f"{path} is no regular file; give the path of an image file.")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty (0 bytes); get the image again.")
 
 
 @contextmanager

@@ -58,13 +58,15 @@ def most_objects(cells: int) -> int:
     return min(cells**2 - around, others + 1)
 
 
-def lay_out(rng: np.random.Generator, cells: int, objects: int, no_zoom: float, several: float) -> Scene:
+def lay_out(
+    rng: np.random.Generator, cells: int, objects: int, no_zoom: float, several: float, own_colours: bool
+) -> Scene:
     """Draw a scene of `objects` in `cells` x `cells`; shares as in the task's settings."""
     draws = rng.random(2)
     if draws[0] < no_zoom:
         kind: Kind = "shape" if rng.random() < 0.5 else "colour"
         places = _cells(rng.permutation(cells**2)[:objects], cells)
-        return _scene(rng, places, kind, paired=False)
+        return _scene(rng, places, kind, False, own_colours)
     paired = bool(draws[1] < several)
     first = _cells(rng.integers(cells**2, size=1), cells)[0]
     around = _around(first, cells)
@@ -74,12 +76,12 @@ def lay_out(rng: np.random.Generator, cells: int, objects: int, no_zoom: float, 
     # The others keep away from the asked object, so that whom it is seen with is plain to see.
     free = [cell for cell in _cells(np.arange(cells**2), cells) if cell != first and cell not in around]
     places += [free[i] for i in rng.permutation(len(free))[: objects - len(places)]]
-    return _scene(rng, places, "digit", paired)
+    return _scene(rng, places, "digit", paired, own_colours)
 
 
-def _scene(rng: np.random.Generator, places: Sequence[Cell], kind: Kind, paired: bool) -> Scene:
+def _scene(rng: np.random.Generator, places: Sequence[Cell], kind: Kind, paired: bool, own_colours: bool) -> Scene:
     """Put looks and digits on places; the first place is the asked object's, the second its partner's."""
-    names = _names(rng, len(places), kind)
+    names = _names(rng, len(places), kind, own_colours)
     digits = rng.integers(10, size=len(places))
     if paired:  # two different digits in one crop: the inquiry decides
         digits[1] = (digits[0] + rng.integers(1, 10)) % 10
@@ -91,8 +93,10 @@ def _scene(rng: np.random.Generator, places: Sequence[Cell], kind: Kind, paired:
     return Scene(ordered, things[0], things[1] if paired else None, kind)
 
 
-def _names(rng: np.random.Generator, count: int, kind: Kind) -> list[tuple[str, str]]:
+def _names(rng: np.random.Generator, count: int, kind: Kind, own_colours: bool) -> list[tuple[str, str]]:
     """`count` different (colour, shape); what the question names of the first one, no other has."""
+    if own_colours:
+        return _own_colours(rng, count, kind)
     pairs = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     first = pairs[rng.integers(len(pairs))]
     others = [
@@ -103,6 +107,16 @@ def _names(rng: np.random.Generator, count: int, kind: Kind) -> list[tuple[str, 
         and not (kind == "colour" and pair[1] == first[1])
     ]
     return [first, *(others[i] for i in rng.permutation(len(others))[: count - 1])]
+
+
+def _own_colours(rng: np.random.Generator, count: int, kind: Kind) -> list[tuple[str, str]]:
+    """`count` (colour, shape), no two of one colour; the first one's shape is its own where the question names it."""
+    colours = [COLOURS[i] for i in rng.permutation(len(COLOURS))[:count]]
+    shapes = [SHAPES[i] for i in rng.integers(len(SHAPES), size=count)]
+    if kind == "colour":
+        others = [shape for shape in SHAPES if shape != shapes[0]]
+        shapes[1:] = [others[i] for i in rng.integers(len(others), size=count - 1)]
+    return list(zip(colours, shapes, strict=True))
 
 
 def _cells(numbers: Sequence[int] | np.ndarray, cells: int) -> list[Cell]:

@@ -31,6 +31,7 @@ class DigitScenesConfig:
         minimum=0,
         maximum=1,
     )
+    own_colours: bool = setting(False, help="no two objects of a scene have one colour")
     camouflage: float = setting(
         0.0, help="how far digits average out in a small view: 0 plain ink, 1 wholly", minimum=0, maximum=1
     )
@@ -67,9 +68,9 @@ class DigitScenes(Task):
     """Coloured shapes that carry handwritten digits; needs scikit-learn (the `demo` extra) for the digits.
 
     The family `one_image`: "what digit is on the red square?" needs a zoom, "what shape is the red object?" does
-    not. A trace names every object as "cell colour shape", cells numbered from 0 in reading order, then the cell of the
-    asked one and that of an object right beside, above or below it; it looks at these cells, and reads. Digits of the
-    splits are by different writers.
+    not. A trace names every object as "cell colour shape", cells numbered from 0 in reading order, then the asked one
+    with its cell and that of an object right beside, above or below it; it looks at these cells, and reads. Digits of
+    the splits are by different writers.
     """
 
     def __init__(self, config: DigitScenesConfig) -> None:
@@ -129,7 +130,7 @@ class DigitScenes(Task):
             raise IndexError(f"split '{split}' of 'digit_scenes' has {self.length(split)} samples; no {index}.")
         config = self.config
         rng = np.random.default_rng([config.seed, _SPLITS.index(split), index])
-        scene = lay_out(rng, config.cells, config.objects, config.no_zoom, config.several)
+        scene = lay_out(rng, config.cells, config.objects, config.no_zoom, config.several, config.own_colours)
         draw = rng.random()
         if split != "train" or draw >= config.forced + config.blind:
             return scene, rng, "tool"
@@ -142,7 +143,7 @@ class DigitScenes(Task):
         cells = self.config.cells
         named = ", ".join(f"{_number(thing, cells)} {thing.name}" for thing in scene.things)
         meant = [scene.asked] if scene.partner is None else [scene.asked, scene.partner]
-        thought = f"{named}; so {' '.join(str(_number(thing, cells)) for thing in meant)}"
+        thought = f"{named}; so {scene.asked.name} {' '.join(str(_number(thing, cells)) for thing in meant)}"
         if mode == "forced" or scene.kind != "digit":
             return (GivenTurn(thought, answer=answer),)
         cell = self.config.size // cells

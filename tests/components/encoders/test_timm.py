@@ -24,6 +24,7 @@ CONFIGS = {
     "class_and_registers": TimmConfig(config=SMALL | {"class_token": True, "reg_tokens": 2}),
     "no_embed_class": TimmConfig(config=SMALL | {"class_token": True, "reg_tokens": 1, "no_embed_class": True}),
     "no_positions": TimmConfig(config=SMALL | {"pos_embed": "none", "class_token": True}),
+    "no_positions_and_pre_norm": TimmConfig(config=SMALL | {"pos_embed": "none", "pre_norm": True}),
     "pre_norm": TimmConfig(config=SMALL | {"pre_norm": True, "class_token": True}),
     "layer_scale_and_qk_norm": TimmConfig(config=SMALL | {"init_values": 0.1, "qk_norm": True}),
     "scale_norms": TimmConfig(config=SMALL | {"scale_attn_norm": True, "scale_mlp_norm": True}),
@@ -137,6 +138,15 @@ def test_views_keep_to_the_pixel_budgets():
     assert encoder.prepare(crop_of(256, 256, overview=True)).data.shape == (3, 32, 32)
     assert encoder.prepare(crop_of(64, 64)).size == (4, 4)
     assert encoder.prepare(crop_of(64, 128)).size == (4, 8)
+
+
+def test_without_budgets_views_have_the_models_own_number_of_pixels_at_most():
+    encoder = TimmEncoder(TimmConfig(config=SMALL))
+    large = encoder.prepare(crop_of(3000, 4000, overview=True))
+    assert 0.7 * 32 * 32 <= large.data[0].numel() <= 32 * 32
+    assert encoder.prepare(crop_of(300, 400)).data[0].numel() <= 32 * 32
+    assert encoder.prepare(crop_of(16, 16, overview=True)).data.shape == (3, 16, 16), "not enlarged"
+    assert encoder.prepare(crop_of(16, 16)).data.shape == (3, 32, 32), "a region may be"
 
 
 def test_the_constructor_works_on_the_meta_device():

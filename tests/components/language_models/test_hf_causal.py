@@ -338,3 +338,11 @@ def test_a_hub_name_out_of_reach_is_one_sentence(name, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert name in refusal(path=name)
+
+
+def test_rotary_frequencies_keep_their_precision_in_half_precision():
+    model = HFCausal(HFCausal.tiny())
+    exact = {name: buffer.clone() for name, buffer in model.named_buffers() if name.endswith("inv_freq")}
+    model.to(torch.bfloat16)
+    assert next(model.parameters()).dtype == torch.bfloat16
+    assert exact and all(torch.equal(dict(model.named_buffers())[name], kept) for name, kept in exact.items())

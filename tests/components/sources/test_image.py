@@ -231,6 +231,28 @@ def test_no_file_stays_open(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_a_name_longer_than_the_system_allows_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"x\.png cannot be read \(File name too long\); check the path"):
+        ImageSource.open(tmp_path / f"{'x' * 300}.png", CONFIG)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may enter every folder")
+def test_a_folder_that_may_not_be_entered_is_one_sentence(tmp_path: Path) -> None:
+    path = saved(corners(), tmp_path / "a.png")
+    tmp_path.chmod(0)
+    try:
+        with pytest.raises(InputError, match=r"a\.png cannot be read: permission denied"):
+            ImageSource.open(path, CONFIG)
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_source_is_named_after_its_file(tmp_path: Path) -> None:
+    path = saved(corners(), tmp_path / "a.png")
+    assert ImageSource.open(path, CONFIG).name == str(path)
+    assert ImageSource.open(corners(), CONFIG).name == "the image in memory"
+
+
 def test_crops_are_pixels_of_the_original() -> None:
     array = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
     source = ImageSource.open(array, CONFIG)

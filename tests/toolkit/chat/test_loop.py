@@ -138,6 +138,16 @@ def test_sampling_is_reproducible_and_seeded_per_dialogue(tiny_model):
     assert first[0] != first[1]
 
 
+def test_a_sampled_dialogue_does_not_depend_on_its_neighbours(tiny_model):
+    def ids(neighbour: list[int]) -> list[int]:
+        sessions = [opened(tiny_model, [0], QUESTIONS[0]) for _ in range(2)]
+        Scripted(tiny_model, Decoding(20, temperature=1.0, seed=1), [neighbour, []]).run(sessions)
+        return sessions[1].trajectory.ids
+
+    ends_early = tiny_model.language_model.tokenizer.encode("<think>a</think><answer>7</answer>")
+    assert ids(ends_early) == ids(call(tiny_model, (0, [0, 0, 2, 2]), inquiry="a long inquiry")) == ids([])
+
+
 def run_script(model, script: list[int], turns: int = 3) -> Session:
     session = opened(model, [0], QUESTIONS[0])
     Scripted(model, Decoding(max_new_tokens=60), [script]).run([session])

@@ -190,6 +190,9 @@ BAD_TRACES = {
     "a tag in a thought": ((GivenTurn("a</think>b", answer="7"),), "turn 0"),
     "the placeholder": ((GivenTurn("<|feature|>", answer="7"),), "placeholder"),
     "too many regions": ((GivenTurn("a", "b", ((0, (0, 0, 32, 32)),) * 17),), "1 to 16"),
+    "a box outside the image": ((GivenTurn("a", "b", ((0, (900, 900, 999, 999)),)),), "turn 0"),
+    "a region that is not there": ((GivenTurn("a", "b", ((3, (0, 0, 32, 32)),)),), "region 3 does not exist"),
+    "a region counted from the end": ((GivenTurn("a", "b", ((-1, (0, 0, 32, 32)),)),), "region -1 does not exist"),
     "too long": ((GivenTurn("word " * 500, answer="7"),), "tokens are needed"),
 }
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import pickle
 import shutil
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.evaluation import runner
 from vilavt_toolkit.evaluation.report import evaluate_run
 from vilavt_toolkit.evaluation.runner import ARMS, Item, evaluate, permuted_inquiries
+from vilavt_toolkit.recipe import load_recipe
 from vilavt_toolkit.schema import EvalSection
 
 SMALL = EvalSection(items=7, batch_size=3, max_new_tokens=40)
@@ -72,12 +76,12 @@ def cache_logits(loop, rows):
     return torch.zeros(len(rows), loop.model.language_model.vocab_size)
 
 
-def arm(model, task, name, monkeypatch, section=SMALL):
+def arm(model, task, name, monkeypatch, section=SMALL, watch=None):
     import dataclasses
 
     heard = Heard(model, monkeypatch)
     arms = ["modulated", name] if name == "shuffled" else [name]
-    results = evaluate(model, task, dataclasses.replace(section, arms=arms), seed=3)
+    results = evaluate(model, task, dataclasses.replace(section, arms=arms), seed=3, watch=watch)
     return results, heard.told
 
 
@@ -90,8 +94,8 @@ def test_the_blind_arm_sees_nothing_and_may_not_look(tiny_model, tiny_task, monk
     decode = tiny_model.language_model.tokenizer.decode
     assert told == []
     for item in results["blind"]:
-        trajectory = item.session.trajectory
-        assert not trajectory.regions and not item.session.sources
+        trajectory = item.trajectory
+        assert not trajectory.regions
         assert "Answer now." in decode(trajectory.ids) and item.sample.question in decode(trajectory.ids)
 
 
@@ -101,7 +105,7 @@ def test_the_single_pass_arm_sees_the_image_once_and_is_asked_at_once(tiny_model
     results = evaluate(tiny_model, tiny_task, dataclasses.replace(SMALL, arms=["single_pass"]), seed=3)
     decode = tiny_model.language_model.tokenizer.decode
     for item in results["single_pass"]:
-        trajectory = item.session.trajectory
+        trajectory = item.trajectory
         assert trajectory.regions[0].box is None
         assert decode(trajectory.ids).index("Answer now.") < decode(trajectory.ids).index("<|assistant|>")
 
@@ -110,23 +114,23 @@ def test_a_model_that_calls_where_it_may_not_is_never_given_a_crop(tiny_model, t
     """Without the tool the answer was demanded; a call is no answer, and scores nothing."""
     results, told = arm(tiny_model, tiny_task, "single_pass", monkeypatch)
     for item in results["single_pass"]:
-        assert item.session.calls == 0 and len(item.session.trajectory.regions) == 1
+        assert item.calls == 0 and len(item.trajectory.regions) == 1
     assert all(ids == () for ids in zoom_inquiries(told))
 
 
 def test_the_modulated_arm_hears_its_own_inquiries(tiny_model, tiny_task, monkeypatch):
     results, told = arm(tiny_model, tiny_task, "modulated", monkeypatch)
-    own = [group.ids for item in results["modulated"] for group in item.session.trajectory.groups]
+    own = [group.ids for item in results["modulated"] for group in item.trajectory.groups]
     assert Counter(zoom_inquiries(told)) == Counter(own)
     assert sum(bool(ids) for ids in own) == 7
-    assert all(item.session.calls == 1 and item.session.trajectory.answer == "7" for item in results["modulated"])
+    assert all(item.calls == 1 and item.trajectory.answer == "7" for item in results["modulated"])
 
 
 def test_the_unmodulated_arm_zooms_alike_and_hears_nothing(tiny_model, tiny_task, monkeypatch):
     results, told = arm(tiny_model, tiny_task, "unmodulated", monkeypatch)
     assert set(zoom_inquiries(told)) == {()}
-    assert all(item.session.calls == 1 for item in results["unmodulated"])
-    assert all(item.session.trajectory.groups[1].ids for item in results["unmodulated"]), "it asked all the same"
+    assert all(item.calls == 1 for item in results["unmodulated"])
+    assert all(item.trajectory.groups[1].ids for item in results["unmodulated"]), "it asked all the same"
 
 
 def test_the_shuffled_arm_hears_the_inquiries_of_others(tiny_model, tiny_task, monkeypatch):
@@ -138,15 +142,25 @@ def test_the_shuffled_arm_hears_the_inquiries_of_others(tiny_model, tiny_task, m
     assert len(moved) == 7 and all(a != b for a, b in moved)
     for own, other in zip(results["modulated"], results["shuffled"], strict=True):
         assert own.sample.id == other.sample.id
-        assert own.session.trajectory.groups == other.session.trajectory.groups, "it asked its own question"
+        assert own.trajectory.groups == other.trajectory.groups, "it asked its own question"
 
 
-@pytest.mark.parametrize("arms", [["shuffled"], []])
-def test_arms_that_cannot_be_run_are_refused(tiny_model, tiny_task, arms):
-    import dataclasses
+@pytest.mark.parametrize("arms", [["shuffled"], [], ["blind", "blind"]])
+def test_arms_that_cannot_be_run_are_refused_by_the_recipe(tiny_recipe, arms):
+    with pytest.raises(UsageError, match=r"eval: arms"):
+        load_recipe(tiny_recipe, [f"eval.arms={json.dumps(arms)}"])
 
-    with pytest.raises(UsageError, match=r"eval\.arms"):
-        evaluate(tiny_model, tiny_task, dataclasses.replace(SMALL, arms=arms), seed=0)
+
+def test_no_picture_is_kept_once_an_item_is_scored(tiny_model, tiny_task, monkeypatch):
+    """Neither originals nor sources nor views: at full resolution they fill the memory of a machine."""
+    heard: list[weakref.ref] = []
+    results, _ = arm(
+        tiny_model, tiny_task, "modulated", monkeypatch, watch=lambda item, s: heard.append(weakref.ref(s))
+    )
+    gc.collect()
+    assert len(heard) == 7 and all(session() is None for session in heard)
+    assert all(item.sample.originals == () and item.calls == 1 for item in results["modulated"])
+    assert len(pickle.dumps(results)) < 7 * 64 * 64 * 3, "less than the scenes alone"
 
 
 def test_an_unknown_split_is_refused(tiny_model, tiny_task):
@@ -161,7 +175,7 @@ def test_the_batch_size_changes_no_answer(tiny_model, tiny_task):
     one = evaluate(tiny_model, tiny_task, dataclasses.replace(section, batch_size=1), seed=0)
     many = evaluate(tiny_model, tiny_task, dataclasses.replace(section, batch_size=7), seed=0)
     for name in section.arms:
-        assert [i.session.trajectory.ids for i in one[name]] == [i.session.trajectory.ids for i in many[name]]
+        assert [i.trajectory.ids for i in one[name]] == [i.trajectory.ids for i in many[name]]
 
 
 def test_evaluating_a_run_writes_every_item_of_every_arm_and_prints_the_table(tiny_run, tmp_path):
@@ -198,8 +212,6 @@ def test_what_was_trained_cannot_be_changed_by_an_evaluation(tiny_run, tmp_path)
 
 
 def test_an_item_without_an_answer_scores_nothing(tiny_model, tiny_task):
-    from vilavt_toolkit.dialogue.session import Session
-
     sample = tiny_task.sample("test", 0)
-    item = Item("blind", sample, Session(tiny_model, []), tiny_task.score(sample, None))
+    item = Item("blind", sample, Trajectory(), 0, tiny_task.score(sample, None))
     assert item.to_json()["predicted"] is None and item.score == 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -32,12 +34,13 @@ def test_items_that_share_an_image_widen_the_interval():
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.integers(0, 5)), min_size=1, max_size=12))
-def test_the_interval_holds_the_mean_and_stays_among_the_scores(pairs):
+def test_the_interval_holds_the_mean_and_stays_in_the_range_of_a_score(pairs):
     scores, clusters = map(list, zip(*pairs, strict=True))
     estimate = bootstrap(scores, clusters)
     assert estimate.mean == pytest.approx(np.mean(scores))
-    assert min(scores) - 1e-9 <= estimate.low <= estimate.mean + 1e-9
-    assert estimate.mean - 1e-9 <= estimate.high <= max(scores) + 1e-9
+    assert 0 - 1e-9 <= estimate.low <= estimate.mean + 1e-9
+    assert estimate.mean - 1e-9 <= estimate.high <= 1 + 1e-9
+    assert estimate.high > estimate.low, "a handful of items never leaves no doubt"
     assert bootstrap(scores, clusters) == estimate
 
 
@@ -51,7 +54,6 @@ def test_the_same_items_compared_in_pairs_are_sharper_than_apart():
     assert difference.mean == pytest.approx(apart[0].mean - apart[1].mean)
     assert difference.high - difference.low < apart[0].high - apart[0].low
     assert difference.low > 0
-    assert paired(first, first, range(300)).low == paired(first, first, range(300)).high == 0
 
 
 def test_unequal_lists_and_no_scores_are_errors():
@@ -65,3 +67,30 @@ def test_unequal_lists_and_no_scores_are_errors():
 
 def test_an_estimate_reads_as_percent_with_its_interval():
     assert str(statistics.Estimate(0.5, 0.25, 0.75, 8, 8)) == "50.0 [25.0, 75.0]"
+
+
+def test_all_right_and_all_wrong_have_the_wilson_interval_of_their_clusters():
+    """Twenty of twenty: 83.9% to 100%, as tables of Wilson's interval have it."""
+    right = bootstrap([1.0] * 40, [index // 2 for index in range(40)])
+    assert (right.mean, right.high) == (1.0, 1.0) and right.low == pytest.approx(0.8389, abs=1e-4)
+    wrong = bootstrap([0.0] * 40, [index // 2 for index in range(40)])
+    assert (wrong.mean, wrong.low) == (0.0, 0.0) and wrong.high == pytest.approx(1 - right.low)
+
+
+def test_two_arms_that_never_differed_may_differ_either_way():
+    same = paired([1.0, 0.0] * 10, [1.0, 0.0] * 10, range(20))
+    assert same.mean == 0 and same.high == -same.low == pytest.approx(0.1611, abs=1e-4)
+    better = paired([1.0] * 20, [0.0] * 20, range(20))
+    assert better.high == 1 and better.low == pytest.approx(1 - 2 * 0.1611, abs=1e-4)
+
+
+def test_memory_stays_bounded_and_the_interval_the_same_however_many_are_drawn_at_once(monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 500)
+    scores = (np.random.default_rng(3).random(2000) < 0.6).astype(float).tolist()
+    whole = bootstrap(scores, range(2000))
+    monkeypatch.setattr(statistics, "_AT_ONCE", 20_000)
+    tracemalloc.start()
+    assert bootstrap(scores, range(2000)) == whole
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000, "500 x 2000 draws at once would be 8 MB"

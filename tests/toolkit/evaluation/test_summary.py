@@ -7,15 +7,15 @@ import io
 from rich.console import Console
 
 from vilavt_toolkit.contracts import Sample, Turn
-from vilavt_toolkit.dialogue.session import Session
+from vilavt_toolkit.dialogue.trajectory import Trajectory
 from vilavt_toolkit.evaluation.runner import Item
 from vilavt_toolkit.evaluation.summary import lines, summarise, table
 
 
 def item(model, arm: str, number: int, score: float, **tags: object) -> Item:
-    session = Session(model, [])
-    session.trajectory.turns.append(Turn("a", answer="7" if score else None))
-    return Item(arm, Sample(str(number), "what?", "7", (), tags=tags), session, score)
+    trajectory = Trajectory()
+    trajectory.turns.append(Turn("a", answer="7" if score else None))
+    return Item(arm, Sample(str(number), "what?", "7", (), tags=tags), trajectory, 0, score)
 
 
 def results(model) -> dict[str, list[Item]]:

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vilavt_toolkit.contracts import GivenTurn
-from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.errors import InputError, UsageError
 from vilavt_toolkit.schema import TrainSection
+from vilavt_toolkit.training import data
 from vilavt_toolkit.training.data import PreparedDataset, StepCollator, StepSampler, TraceDataset, step_loader
 from vilavt_toolkit.training.losses import target_logprobs
 from vilavt_toolkit.training.schedule import rate_factor
@@ -94,6 +95,9 @@ class BadTask:
     def __init__(self, task):
         self.task = task
 
+    def length(self, split):
+        return self.task.length(split)
+
     def sample(self, split, index):
         made = self.task.sample(split, index)
         return dataclasses.replace(made, trace=(GivenTurn("a"),)) if index == 3 else made
@@ -104,6 +108,23 @@ def test_a_sample_that_cannot_be_learned_is_named(tiny_model, tiny_task, workers
     traces = TraceDataset(tiny_model, BadTask(tiny_task), 8)
     with pytest.raises(InputError, match=r"sample digit_scenes/0/train/3: turn 0"):
         PreparedDataset(traces, workers)
+
+
+@pytest.mark.parametrize("prepare", ["ahead", "stream"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_loader_raises_it_in_the_same_words_from_any_process(tiny_model, tiny_task, prepare, workers):
+    settings = section(examples=8, workers=workers, prepare=prepare)
+    with pytest.raises(InputError) as error:
+        list(step_loader(tiny_model, BadTask(tiny_task), settings, 0))
+    assert str(error.value).startswith("sample digit_scenes/0/train/3: turn 0") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("prepare", ["ahead", "stream"])
+def test_workers_where_processes_cannot_be_forked_are_refused(tiny_model, tiny_task, monkeypatch, prepare):
+    monkeypatch.setattr(data.multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    with pytest.raises(UsageError, match=r"set train\.workers to 0"):
+        step_loader(tiny_model, tiny_task, section(examples=8, workers=1, prepare=prepare), 0)
+    list(step_loader(tiny_model, tiny_task, section(examples=8, prepare=prepare), 0))
 
 
 def test_the_rate_warms_up_and_falls_to_zero_after_the_last_step():

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,9 +20,16 @@ from safetensors.torch import load_file
 from vilavt_toolkit.errors import RunError, UsageError
 from vilavt_toolkit.loading import build, load
 from vilavt_toolkit.recipe import load_recipe
+from vilavt_toolkit.training import bar, checkpoints, sft
+from vilavt_toolkit.training import run as run_module
 from vilavt_toolkit.training.data import step_loader
+from vilavt_toolkit.training.interrupt import Interruption
+from vilavt_toolkit.training.losses import target_logprobs_and_hits
 from vilavt_toolkit.training.run import train
 from vilavt_toolkit.training.sft import SupervisedModule
+from vilavt_toolkit.vision import dynamic_encoder
+
+ROOT = Path(__file__).parents[3]
 
 
 def run_of(recipe: Path, run: Path, *overrides: str, resume: bool = False) -> Path:
@@ -229,8 +241,142 @@ def test_resuming_what_was_never_trained_or_trained_otherwise_is_one_sentence(ti
         run_of(tiny_recipe, run, "train.steps=6", resume=True)
 
 
+def test_gradient_checkpointing_trains_the_same_weights(tiny_recipe, tiny_run, tmp_path, monkeypatch):
+    saved, checkpoint = [], dynamic_encoder.checkpoint
+    monkeypatch.setattr(dynamic_encoder, "checkpoint", lambda *a, **k: saved.append(1) or checkpoint(*a, **k))
+    run = run_of(tiny_recipe, tmp_path / "run", "train.gradient_checkpointing=true", "train.steps=4")
+    assert len(saved) == 4 * 2, "every block of every step"
+    found, expected = tensors(run, 4), tensors(tiny_run, 4)
+    assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
+
+
 def test_a_finished_run_is_not_trained_again(tiny_recipe, tiny_run, tmp_path, caplog):
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     run_of(tiny_recipe, run, resume=True)
     assert "all 4 steps" in caplog.text
     assert_equal(tensors(run, 4), tensors(tiny_run, 4))
+
+
+def refused_resume(recipe: Path, run: Path, *overrides: str) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(RunError):
+        run_of(recipe, run, *overrides, resume=True)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_cannot_or_need_not_be_resumed_is_left_as_it_was(tiny_recipe, tiny_run, tmp_path):
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    for override in ("train.freeze=[encoder]", "model.projector.hidden=48"):
+        refused_resume(tiny_recipe, run, "train.steps=6", override)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for steps in (1, 3, 4):
+        run_of(tiny_recipe, run, f"train.steps={steps}", "train.checkpoint_every=1", resume=True)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_that_is_no_run_is_refused_before_a_sample_is_made(tiny_recipe, tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
+    monkeypatch.setattr(run_module, "build_model", None)
+    monkeypatch.setattr(run_module, "step_loader", None)
+    with pytest.raises(RunError, match="holds files that are no run"):
+        run_of(tiny_recipe, tmp_path / "photos")
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+
+
+def test_a_run_may_be_named_from_the_home_folder(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run_of(tiny_recipe, Path("~/run"), "train.steps=1") == tmp_path / "run"
+    assert (tmp_path / "run" / "checkpoints" / "step-00000001").is_dir()
+
+
+def test_an_optimizer_that_torch_refuses_leaves_the_old_run_in_its_place(tiny_recipe, tiny_run, tmp_path):
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    with pytest.raises(UsageError, match=r"Invalid beta parameter.*change train\.optimizer"):
+        run_of(tiny_recipe, run, "train.optimizer.betas=[1.0, 0.9]")
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "tiny.yaml"}
+
+
+def test_metrics_are_exact_in_bf16_too(tiny_recipe, monkeypatch):
+    """Four hundred tokens and more, of which bf16 would know only every second or fourth number."""
+    logged: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr(SupervisedModule, "log_dict", lambda self, values, **kwargs: logged.update(values))
+    sections = load_recipe(tiny_recipe, ["train.batch_size=32", "train.micro_batch=16", "train.steps=1"]).recipe
+    model, task = build(tiny_recipe), sections.task.entry.cls(sections.task.config)
+    module = SupervisedModule(
+        model, sections.train.optimizer.entry.cls(sections.train.optimizer.config), sections.train
+    )
+    monkeypatch.setattr(sft, "target_logprobs_and_hits", all_but_one_right)
+    trainer = pl.Trainer(
+        accelerator="cpu", precision="bf16-true", max_epochs=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    loader = step_loader(model, task, sections.train, 0)
+    produced = next(iter(loader)).produced
+    trainer.fit(module, loader)
+    assert produced > 400 and float(logged["tokens"]) == produced
+    assert float(logged["token_accuracy"]) == pytest.approx((produced - 2) / produced, rel=1e-6)
+    assert float(logged["learning_rate"]) == pytest.approx(1e-3, rel=1e-6)
+
+
+def all_but_one_right(logits, batch):
+    logprobs, hits = target_logprobs_and_hits(logits, batch)
+    return logprobs, torch.arange(len(hits)) > 0
+
+
+def test_the_progress_of_training_is_told_where_there_is_no_terminal(tiny_recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bar, "_SAID_EVERY", 0.0)
+    run_of(tiny_recipe, tmp_path / "run", "train.steps=3")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "training: 1/3 steps, loss " in captured.err and "training: 2/3 steps" in captured.err
+    assert "token_accuracy" in captured.err and "3/3" in captured.err.splitlines()[-1]
+
+
+CHILD = """
+import sys
+sys.path[:0] = {paths}
+from vilavt_toolkit.cli import main
+main({arguments})
+"""
+
+
+def test_an_interrupted_run_ends_with_130_and_resumes_bit_for_bit_where_it_was(tiny_recipe, tmp_path):
+    """A real process and a real SIGINT, long before the first checkpoint is due."""
+    settings = ["train.schedule=constant", "train.threads=1", "train.checkpoint_every=10000"]
+    settings += ["train.prepare=stream", "train.workers=1"]
+    run = tmp_path / "run"
+    arguments = ["train", str(tiny_recipe), f"run={run}", "train.steps=10000", *settings]
+    code = CHILD.format(paths=[str(ROOT / "toolkit"), str(ROOT / "components")], arguments=arguments)
+    child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        until = time.monotonic() + 120
+        while not (run / "versions.json").exists() and child.poll() is None and time.monotonic() < until:
+            time.sleep(0.05)
+        os.killpg(child.pid, signal.SIGINT)  # as a terminal does: to the workers too
+        error = child.communicate(timeout=120)[1]
+    finally:
+        child.kill()
+    assert child.returncode == 130, error
+    assert "Traceback" not in error and error.rstrip().endswith("interrupted")
+    (saved,) = (run / "checkpoints").iterdir()
+    assert str(saved) in error.replace("\n", "") and "--resume" in error
+    steps = checkpoints.read_step(saved)
+    threads = torch.get_num_threads()
+    try:
+        run_of(tiny_recipe, run, f"train.steps={steps + 1}", *settings, resume=True)
+        whole = run_of(tiny_recipe, tmp_path / "whole", f"train.steps={steps + 1}", *settings)
+    finally:
+        torch.set_num_threads(threads)
+    for name in ("model", "resume"):
+        assert_equal(tensors(run, steps + 1, name), tensors(whole, steps + 1, name))
+
+
+def test_the_second_interrupt_is_not_waited_for():
+    before = signal.getsignal(signal.SIGINT)
+    with Interruption() as interruption:
+        signal.raise_signal(signal.SIGINT)
+        assert interruption.asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from vilavt_components.encoders.timm import TimmEncoder
@@ -125,6 +126,41 @@ def test_nothing_to_encode_gives_no_features():
     features, grids = dynamic().encode([], [], [])
     assert features.shape == (0, 32)
     assert grids == []
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_encoding_on_a_gpu_waits_for_nothing_and_gives_what_the_cpu_gives():
+    encoder = dynamic((FiLM, FiLMConfig(zero_init=False)), (AddsContext, None))
+    views = example_views(encoder.encoder)
+    groups, ids = [2, 0, 2, 1, 0], [encoder.tokenize(text) for text in ("a b c", "", "d e")]
+    expected, _ = encoder.encode(views, groups, ids)
+    encoder.cuda()
+    encoder.encode(views, groups, ids)  # libraries wait while they set themselves up
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found, _ = encoder.encode(views, groups, ids)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_an_image_that_cannot_be_encoded_whole_is_named_by_its_file(tmp_path):
+    Image.new("RGB", (2010, 10)).save(tmp_path / "ribbon.png")
+    source = ImageSource.open(tmp_path / "ribbon.png", ImageConfig())
+    with pytest.raises(InputError, match=r"ribbon\.png: a region of 2010 x 10 pixels"):
+        dynamic()([Region(source)], "")
+    with pytest.raises(InputError, match=r"^a region of 2010 x 4 pixels"):
+        dynamic()([Region(source, (0.0, 0.0, 2010.0, 4.0))], "")
+
+
+def test_a_source_of_another_modality_is_refused_by_name():
+    class Points(ImageSource):
+        modality = "points"
+
+    source = Points.open(np.zeros((8, 8, 3), np.uint8), ImageConfig())
+    with pytest.raises(InputError, match="a region of modality 'points' was given to an encoder of 'image'"):
+        dynamic()([Region(source)], "")
 
 
 def test_groups_without_an_inquiry_are_refused(regions):

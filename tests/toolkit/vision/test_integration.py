@@ -22,7 +22,6 @@ def spec(depth, full_attention=()):
         ("sparse", (1, 5)),
         ([7, 0], (0, 7)),
         ([-1, -3], (5, 7)),
-        ([], ()),
     ],
 )
 def test_integration_selects_blocks(integration, blocks):
@@ -40,6 +39,7 @@ def test_early_and_late_share_the_blocks_between_them(depth):
     [
         ("middle", "'middle' is unknown; choose one of all, early"),
         ("sparse", "'sparse' selects no block"),
+        ([], "empty list; list block indices"),
         ([4], "block 4; the encoder's 4 blocks are 0 to 3"),
         ([-5], "block -5"),
         ([1, -3], "names block 1 twice"),

@@ -181,6 +181,15 @@ def test_a_small_crop_is_enlarged_no_further_than_allowed() -> None:
     assert view_size(20, 20, 1, PixelBudget(max_scale=3, minimum=10_000), overview=False) == (100, 100)
 
 
+@given(sides, sides, st.sampled_from([1, 7, 14, 16, 32]))
+def test_an_overview_is_never_larger_than_the_original_but_for_its_last_token(
+    width: int, height: int, multiple: int
+) -> None:
+    assume(max(width, height) <= 200 * min(width, height))
+    w, h = view_size(width, height, multiple, PixelBudget(max_scale=4), overview=True)
+    assert w < width + multiple and h < height + multiple
+
+
 def test_a_ribbon_is_refused_by_its_size() -> None:
     with pytest.raises(InputError, match="2010 x 10 pixels"):
         view_size(2010, 10, 8, PixelBudget(), overview=True)

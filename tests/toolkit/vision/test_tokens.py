@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vilavt_toolkit.vision.tokens import Layout, permute, spread
+from vilavt_toolkit.vision.tokens import Layout, permutation, permute, spread
 
 regions = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(0, 3)), min_size=1, max_size=8)
 
@@ -58,6 +58,17 @@ def test_own_partitions_are_asked_for_in_packed_order():
     seen = []
     Layout.build([(1, 3), (1, 1)], [3, 1], [1, 0], lambda sizes: seen.append(tuple(sizes)) or {})
     assert seen == [((1, 1), (1, 3))]
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=6), st.randoms())
+def test_segments_are_brought_into_an_order_and_back(counts, random):
+    order = random.sample(range(len(counts)), len(counts))
+    rows = [torch.full((count, 1), float(segment)) for segment, count in enumerate(counts)]
+    there, back = permutation(counts, order, torch.device("cpu"))
+    packed = torch.cat(rows)
+    moved = permute(packed, there, back)
+    assert torch.equal(moved, torch.cat([rows[segment] for segment in order]))
+    assert torch.equal(permute(moved, back, there), packed)
 
 
 def test_permuting_passes_the_gradient_the_way_back():

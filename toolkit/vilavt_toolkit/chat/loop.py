@@ -48,6 +48,11 @@ class _Row:
         self.generator = torch.Generator().manual_seed(decoding.seed * 1_000_003 + number)
 
 
+def _race(size: int, row: _Row, alive: bool) -> Tensor:
+    """Draws [V] from Exp(1). A row that is done draws nothing, or its next turn would depend on its neighbours."""
+    return torch.empty(size).exponential_(generator=row.generator) if alive else torch.ones(size)
+
+
 class Loop:
     """Runs opened sessions to their end, in place."""
 
@@ -153,7 +158,7 @@ class Loop:
         if temperature > 0:
             # The exponential race: argmax of p / e with e ~ Exp(1) is a draw from p, one generator per session.
             race = torch.stack(
-                [torch.empty(logits.shape[-1]).exponential_(generator=row.generator) for row in rows]
+                [_race(logits.shape[-1], row, alive) for row, alive in zip(rows, open_rows, strict=True)]
             ).to(logits.device)
             tokens = (logprobs - race.log()).argmax(-1)
         else:

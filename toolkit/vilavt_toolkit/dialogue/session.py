@@ -203,10 +203,15 @@ class Session:
             return
         steps, regions = self.model.dialogue.steps, []
         for index, box in given.boxes:
+            if not 0 <= index < len(self.trajectory.regions):
+                raise CallError(f"region {index} does not exist; there are {len(self.trajectory.regions)}.")
             parent = self.trajectory.regions[index]
             source = self.sources[parent.source]
             within = source.extent if parent.box is None else parent.box
-            regions.append(RegionCall(index, source.write_box(box, within, steps)))
+            try:
+                regions.append(RegionCall(index, source.write_box(box, within, steps)))
+            except BoxError as error:
+                raise CallError(str(error)) from None
         call = ToolCall(tuple(regions), given.inquiry)
         self._give_right(Turn(given.thought, call=call))
         self.carry_out(call)

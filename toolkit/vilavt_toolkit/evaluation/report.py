@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from rich.console import Console
 
 from vilavt_toolkit.chat.ask import answer_of
 from vilavt_toolkit.contracts import Task
+from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.evaluation.runner import Item, evaluate, write_items
 from vilavt_toolkit.evaluation.summary import lines, summarise, table
@@ -27,7 +28,9 @@ def evaluate_run(run: str | os.PathLike[str], overrides: Sequence[str], console:
     model, _ = checkpoints.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
     recipe = load_recipe(folder / "recipe.yaml", allowed)
     task: Task = recipe.recipe.task.entry.cls(recipe.recipe.task.config)
-    results = evaluate(model, task, recipe.recipe.eval, recipe.recipe.seed)
+    arms = recipe.recipe.eval.arms
+    example = _Example("modulated" if "modulated" in arms else arms[0])
+    results = evaluate(model, task, recipe.recipe.eval, recipe.recipe.seed, watch=example.see)
     summary = {**summarise(results, recipe.recipe.seed), **_provenance(folder, recipe)}
     out = Path(run) / "eval"
     write_items(out / "items.jsonl", results)
@@ -35,7 +38,7 @@ def evaluate_run(run: str | os.PathLike[str], overrides: Sequence[str], console:
     console.print(table(summary))
     for line in lines(summary):
         console.print(line)
-    _show_example(results, out, console)
+    example.show(out, console)
     console.print(f"run: {run}   items: {out / 'items.jsonl'}   summary: {out / 'summary.json'}")
     return summary
 
@@ -58,14 +61,23 @@ def _provenance(folder: Path, recipe: CheckedRecipe) -> dict[str, Any]:
     }
 
 
-def _show_example(results: Mapping[str, Sequence[Item]], out: Path, console: Console) -> None:
-    """Draw one answered question: the first with a zoom, right or wrong, of the modulated arm if there is one."""
-    items = results.get("modulated") or next(iter(results.values()))
-    shown = next((item for item in items if item.session.calls), items[0])
-    if not shown.session.sources:
-        return
-    answer = answer_of(shown.session, shown.sample.question)
-    answer.draw(out / "example.png")
-    console.print(
-        f"{shown.sample.question} -> {answer} (right: {shown.sample.answer}); its trace: {out / 'example.png'}"
-    )
+class _Example:
+    """One answered question of an arm: the first with a zoom, right or wrong, else the first."""
+
+    def __init__(self, arm: str) -> None:
+        self.arm = arm
+        self.kept: tuple[Item, Session] | None = None
+
+    def see(self, item: Item, session: Session) -> None:
+        """Keep the item if it is the better example."""
+        if item.arm == self.arm and (self.kept is None or (item.calls and not self.kept[0].calls)):
+            self.kept = item, session
+
+    def show(self, out: Path, console: Console) -> None:
+        """Draw its trace and print what was asked and answered."""
+        if self.kept is None or not self.kept[1].sources:
+            return
+        sample, file = self.kept[0].sample, out / "example.png"
+        answer = answer_of(self.kept[1], sample.question)
+        answer.draw(file)
+        console.print(f"{sample.question} -> {answer} (right: {sample.answer}); its trace: {file}")

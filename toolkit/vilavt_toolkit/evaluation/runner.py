@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vilavt_toolkit.chat.loop import Decoding, Loop, Rewrite
 from vilavt_toolkit.contracts import Sample, Task
 from vilavt_toolkit.dialogue.session import Session
-from vilavt_toolkit.errors import InputError, UsageError
+from vilavt_toolkit.dialogue.trajectory import Trajectory
+from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.files import write_text
 from vilavt_toolkit.model import VisualChatModel
 from vilavt_toolkit.progress import track
@@ -42,16 +43,18 @@ ARMS: Mapping[str, Arm] = {
 
 @dataclass(frozen=True)
 class Item:
-    """One question under one arm."""
+    """One question under one arm; nothing as large as an image."""
 
     arm: str
     sample: Sample
-    session: Session
+    """Without originals and trace."""
+    trajectory: Trajectory
+    calls: int
     score: float
 
     def to_json(self) -> dict[str, Any]:
         """The item as a row of the JSONL file."""
-        trajectory, sample = self.session.trajectory, self.sample
+        trajectory, sample = self.trajectory, self.sample
         return {
             "arm": self.arm,
             "id": sample.id,
@@ -60,7 +63,7 @@ class Item:
             "predicted": trajectory.answer,
             "score": self.score,
             "why": trajectory.why,
-            "calls": self.session.calls,
+            "calls": self.calls,
             "produced": sum(trajectory.produced),
             "encoded": sum(region.count for region in trajectory.regions),
             "tags": dict(sample.tags),
@@ -68,7 +71,13 @@ class Item:
         }
 
 
-def evaluate(model: VisualChatModel, task: Task, section: EvalSection, seed: int) -> dict[str, list[Item]]:
+Watch = Callable[[Item, Session], None]
+"""Sees every item with the session it came from, which is not kept."""
+
+
+def evaluate(
+    model: VisualChatModel, task: Task, section: EvalSection, seed: int, watch: Watch | None = None
+) -> dict[str, list[Item]]:
     """Ask every item under every arm; raises InputError naming the item that cannot be asked."""
     size = task.length(section.split)
     count = min(section.items or size, size)
@@ -80,16 +89,16 @@ def evaluate(model: VisualChatModel, task: Task, section: EvalSection, seed: int
         results[name] = []
         for indices in track(batches, len(batches), name):
             samples = [task.sample(section.split, index) for index in indices]
-            results[name] += _ask(model, task, name, samples, decoding, rewrite, indices[0])
+            sessions = _ask(model, ARMS[name], samples, decoding, rewrite, indices[0])
+            for sample, session in zip(samples, sessions, strict=True):
+                results[name].append(_item(task, name, sample, session))
+                if watch is not None:
+                    watch(results[name][-1], session)
     return {name: results[name] for name in section.arms}
 
 
 def _ordered(arms: Sequence[str]) -> list[str]:
     """The arms, `modulated` before `shuffled`, which permutes its inquiries."""
-    if "shuffled" in arms and "modulated" not in arms:
-        raise UsageError("eval.arms: `shuffled` permutes the inquiries of `modulated`; add that arm.")
-    if not arms:
-        raise UsageError("eval.arms is empty; name at least one arm.")
     return sorted(arms, key=lambda arm: arm == "shuffled")
 
 
@@ -99,14 +108,14 @@ def _batches(count: int, size: int) -> list[list[int]]:
 
 def _ask(
     model: VisualChatModel,
-    task: Task,
-    name: str,
+    arm: Arm,
     samples: Sequence[Sample],
     decoding: Decoding,
     rewrite: Rewrite | None,
     first: int,
-) -> list[Item]:
-    arm, sessions = ARMS[name], []
+) -> list[Session]:
+    """The sessions of some samples, run to their end; `first` is the number of the first among all items."""
+    sessions = []
     for sample in samples:
         try:
             session = Session(model, [model.open_source(o) for o in sample.originals] if arm.images else [])
@@ -118,12 +127,14 @@ def _ask(
     if rewrite is not None:
         own = rewrite
         shifted = lambda number, ids: own(first + number, ids)  # noqa: E731
-    loop = Loop(model, decoding, shifted)
-    loop.run(sessions)
-    return [
-        Item(name, sample, session, task.score(sample, session.trajectory.answer))
-        for sample, session in zip(samples, sessions, strict=True)
-    ]
+    Loop(model, decoding, shifted).run(sessions)
+    return sessions
+
+
+def _item(task: Task, arm: str, sample: Sample, session: Session) -> Item:
+    score = task.score(sample, session.trajectory.answer)
+    # Originals, sources and views would soon fill the memory of a machine.
+    return Item(arm, replace(sample, originals=(), trace=()), session.trajectory, session.calls, score)
 
 
 def _rewrites(arm: Arm, modulated: Sequence[Item], seed: int) -> Rewrite | None:
@@ -136,7 +147,7 @@ def _rewrites(arm: Arm, modulated: Sequence[Item], seed: int) -> Rewrite | None:
 
 
 def _first_inquiry(item: Item) -> Ids:
-    return next((group.ids for group in item.session.trajectory.groups if group.ids), ())
+    return next((group.ids for group in item.trajectory.groups if group.ids), ())
 
 
 def permuted_inquiries(own: Sequence[Ids], seed: int) -> dict[int, Ids]:

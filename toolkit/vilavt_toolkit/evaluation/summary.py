@@ -56,8 +56,8 @@ def summarise(results: Results, seed: int = 0) -> dict[str, Any]:
         found = {subset: accuracy(results, arm, subset, seed) for subset in SUBSETS}
         arms[arm] = {
             "accuracy": {subset: asdict(estimate) for subset, estimate in found.items() if estimate},
-            "calls": sum(item.session.calls for item in items) / len(items),
-            "answered": sum(item.session.trajectory.answer is not None for item in items) / len(items),
+            "calls": sum(item.calls for item in items) / len(items),
+            "answered": sum(item.trajectory.answer is not None for item in items) / len(items),
         }
     differences = []
     for first, second, subset in DIFFERENCES:

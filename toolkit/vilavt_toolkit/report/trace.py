@@ -31,8 +31,8 @@ class TraceRegion:
     source_index: int
     source: Source
     box: Box
-    view: Any
-    """What the encoder saw, uint8 [h, w, 3]."""
+    crop: Any
+    """The original's pixels in the box, uint8 [h, w, 3]."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def trace_picture(trace: Trace) -> Image:
     from PIL import Image
 
     sources = _beside([_captioned(*pair) for pair in _source_pictures(trace)], columns=1)
-    crops = [_captioned(_enlarged(region.view), _region_name(trace, region)) for region in _regions(trace)]
+    crops = [_captioned(_enlarged(region.crop), _region_name(trace, region)) for region in _regions(trace)]
     pictures = [sources] if sources is not None else []
     if crops:
         # As many columns as it takes not to be much taller than the sources.

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vilavt_toolkit.contracts import Crop, Encoder, InquiryEncoder, LanguageModel, View
 from vilavt_toolkit.registry import REGISTRIES, Entry, Registry
+from vilavt_toolkit.vision.tokens import to_device
 
 T = TypeVar("T")
 
@@ -81,7 +82,7 @@ class WordInquiryEncoder(InquiryEncoder):
 
     def forward(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Embeddings of all words [T, D] and their mean per group [G, D]."""
-        features = self.embedding(torch.tensor([i for group in ids for i in group], dtype=torch.long))
+        features = self.embedding(to_device([i for group in ids for i in group], self.embedding.weight.device))
         parts = features.split_with_sizes([len(group) for group in ids])
         return features, torch.stack([part.sum(0) / max(1, len(part)) for part in parts])
 

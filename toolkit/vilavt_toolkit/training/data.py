@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from vilavt_toolkit.contracts import Task, View
 from vilavt_toolkit.dialogue.batch import Batch, collate
 from vilavt_toolkit.dialogue.session import session_of
 from vilavt_toolkit.dialogue.trajectory import Trajectory
+from vilavt_toolkit.errors import UsageError, VilavtError
 from vilavt_toolkit.model import VisualChatModel
 from vilavt_toolkit.progress import track
 from vilavt_toolkit.schema import TrainSection
@@ -35,6 +37,23 @@ class TraceDataset(Dataset[Prepared]):
     def __getitem__(self, index: int) -> Prepared:
         session = session_of(self.model, self.task.sample("train", index))
         return session.trajectory, session.views
+
+
+class StreamedDataset(Dataset[Prepared | VilavtError]):
+    """The same samples for a loader's workers; a sample that cannot be made ready comes as its error."""
+
+    # Raised in a worker, torch would bury it in a traceback.
+    def __init__(self, traces: TraceDataset) -> None:
+        self.traces = traces
+
+    def __len__(self) -> int:
+        return len(self.traces)
+
+    def __getitem__(self, index: int) -> Prepared | VilavtError:
+        try:
+            return self.traces[index]
+        except VilavtError as error:
+            return error
 
 
 class PreparedDataset(Dataset[Prepared]):
@@ -74,11 +93,23 @@ def _in_processes(dataset: TraceDataset, chunks: Sequence[range], workers: int) 
         if workers == 0:
             yield from map(_make, chunks)
             return
-        context = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        context = multiprocessing.get_context(_fork())
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker) as pool:
             yield from pool.map(_make, chunks)
     finally:
         _dataset = None
+
+
+def _begin_worker() -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; only the first has something to say
+
+
+def _fork() -> str:
+    """How workers start: a model and its tokenizer cannot be sent to them."""
+    if "fork" not in multiprocessing.get_all_start_methods():
+        raise UsageError("train.workers: this system cannot fork processes; set train.workers to 0.")
+    return "fork"
 
 
 class StepSampler(Sampler[list[int]]):
@@ -122,29 +153,43 @@ class StepCollator:
     micro_batch: int
     padding_id: int
 
-    def __call__(self, samples: Sequence[Prepared]) -> StepBatch:
+    def __call__(self, samples: Sequence[Prepared | VilavtError]) -> StepBatch | VilavtError:
+        """The batch of a step, or the first error among its samples."""
+        ready: list[Prepared] = []
+        for sample in samples:
+            if isinstance(sample, VilavtError):
+                return sample
+            ready.append(sample)
         # Of like lengths together, so that little is padded; the gradient is the same for every split.
-        samples = sorted(samples, key=lambda sample: len(sample[0].ids))
+        ready.sort(key=lambda sample: len(sample[0].ids))
         micro = []
-        for start in range(0, len(samples), self.micro_batch):
-            part = samples[start : start + self.micro_batch]
+        for start in range(0, len(ready), self.micro_batch):
+            part = ready[start : start + self.micro_batch]
             micro.append(collate([row for row, _ in part], [views for _, views in part], self.padding_id))
         return StepBatch(micro)
 
 
-def step_loader(
-    model: VisualChatModel, task: Task, section: TrainSection, seed: int, start: int = 0
-) -> DataLoader[Any]:
+class StepLoader(DataLoader[Any]):
+    """Batches by step; raises the error that a worker met, as it would be without workers."""
+
+    def __iter__(self) -> Any:
+        for batch in super().__iter__():
+            if isinstance(batch, VilavtError):
+                raise batch
+            yield batch
+
+
+def step_loader(model: VisualChatModel, task: Task, section: TrainSection, seed: int, start: int = 0) -> StepLoader:
     """The batches of all steps from `start` on."""
     available = task.length("train")
     traces = TraceDataset(model, task, min(section.examples or available, available))
     ahead = section.prepare == "ahead"
-    dataset: Dataset[Prepared] = PreparedDataset(traces, section.workers) if ahead else traces
+    dataset: Dataset[Any] = PreparedDataset(traces, section.workers) if ahead else StreamedDataset(traces)
     workers = 0 if ahead else section.workers
-    return DataLoader(
+    return StepLoader(
         dataset,
         batch_sampler=StepSampler(traces.size, section.batch_size, section.steps, seed, start),
         collate_fn=StepCollator(section.micro_batch or section.batch_size, model.language_model.placeholder),
         num_workers=workers,
-        multiprocessing_context="fork" if workers else None,
+        multiprocessing_context=_fork() if workers else None,
     )

@@ -31,20 +31,25 @@ def capture(optimizer: torch.optim.Optimizer, scaler: Any = None) -> TrainingSta
     return TrainingState(tensors, data)
 
 
-def restore(state: TrainingState, optimizer: torch.optim.Optimizer, scaler: Any = None) -> None:
-    """Put optimizer, random numbers and loss scale back; raises RunError where the optimizer is another."""
-    current = optimizer.state_dict()
-    merged: dict[int, dict[str, Any]] = {}
-    for key, value in [*state.tensors.items(), *state.data.items()]:
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".", 2)
-            merged.setdefault(int(index), {})[name] = value
+def check(state: TrainingState, optimizer: torch.optim.Optimizer) -> None:
+    """Raise RunError where the state is that of another optimizer."""
     saved, trained = state.data.get("trained"), _shapes(optimizer)
     if saved != trained:
         raise RunError(
             f"The checkpoint was made training {len(saved or ())} tensors and the recipe trains {len(trained)}, or "
             "others; resume with the same train.freeze and optimizer."
         )
+
+
+def restore(state: TrainingState, optimizer: torch.optim.Optimizer, scaler: Any = None) -> None:
+    """Put optimizer, random numbers and loss scale back; raises RunError where the optimizer is another."""
+    check(state, optimizer)
+    current = optimizer.state_dict()
+    merged: dict[int, dict[str, Any]] = {}
+    for key, value in [*state.tensors.items(), *state.data.items()]:
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            merged.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": merged, "param_groups": current["param_groups"]})
     if scaler is not None and state.data.get("scaler"):
         scaler.load_state_dict(state.data["scaler"])

@@ -23,8 +23,9 @@ from vilavt_toolkit.recipe import CheckedRecipe, dump
 from vilavt_toolkit.schema import Part, TrainSection
 from vilavt_toolkit.training import checkpoints
 from vilavt_toolkit.training.bar import StepBar
-from vilavt_toolkit.training.data import step_loader
-from vilavt_toolkit.training.resume import capture, restore
+from vilavt_toolkit.training.data import StepLoader, step_loader
+from vilavt_toolkit.training.interrupt import Interruption
+from vilavt_toolkit.training.resume import capture, check, restore
 from vilavt_toolkit.training.sft import SupervisedModule
 from vilavt_toolkit.versions import versions
 
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 
 def train(recipe: CheckedRecipe, resume: bool = False) -> Path:
     """Train what a recipe says and return the run's folder; raises VilavtError."""
-    section, run = recipe.recipe.train, Path(recipe.recipe.run)
+    section, run = recipe.recipe.train, checkpoints.run_folder(recipe.recipe.run)
     if section.threads:
         torch.set_num_threads(section.threads)
     pl.seed_everything(recipe.recipe.seed, workers=True, verbose=False)
@@ -42,18 +43,38 @@ def train(recipe: CheckedRecipe, resume: bool = False) -> Path:
     if start >= section.steps:
         log.warning("%s has taken all %d steps; raise train.steps to go on.", run, section.steps)
         return run
-    trainer = _trainer(section, run, _Keeper(run, recipe, None if folder is None else checkpoints.load_state(folder)))
+    if folder is None:
+        checkpoints.holds_run(run)  # refused before anything slow, not after
+    state = None if folder is None else checkpoints.load_state(folder)
+    interruption = Interruption()
+    trainer = _trainer(section, run, _Keeper(run, recipe, state, interruption))
     task: Task = _made(recipe.recipe.task)
     model = build_model(recipe) if folder is None else _resumed(recipe, folder)
+    model.encoder.gradient_checkpointing = section.gradient_checkpointing
     module = SupervisedModule(model, _made(section.optimizer), section, start)
+    optimizer = module.configure_optimizers()
+    if state is not None:
+        check(state, optimizer)
     loader = step_loader(model, task, section, recipe.recipe.seed, start)
-    # Only now: what fails before leaves an earlier run where it was, and no half of a new one.
-    if folder is None:
-        checkpoints.set_aside(run)
-    write_text(run / "recipe.yaml", dump(recipe))
-    write_json(run / "versions.json", versions())
-    trainer.fit(module, loader)
+    with interruption:
+        # Only now: what fails before leaves an earlier run where it was, and no half of a new one.
+        if folder is None:
+            checkpoints.set_aside(run)
+        write_text(run / "recipe.yaml", dump(recipe))
+        write_json(run / "versions.json", versions())
+        _fit(trainer, module, loader)
+    if interruption.asked:  # after the last step: what was to come next is not wanted
+        raise KeyboardInterrupt
     return run
+
+
+def _fit(trainer: pl.Trainer, module: SupervisedModule, loader: StepLoader) -> None:
+    try:
+        trainer.fit(module, loader)
+    except SystemExit as error:  # what Lightning makes of an interrupt
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
 
 
 def _made(part: Part) -> Any:
@@ -67,10 +88,16 @@ def _resumed(recipe: CheckedRecipe, folder: Path) -> VisualChatModel:
 
 
 class _Keeper(pl.Callback):
-    """Saves checkpoints as the recipe says, and puts the training state back when resuming."""
+    """Saves checkpoints as the recipe says and when interrupted, and puts the training state back when resuming."""
 
-    def __init__(self, run: Path, recipe: CheckedRecipe, state: checkpoints.TrainingState | None) -> None:
-        self.run, self.recipe, self.state = run, recipe, state
+    def __init__(
+        self,
+        run: Path,
+        recipe: CheckedRecipe,
+        state: checkpoints.TrainingState | None,
+        interruption: Interruption,
+    ) -> None:
+        self.run, self.recipe, self.state, self.interruption = run, recipe, state, interruption
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Lightning keeps this in its own checkpoints: the step that metrics are logged at.
@@ -88,10 +115,13 @@ class _Keeper(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, SupervisedModule)
-        section = self.recipe.recipe.train
-        if pl_module.step % section.checkpoint_every == 0 or pl_module.step == section.steps:
+        section, asked = self.recipe.recipe.train, self.interruption.asked
+        if asked or pl_module.step % section.checkpoint_every == 0 or pl_module.step == section.steps:
             state = capture(trainer.optimizers[0], _scaler(trainer))
-            checkpoints.save(self.run, pl_module.model, self.recipe, pl_module.step, state)
+            folder = checkpoints.save(self.run, pl_module.model, self.recipe, pl_module.step, state)
+            if asked:
+                log.warning("%s is saved; go on from it with --resume.", folder)
+                raise KeyboardInterrupt
 
 
 def _scaler(trainer: pl.Trainer) -> Any:

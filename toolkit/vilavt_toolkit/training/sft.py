@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from vilavt_toolkit.contracts import Optimizer
-from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.model import VisualChatModel
 from vilavt_toolkit.schema import TrainSection
 from vilavt_toolkit.training.data import StepBatch
-from vilavt_toolkit.training.losses import target_hits, target_logprobs
+from vilavt_toolkit.training.learned import build_optimizer, freeze, trained
+from vilavt_toolkit.training.losses import target_logprobs_and_hits
 from vilavt_toolkit.training.schedule import rate_factor
 
 
@@ -32,8 +32,6 @@ class SupervisedModule(pl.LightningModule):
         # Pretrained parts come in evaluation mode, and resumed ones do not.
         model.train()
         freeze(model, section.freeze)
-        if not any(weight.requires_grad for weight in model.parameters()):
-            raise UsageError("train.freeze leaves nothing to train; take a part out of it.")
 
     @property
     def step(self) -> int:
@@ -42,8 +40,7 @@ class SupervisedModule(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The recipe's optimizer over what is trained."""
-        named = [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
-        optimizer = self._optimizer.build(named)
+        optimizer = build_optimizer(self._optimizer, trained(self.model))
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         return optimizer
@@ -53,17 +50,20 @@ class SupervisedModule(pl.LightningModule):
         optimizer = cast(Any, self.optimizers())
         self._set_rate(optimizer)
         optimizer.zero_grad()
-        loss, hits = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        # bf16 counts to 256 only, and is the default number format under bf16-true.
+        loss, hits = torch.zeros(2, device=self.device, dtype=torch.float32)
         for micro in batch.micro:
             logits = self.model(micro)
-            part = -target_logprobs(logits, micro).sum() / batch.produced
+            logprobs, right = target_logprobs_and_hits(logits, micro)
+            part = -logprobs.sum() / batch.produced
             self.manual_backward(part)
-            loss, hits = loss + part.detach(), hits + target_hits(logits, micro).sum()
+            loss, hits = loss + part.detach(), hits + right.sum()
         optimizer.step()
-        rate = optimizer.param_groups[0]["lr"]
+        numbers = [optimizer.param_groups[0]["lr"], float(batch.produced)]
+        rate, tokens = torch.tensor(numbers, dtype=torch.float32)
         shown = {"loss": loss, "token_accuracy": hits / batch.produced}
         self.log_dict(shown, prog_bar=True)
-        self.log_dict({"gradient_norm": self._norm, "learning_rate": rate, "tokens": float(batch.produced)})
+        self.log_dict({"gradient_norm": self._norm, "learning_rate": rate, "tokens": tokens})
 
     def _set_rate(self, optimizer: Any) -> None:
         factor = rate_factor(self.section, self.step)
@@ -73,20 +73,5 @@ class SupervisedModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradient; here mixed precision has taken its loss scale out."""
         limit = self.section.gradient_clip
-        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
-        self._norm = nn.utils.clip_grad_norm_(trained, float("inf") if limit is None else limit)
-
-
-def freeze(model: VisualChatModel, parts: list[Any]) -> None:
-    """Exclude parts of the model from training; their dropout is off and their running statistics stay."""
-    modules: dict[str, nn.Module | None] = {
-        "encoder": model.encoder.encoder,
-        "modulator": model.encoder.modulators,
-        "inquiry_encoder": model.encoder.inquiry_encoder,
-        "projector": model.projector,
-        "language_model": model.language_model,
-    }
-    for part in parts:
-        module = modules[part]
-        if module is not None:
-            module.requires_grad_(False).eval()
+        weights = [weight for _, weight in trained(self.model)]
+        self._norm = nn.utils.clip_grad_norm_(weights, float("inf") if limit is None else limit)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vilavt_toolkit.contracts import Context
-from vilavt_toolkit.vision.tokens import Layout, inverse, offsets, permute, runs, spread, to_device
+from vilavt_toolkit.vision.tokens import Layout, offsets, permutation, permute, runs, spread, to_device
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,7 @@ def make_plan(layout: Layout, partition: str, lengths: Sequence[int], copies: in
         members.setdefault(shape, []).append(index)
     buckets = tuple(Bucket(len(ids), *shape) for shape, ids in members.items())
     order = [index for ids in members.values() for index in ids]
-    starts = offsets(segments)
-    way = None
-    if len(buckets) > 1:
-        tokens = runs([starts[i] for i in order], [segments[i] for i in order])
-        way = to_device(tokens, device), to_device(inverse(tokens), device)
+    way = permutation(segments, order, device) if len(buckets) > 1 else None
     rows = None
     if any(context):
         rows = to_device(_context_rows([groups[i] for i in order], lengths, copies), device)

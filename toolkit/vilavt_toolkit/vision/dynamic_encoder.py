@@ -73,7 +73,7 @@ class DynamicEncoder(nn.Module):
         `groups` each region has its own. An empty text leaves the encoder unmodulated. Raises InputError.
         """
         texts, of_region = self._grouped(len(regions), inquiries, groups)
-        views = [self._prepare(region) for region in regions]
+        views = [self.prepare(region) for region in regions]
         features, grids = self.encode(views, of_region, [self.tokenize(text) for text in texts])
         shapes = [(view.size, grid) for view, grid in zip(views, grids, strict=True)]
         parts = features.split_with_sizes([self.encoder.count(size) for size, _ in shapes])
@@ -82,13 +82,29 @@ class DynamicEncoder(nn.Module):
             for part, (_, grid) in zip(parts, shapes, strict=True)
         ]
 
+    def prepare(self, region: Region) -> View:
+        """Cut a region out of its original and make it ready for the encoder; raises InputError."""
+        crop = region.crop()
+        try:
+            if crop.modality != self.encoder.spec.modality:
+                raise InputError(
+                    f"a region of modality '{crop.modality}' was given to an encoder of "
+                    f"'{self.encoder.spec.modality}'; choose an encoder for it."
+                )
+            return self.encoder.prepare(crop)
+        except InputError as error:
+            # What is wrong with a zoom is told to the model, which knows regions and no files.
+            if region.box is not None:
+                raise
+            raise InputError(f"{region.source.name}: {error}") from error
+
     def tokenize(self, text: str) -> list[int]:
         """Token ids of an inquiry, [] for an empty one; raises InputError without an inquiry encoder."""
-        if self.inquiry_encoder is not None:
-            return self.inquiry_encoder.tokenize(text)
-        if text.strip():
+        if not text.strip():
+            return []
+        if self.inquiry_encoder is None:
             raise InputError(f"The inquiry {text!r} cannot be read: this encoder was built without an inquiry encoder.")
-        return []
+        return self.inquiry_encoder.tokenize(text)
 
     def encode(
         self, views: Sequence[View], groups: Sequence[int], inquiries: Sequence[Sequence[int]]
@@ -162,15 +178,6 @@ class DynamicEncoder(nn.Module):
         heard = np.asarray([lengths[group] > 0 for group in layout.groups])
         keep = torch.from_numpy(np.repeat(heard, layout.partitions["region"]))
         return _Heard(inquiry, keep.to(device, non_blocking=True).unsqueeze(1))
-
-    def _prepare(self, region: Region) -> View:
-        crop = region.crop()
-        if crop.modality != self.encoder.spec.modality:
-            raise InputError(
-                f"A region of modality '{crop.modality}' was given to an encoder of "
-                f"'{self.encoder.spec.modality}'; choose an encoder for it."
-            )
-        return self.encoder.prepare(crop)
 
     def _check(self, views: Sequence[View], groups: Sequence[int], inquiries: Sequence[Sequence[int]]) -> None:
         if len(views) != len(groups):

@@ -37,6 +37,10 @@ def integrated_blocks(integration: str | Sequence[int], spec: EncoderSpec) -> tu
                 f"Integration '{integration}' selects no block of this encoder; list block indices instead."
             )
         return blocks
+    if not integration:
+        raise BadConfig(
+            "Integration is an empty list; list block indices, or choose modulator 'none' to modulate none."
+        )
     blocks = tuple(_block_index(index, spec.depth) for index in integration)
     for index in integration:
         if blocks.count(_block_index(index, spec.depth)) > 1:

@@ -101,7 +101,10 @@ class PixelBudget:
     minimum: int = 0
     """Fewest pixels of a view; a small crop is enlarged to have them."""
     max_scale: float = 2.0
-    """Most view pixels along one original pixel; only `minimum` and rounding to whole tokens go beyond."""
+    """Most view pixels along one original pixel of a zoom; an overview has one at most.
+
+    Only `minimum` and rounding to whole tokens go beyond.
+    """
 
 
 def view_size(width: int, height: int, multiple: int, budget: PixelBudget, overview: bool) -> tuple[int, int]:
@@ -125,7 +128,9 @@ def view_size(width: int, height: int, multiple: int, budget: PixelBudget, overv
         )
     least = min(math.ceil(budget.minimum / multiple**2), most)
     area = width * height / multiple**2
-    scale = min(max(budget.max_scale, math.sqrt(least / area)), math.sqrt(most / area))
+    # Enlarging a zoom gives its few pixels more tokens; of a whole source the budget would fill with nothing new.
+    largest = 1.0 if overview else budget.max_scale
+    scale = min(max(largest, math.sqrt(least / area)), math.sqrt(most / area))
     columns, rows = _grid(width * scale / multiple, height * scale / multiple, least, most)
     return columns * multiple, rows * multiple
 

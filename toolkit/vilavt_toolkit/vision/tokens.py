@@ -70,6 +70,13 @@ def inverse(order: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return back
 
 
+def permutation(counts: Sequence[int], order: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """What `permute` needs to bring packed segments of `counts` rows each into `order`; [S], [S]."""
+    starts = offsets(counts)
+    rows = runs([starts[i] for i in order], [counts[i] for i in order])
+    return to_device(rows, device), to_device(inverse(rows), device)
+
+
 @dataclass(frozen=True)
 class Layout:
     """Who is who on the packed axis: regions sorted by group, and named partitions. Built on the CPU."""
@@ -155,14 +162,9 @@ class Layout:
         """Put rows of regions, `counts` each in packed order, into the caller's order; [F, D] -> [F, D]."""
         if self.order == tuple(range(len(self.order))):
             return packed
-        way = self.cached(("restore", tuple(counts), packed.device), lambda: self._way_back(counts, packed.device))
-        return permute(packed, *way)
-
-    def _way_back(self, counts: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-        place = inverse(np.asarray(self.order))
-        starts = offsets(counts)
-        order = runs([starts[p] for p in place], [counts[p] for p in place])
-        return to_device(order, device), to_device(inverse(order), device)
+        place = inverse(np.asarray(self.order)).tolist()
+        key = ("restore", tuple(counts), packed.device)
+        return permute(packed, *self.cached(key, lambda: permutation(counts, place, packed.device)))
 
 
 @dataclass(frozen=True)
