@@ -65,7 +65,6 @@ class Native(Dialogue):
             "<think>",
             '</think><tool>{"region": [{"index": ',
             f', "{box_key}": [',
-            ", ",
             ']}, {"index": ',
             ']}], "query": "',
             '"}</tool>',

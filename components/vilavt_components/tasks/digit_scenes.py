@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vilavt_components.tasks._digit_drawing import draw_scene
-from vilavt_components.tasks._digit_layout import Scene, Thing, lay_out, most_objects
+from vilavt_components.tasks._digit_layout import COLOURS, Scene, Thing, lay_out, most_objects
 from vilavt_toolkit.contracts import Box, GivenTurn, Sample, Task
 from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.registry import setting, tasks
@@ -59,6 +59,8 @@ class DigitScenesConfig:
                 f"{self.objects} objects do not fit {self.cells} x {self.cells} cells, where the asked one may "
                 f"stand alone; set objects to {most_objects(self.cells)} or fewer, or cells higher."
             )
+        if self.own_colours and self.objects > len(COLOURS):
+            raise ValueError(f"{self.objects} objects cannot have {len(COLOURS)} colours to themselves; set fewer.")
         if self.forced + self.blind > 1:
             raise ValueError(f"forced {self.forced} and blind {self.blind} together exceed 1; lower one.")
 
@@ -143,7 +145,7 @@ class DigitScenes(Task):
         cells = self.config.cells
         named = ", ".join(f"{_number(thing, cells)} {thing.name}" for thing in scene.things)
         meant = [scene.asked] if scene.partner is None else [scene.asked, scene.partner]
-        thought = f"{named}; so {scene.asked.name} {' '.join(str(_number(thing, cells)) for thing in meant)}"
+        thought = f"see {named}; so {scene.asked.name} {' '.join(str(_number(thing, cells)) for thing in meant)}"
         if mode == "forced" or scene.kind != "digit":
             return (GivenTurn(thought, answer=answer),)
         cell = self.config.size // cells

@@ -23,7 +23,7 @@ TASK = DigitScenes(DigitScenesConfig())
 
 def seen(sample: Sample) -> dict[str, tuple[int, int]]:
     """Name of every object in the trace's first thought -> its cell."""
-    words = [part.split() for part in sample.trace[0].thought.split("; ")[0].split(", ")]
+    words = [part.split() for part in sample.trace[0].thought.removeprefix("see ").split("; ")[0].split(", ")]
     cells = TASK.config.cells
     return {f"{colour} {shape}": (int(cell) % cells, int(cell) // cells) for cell, colour, shape in words}
 
@@ -171,6 +171,17 @@ def test_objects_show_in_their_cells_and_digits_only_in_the_crop() -> None:
             assert middle.astype(float).std(axis=(0, 1)).max() > 10, "the digit's strokes"
 
 
+def test_objects_of_own_colours_share_none_and_still_name_one_thing() -> None:
+    task = DigitScenes(DigitScenesConfig(own_colours=True))
+    for index in range(200):
+        sample = task.sample("test", index)
+        names = [name.split() for name in seen(sample)]
+        assert len({colour for colour, _ in names}) == len(names) == 4
+        if sample.tags["kind"] == "colour":
+            asked = sample.question.removeprefix("what colour is the ").removesuffix("?")
+            assert [colour for colour, shape in names if shape == asked] == [sample.answer]
+
+
 def test_camouflaged_digits_average_out_in_a_small_view() -> None:
     def seen_small(camouflage: float) -> float:
         task = DigitScenes(DigitScenesConfig(difficulty=0, no_zoom=0, camouflage=camouflage))
@@ -211,6 +222,7 @@ def test_the_settings_reach_their_ends(settings: dict[str, float]) -> None:
         ({"cells": 3}, "cells must divide size"),
         ({"cells": 2, "objects": 3}, "set objects to 2 or fewer"),
         ({"forced": 0.8, "blind": 0.4}, "together exceed 1"),
+        ({"cells": 8, "objects": 5, "own_colours": True}, "colours to themselves"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, float], words: str) -> None:
