@@ -195,9 +195,8 @@ def _entries(trace: Trace) -> list[tuple[str, str]]:
         entries.append(("feedback", turn.feedback))
         entries.append(("answer", turn.answer or ""))
     entries.append(("stopped", trace.why))
-    costs = [
-        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in trace.cost.items()
-    ]
+    spent = ((key.replace("_", " "), value) for key, value in trace.cost.items())
+    costs = [f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in spent]
     entries.append(("cost", ", ".join(costs)))
     return [(label, text) for label, text in entries if text]
 
