@@ -152,7 +152,7 @@ class DigitScenes(Task):
         box: Box = tuple(float(side * cell) for side in scene.zoom)
         return (
             GivenTurn(thought, inquiry=scene.asked.name, boxes=((0, box),)),
-            GivenTurn(f"read {answer}", answer=answer),
+            GivenTurn(answer, answer=answer),
         )
 
 
