@@ -203,8 +203,8 @@ def _require_recipe(recipe: str, overrides: list[str] | None) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exits with 0, 1 for failure, 2 for usage, 130 when interrupted."""
-    # Threads that spin long while they wait make training several times slower where other work shares the cores;
-    # that never spin, half as fast again where none does.
+    # Threads that spin long while they wait slow training down where other work shares the cores; threads that never
+    # spin slow it down where none does.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))

@@ -91,8 +91,7 @@ def _ink(image: Pixels, height: float, turn: float, halo: float, camouflage: flo
 
     Strokes are bright (1 at most) and their surroundings, `halo` heights wide, dark by `camouflage` times as much on
     the whole. At 1 a digit averages out where it is seen too small: a vanishing optotype, as tests of eyesight use.
-    Plain strokes do not: 4 pixels high, four in five can be told apart by a small network that is trained on nothing
-    else and knows where to look.
+    Plain strokes do not: even 4 pixels high, a network trained on nothing else, told where to look, reads most of them.
     """
     padded = image.shape[0]
     step = (padded - 2 * _PAD) / height

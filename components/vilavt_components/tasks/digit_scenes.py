@@ -1,4 +1,4 @@
-"""Task `digit_scenes`: scenes whose objects carry handwritten digits too small to read at first sight."""
+"""Task `digit_scenes`: scenes whose objects carry handwritten digits, tiny at first sight."""
 
 from __future__ import annotations
 

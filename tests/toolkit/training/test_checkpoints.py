@@ -213,6 +213,7 @@ def test_the_folder_one_is_in_is_not_moved_away(run, tmp_path, monkeypatch):
     refused(Path(".."), "the folder you are in")
     refused(run, "the folder you are in")
     checkpoints.set_aside(Path("."))  # empty
+    assert (run / "notes").is_dir()
 
 
 def test_a_run_that_cannot_be_moved_is_one_sentence(run, monkeypatch):
@@ -221,6 +222,7 @@ def test_a_run_that_cannot_be_moved_is_one_sentence(run, monkeypatch):
 
     monkeypatch.setattr(Path, "rename", fail)
     refused(run, r"cannot be moved \(Permission denied\)")
+    assert run.is_dir()
 
 
 def test_a_path_that_cannot_be_looked_at_is_one_sentence(tmp_path, monkeypatch):
