@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from vilavt_toolkit.vision.attention import attend_inquiry, inquiry_weights
 from vilavt_toolkit.vision.tokens import Layout, Tokens, spread
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ class Component:
     @abstractmethod
     def tiny(cls) -> Any:
         """Return settings that build a small instance in milliseconds, with nothing downloaded."""
+
+    @classmethod
+    def variants(cls) -> Mapping[str, Any]:
+        """Return settings of further small instances to test, by name: one for each kind of inside it can have."""
+        return {}
 
 
 # --- Sources -----------------------------------------------------------------------------------------------------
@@ -130,11 +136,17 @@ class BlockSpec:
 
     width: int
     sites: Mapping[str, int]
-    """Width of the named part's output at every site the block offers."""
+    """Width of the named part's output, `y`, at every site the block offers."""
+    inputs: Mapping[str, int] = field(default_factory=dict)
+    """Width of the part's input, `x`, where it is not the block's width."""
     heads: int = 0
     head_dim: int = 0
     context_refused: str = ""
-    """Why the block's attention takes no context keys; empty where it does."""
+    """Why the block's attention takes no context keys and no other regions; empty where it does."""
+
+    def input_width(self, site: str) -> int:
+        """Width of what goes into the part at `site`."""
+        return self.inputs.get(site, self.width)
 
 
 @dataclass(frozen=True)
@@ -160,16 +172,27 @@ class At(Protocol):
     def __call__(self, site: str, x: Tensor, y: Tensor) -> Tensor: ...
 
 
-class Attend(Protocol):
-    """Called by a block in place of attention, on packed q, k, v [S, H, d]; returns [S, H, d]."""
+Bias = Callable[[Grid], Tensor]
+"""What is added to the attention logits within a region of a given grid; [H, n, n], n tokens with prefix tokens."""
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor: ...
+
+class Attend(Protocol):
+    """Called by a block in place of attention, on packed q, k, v [S, H, d]; returns [S, H, d].
+
+    q and k come after their norms and before rotation: it rotates them (`Encoder.rotate`) where tokens have positions.
+    """
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, bias: Bias | None = None
+    ) -> Tensor: ...
 
 
 class Encoder(nn.Module, Component, ABC):
     """Views in, packed features out, block by block so that modulators can step between. `__init__(config)`."""
 
     spec: EncoderSpec
+    same_rotation: bool = True
+    """Whether all blocks rotate alike, so that cosines and sines are computed once per call."""
 
     @abstractmethod
     def prepare(self, crop: Crop) -> View:
@@ -199,6 +222,21 @@ class Encoder(nn.Module, Component, ABC):
         """Name the partition that block `index` attends within."""
         return "region"
 
+    def rotation(self, index: int, positions: Tensor) -> Tensor:
+        """What `rotate` needs at positions [N, P] in block `index`; nothing may turn at position 0."""
+        raise NotImplementedError(f"{type(self).__name__} gives positions and no rotation.")
+
+    def rotate(self, x: Tensor, rotation: Tensor) -> Tensor:
+        """Rotate queries or keys [N, H, d] by what `rotation` made of their positions."""
+        raise NotImplementedError(f"{type(self).__name__} gives positions and no rotation.")
+
+    def room(self, size: Grid) -> int:
+        """Positions that a region takes on every axis when a group's regions stand one after another (span `group`).
+
+        0: positions say nothing across regions, and every region keeps its own.
+        """
+        return 0
+
     @abstractmethod
     def block(self, index: int, tokens: Tokens, at: At, attend: Attend) -> Tensor:
         """Run block `index`; x [S, D] -> [S, D]."""
@@ -206,6 +244,16 @@ class Encoder(nn.Module, Component, ABC):
     @abstractmethod
     def readout(self, tokens: Tokens) -> Tensor:
         """Final norm and merging, without prefix tokens, in the layout's order; [S, D] -> [F, D_out]."""
+
+    def to_grids(self, values: Tensor, layout: Layout) -> list[Tensor]:
+        """Values of all tokens [S, C] on the grid of each region, prefix tokens left out; [*size, C] each.
+
+        In packed order. To be overridden where a region's tokens do not stand row after row behind its prefix tokens.
+        """
+        parts = values.split_with_sizes(list(layout.partitions["region"]))
+        return [
+            part[len(part) - math.prod(size) :].view(*size, -1) for part, size in zip(parts, layout.sizes, strict=True)
+        ]
 
     def load_weights(self) -> None:
         """Load pretrained weights where the settings name some; raises InputError."""
@@ -223,6 +271,8 @@ class Inquiry:
     """Tokens of every group's inquiry, 0 for an empty one; known on the CPU."""
     layout: Layout
     """The vision tokens' layout; its lengths are known on the CPU."""
+    seen: list[Tensor] | None = None
+    """Where given, attention weights on the inquiries' tokens are put here, [S, longest inquiry] per attention."""
 
     @property
     def group_of(self) -> Tensor:
@@ -233,13 +283,25 @@ class Inquiry:
         """Give every vision token its group's row; [G, ...] -> [S, ...], with a gradient that is deterministic."""
         return spread(values, self.group_of)
 
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+        """Attention of vision tokens q [S, H, d] to their group's inquiry tokens k, v [T, H, d]; [S, H, d].
+
+        Zero for tokens whose inquiry is empty.
+        """
+        if self.seen is not None:
+            self.seen.append(inquiry_weights(q, k, self.layout, self.lengths, scale))
+        return attend_inquiry(q, k, v, self.layout, self.lengths, scale)
+
 
 @dataclass(frozen=True)
 class Context:
     """Keys and values that a modulator adds to attention."""
 
     k: Tensor
-    """[K, H, d] after key norm, before rotation; one per inquiry token, in the inquiries' order."""
+    """[K, H, d] after key norm, before rotation; one per inquiry token, in the inquiries' order.
+
+    Where `Encoder.room` lets regions stand one after another, the inquiry stands behind the last of its group.
+    """
     v: Tensor
     """[K, H, d]"""
 
@@ -277,6 +339,10 @@ class InquiryEncoder(nn.Module, Component, ABC):
     @abstractmethod
     def tokenize(self, text: str) -> list[int]:
         """Token ids of an inquiry, which then live in the trajectory; [] for an empty text."""
+
+    @abstractmethod
+    def words(self, ids: Sequence[int]) -> list[str]:
+        """The text of every token of an inquiry, for people to read."""
 
     @abstractmethod
     def forward(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

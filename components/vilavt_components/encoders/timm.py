@@ -217,7 +217,8 @@ def _block_spec(block: Any) -> BlockSpec:
     sites = dict.fromkeys(("norm1", "proj", "attention", "norm2", "fc2", "mlp", "block"), width)
     sites |= {"qkv": attn.qkv.out_features, "fc1": block.mlp.fc1.out_features}
     head_dim = attn.qkv.out_features // 3 // attn.num_heads
-    return BlockSpec(width, sites, heads=attn.num_heads, head_dim=head_dim)
+    inputs = {"proj": attn.proj.in_features, "fc2": block.mlp.fc2.in_features}
+    return BlockSpec(width, sites, inputs, heads=attn.num_heads, head_dim=head_dim)
 
 
 def _mlp(mlp: Any, h: Tensor, at: At) -> Tensor:

@@ -46,6 +46,10 @@ class LanguageModelInquiryEncoder(InquiryEncoder):
         text = text.strip()
         return self._language_model[0].tokenizer.encode(text)[: self.max_tokens] if text else []
 
+    def words(self, ids: Sequence[int]) -> list[str]:
+        """The text of every token."""
+        return [self._language_model[0].tokenizer.decode([token]) for token in ids]
+
     def forward(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Features of all tokens [T, D] and their mean per group [G, D], zero where empty."""
         device, dtype = self.mix.weight.device, self.mix.weight.dtype

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from vilavt_toolkit.contracts import Context
 from vilavt_toolkit.testing import no_synchronisation
 from vilavt_toolkit.vision.attention import attend
 from vilavt_toolkit.vision.tokens import Layout
@@ -59,7 +58,7 @@ def test_context_is_seen_by_its_own_group_only(pairs, lengths, copies, partition
     q, k, v = qkv_of(layout)
     total = sum(lengths)
     made = [(random(total, HEADS, DIM, seed=10 + i), random(total, HEADS, DIM, seed=20 + i)) for i in range(copies)]
-    found = attend(q, k, v, layout, partition, [Context(*pair) for pair in made], lengths)
+    found = attend(q, k, v, layout, partition, made, lengths)
     segment, group = segment_of(layout, partition), layout.group_of(torch.device("cpu"))
     of_key = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths)).repeat(copies)
     seen = torch.cat([segment[:, None] == segment, group[:, None] == of_key], dim=1)
@@ -70,20 +69,20 @@ def test_context_is_seen_by_its_own_group_only(pairs, lengths, copies, partition
 def test_the_context_gets_its_gradient_from_every_region_of_its_group():
     layout = layout_of([(2, 0), (3, 0), (2, 1)])
     q, k, v = qkv_of(layout)
-    context = Context(random(3, HEADS, DIM).requires_grad_(), random(3, HEADS, DIM, seed=1).requires_grad_())
+    context = random(3, HEADS, DIM).requires_grad_(), random(3, HEADS, DIM, seed=1).requires_grad_()
     attend(q, k, v, layout, "region", [context], (2, 1)).square().sum().backward()
-    assert context.k.grad.abs().amin() > 0
-    assert context.v.grad.abs().amin() > 0
+    assert context[0].grad.abs().amin() > 0
+    assert context[1].grad.abs().amin() > 0
 
 
 def test_gradients_are_the_same_bit_for_bit_each_time():
     layout = layout_of([(5, 0), (3, 1), (5, 1), (7, 0)])
-    context = Context(random(4, HEADS, DIM).requires_grad_(), random(4, HEADS, DIM, seed=1))
+    context = random(4, HEADS, DIM).requires_grad_(), random(4, HEADS, DIM, seed=1)
     runs = []
     for _ in range(3):
         q, k, v = qkv_of(layout)
         out = attend(q, k, v, layout, "region", [context], (3, 1))
-        runs.append(torch.autograd.grad(out.square().sum(), (q, k, v, context.k)))
+        runs.append(torch.autograd.grad(out.square().sum(), (q, k, v, context[0])))
     assert all(torch.equal(a, b) for later in runs[1:] for a, b in zip(runs[0], later, strict=True))
 
 

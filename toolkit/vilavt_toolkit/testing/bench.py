@@ -80,6 +80,10 @@ class WordInquiryEncoder(InquiryEncoder):
         """One id per word, by its letters."""
         return [sum(word.encode()) % self.embedding.num_embeddings for word in text.split()]
 
+    def words(self, ids: Sequence[int]) -> list[str]:
+        """A word's letters cannot be told from its id, which stands here instead."""
+        return [str(i) for i in ids]
+
     def forward(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Embeddings of all words [T, D] and their mean per group [G, D]."""
         features = self.embedding(to_device([i for group in ids for i in group], self.embedding.weight.device))

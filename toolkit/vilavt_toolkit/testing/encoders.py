@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vilavt_toolkit.contracts import Encoder, View
+from vilavt_toolkit.contracts import Bias, Encoder, View
 from vilavt_toolkit.registry import encoders
 from vilavt_toolkit.testing import bench
 from vilavt_toolkit.vision.attention import attend
@@ -42,15 +42,19 @@ def declares_what_it_is(name: str) -> None:
         assert tokens.x.shape == (layout.length, block.width), f"block {index} gets {list(tokens.x.shape)}"
         seen: dict[str, int] = {}
 
-        def at(site: str, x: Tensor, y: Tensor, seen: dict[str, int] = seen) -> Tensor:
+        def at(site: str, x: Tensor, y: Tensor, seen: dict[str, int] = seen, i: int = index) -> Tensor:
             assert site not in seen, f"site '{site}' comes twice"
+            wide = encoder.spec.blocks[i].input_width(site)
+            assert x.shape[-1] == wide, f"into '{site}' of block {i} go {x.shape[-1]} channels, it declares {wide}"
             seen[site] = y.shape[-1]
             return y
 
-        def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, i: int = index) -> Tensor:
+        def attention(
+            q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, bias: Bias | None = None, i: int = index
+        ) -> Tensor:
             declared = (encoder.spec.blocks[i].heads, encoder.spec.blocks[i].head_dim)
             assert q.shape[1:] == declared, f"block {i} attends with {list(q.shape)}, it declares {declared}"
-            return attend(q, k, v, layout, encoder.partition(i), scale=scale)
+            return attend(q, k, v, layout, encoder.partition(i), scale=scale, bias=bias)
 
         tokens = tokens.with_x(encoder.block(index, tokens, at, attention))
         assert seen == dict(block.sites), f"block {index} offers {seen} and declares {dict(block.sites)}"

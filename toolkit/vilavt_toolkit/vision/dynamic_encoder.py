@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vilavt_toolkit.contracts import (
+    Bias,
     BlockSpec,
     Context,
     Encoder,
@@ -24,8 +25,9 @@ from vilavt_toolkit.contracts import (
     View,
 )
 from vilavt_toolkit.errors import BadConfig, InputError
-from vilavt_toolkit.vision.attention import attend
+from vilavt_toolkit.vision.attention import attend, inquiry_weights
 from vilavt_toolkit.vision.integration import integrated_blocks
+from vilavt_toolkit.vision.positions import group_positions, inquiry_positions
 from vilavt_toolkit.vision.tokens import Layout, Tokens
 
 
@@ -138,12 +140,13 @@ class DynamicEncoder(nn.Module):
 
     def _block(self, index: int, tokens: Tokens, heard: _Heard | None) -> Tensor:
         modulators = self._modulators(index)
-        partition = self.encoder.partition(index)
         # Also where every inquiry is empty: regions of a group still see each other, as in the paper's code.
-        if any(modulator.span == "group" for modulator in modulators):
-            partition = "group"
+        together = any(modulator.span == "group" for modulator in modulators)
+        partition = "group" if together else self.encoder.partition(index)
         contexts = [] if heard is None else _contexts(modulators, heard.inquiry)
         lengths = () if heard is None else heard.inquiry.lengths
+        rotate = self._rotate(index, tokens, together)
+        added = [(self._rotate_inquiry(index, context.k, tokens, lengths), context.v) for context in contexts]
 
         def at(site: str, x: Tensor, y: Tensor) -> Tensor:
             if heard is None:
@@ -153,10 +156,43 @@ class DynamicEncoder(nn.Module):
                     y = _modulated(modulator, site, x, y, heard)
             return y
 
-        def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
-            return attend(q, k, v, tokens.layout, partition, contexts, lengths, scale)
+        def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, bias: Bias | None = None) -> Tensor:
+            q, k = rotate(q), rotate(k)
+            if heard is not None and heard.inquiry.seen is not None:
+                heard.inquiry.seen.extend(
+                    inquiry_weights(q, context, tokens.layout, lengths, scale, (k, partition)) for context, _ in added
+                )
+            return attend(q, k, v, tokens.layout, partition, added, lengths, scale, bias)
 
         return self.encoder.block(index, tokens, at, attention)
+
+    def _rotate(self, index: int, tokens: Tokens, together: bool) -> Callable[[Tensor], Tensor]:
+        """The rotation of vision tokens in block `index`, where they have positions."""
+        if tokens.positions is None:
+            return lambda x: x
+        rotation = self._rotation(index, tokens, "group" if together else "region")
+        return lambda x: self.encoder.rotate(x, rotation)
+
+    def _rotate_inquiry(self, index: int, k: Tensor, tokens: Tokens, lengths: tuple[int, ...]) -> Tensor:
+        if tokens.positions is None:
+            return k
+        return self.encoder.rotate(k, self._rotation(index, tokens, lengths))
+
+    def _rotation(self, index: int, tokens: Tokens, of: Literal["region", "group"] | tuple[int, ...]) -> Tensor:
+        """What rotates tokens standing by themselves (`region`), as a group, or the inquiries of given lengths."""
+        assert tokens.positions is not None
+        layout, positions = tokens.layout, tokens.positions
+
+        def make() -> Tensor:
+            if of == "region":
+                return self.encoder.rotation(index, positions)
+            room = [self.encoder.room(size) for size in layout.sizes]
+            if isinstance(of, tuple):
+                return self.encoder.rotation(index, inquiry_positions(positions, layout, room, of))
+            prefix = [self.encoder.tokens(size) - math.prod(size) for size in layout.sizes]
+            return self.encoder.rotation(index, group_positions(positions, layout, room, prefix))
+
+        return layout.cached(("rotation", of), make) if self.encoder.same_rotation else make()
 
     def _modulators(self, index: int) -> list[Modulator]:
         key = str(index)
