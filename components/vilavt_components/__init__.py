@@ -1,10 +1,10 @@
 """The components that come with the toolkit; importing this package registers every one of them."""
 
 from vilavt_components.dialogues import native
-from vilavt_components.encoders import timm
-from vilavt_components.inquiry_encoders import language_model
+from vilavt_components.encoders import qwen2_5_vl, timm
+from vilavt_components.inquiry_encoders import hf_text, language_model
 from vilavt_components.language_models import hf_causal
-from vilavt_components.modulators import film, none
+from vilavt_components.modulators import cross_attention, film, joint_attention, lora_gated, none
 from vilavt_components.optimizers import adamw
 from vilavt_components.projectors import mlp
 from vilavt_components.sources import image
@@ -13,15 +13,20 @@ from vilavt_components.tasks import digit_scenes
 
 __all__ = [
     "adamw",
+    "cross_attention",
     "digit_scenes",
     "film",
     "hf_causal",
+    "hf_text",
     "image",
+    "joint_attention",
     "language_model",
+    "lora_gated",
     "max_turns",
     "mlp",
     "model_decides",
     "native",
     "none",
+    "qwen2_5_vl",
     "timm",
 ]

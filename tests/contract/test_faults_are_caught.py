@@ -19,7 +19,7 @@ class Gate(Modulator):
 
     def __init__(self, config, block, inquiry_width):
         super().__init__()
-        self.gate = nn.Linear(inquiry_width, block.width)
+        self.gate = nn.Linear(inquiry_width, block.sites["norm1"])
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
 

@@ -1,4 +1,4 @@
-"""The must-work table of docs/contracts.md: encoder family x modulator, none of them refused."""
+"""The must-work table of docs/contracts.md: encoder family x modulator, no promised cell refused."""
 
 from pathlib import Path
 
@@ -6,41 +6,75 @@ import pytest
 import torch
 
 from vilavt_components.encoders.timm import StemConfig, TimmConfig, TimmEncoder
+from vilavt_toolkit.errors import BadConfig
 from vilavt_toolkit.plugins import load_builtin
-from vilavt_toolkit.registry import modulators
+from vilavt_toolkit.registry import encoders, modulators
 from vilavt_toolkit.testing.bench import WordInquiryEncoder, example_views
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
 
 load_builtin()
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
+VARIANTS = TimmEncoder.variants()
 FAMILIES = {
-    "`timm`, plain ViT": lambda: TimmEncoder(TimmConfig(config=VIT)),
-    "`timm`, ViT with a convolutional stem": lambda: TimmEncoder(TimmConfig(config=VIT, stem=StemConfig((8, 16, 24)))),
+    "`timm`, plain ViT": [TimmConfig(config=VIT), TimmEncoder.tiny()],
+    "`timm`, ViT with a convolutional stem": [TimmConfig(config=VIT, stem=StemConfig((8, 16, 24)))],
+    "`timm`, EVA and rotary ViT": [VARIANTS[name] for name in ("eva", "rope_mixed", "rope_dinov3")],
+    "`timm`, parallel blocks": [VARIANTS[name] for name in ("parallel", "side_by_side")],
+    "`timm`, post-norm blocks": [VARIANTS[name] for name in ("post_norm", "eva_post_norm")],
+    "`timm`, relative positions": [VARIANTS[name] for name in ("relative_table", "relative_network")],
+    "`timm`, differential attention": [VARIANTS[name] for name in ("differential", "parallel_differential")],
+    "`qwen2_5_vl`": [encoders.get("qwen2_5_vl").cls.tiny()],
 }
 
 
 def table():
-    """The cells that the docs promise: (encoder family, modulator)."""
+    """The cells of the docs by (encoder family, modulator)."""
     text = (Path(__file__).parents[2] / "docs" / "contracts.md").read_text(encoding="utf-8")
     lines = [line for line in text.partition("## Must work")[2].partition("\n## ")[0].splitlines() if line[:1] == "|"]
     head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return [
-        (row[0], name.strip("`")) for row in rows for name, cell in zip(head[1:], row[1:], strict=True) if cell == "yes"
-    ]
+    return {
+        (row[0], name.strip("`")): cell for row in rows for name, cell in zip(head[1:], row[1:], strict=True) if row[0]
+    }
+
+
+def cells(promise):
+    return [cell for cell, found in table().items() if found == promise]
+
+
+def modulated(config, name):
+    encoder = encoders.get("timm" if isinstance(config, TimmConfig) else "qwen2_5_vl").cls(config)
+    entry = modulators.get(name)
+    return DynamicEncoder(encoder, [(entry.cls, entry.cls.tiny())], "all", WordInquiryEncoder()).eval()
 
 
 def test_the_table_has_every_family_and_registered_modulator():
     assert {family for family, _ in table()} == set(FAMILIES)
-    assert {name for _, name in table()} <= set(modulators.names())
-    assert {"none", "film"} <= {name for _, name in table()}
+    assert {name for _, name in table()} == set(modulators.names())
+    assert set(table().values()) <= {"yes", "refused"}
 
 
-@pytest.mark.parametrize(("family", "name"), table())
+def test_every_variant_is_of_a_family():
+    used = [config for configs in FAMILIES.values() for config in configs]
+    assert all(config in used for config in VARIANTS.values())
+
+
+@pytest.mark.parametrize(("family", "name"), cells("yes"))
 @torch.no_grad()
 def test_the_cell_works(family, name):
-    entry = modulators.get(name)
-    dynamic = DynamicEncoder(FAMILIES[family](), [(entry.cls, entry.cls.tiny())], "all", WordInquiryEncoder()).eval()
-    features, _ = dynamic.encode(example_views(dynamic.encoder), [0] * 5, [dynamic.tokenize("the red square")])
-    assert len(dynamic.modulators) == dynamic.encoder.spec.depth
-    assert features.isfinite().all()
+    for config in FAMILIES[family]:
+        dynamic = modulated(config, name)
+        views = example_views(dynamic.encoder)
+        features, grids = dynamic.encode(views, [0, 1, 0, 1, 1], [dynamic.tokenize("the red square"), []])
+        assert len(dynamic.modulators) == dynamic.encoder.spec.depth
+        assert len(grids) == len(views)
+        assert features.isfinite().all()
+
+
+@pytest.mark.parametrize(("family", "name"), cells("refused"))
+def test_the_cell_is_refused_with_the_reason(family, name):
+    for config in FAMILIES[family]:
+        with pytest.raises(
+            BadConfig, match=r"cannot work on block 0: its attention .*(relative bias|difference of two)"
+        ):
+            modulated(config, name)

@@ -93,6 +93,14 @@ def test_a_question_that_cannot_be_asked_is_one_sentence(tiny_run, scene, capsys
     assert "at least one image" in told(["ask", str(tiny_run), "what?"], 2, capsys)
 
 
+def test_what_cannot_be_explained_still_has_its_answer_and_its_trace(tiny_run, scene, tmp_path, capsys, caplog):
+    assert "name one" in told(["ask", str(tiny_run), str(scene), "what?", "--explain"], 2, capsys)
+    trace = tmp_path / "trace.png"
+    assert run(["ask", str(tiny_run), str(scene), "what?", "--trace", str(trace), "--explain"]) == 0
+    assert "nothing to explain" in caplog.text or "Nothing here attends" in caplog.text
+    assert trace.is_file() and "stopped: " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", [["eval"], ["ask"]], ids=str)
 def test_a_folder_without_a_checkpoint_is_named(scene, tmp_path, capsys, command):
     rest = [str(scene), "what?"] if command == ["ask"] else []

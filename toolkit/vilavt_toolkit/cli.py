@@ -96,18 +96,34 @@ def evaluate(run: RunArgument, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of evaluated runs.")],
+    write: Annotated[Path | None, typer.Option("--write", help="Write the table into this Markdown file too.")] = None,
+) -> None:
+    """Show what being told the inquiry is worth in each of several evaluated runs, side by side."""
+    from vilavt_toolkit import commands
+
+    commands.compare(runs, write)
+
+
+@app.command()
 def ask(
     run: RunArgument,
     inputs: Annotated[list[str], typer.Argument(metavar="IMAGE... QUESTION", help="Images, last the question.")],
     trace: Annotated[Path | None, typer.Option("--trace", help="Draw regions and crops into this picture.")] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Add to the picture what the encoder attended to, word by word.")
+    ] = False,
 ) -> None:
     """Ask a trained model about images."""
     *images, question = inputs
     if not images:
         raise UsageError(f"give at least one image before the question; only {question!r} was given.")
+    if explain and trace is None:
+        raise UsageError("--explain draws into the picture of --trace; name one.")
     from vilavt_toolkit import commands
 
-    commands.ask(run, [Path(image) for image in images], question, trace=trace)
+    commands.ask(run, [Path(image) for image in images], question, trace=trace, explain=explain)
 
 
 @new_app.command("modulator")

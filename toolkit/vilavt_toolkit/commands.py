@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -14,9 +14,14 @@ from rich.table import Table
 
 from vilavt_toolkit.assemble import Collector, assemble
 from vilavt_toolkit.contracts import Task
+from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.model import VisualChatModel
 from vilavt_toolkit.recipe import CheckedRecipe, load_recipe
 from vilavt_toolkit.schema import Part
+
+if TYPE_CHECKING:
+    from vilavt_toolkit.chat.ask import Answer
+    from vilavt_toolkit.vision.explain import Explanation
 
 
 def check(name: str, overrides: Sequence[str]) -> None:
@@ -71,10 +76,28 @@ def evaluate(run: Path, overrides: Sequence[str]) -> None:
     evaluate_run(run, overrides, _console())
 
 
-def ask(run: Path, images: Sequence[Path], question: str, trace: Path | None) -> None:
+def compare(runs: Sequence[Path], write: Path | None) -> None:
+    """Show evaluated runs side by side and, where asked, write the table to a file. Raises VilavtError."""
+    from vilavt_toolkit.evaluation import compare as comparison
+
+    compared, console = comparison.read(runs), _console()
+    shown = Table()
+    for number, column in enumerate(comparison.header()):
+        shown.add_column(column, justify="left" if number < 3 else "right")
+    for row in comparison.rows(compared):
+        shown.add_row(*row)
+    console.print(shown)
+    console.print(comparison.provenance(compared))
+    if write is not None:
+        comparison.write(compared, write)
+        console.print(f"table: {write}")
+
+
+def ask(run: Path, images: Sequence[Path], question: str, trace: Path | None, explain: bool = False) -> None:
     """Ask a run's model about images and print the answer; raises VilavtError."""
     from vilavt_toolkit.chat.ask import ask as ask_model
     from vilavt_toolkit.loading import load
+    from vilavt_toolkit.report.trace import draw_trace
 
     answer = ask_model([str(image) for image in images], question, model=load(run))
     console = _console()
@@ -89,8 +112,17 @@ def ask(run: Path, images: Sequence[Path], question: str, trace: Path | None) ->
     spent = ", ".join(f"{value:g} {name.replace('_', ' ')}" for name, value in answer.cost.items())
     console.print(f"stopped: {answer.why}; cost: {spent}", style="dim")
     if trace is not None:
-        answer.draw(trace)
+        draw_trace(answer.trace, trace, _explained(answer) if explain else None)
         console.print(f"trace: {trace}")
+
+
+def _explained(answer: Answer) -> Mapping[int, Explanation]:
+    """The answer's heat maps; none, and why, where there is nothing to show: the answer is still one."""
+    try:
+        return answer.explain()
+    except InputError as error:
+        logging.getLogger(__name__).warning(error)
+        return {}
 
 
 def _read(name: str, overrides: Sequence[str]) -> CheckedRecipe:

@@ -43,8 +43,8 @@ class CheckedRecipe:
 
     @property
     def name(self) -> str:
-        """Name of the recipe: its file's, without the ending."""
-        return self.path.stem
+        """Name of the recipe: its file's, without the ending; with its folder if it came with the package."""
+        return _own_name(self.path)
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> CheckedRecipe:
@@ -74,7 +74,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Chec
         except UsageError as error:
             errors.append(BadConfig(f"{COMMAND_LINE}: {error}"))
     layers.tree["plugins"] = plugins
-    layers.tree["run"] = layers.tree.get("run") or f"runs/{path.stem}"
+    layers.tree["run"] = layers.tree.get("run") or f"runs/{_own_name(path)}"
     return _check(layers, path, errors)
 
 
@@ -152,6 +152,14 @@ def find_recipe(name_or_path: str | Path) -> Path:
         f"  recipes: {', '.join(known) or 'none'}\n"
         f"  Your own? Give the path of its file, like ./{path.name}.yaml."
     )
+
+
+def _own_name(path: Path) -> str:
+    """What a recipe is found by: of one that came with the package its folder too, like modulation/film."""
+    folder, found = recipe_folder(), path.resolve()
+    if folder is None or not found.is_relative_to(folder):
+        return path.stem
+    return found.relative_to(folder).with_suffix("").as_posix()
 
 
 def _is_file(path: Path) -> bool:

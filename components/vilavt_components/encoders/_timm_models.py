@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Collection, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
+from vilavt_components.encoders._timm_blocks import adapters, part_types
 from vilavt_toolkit.errors import BadConfig, InputError
 from vilavt_toolkit.registry import did_you_mean
 
@@ -20,7 +21,10 @@ logger = logging.getLogger(__name__)
 
 # What timm's models hold beside the features; checkpoints may have it, this encoder does not.
 _HEADS = ("head.", "head_dist.", "attn_pool.", "fc_norm.", "pre_logits.")
-_WORKS = "plain VisionTransformers work: vit_base_patch16_224, vit_small_r26_s32_224, vit_base_mci_224, ..."
+_WORKS = (
+    "plain vision transformers work: ViT, DeiT, EVA, DINOv3, BEiT, relative-position ViT "
+    "(vit_base_patch16_224, eva02_base_patch14_224, beit_base_patch16_224, ...)"
+)
 
 
 def build_model(config: TimmConfig) -> Any:
@@ -94,22 +98,54 @@ def _stem(stem: StemConfig, embed_dim: int) -> Any:
     return partial(layers.HybridEmbed, backbone=convolutions, proj=stem.channels[-1] != embed_dim)
 
 
+@cache
+def prefix_tokens() -> Mapping[type, tuple[str, ...]]:
+    """The model classes this encoder was written for, and the tokens that stand before a region's patches."""
+    from timm.models.beit import Beit
+    from timm.models.deit import VisionTransformerDistilled
+    from timm.models.eva import Eva
+    from timm.models.vision_transformer import VisionTransformer
+    from timm.models.vision_transformer_relpos import VisionTransformerRelPos
+
+    return {
+        VisionTransformer: ("cls_token", "reg_token"),
+        VisionTransformerDistilled: ("cls_token", "dist_token"),
+        Eva: ("cls_token", "reg_token"),
+        Beit: ("cls_token",),
+        VisionTransformerRelPos: ("cls_token",),
+    }
+
+
 def _check(model: Any) -> None:
     """Refuse what the encoder's forward was not written for: exact types, subclasses may differ."""
     import timm.layers
-    from timm.models.vision_transformer import Block, VisionTransformer
 
     layers = cast(Any, timm.layers)
+    _only(model, prefix_tokens(), "the model")
+    _only(model.patch_embed, (layers.PatchEmbed, layers.HybridEmbed), "its patch embedding")
+    _check_stem(model.patch_embed, layers.HybridEmbed)
+    _only(getattr(model, "patch_drop", None), (nn.Identity, type(None)), "patch dropout")
+    for index, block in enumerate(model.blocks):
+        _check_block(block, index, layers.LayerScale)
 
-    def refuse(part: object, where: str) -> None:
-        raise BadConfig(f"Encoder 'timm' was not written for {type(part).__name__} ({where}); {_WORKS}.")
 
-    if type(model) is not VisionTransformer:
-        refuse(model, "the model")
-    if type(model.patch_embed) not in (layers.PatchEmbed, layers.HybridEmbed):
-        refuse(model.patch_embed, "its patch embedding")
-    stem = model.patch_embed
-    if type(stem) is layers.HybridEmbed and any(
+def _check_block(block: Any, index: int, layer_scale: type) -> None:
+    where = f"block {index}"
+    _only(block, adapters(), where)
+    attentions, mlps = adapters()[type(block)].parts(block)
+    allowed = part_types()
+    for part in attentions:
+        _only(part, {type(block), *allowed[0]}, where)
+        if part.attn_drop.p > 0:
+            raise BadConfig("Encoder 'timm' has no attention dropout; leave `attn_drop_rate` at 0.")
+    for part in mlps:
+        _only(part, allowed[1], where)
+    for part in (getattr(block, name, None) for name in ("ls", "ls1", "ls2")):
+        _only(part, (layer_scale, nn.Identity, type(None)), where)
+
+
+def _check_stem(stem: Any, hybrid: Any) -> None:
+    if type(stem) is hybrid and any(
         size != cells * stride
         for size, cells, stride in zip(stem.img_size, stem.grid_size, stem.feat_ratio(False), strict=True)
     ):
@@ -117,18 +153,11 @@ def _check(model: Any) -> None:
             f"The stem turns {stem.img_size[0]} pixels into {stem.grid_size[0]} tokens; "
             "set `img_size` to a multiple of its stride."
         )
-    if type(model.patch_drop) is not nn.Identity:
-        refuse(model.patch_drop, "patch dropout")
-    for index, block in enumerate(model.blocks):
-        if type(block) is not Block:
-            refuse(block, f"block {index}")
-        exact: list[tuple[Any, tuple[Any, ...]]] = [(block.attn, (layers.Attention,)), (block.mlp, (layers.Mlp,))]
-        exact += [(scale, (layers.LayerScale, nn.Identity)) for scale in (block.ls1, block.ls2)]
-        for part, types in exact:
-            if type(part) not in types:
-                refuse(part, f"block {index}")
-        if block.attn.attn_drop.p > 0:
-            raise BadConfig("Encoder 'timm' has no attention dropout; leave `attn_drop_rate` at 0.")
+
+
+def _only(part: Any, types: Collection[type], where: str) -> None:
+    if type(part) not in types:
+        raise BadConfig(f"Encoder 'timm' was not written for {type(part).__name__} ({where}); {_WORKS}.")
 
 
 def data_config(model: Any) -> dict[str, Any]:

@@ -1,20 +1,26 @@
-"""Plain vision transformers of timm, with patch or convolutional stems."""
+"""Plain vision transformers of timm: every plain block class, with patch or convolutional stems."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from vilavt_components.encoders._timm_models import build_model, data_config, load_weights
-from vilavt_toolkit.contracts import At, Attend, BlockSpec, Crop, Encoder, EncoderSpec, Grid, View
+from vilavt_components.encoders._timm_bias import bias_of, bias_parts
+from vilavt_components.encoders._timm_blocks import adapters
+from vilavt_components.encoders._timm_models import build_model, data_config, load_weights, prefix_tokens
+from vilavt_components.encoders._timm_parts import Run
+from vilavt_components.encoders._timm_rope import Rope
+from vilavt_components.encoders._timm_variants import variants
+from vilavt_toolkit.contracts import At, Attend, Crop, Encoder, EncoderSpec, Grid, View
 from vilavt_toolkit.registry import encoders, setting
 from vilavt_toolkit.vision.regions import PixelBudget, view_size
-from vilavt_toolkit.vision.tokens import Layout, Tokens, offsets, permutation, permute, runs, spread, to_device
+from vilavt_toolkit.vision.tokens import Layout, Tokens, offsets, permutation, permute, runs, to_device
 
 if TYPE_CHECKING:
     from PIL.Image import Resampling
@@ -59,7 +65,7 @@ class TimmConfig:
 
 @encoders.register("timm", TimmConfig)
 class TimmEncoder(Encoder):
-    """A plain vision transformer of timm: ViT, DeiT, DINO, CLIP, SigLIP; patch or convolutional stem."""
+    """A plain vision transformer of timm: ViT, DeiT, DINO, CLIP, SigLIP, EVA, BEiT, relative-position ViT."""
 
     def __init__(self, config: TimmConfig) -> None:
         super().__init__()
@@ -70,13 +76,11 @@ class TimmEncoder(Encoder):
             config.overview_pixels or native, config.zoom_pixels or native, config.min_pixels, config.max_scale
         )
         self.stride: tuple[int, int] = tuple(self.model.patch_embed.feat_ratio(as_scalar=False))
-        self.spec = EncoderSpec(
-            modality="image",
-            blocks=tuple(_block_spec(block) for block in self.model.blocks),
-            out_width=self.model.embed_dim,
-            positions="none" if self.model.pos_embed is None else "absolute",
-            full_attention=tuple(range(len(self.model.blocks))),
-        )
+        self.rope = _rope(self.model)
+        self.same_rotation = self.rope is None or self.rope.kind != "mixed"
+        self._blocks = [adapters()[type(block)] for block in self.model.blocks]
+        self._biases = [bias_parts(getattr(block, "attn", None), self.model) for block in self.model.blocks]
+        self.spec = self._spec()
         data = data_config(self.model)
         self.interpolation: str = data["interpolation"]
         # uint8 x -> (x - mean) / std; kept out of the buffers, whose precision follows the weights'.
@@ -95,6 +99,14 @@ class TimmEncoder(Encoder):
             "class_token": True,
         }
         return TimmConfig(config=vit | {"reg_tokens": 1, "mlp_ratio": 2.0}, overview_pixels=1024, zoom_pixels=2048)
+
+    @classmethod
+    def variants(cls) -> Mapping[str, TimmConfig]:
+        """Return settings of small models, one for each block class and kind of attention."""
+        return {
+            name: TimmConfig(model=model, args=args, overview_pixels=1024, zoom_pixels=2048)
+            for name, (model, args) in variants().items()
+        }
 
     def prepare(self, crop: Crop) -> View:
         """Resize a crop uint8 [h, w, 3] within the pixel budget, to whole tokens."""
@@ -122,23 +134,33 @@ class TimmEncoder(Encoder):
             self._embed_batch(torch.stack([views[region].data for region in regions]), size).flatten(0, 1)
             for size, regions in of_size.items()
         ]
+        positions = self._positions(layout, packed[0].device)
         if len(packed) == 1:
-            return Tokens(packed[0], layout)
+            return Tokens(packed[0], layout, positions)
         order = [region for regions in of_size.values() for region in regions]
         device = packed[0].device
         counts = layout.partitions["region"]
         by_size, back = layout.cached(("embed", device), lambda: permutation(counts, order, device))
-        return Tokens(permute(torch.cat(packed), back, by_size), layout)
+        return Tokens(permute(torch.cat(packed), back, by_size), layout, positions)
 
     def block(self, index: int, tokens: Tokens, at: At, attend: Attend) -> Tensor:
-        """Run timm's pre-norm block `index` with its parts in the open; x [S, D] -> [S, D]."""
-        block, x = self.model.blocks[index], tokens.x
-        h = at("norm1", x, block.norm1(x))
-        y = at("attention", h, block.ls1(self._attention(block.attn, h, at, attend)))
-        mid = x + _drop_path(block.drop_path1, y, tokens.layout)
-        h = at("norm2", mid, block.norm2(mid))
-        y = at("mlp", h, block.ls2(_mlp(block.mlp, h, at)))
-        return at("block", x, mid + _drop_path(block.drop_path2, y, tokens.layout))
+        """Run timm's block `index` with its parts in the open; x [S, D] -> [S, D]."""
+        run = Run(at, attend, tokens.layout, bias_of(self._biases[index], tokens.layout))
+        return self._blocks[index].forward(self.model.blocks[index], tokens.x, run)
+
+    def rotation(self, index: int, positions: Tensor) -> Tensor:
+        """Cosines and sines in block `index` at coordinates [N, 2]; [2, N, 1 or H, d]."""
+        assert self.rope is not None
+        return self.rope.rotation(index, positions)
+
+    def rotate(self, x: Tensor, rotation: Tensor) -> Tensor:
+        """Rotate queries or keys [N, H, d]."""
+        assert self.rope is not None
+        return self.rope.rotate(x, rotation)
+
+    def room(self, size: Grid) -> int:
+        """The longer side of a region whose rotary coordinates count tokens; else 0."""
+        return 0 if self.rope is None else self.rope.room(size)
 
     def readout(self, tokens: Tokens) -> Tensor:
         """Final norm of the patch tokens; [S, D] -> [F, D].
@@ -156,43 +178,78 @@ class TimmEncoder(Encoder):
         """Load `file`, or timm's pretrained weights of `model`; raises InputError."""
         load_weights(self.model, self.config)
 
-    @staticmethod
-    def _attention(attn: Any, h: Tensor, at: At, attend: Attend) -> Tensor:
-        qkv = at("qkv", h, attn.qkv(h)).view(len(h), 3, attn.num_heads, -1)
-        q, k, v = qkv.unbind(1)
-        a = attend(attn.q_norm(q), attn.k_norm(k), v, attn.scale).flatten(1)
-        a = attn.norm(a)
-        if getattr(attn, "gate", None) is not None:
-            a = a * attn.gate(h).sigmoid()
-        y: Tensor = attn.proj_drop(at("proj", a, attn.proj(a)))
-        return y
+    def _spec(self) -> EncoderSpec:
+        blocks, relative = list(self.model.blocks), [bool(parts) for parts in self._biases]
+        positions: Literal["rotary", "absolute", "relative", "none"] = "none"
+        if self.rope is not None:
+            positions = "rotary"
+        elif any(relative):
+            positions = "relative"
+        elif self._pos_embed is not None:
+            positions = "absolute"
+        specs = zip(self._blocks, blocks, relative, strict=True)
+        return EncoderSpec(
+            modality="image",
+            blocks=tuple(adapter.spec(block, biased) for adapter, block, biased in specs),
+            out_width=self.model.embed_dim,
+            positions=positions,
+            full_attention=tuple(range(len(blocks))),
+        )
+
+    @property
+    def _pos_embed(self) -> Tensor | None:
+        # Models with relative positions alone have no such attribute.
+        return getattr(self.model, "pos_embed", None)
 
     def _embed_batch(self, images: Tensor, size: Grid) -> Tensor:
         """uint8 [n, 3, h, w] -> [n, prefix + patches, D], as timm does before its blocks."""
         model = self.model
         x = model.patch_embed(self._pixels(images))
-        prefix = [token.expand(len(x), -1, -1) for token in (model.cls_token, model.reg_token) if token is not None]
-        if model.pos_embed is None:
-            x = torch.cat([*prefix, x], dim=1)
-        elif model.no_embed_class:
-            x = model.pos_drop(torch.cat([*prefix, x + self._positions(size)], dim=1))
-        else:
-            x = model.pos_drop(torch.cat([*prefix, x], dim=1) + self._positions(size))
-        embedded: Tensor = model.norm_pre(x)
+        if x.dim() == 4:
+            # Built with `dynamic_img_size`: [n, h, w, D].
+            x = x.flatten(1, 2)
+        names = prefix_tokens()[type(model)]
+        tokens = [token for token in (getattr(model, name) for name in names) if token is not None]
+        prefix = [token.expand(len(x), -1, -1) for token in tokens]
+        added = self._embedded_positions(size)
+        # With `no_embed_class` the positions are those of the patches alone.
+        if added is not None and added.shape[1] == x.shape[1]:
+            x, added = x + added, None
+        x = torch.cat([*prefix, x], dim=1)
+        if added is not None:
+            x = x + added
+        if hasattr(model, "pos_drop"):
+            x = model.pos_drop(x)
+        embedded: Tensor = model.norm_pre(x) if hasattr(model, "norm_pre") else x
         return embedded
 
-    def _positions(self, size: Grid) -> Tensor:
+    def _embedded_positions(self, size: Grid) -> Tensor | None:
+        """Learned positions of the patches, and of the prefix tokens where they have some; [1, n, D]."""
         import timm.layers
 
+        if self._pos_embed is None:
+            return None
         model, layers = self.model, cast(Any, timm.layers)
-        prefix = 0 if model.no_embed_class else model.num_prefix_tokens
         positions: Tensor = layers.resample_abs_pos_embed(
-            model.pos_embed,
+            self._pos_embed,
             new_size=list(size),
             old_size=model.patch_embed.grid_size,
-            num_prefix_tokens=prefix,
+            num_prefix_tokens=0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens,
         )
         return positions
+
+    def _positions(self, layout: Layout, device: torch.device) -> Tensor | None:
+        """Rotary coordinates of all tokens, 0 for prefix tokens; [S, 2]."""
+        if self.rope is None:
+            return None
+        made = {size: self.rope.coordinates(size) for size in dict.fromkeys(layout.sizes)}
+        prefix = int(self.model.num_prefix_tokens)
+        rows = [F.pad(made[size], (0, 0, prefix, 0)) for size in layout.sizes]
+        positions = torch.cat(rows).to(device, non_blocking=True)
+        if not (self.training and self.rope.module.aug_active):
+            return positions
+        patches = [F.pad(torch.ones(len(made[size]), 1, device="cpu"), (0, 0, prefix, 0)) for size in layout.sizes]
+        return self.rope.augmented(positions, layout) * torch.cat(patches).to(device, non_blocking=True)
 
     def _pixels(self, images: Tensor) -> Tensor:
         weight = next(self.model.patch_embed.parameters())
@@ -212,29 +269,9 @@ class TimmEncoder(Encoder):
         return to_device(runs(starts, [count - prefix for count in counts]), device)
 
 
-def _block_spec(block: Any) -> BlockSpec:
-    width, attn = block.attn.qkv.in_features, block.attn
-    sites = dict.fromkeys(("norm1", "proj", "attention", "norm2", "fc2", "mlp", "block"), width)
-    sites |= {"qkv": attn.qkv.out_features, "fc1": block.mlp.fc1.out_features}
-    head_dim = attn.qkv.out_features // 3 // attn.num_heads
-    inputs = {"proj": attn.proj.in_features, "fc2": block.mlp.fc2.in_features}
-    return BlockSpec(width, sites, inputs, heads=attn.num_heads, head_dim=head_dim)
-
-
-def _mlp(mlp: Any, h: Tensor, at: At) -> Tensor:
-    y = mlp.norm(mlp.drop1(mlp.act(at("fc1", h, mlp.fc1(h)))))
-    out: Tensor = mlp.drop2(at("fc2", y, mlp.fc2(y)))
-    return out
-
-
-def _drop_path(path: Any, y: Tensor, layout: Layout) -> Tensor:
-    """Stochastic depth: whole regions, as timm drops whole images."""
-    rate = getattr(path, "drop_prob", 0.0)
-    if rate == 0 or not path.training:
-        return y
-    kept = torch.rand(len(layout.sizes), 1, device=y.device) >= rate
-    factor = kept.to(y.dtype) / (1 - rate if path.scale_by_keep else 1)
-    return y * spread(factor, layout.region_of(y.device))
+def _rope(model: Any) -> Rope | None:
+    module = getattr(model, "rope", None)
+    return None if module is None else Rope(module, half=bool(model.blocks[0].attn.rotate_half))
 
 
 def _resampling(interpolation: str) -> Resampling:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vilavt_components.language_models import _tokenizer
+from vilavt_components.language_models._precision import KeepsFrequencies
 from vilavt_toolkit.contracts import Frames, LanguageModel
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.registry import did_you_mean, language_models, setting
@@ -39,7 +40,7 @@ class HFCausalConfig:
 
 
 @language_models.register("hf_causal", HFCausalConfig)
-class HFCausal(LanguageModel):
+class HFCausal(KeepsFrequencies, LanguageModel):
     """Any transformers causal LM, with or without a chat template; tokenizer loaded, or trained on the task."""
 
     def __init__(self, config: HFCausalConfig) -> None:
@@ -112,19 +113,6 @@ class HFCausal(LanguageModel):
         if self._window:
             model.config.get_text_config().sliding_window = 1 << 30
         return model
-
-    def _apply(self, fn: Any, recurse: bool = True) -> HFCausal:
-        # Rotary frequencies keep their precision when the weights lose theirs, or far positions turn by radians.
-        kept = [
-            (module, name, buffer)
-            for module in self.modules()
-            for name, buffer in module.named_buffers(recurse=False)
-            if name.endswith("inv_freq") and buffer.dtype == torch.float32 and not buffer.is_meta
-        ]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for module, name, buffer in kept:
-            setattr(module, name, buffer.to(getattr(module, name).device))
-        return self
 
     def fit_tokenizer(self, corpus: Iterable[str], fixed: Sequence[str]) -> None:
         """Train the tokenizer, unless one was loaded; `fixed` strings become single tokens."""

@@ -86,8 +86,20 @@ def _shape(shape: str, side: int) -> NDArray[np.int32]:
 _STROKES = np.clip((np.arange(256) - 50) * 255 // 130, 0, 255).astype(np.uint8)
 
 
-def _ink(image: Pixels, height: float, turn: float, halo: float, camouflage: float) -> NDArray[np.float32]:
-    """A digit `height` pixels high, turned by `turn` radians, as a change of brightness, [side, side, 1].
+@dataclass(frozen=True)
+class Hand:
+    """How a digit departs from the way its writer put it down."""
+
+    turn: float
+    """radians"""
+    slant: float
+    """pixels sideways per pixel of height"""
+    stretch: float
+    """width over height, 1 as it was"""
+
+
+def _ink(image: Pixels, height: float, hand: Hand, halo: float, camouflage: float) -> NDArray[np.float32]:
+    """A digit `height` pixels high as a change of brightness, [side, side, 1].
 
     Strokes are bright (1 at most) and their surroundings, `halo` heights wide, dark by `camouflage` times as much on
     the whole. At 1 a digit averages out where it is seen too small: a vanishing optotype, as tests of eyesight use.
@@ -96,12 +108,14 @@ def _ink(image: Pixels, height: float, turn: float, halo: float, camouflage: flo
     padded = image.shape[0]
     step = (padded - 2 * _PAD) / height
     side = math.ceil(height * 1.4)
-    cos, sin = step * math.cos(turn), step * math.sin(turn)
-    across, down = padded / 2 - (cos - sin) * side / 2, padded / 2 - (sin + cos) * side / 2
+    cos, sin = step * math.cos(hand.turn), step * math.sin(hand.turn)
+    # From a pixel of the result to one of the digit: narrowed, slanted, turned.
+    a, b = cos / hand.stretch, cos * hand.slant - sin
+    c, d = sin / hand.stretch, sin * hand.slant + cos
     turned = Image.fromarray(image).transform(
         (side, side),
         Image.Transform.AFFINE,
-        (cos, -sin, across, sin, cos, down),
+        (a, b, padded / 2 - (a + b) * side / 2, c, d, padded / 2 - (c + d) * side / 2),
         Image.Resampling.BICUBIC,
     )
     strokes = Image.fromarray(_STROKES[np.asarray(turned)])
@@ -125,13 +139,25 @@ def _noise(size: int, most: int, grain: int) -> Pixels:
 
 
 def draw_scene(
-    rng: np.random.Generator, scene: Scene, split: str, size: int, cells: int, difficulty: float, camouflage: float
+    rng: np.random.Generator,
+    scene: Scene,
+    split: str,
+    size: int,
+    cells: int,
+    difficulty: float,
+    camouflage: float,
+    hands: float,
 ) -> Pixels:
     """Draw a scene with digits of the split's writers; uint8 [size, size, 3]."""
     noise = round(20 + 60 * difficulty)
     canvas = _ground(rng, size, 255 - noise, difficulty)
-    for thing, draws in zip(scene.things, rng.random((len(scene.things), 7)).tolist(), strict=True):
-        _draw_thing(canvas, thing, draws, split, size // cells, difficulty, camouflage, 255 - noise)
+    for thing, draws in zip(scene.things, rng.random((len(scene.things), 9)).tolist(), strict=True):
+        hand = Hand(
+            turn=(0.5 * difficulty + 0.4 * hands) * (draws[5] - 0.5),
+            slant=0.6 * hands * (draws[7] - 0.5),
+            stretch=1.3 ** (hands * (2 * draws[8] - 1)),
+        )
+        _draw_thing(canvas, thing, hand, draws, split, size // cells, difficulty, camouflage, 255 - noise)
     # No value is above 255 - noise so far, so that adding cannot run over.
     x, y = rng.integers(_NOISE_PARTS, size=2).tolist()
     canvas += _noise(size, noise, max(1, size // cells // 8))[y : y + size, x : x + size]
@@ -159,6 +185,7 @@ def _ground(rng: np.random.Generator, size: int, top: int, difficulty: float) ->
 def _draw_thing(
     canvas: Pixels,
     thing: Thing,
+    hand: Hand,
     draws: list[float],
     split: str,
     cell: int,
@@ -179,7 +206,7 @@ def _draw_thing(
     choices = _choices(split, thing.digit)
     image = load_digits().images[choices[int(draws[4] * len(choices))]]
     height = cell / 2 * (1 - 0.12 * difficulty * draws[0])
-    ink = _ink(image, height, 0.5 * difficulty * (draws[5] - 0.5), 0.06 - 0.03 * difficulty, camouflage)
+    ink = _ink(image, height, hand, 0.06 - 0.03 * difficulty, camouflage)
     # A triangle is widest below its middle.
     middle = side * 0.68 if thing.shape == "triangle" else side * 0.5
     reach = ink.shape[0]

@@ -13,7 +13,9 @@ COLOURS = ("red", "green", "blue", "yellow")
 
 Cell = tuple[int, int]
 """(column, row)"""
-Kind = Literal["digit", "shape", "colour"]
+Kind = Literal["digit", "shape", "colour", "close"]
+"""What is asked for: a digit, a shape, a colour, or the digit of an object that fills the picture."""
+_NO_ZOOM: tuple[Kind, ...] = ("shape", "colour", "close")
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A scene and a question about one of its objects."""
+    """A scene and a question about one of its objects; seen from close by, it is the only one, in the only cell."""
 
     things: tuple[Thing, ...]
     """In reading order: row after row, left to right."""
@@ -64,7 +66,9 @@ def lay_out(
     """Draw a scene of `objects` in `cells` x `cells`; shares as in the task's settings."""
     draws = rng.random(2)
     if draws[0] < no_zoom:
-        kind: Kind = "shape" if rng.random() < 0.5 else "colour"
+        kind = _NO_ZOOM[int(rng.integers(len(_NO_ZOOM)))]
+        if kind == "close":
+            return _scene(rng, [(0, 0)], kind, False, own_colours)
         places = _cells(rng.permutation(cells**2)[:objects], cells)
         return _scene(rng, places, kind, False, own_colours)
     paired = bool(draws[1] < several)

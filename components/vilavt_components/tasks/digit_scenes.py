@@ -35,6 +35,9 @@ class DigitScenesConfig:
     camouflage: float = setting(
         0.0, help="how far digits average out in a small view: 0 plain ink, 1 wholly", minimum=0, maximum=1
     )
+    hands: float = setting(
+        0.5, help="how far training digits are turned, slanted and stretched, as by other writers", minimum=0, maximum=1
+    )
     no_zoom: float = setting(1 / 3, help="share of questions that the first view answers", minimum=0, maximum=1)
     several: float = setting(
         0.35, help="share of zooms that show two digits, of which the inquiry names one", minimum=0, maximum=1
@@ -69,10 +72,10 @@ class DigitScenesConfig:
 class DigitScenes(Task):
     """Coloured shapes that carry handwritten digits; needs scikit-learn (the `demo` extra) for the digits.
 
-    The family `one_image`: "what digit is on the red square?" needs a zoom, "what shape is the red object?" does
-    not. A trace names every object as "cell colour shape", cells numbered from 0 in reading order, then the asked one
-    with its cell and that of an object right beside, above or below it; it looks at these cells, and reads. Digits of
-    the splits are by different writers.
+    The family `one_image`: "what digit is on the red square?" needs a zoom, unless the square fills the picture;
+    "what shape is the red object?" needs none. A trace names every object as "cell colour shape", cells numbered from
+    0 in reading order, then the asked one with its cell and that of an object right beside, above or below it; it
+    looks at these cells, and reads. Digits of the splits are by different writers.
     """
 
     def __init__(self, config: DigitScenesConfig) -> None:
@@ -97,7 +100,9 @@ class DigitScenes(Task):
         scene, rng, mode = self._scene(split, index)
         question, answer = _question(scene)
         config = self.config
-        drawn = draw_scene(rng, scene, split, config.size, config.cells, config.difficulty, config.camouflage)
+        hands = config.hands if split == "train" else 0.0
+        cells = 1 if scene.kind == "close" else config.cells
+        drawn = draw_scene(rng, scene, split, config.size, cells, config.difficulty, config.camouflage, hands)
         return Sample(
             id=f"digit_scenes/{self.config.seed}/{split}/{index}",
             question=question,
@@ -142,10 +147,12 @@ class DigitScenes(Task):
         """The turns that lead to the answer."""
         if mode == "blind":
             return (GivenTurn("no image", answer=answer),)
+        if scene.kind == "close":
+            return (GivenTurn(answer, answer=answer),)
         cells = self.config.cells
-        named = ", ".join(f"{_number(thing, cells)} {thing.name}" for thing in scene.things)
+        named = " ".join(f"{_number(thing, cells)} {thing.name}" for thing in scene.things)
         meant = [scene.asked] if scene.partner is None else [scene.asked, scene.partner]
-        thought = f"see {named}; so {scene.asked.name} {' '.join(str(_number(thing, cells)) for thing in meant)}"
+        thought = f"see {named}; so {_restated(scene)} {' '.join(str(_number(thing, cells)) for thing in meant)}"
         if mode == "forced" or scene.kind != "digit":
             return (GivenTurn(thought, answer=answer),)
         cell = self.config.size // cells
@@ -159,6 +166,12 @@ class DigitScenes(Task):
 def _number(thing: Thing, cells: int) -> int:
     """The number of a thing's cell, counted from 0 in reading order."""
     return thing.cell[1] * cells + thing.cell[0]
+
+
+def _restated(scene: Scene) -> str:
+    """The asked object, what the question says of it first: the rest is looked up from there."""
+    asked = scene.asked
+    return asked.name if scene.kind == "shape" else f"{asked.shape} {asked.colour}"
 
 
 def _question(scene: Scene) -> tuple[str, str]:

@@ -22,9 +22,15 @@ TASK = DigitScenes(DigitScenesConfig())
 
 def seen(sample: Sample) -> dict[str, tuple[int, int]]:
     """Name of every object in the trace's first thought -> its cell."""
-    words = [part.split() for part in sample.trace[0].thought.removeprefix("see ").split("; ")[0].split(", ")]
+    words = sample.trace[0].thought.removeprefix("see ").split("; ")[0].split()
     cells = TASK.config.cells
-    return {f"{colour} {shape}": (int(cell) % cells, int(cell) // cells) for cell, colour, shape in words}
+    triples = zip(words[::3], words[1::3], words[2::3], strict=True)
+    return {f"{colour} {shape}": (int(cell) % cells, int(cell) // cells) for cell, colour, shape in triples}
+
+
+def far(samples: list[Sample]) -> list[Sample]:
+    """Those that show a whole scene, not one object from close by."""
+    return [sample for sample in samples if sample.tags["kind"] != "close"]
 
 
 @pytest.fixture(scope="module")
@@ -64,20 +70,35 @@ def test_writers_of_the_splits_are_apart() -> None:
 def test_about_a_third_needs_no_zoom_and_the_tags_say_so(samples: list[Sample]) -> None:
     share = np.mean([not s.tags["needs_zoom"] for s in samples])
     assert 0.28 < share < 0.39
-    assert {s.tags["kind"] for s in samples} == {"digit", "shape", "colour"}
+    assert {s.tags["kind"] for s in samples} == {"digit", "shape", "colour", "close"}
     for sample in samples:
-        assert sample.tags["needs_zoom"] == (len(sample.trace) == 2) == sample.answer.isdigit()
+        assert sample.tags["needs_zoom"] == (len(sample.trace) == 2) == (sample.tags["kind"] == "digit")
+        assert sample.answer.isdigit() == (sample.tags["kind"] in ("digit", "close"))
+
+
+def test_the_same_question_needs_a_zoom_from_afar_and_none_from_close_by(samples: list[Sample]) -> None:
+    asked = {kind: {s.question for s in samples if s.tags["kind"] == kind} for kind in ("digit", "close")}
+    assert asked["close"] & asked["digit"]
+    for sample in [s for s in samples if s.tags["kind"] == "close"][:20]:
+        assert sample.trace[0].thought == sample.answer == sample.trace[0].answer
+        assert sample.originals[0].shape == (256, 256, 3)
+
+
+def test_training_digits_are_written_by_more_hands_than_test_digits() -> None:
+    for split, same in (("test", True), ("train", False)):
+        plain, hands = (DigitScenes(DigitScenesConfig(hands=hands)).sample(split, 0) for hands in (0.0, 1.0))
+        assert (plain.originals[0].tobytes() == hands.originals[0].tobytes()) == same
 
 
 def test_every_object_is_named_once_in_reading_order(samples: list[Sample]) -> None:
-    for sample in samples:
+    for sample in far(samples):
         places = seen(sample)
         assert len(places) == 4 == len(set(places.values()))
         assert list(places.values()) == sorted(places.values(), key=lambda cell: cell[::-1])
 
 
 def test_questions_without_a_zoom_have_one_answer_in_the_scene(samples: list[Sample]) -> None:
-    for sample in samples:
+    for sample in far(samples):
         names = [name.split() for name in seen(sample)]
         words = sample.question.rstrip("?").split()
         if sample.tags["kind"] == "shape":
@@ -172,8 +193,7 @@ def test_objects_show_in_their_cells_and_digits_only_in_the_crop() -> None:
 
 def test_objects_of_own_colours_share_none_and_still_name_one_thing() -> None:
     task = DigitScenes(DigitScenesConfig(own_colours=True))
-    for index in range(200):
-        sample = task.sample("test", index)
+    for sample in far([task.sample("test", index) for index in range(200)]):
         names = [name.split() for name in seen(sample)]
         assert len({colour for colour, _ in names}) == len(names) == 4
         if sample.tags["kind"] == "colour":
@@ -209,7 +229,7 @@ def test_harder_scenes_are_noisier() -> None:
     "settings", [{"size": 32, "cells": 2, "objects": 2}, {"cells": 8, "objects": 13, "difficulty": 1.0}]
 )
 def test_the_settings_reach_their_ends(settings: dict[str, float]) -> None:
-    task = DigitScenes(DigitScenesConfig(several=0.5, **settings))
+    task = DigitScenes(DigitScenesConfig(several=0.5, no_zoom=0, **settings))
     for index in range(60):
         sample = task.sample("test", index)
         assert len(seen(sample)) == settings["objects"]

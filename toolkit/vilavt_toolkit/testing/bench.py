@@ -25,10 +25,10 @@ TEXTS = ("a red square left of the door", "read the digit", "the digit on the bl
 _IMAGES = ((64, 64, True), (20, 40, False), (32, 32, False), (20, 40, False), (48, 16, False))
 
 
-def build(entry: Entry[Any], *given: Any, seed: int = 0) -> Any:
-    """Build the tiny instance of a component from a fixed seed, in evaluation mode."""
+def build(entry: Entry[Any], *given: Any, seed: int = 0, config: Any = None) -> Any:
+    """Build the tiny instance of a component, or that of `config`, from a fixed seed, in evaluation mode."""
     torch.manual_seed(seed)
-    made = entry.cls(entry.cls.tiny(), *given)
+    made = entry.cls(entry.cls.tiny() if config is None else config, *given)
     return made.eval() if isinstance(made, nn.Module) else made
 
 

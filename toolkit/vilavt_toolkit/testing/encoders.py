@@ -3,21 +3,61 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vilavt_toolkit.contracts import Bias, Encoder, View
-from vilavt_toolkit.registry import encoders
+from vilavt_toolkit.registry import Entry, encoders
 from vilavt_toolkit.testing import bench
 from vilavt_toolkit.vision.attention import attend
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
 from vilavt_toolkit.vision.tokens import Layout
 
 
-def _encoder(name: str, seed: int = 0) -> Encoder:
-    made: Encoder = bench.build(encoders.get(name), seed=seed)
-    return made
+@dataclass(frozen=True)
+class Instance:
+    """A small instance of an encoder: its tiny one, or one of its variants."""
+
+    entry: Entry[Encoder]
+    config: Any
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        """The encoder's name, and the variant's."""
+        return f"{self.entry.name}, {self.variant}" if self.variant else self.entry.name
+
+    def build(self, seed: int = 0) -> Encoder:
+        """Build it, in evaluation mode."""
+        made: Encoder = bench.build(self.entry, seed=seed, config=self.config)
+        return made
+
+
+def instances(entry: Entry[Encoder], variants: bool = True) -> Iterator[Instance]:
+    """The tiny instance of an encoder, and those of its variants where wanted."""
+    yield Instance(entry, entry.cls.tiny())
+    if variants:
+        for variant, config in entry.cls.variants().items():
+            yield Instance(entry, config, variant)
+
+
+def _of_every_instance(claim: Callable[[Instance], None]) -> Callable[[str], None]:
+    """Make a claim about an instance one about all instances of the encoder of a name."""
+
+    @wraps(claim)
+    def claim_of_all(name: str) -> None:
+        for instance in instances(encoders.get(name)):
+            try:
+                claim(instance)
+            except AssertionError as error:
+                raise AssertionError(f"{instance.name}: {error}") from error
+
+    return claim_of_all
 
 
 def _encode(encoder: nn.Module, views: list[View]) -> Tensor:
@@ -26,14 +66,16 @@ def _encode(encoder: nn.Module, views: list[View]) -> Tensor:
     return features
 
 
-def builds_quickly_and_on_the_meta_device(name: str) -> None:
+@_of_every_instance
+def builds_quickly_and_on_the_meta_device(instance: Instance) -> None:
     """Building it reads nothing, downloads nothing and can be free of memory."""
-    bench.assert_builds_quickly(lambda: _encoder(name))
+    bench.assert_builds_quickly(lambda: instance.build())
 
 
-def declares_what_it_is(name: str) -> None:
+@_of_every_instance
+def declares_what_it_is(instance: Instance) -> None:
     """Token counts, grids, widths and the sites of every block are as declared."""
-    encoder = _encoder(name)
+    encoder = instance.build()
     views = bench.example_views(encoder)
     sizes = [view.size for view in views]
     layout = Layout.build(sizes, [encoder.tokens(s) for s in sizes], [0] * len(sizes), encoder.partitions)
@@ -64,9 +106,10 @@ def declares_what_it_is(name: str) -> None:
     assert counts == [math.prod(encoder.grid(size)) for size in sizes], "counts are not those of the grids"
 
 
-def encodes_packed_as_alone(name: str) -> None:
+@_of_every_instance
+def encodes_packed_as_alone(instance: Instance) -> None:
     """A region has the same features alone and packed with others, in any order."""
-    encoder = _encoder(name)
+    encoder = instance.build()
     views = bench.example_views(encoder)
     with torch.no_grad():
         alone = [_encode(encoder, [view]) for view in views]
@@ -76,9 +119,10 @@ def encodes_packed_as_alone(name: str) -> None:
             bench.assert_close(packed, torch.cat([alone[i] for i in indices]), f"packed in order {indices}")
 
 
-def encodes_batches_in_any_group_order(name: str) -> None:
+@_of_every_instance
+def encodes_batches_in_any_group_order(instance: Instance) -> None:
     """Groups may come in any order; features come back in the regions' order."""
-    encoder = _encoder(name)
+    encoder = instance.build()
     views = bench.example_views(encoder)
     dynamic = DynamicEncoder(encoder)
     with torch.no_grad():
@@ -87,31 +131,35 @@ def encodes_batches_in_any_group_order(name: str) -> None:
     bench.assert_close(found, expected, "with groups 2 0 2 1 0")
 
 
-def gives_every_part_a_gradient(name: str) -> None:
+@_of_every_instance
+def gives_every_part_a_gradient(instance: Instance) -> None:
     """Every trainable parameter gets a finite gradient."""
-    encoder = _encoder(name).train()
+    encoder = instance.build().train()
     features = _encode(encoder, bench.example_views(encoder))
     bench.backpropagate((features * torch.randn_like(features)).sum())
     bench.assert_gradients(encoder)
 
 
-def keeps_its_state(name: str) -> None:
+@_of_every_instance
+def keeps_its_state(instance: Instance) -> None:
     """Its state dict holds all of it."""
-    views = bench.example_views(_encoder(name))
-    bench.assert_state_round_trip(lambda seed: _encoder(name, seed), lambda made: _encode(made, views))
+    views = bench.example_views(instance.build())
+    bench.assert_state_round_trip(lambda seed: instance.build(seed), lambda made: _encode(made, views))
 
 
-def never_waits_for_the_device(name: str) -> None:
+@_of_every_instance
+def never_waits_for_the_device(instance: Instance) -> None:
     """Encoding never synchronises."""
-    encoder = _encoder(name)
+    encoder = instance.build()
     views = bench.example_views(encoder)
     with torch.no_grad(), bench.no_synchronisation():
         _encode(encoder, views)
 
 
-def survives_bfloat16(name: str) -> None:
+@_of_every_instance
+def survives_bfloat16(instance: Instance) -> None:
     """Its features in bfloat16 are near those in float32."""
-    encoder = _encoder(name)
+    encoder = instance.build()
     views = bench.example_views(encoder)
     with torch.no_grad():
         expected = _encode(encoder, views)

@@ -31,7 +31,7 @@ def inquiry_positions(positions: Tensor, layout: Layout, room: Sequence[int], le
     places = np.zeros(sum(lengths), dtype=np.int64)
     if any(room):
         ends = np.zeros(len(lengths), dtype=np.int64)
-        np.add.at(ends, layout.groups, room)
+        np.add.at(ends, list(layout.groups), room)  # a tuple would index axes
         places = np.concatenate([end + np.arange(length) for end, length in zip(ends, lengths, strict=True)])
     axes = positions.shape[1]
     return to_device(places, positions.device).unsqueeze(1).expand(-1, axes).to(positions.dtype)

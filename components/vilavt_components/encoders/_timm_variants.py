@@ -1,0 +1,35 @@
+"""Small models for tests: one for each of timm's block classes and kinds of attention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_SMALL: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 32,
+    "depth": 2,
+    "num_heads": 2,
+    "mlp_ratio": 2.0,
+    "num_classes": 0,
+}
+_FULL = {"init_values": 0.5}
+
+
+def variants() -> Mapping[str, tuple[str, dict[str, Any]]]:
+    """timm's name of a model and the arguments that make it small, by what is inside."""
+    more: dict[str, tuple[str, dict[str, Any]]] = {
+        "post_norm": ("vit_base_patch16_rpn_224", _FULL),
+        "parallel": ("vit_pwee_patch16_reg1_gap_256", _FULL),
+        "parallel_differential": ("vit_dpwee_patch16_reg1_gap_256", _FULL),
+        "differential": ("vit_dwee_patch16_reg1_gap_256", _FULL),
+        "side_by_side": ("vit_small_patch16_18x2_224", _FULL),
+        "eva": ("eva02_base_patch14_224", {}),
+        "eva_post_norm": ("eva02_enormous_patch14_clip_224", {}),
+        "rope_mixed": ("vit_small_patch16_rope_mixed_224", _FULL),
+        "rope_dinov3": ("vit_small_patch16_dinov3", _FULL),
+        "relative_table": ("beit_base_patch16_224", _FULL),
+        "relative_network": ("vit_relpos_small_patch16_224", _FULL),
+    }
+    return {name: (model, _SMALL | args) for name, (model, args) in more.items()}

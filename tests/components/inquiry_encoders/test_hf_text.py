@@ -1,0 +1,148 @@
+"""Inquiries are read by any text model of transformers, as transformers reads them."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from vilavt_components.inquiry_encoders.hf_text import HFTextConfig, HFTextInquiryEncoder
+from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.testing import bench
+
+SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+FAMILIES = {
+    "qwen3": {"model_type": "qwen3", **SMALL, "num_key_value_heads": 1, "head_dim": 8},
+    "bert": {"model_type": "bert", **SMALL},
+    "roberta": {"model_type": "roberta", **SMALL, "pad_token_id": 1, "max_position_embeddings": 66},
+    "modernbert": {"model_type": "modernbert", **SMALL, "pad_token_id": 0},
+    "gpt2": {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64},
+    "t5": {"model_type": "t5", "d_model": 16, "d_ff": 24, "d_kv": 8, "num_layers": 2, "num_heads": 2},
+}
+IDS = [[5, 9, 12, 7, 30], [], [8], [40, 41, 42]]
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "square", "digit", "##s"]
+
+
+def encoder_of(**settings):
+    torch.manual_seed(0)
+    made = HFTextInquiryEncoder(HFTextConfig(**settings), SimpleNamespace(vocab_size=64, tokenizer=None)).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return made
+
+
+@pytest.fixture
+def bert_folder(tmp_path):
+    """A small BERT with its tokenizer, as a user has one."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    torch.manual_seed(1)
+    BertModel(BertConfig(vocab_size=len(WORDS), **SMALL)).save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_features_are_the_models_last_hidden_states(family):
+    encoder = encoder_of(config=FAMILIES[family])
+    features, pooled = encoder(IDS)
+    alone = [encoder.model(input_ids=torch.tensor([ids])).last_hidden_state[0] for ids in IDS if ids]
+    bench.assert_close(features, torch.cat(alone), family)
+    assert not pooled[1].any()
+    bench.assert_close(pooled[[0, 2, 3]], torch.stack([x.mean(0) for x in alone]), "mean")
+
+
+@torch.no_grad()
+def test_the_last_token_can_stand_for_the_inquiry():
+    encoder = encoder_of(config=FAMILIES["qwen3"], pooling="last", width=7)
+    features, pooled = encoder(IDS)
+    assert features.shape == (9, 7) and encoder.width == 7
+    assert torch.equal(pooled[[0, 2, 3]], features[[4, 5, 8]])
+    assert not pooled[1].any()
+
+
+@torch.no_grad()
+def test_a_decoder_reads_from_left_to_right_and_an_encoder_both_ways():
+    for family, later_matters in (("qwen3", False), ("bert", True)):
+        encoder = encoder_of(config=FAMILIES[family])
+        first, second = (encoder([[5, 9, last], [4]])[0][0] for last in (7, 8))
+        assert torch.equal(first, second) is not later_matters
+
+
+@torch.no_grad()
+def test_no_inquiry_at_all_gives_no_features():
+    features, pooled = encoder_of(config=FAMILIES["bert"], width=5)([[], []])
+    assert features.shape == (0, 5)
+    assert pooled.shape == (2, 5) and not pooled.any()
+
+
+@torch.no_grad()
+def test_a_folder_gives_its_model_and_its_tokenizer(bert_folder):
+    from transformers import BertModel
+
+    encoder = encoder_of(path=str(bert_folder), local_files_only=True)
+    encoder.load_weights()
+    ids = encoder.tokenize(" a red square ")
+    assert encoder.words(ids) == ["[CLS]", "a", "red", "square", "[SEP]"]
+    expected = BertModel.from_pretrained(bert_folder)(torch.tensor([ids])).last_hidden_state[0]
+    bench.assert_close(encoder.eval()([ids])[0], expected, "features")
+
+
+def test_a_long_inquiry_is_cut_and_keeps_its_marks(bert_folder):
+    encoder = encoder_of(path=str(bert_folder), max_tokens=4, local_files_only=True)
+    assert encoder.words(encoder.tokenize("a red digit a red square")) == ["[CLS]", "a", "red", "[SEP]"]
+    assert encoder.tokenize("  \n") == []
+
+
+def test_a_new_model_reads_the_language_models_tokens():
+    language_model = bench.example_language_model()
+    encoder = HFTextInquiryEncoder(HFTextConfig(config=FAMILIES["qwen3"], max_tokens=3), language_model)
+    ids = language_model.tokenizer.encode("read the digit on the blue circle")
+    assert encoder.tokenize(" read the digit on the blue circle") == ids[:3]
+    assert "".join(encoder.words(ids)) == "read the digit on the blue circle"
+    assert encoder.model.get_input_embeddings().num_embeddings == language_model.vocab_size
+
+
+def test_pickled_weights_are_not_read(bert_folder):
+    from safetensors.torch import load_file
+
+    torch.save(load_file(bert_folder / "model.safetensors"), bert_folder / "pytorch_model.bin")
+    (bert_folder / "model.safetensors").unlink()
+    encoder = encoder_of(path=str(bert_folder), local_files_only=True)
+    with pytest.raises(InputError, match="cannot be loaded"):
+        encoder.load_weights()
+
+
+def test_weights_that_lack_something_are_refused(bert_folder):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(bert_folder / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, bert_folder / "model.safetensors", metadata={"format": "pt"})
+    encoder = encoder_of(path=str(bert_folder), local_files_only=True)
+    with pytest.raises(InputError, match=r"lack encoder\.layer\.1\.output\.dense\.weight"):
+        encoder.load_weights()
+
+
+@torch.no_grad()
+def test_a_changed_precision_leaves_rotary_frequencies_exact():
+    encoder = encoder_of(config=FAMILIES["qwen3"])
+    expected = encoder.model.rotary_emb.inv_freq.clone()
+    encoder.to(torch.bfloat16)
+    assert encoder.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert torch.equal(encoder.model.rotary_emb.inv_freq, expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "exactly one"),
+        ({"config": {"model_type": "qwen3", "hiden_size": 16}}, "Did you mean 'hidden_size'"),
+        ({"path": "no/such/model", "local_files_only": True}, "no/such/model"),
+    ],
+)
+def test_settings_that_make_no_model_are_explained(settings, words):
+    with pytest.raises(InputError, match=words):
+        encoder_of(**settings)

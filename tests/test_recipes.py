@@ -1,0 +1,51 @@
+"""The recipes that come with the package: each can be meant, is found by name and path, and has its own run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vilavt_toolkit.assemble import assemble
+from vilavt_toolkit.recipe import load_recipe, recipe_names
+
+ROOT = Path(__file__).parents[1]
+MODULATIONS = [name for name in recipe_names() if name.startswith("modulation/")]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_it_assembles_without_a_weight(name):
+    with torch.device("meta"):
+        assert assemble(load_recipe(name).recipe.model)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_by_name_and_by_path_it_is_the_same_with_a_run_named_after_it(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    by_name, by_path = load_recipe(name), load_recipe(f"recipes/{name}.yaml")
+    assert by_name.resolved == by_path.resolved
+    assert by_name.name == by_path.name == name
+    assert by_name.recipe.run == f"runs/{name}"
+
+
+def test_a_recipe_of_ones_own_in_a_folder_has_a_run_named_after_its_file(tmp_path):
+    (tmp_path / "modulation").mkdir()
+    mine = tmp_path / "modulation" / "film.yaml"
+    mine.write_text("inherits: modulation/film\n")
+    assert load_recipe(mine).recipe.run == "runs/film"
+
+
+@pytest.mark.parametrize("name", MODULATIONS)
+def test_modulations_are_compared_with_nothing_else_changed(name):
+    quickstart, recipe = load_recipe("quickstart").resolved, load_recipe(name).resolved
+    assert recipe["model"]["modulator"]["name"] == name.removeprefix("modulation/")
+    for changed in (quickstart, recipe):
+        del changed["model"]["modulator"], changed["run"]
+    assert recipe == quickstart
+
+
+def test_every_modulation_that_is_compared_is_trained_by_the_nightly_target():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    listed = next(line for line in makefile.splitlines() if line.startswith("MODULATIONS := "))
+    assert sorted(listed.partition(":= ")[2].split()) == [name.removeprefix("modulation/") for name in MODULATIONS]
