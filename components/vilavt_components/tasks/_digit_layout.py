@@ -15,7 +15,8 @@ Cell = tuple[int, int]
 """(column, row)"""
 Kind = Literal["digit", "shape", "colour", "close"]
 """What is asked for: a digit, a shape, a colour, or the digit of an object that fills the picture."""
-_NO_ZOOM: tuple[Kind, ...] = ("shape", "colour", "close")
+_NO_ZOOM: tuple[Kind, ...] = ("shape", "colour", "colour", "close")
+"""Colours twice: what stands before a shape is harder to look up than what stands after a colour."""
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def _number(thing: Thing, cells: int) -> int:
 def _restated(scene: Scene) -> str:
     """The asked object, what the question says of it first: the rest is looked up from there."""
     asked = scene.asked
-    return asked.name if scene.kind == "shape" else f"{asked.shape} {asked.colour}"
+    return f"{asked.shape} {asked.colour}" if scene.kind == "colour" else asked.name
 
 
 def _question(scene: Scene) -> tuple[str, str]:
