@@ -63,6 +63,9 @@ class TrainSection:
     gradient_checkpointing: bool = setting(
         False, help="compute the encoder's blocks again in the backward pass: slower, in less memory"
     )
+    compile: bool = setting(
+        False, help="compile the encoder's blocks with torch.compile: slow to start, then faster; needs a C++ compiler"
+    )
     threads: int | None = setting(None, help="CPU threads torch uses; null: its own choice", minimum=1)
     accelerator: str = setting("auto", help="Lightning accelerator: auto, cpu, gpu")
 

@@ -250,6 +250,20 @@ def test_gradient_checkpointing_trains_the_same_weights(tiny_recipe, tiny_run, t
     assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
 
 
+def test_compiled_blocks_train_the_same_weights_under_the_same_names(tiny_recipe, tiny_run, tmp_path, monkeypatch):
+    compiled, compile_blocks = [], dynamic_encoder.DynamicEncoder.compile_blocks
+    monkeypatch.setattr(
+        dynamic_encoder.DynamicEncoder,
+        "compile_blocks",
+        lambda self: compiled.append(1) or compile_blocks(self, backend="aot_eager"),
+    )
+    run = run_of(tiny_recipe, tmp_path / "run", "train.compile=true", "train.steps=4")
+    assert compiled == [1]
+    found, expected = tensors(run, 4), tensors(tiny_run, 4)
+    assert found.keys() == expected.keys()
+    assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
+
+
 def test_a_finished_run_is_not_trained_again(tiny_recipe, tiny_run, tmp_path, caplog):
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     run_of(tiny_recipe, run, resume=True)

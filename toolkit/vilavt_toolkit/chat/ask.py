@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vilavt_toolkit.chat.loop import Decoding, Loop
 from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.dialogue.trajectory import Trajectory
+from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.model import VisualChatModel
 from vilavt_toolkit.report.trace import Trace, TraceRegion, TraceTurn, draw_trace
+from vilavt_toolkit.vision.explain import Explanation
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,43 @@ class Answer:
     cost: Mapping[str, float]
     """Turns, tokens read and written, regions and features encoded, seconds."""
     trajectory: Trajectory
+    session: Session = field(repr=False, compare=False)
+    """The dialogue that led to it, with its model."""
 
     def __str__(self) -> str:
         return self.text if self.text is not None else f"(no answer: {self.why})"
 
-    def draw(self, path: str | os.PathLike[str]) -> None:
-        """Draw the regions on the images and the crops beside them into a picture; raises InputError."""
-        draw_trace(self.trace, Path(path))
+    def explain(self) -> dict[int, Explanation]:
+        """What the encoder attended to in every region that has an inquiry, by the region's index.
+
+        Encodes them once more. Raises InputError where there is none, or no modulator attends to inquiries.
+        """
+        model, trajectory = self.session.model, self.trajectory
+        asked = [i for i, region in enumerate(trajectory.regions) if trajectory.groups[region.group].ids]
+        if not asked:
+            raise InputError("Nothing was encoded under an inquiry here, so there is nothing to explain.")
+        views = [self.session.views[index] for index in asked]
+        groups = [trajectory.regions[index].group for index in asked]
+        with _evaluating(model):
+            found = model.encoder.explain_views(views, groups, [group.ids for group in trajectory.groups])
+        return dict(zip(asked, found, strict=True))
+
+    def draw(self, path: str | os.PathLike[str], explain: bool = False) -> None:
+        """Draw the regions on the images and the crops beside them into a picture; raises InputError.
+
+        With `explain`, heat maps show what the encoder attended to in each region, as `explain` says.
+        """
+        draw_trace(self.trace, Path(path), self.explain() if explain else None)
+
+
+@contextmanager
+def _evaluating(model: VisualChatModel) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def ask(
@@ -52,12 +85,8 @@ def ask(
     started = time.perf_counter()
     session = Session(model, [model.open_source(original) for original in originals])
     session.open(question)
-    training = model.training
-    model.eval()
-    try:
+    with _evaluating(model):
         Loop(model, Decoding(max_new_tokens, temperature, seed)).run([session])
-    finally:
-        model.train(training)
     return answer_of(session, question, time.perf_counter() - started)
 
 
@@ -69,7 +98,7 @@ def answer_of(session: Session, question: str, seconds: float | None = None) -> 
         cost["seconds"] = round(seconds, 3)
     sources = tuple(session.sources)
     trace = Trace(question, sources, tuple(_turns(session)), trajectory.why, cost)
-    return Answer(trajectory.answer, trace, trajectory.why, cost, trajectory)
+    return Answer(trajectory.answer, trace, trajectory.why, cost, trajectory, session)
 
 
 def _cost(session: Session) -> dict[str, float]:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from vilavt_toolkit.contracts import Box, Source
-from vilavt_toolkit.errors import InputError
-from vilavt_toolkit.files import atomic_write
+from vilavt_toolkit.report.heat import heat_rows
+from vilavt_toolkit.report.pictures import CAPTION, GAP, beside, captioned, enlarged, font, framed, save
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_SOURCE, _CROP, _GAP, _CAPTION = 640, 288, 24, 30
-_TEXT, _LINE, _MOST_LINES, _MOST_CHARACTERS = 18, 26, 30, 4000
+    from vilavt_toolkit.vision.explain import Explanation
+
+_SOURCE, _CROP = 640, 288
+_LINE, _MOST_LINES, _MOST_CHARACTERS = 26, 30, 4000
 _INDENT = 120
 _COLOURS = {"question": "#111111", "inquiry": "#0b5394", "answer": "#0b6b2b", "feedback": "#a31515"}
 
@@ -59,38 +59,36 @@ class Trace:
     cost: Mapping[str, float | int] = field(default_factory=dict)
 
 
-def draw_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
-    """Write the picture of `trace` to `path`, whole or not at all; raises InputError where it cannot be written."""
-    picture = trace_picture(trace)
-    with atomic_write(path) as temporary:
-        try:
-            picture.save(temporary)
-        except ValueError as error:  # a suffix that Pillow has no writer for
-            raise InputError(f"{os.fspath(path)} has no suffix of a picture; name it .png.") from error
+def draw_trace(trace: Trace, path: str | os.PathLike[str], explained: Mapping[int, Explanation] | None = None) -> None:
+    """Write the picture of `trace` to `path`, whole or not at all; raises InputError where it cannot be written.
+
+    With `explained`, by the index of a region, heat maps show what the encoder attended to.
+    """
+    save(trace_picture(trace, explained), path)
 
 
-def trace_picture(trace: Trace) -> Image:
-    """Draw the sources with numbered boxes, the crops beside them, and the words below."""
-    from PIL import Image
-
-    sources = _beside([_captioned(*pair) for pair in _source_pictures(trace)], columns=1)
-    crops = [_captioned(_enlarged(region.crop), _region_name(trace, region)) for region in _regions(trace)]
+def trace_picture(trace: Trace, explained: Mapping[int, Explanation] | None = None) -> Image:
+    """Draw the sources with numbered boxes, the crops beside them, the words below, and heat maps at the end."""
+    sources = beside([captioned(*pair) for pair in _source_pictures(trace)], columns=1)
+    crops = [captioned(enlarged(region.crop, _CROP), _region_name(trace, region)) for region in _regions(trace)]
     pictures = [sources] if sources is not None else []
     if crops:
         # As many columns as it takes not to be much taller than the sources.
         height = max(sources.height if sources is not None else 0, _CROP)
-        columns = min(4, -(-len(crops) * (_CROP + _CAPTION + _GAP) // (height + _GAP)))
-        stacked = _beside(crops, columns)
+        columns = min(4, -(-len(crops) * (_CROP + CAPTION + GAP) // (height + GAP)))
+        stacked = beside(crops, columns)
         pictures += [stacked] if stacked is not None else []
-    upper = _beside(pictures, columns=2)
+    upper = beside(pictures, columns=2)
     width = max(960, upper.width if upper is not None else 0)
-    words = _words(trace, width)
-    top = upper.height + _GAP if upper is not None else 0
-    page = Image.new("RGB", (width + 2 * _GAP, top + words.height + 2 * _GAP), "white")
-    if upper is not None:
-        page.paste(upper, (_GAP, _GAP))
-    page.paste(words, (_GAP, _GAP + top))
-    return page
+    heat = _heat(trace, explained or {}, width)
+    page = beside([part for part in (upper, _words(trace, width), heat) if part is not None], columns=1)
+    assert page is not None
+    return framed(page)
+
+
+def _heat(trace: Trace, explained: Mapping[int, Explanation], width: int) -> Image | None:
+    found = [region for region in _regions(trace) if region.index in explained]
+    return heat_rows([(_region_name(trace, region), explained[region.index], region.crop) for region in found], width)
 
 
 def _regions(trace: Trace) -> list[TraceRegion]:
@@ -118,69 +116,20 @@ def _source_pictures(trace: Trace) -> list[tuple[Image, str]]:
     ]
 
 
-def _enlarged(view: Any) -> Image:
-    """A view with its longer side at the width of the crops' column, its pixels smoothed."""
-    from PIL import Image
-
-    image = Image.fromarray(np.asarray(view, dtype=np.uint8))
-    scale = _CROP / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.LANCZOS)
-
-
-def _font() -> Any:
-    from PIL import ImageFont
-
-    return ImageFont.load_default(size=_TEXT)
-
-
-def _captioned(picture: Image, caption: str) -> Image:
-    """Put a caption over a picture; none where it is empty."""
-    from PIL import Image, ImageDraw
-
-    if not caption:
-        return picture
-    width = max(picture.width, round(_font().getlength(caption)))
-    whole = Image.new("RGB", (width, picture.height + _CAPTION), "white")
-    ImageDraw.Draw(whole).text((0, 2), caption, fill="black", font=_font())
-    whole.paste(picture, (0, _CAPTION))
-    return whole
-
-
-def _beside(pictures: Sequence[Image], columns: int) -> Image | None:
-    """Set pictures in rows of `columns`, none over another; None for no pictures."""
-    from PIL import Image
-
-    if not pictures:
-        return None
-    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
-    widths = [max(row[c].width for row in rows if c < len(row)) for c in range(min(columns, len(pictures)))]
-    heights = [max(picture.height for picture in row) for row in rows]
-    size = sum(widths) + _GAP * (len(widths) - 1), sum(heights) + _GAP * (len(heights) - 1)
-    whole, y = Image.new("RGB", size, "white"), 0
-    for row, height in zip(rows, heights, strict=True):
-        x = 0
-        for picture, width in zip(row, widths, strict=False):
-            whole.paste(picture, (x, y))
-            x += width + _GAP
-        y += height + _GAP
-    return whole
-
-
 def _words(trace: Trace, width: int) -> Image:
     """The question, every turn, the answer and its cost, wrapped to `width` pixels."""
     from PIL import Image, ImageDraw
 
-    font, lines = _font(), []
+    letters, lines = font(), []
     for label, text in _entries(trace):
-        for number, line in enumerate(wrapped(text, width - _INDENT, font.getlength)):
+        for number, line in enumerate(wrapped(text, width - _INDENT, letters.getlength)):
             lines.append((label, line, number == 0))
     page = Image.new("RGB", (width, max(1, len(lines)) * _LINE), "white")
     drawing = ImageDraw.Draw(page)
     for row, (label, line, first) in enumerate(lines):
         if first:
-            drawing.text((0, row * _LINE), label, fill="#777777", font=font)
-        drawing.text((_INDENT, row * _LINE), line, fill=_COLOURS.get(label, "#333333"), font=font)
+            drawing.text((0, row * _LINE), label, fill="#777777", font=letters)
+        drawing.text((_INDENT, row * _LINE), line, fill=_COLOURS.get(label, "#333333"), font=letters)
     return page
 
 

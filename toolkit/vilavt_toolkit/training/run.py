@@ -51,6 +51,8 @@ def train(recipe: CheckedRecipe, resume: bool = False) -> Path:
     task: Task = _made(recipe.recipe.task)
     model = build_model(recipe) if folder is None else _resumed(recipe, folder)
     model.encoder.gradient_checkpointing = section.gradient_checkpointing
+    if section.compile:
+        model.encoder.compile_blocks()
     module = SupervisedModule(model, _made(section.optimizer), section, start)
     optimizer = module.configure_optimizers()
     if state is not None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vilavt_toolkit.vision.tokens import Layout, offsets, permutation, permute, runs, spread, to_device
+from vilavt_toolkit.vision.varlen import VarlenPlan, attend_varlen, choose, make_varlen_plan
 
 Grid = tuple[int, ...]
 KeysValues = tuple[Tensor, Tensor]
@@ -57,14 +58,21 @@ def attend(
     """
     if bias is not None and (partition != "region" or contexts):
         raise ValueError("A bias belongs to the tokens of one region; it goes with no other keys.")
-    copies = len(contexts)
+    copies, segments = len(contexts), layout.partitions[partition]
     lengths = tuple(inquiry_lengths) if copies else ()
+    joined = None
+    if any(lengths):
+        keys, values = zip(*contexts, strict=True)
+        joined = _joined(keys).to(k.dtype), _joined(values).to(v.dtype)
+    if choose(q, segments, bias is not None, bool(joined), layout.attention).kernel == "varlen":
+        return attend_varlen(q, k, v, _varlen_plan(layout, partition, lengths, copies, q.device), joined, scale)
     key = ("attend", partition, q.device, lengths, copies, bias is not None)
     plan = layout.cached(key, partial(make_plan, layout, partition, lengths, copies, q.device, bias is not None))
-    context = None
-    if plan.context is not None:
-        context = torch.cat([k for k, _ in contexts]).to(k.dtype), torch.cat([v for _, v in contexts]).to(v.dtype)
-    return attend_buckets(q, k, v, plan, context, scale, bias)
+    return attend_buckets(q, k, v, plan, joined, scale, bias)
+
+
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def attend_inquiry(
@@ -74,10 +82,21 @@ def attend_inquiry(
 
     Group g has lengths[g] tokens; zero for tokens of a group without any.
     """
-    # Tokens do not see each other here, so that any partition will do; regions have the fewest distinct lengths.
-    key = ("attend", "region", q.device, tuple(lengths), 1, False)
-    plan = layout.cached(key, partial(make_plan, layout, "region", tuple(lengths), 1, q.device))
+    # Tokens do not see each other here, so that any partition will do: groups are fewest, and regions have the fewest
+    # distinct lengths.
+    lengths, segments = tuple(lengths), layout.partitions["group"]
+    if choose(q, segments, False, True, layout.attention).kernel == "varlen":
+        return attend_varlen(q, None, None, _varlen_plan(layout, "group", lengths, 1, q.device, False), (k, v), scale)
+    key = ("attend", "region", q.device, lengths, 1, False)
+    plan = layout.cached(key, partial(make_plan, layout, "region", lengths, 1, q.device))
     return attend_buckets(q, None, None, plan, (k.to(q.dtype), v.to(q.dtype)), scale)
+
+
+def _varlen_plan(
+    layout: Layout, partition: str, lengths: tuple[int, ...], copies: int, device: torch.device, own: bool = True
+) -> VarlenPlan:
+    key = ("varlen", partition, lengths, copies, device, own)
+    return layout.cached(key, partial(make_varlen_plan, layout, partition, lengths, copies, device, own))
 
 
 def make_plan(

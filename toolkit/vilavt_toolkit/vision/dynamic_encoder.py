@@ -4,40 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vilavt_toolkit.contracts import (
-    Bias,
-    BlockSpec,
-    Context,
-    Encoder,
-    Grid,
-    Inquiry,
-    InquiryEncoder,
-    Modulator,
-    Region,
-    View,
-)
-from vilavt_toolkit.errors import BadConfig, InputError
-from vilavt_toolkit.vision.attention import attend, inquiry_weights
+from vilavt_toolkit.contracts import Encoder, Grid, Inquiry, InquiryEncoder, Modulator, Region, View
+from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.vision.explain import Explanation, explanations
 from vilavt_toolkit.vision.integration import integrated_blocks
-from vilavt_toolkit.vision.positions import group_positions, inquiry_positions
-from vilavt_toolkit.vision.tokens import Layout, Tokens
-
-
-@dataclass(frozen=True)
-class _Heard:
-    """The inquiries of one call, and which tokens they are for."""
-
-    inquiry: Inquiry
-    keep: Tensor | None
-    """[S, 1] False for tokens whose inquiry is empty; None where there are none."""
+from vilavt_toolkit.vision.modulation import BlockCall, Heard, build_modulator
+from vilavt_toolkit.vision.tokens import Kernel, Layout, Tokens
 
 
 class DynamicEncoder(nn.Module):
@@ -58,6 +38,9 @@ class DynamicEncoder(nn.Module):
         self.encoder = encoder
         self.inquiry_encoder = inquiry_encoder
         self.gradient_checkpointing = False
+        self.attention: Kernel = "auto"
+        """How segments are attended over; `varlen.choose` says what each means."""
+        self._compiled: Callable[[int, Tokens, BlockCall], Tensor] | None = None
         width = inquiry_encoder.width if inquiry_encoder is not None else 0
         blocks = integrated_blocks(integration, encoder.spec) if modulators else ()
         self.modulators = nn.ModuleDict()
@@ -83,6 +66,52 @@ class DynamicEncoder(nn.Module):
             part.view(*grid, -1) if math.prod(grid) == len(part) else part
             for part, (_, grid) in zip(parts, shapes, strict=True)
         ]
+
+    def compile_blocks(self, **options: Any) -> None:
+        """Compile the encoder's blocks when they first run; `options` are torch.compile's. No state changes its name.
+
+        Attention stays outside of the graphs, so that they serve every layout.
+        """
+        from vilavt_toolkit.vision.compiling import compiled_block
+
+        self._compiled = compiled_block(self.encoder, **options)
+
+    @torch.no_grad()
+    def explain(
+        self, regions: Sequence[Region], inquiries: Sequence[str] | str, groups: Sequence[int] | None = None
+    ) -> list[Explanation]:
+        """How much every region's tokens attend to every word of its inquiry; arguments as in `forward`.
+
+        The mean over heads and modulated blocks. Raises InputError for an empty inquiry, and where no modulator
+        attends to the inquiry's tokens.
+        """
+        texts, of_region = self._grouped(len(regions), inquiries, groups)
+        views = [self.prepare(region) for region in regions]
+        found = self.explain_views(views, of_region, [self.tokenize(text) for text in texts])
+        return [replace(each, crop=region.crop().data) for each, region in zip(found, regions, strict=True)]
+
+    @torch.no_grad()
+    def explain_views(
+        self, views: Sequence[View], groups: Sequence[int], inquiries: Sequence[Sequence[int]]
+    ) -> list[Explanation]:
+        """`explain` for views and token ids, as `encode` takes them."""
+        self._check(views, groups, inquiries)
+        silent = next((region for region, group in enumerate(groups) if not inquiries[group]), None)
+        if silent is not None:
+            raise InputError(f"Region {silent} has an empty inquiry, so there is no word to attend to; ask something.")
+        if not views:
+            return []
+        assert self.inquiry_encoder is not None  # it made the ids
+        seen: list[Tensor] = []
+        layout = self._encode(views, groups, inquiries, seen)[1]
+        if not seen:
+            names = sorted({type(modulator).__name__ for modulator in self._all_modulators()})
+            raise InputError(
+                f"Nothing here attends to the words of the inquiry (modulators: {', '.join(names) or 'none'}); "
+                "choose a modulator with attention to them."
+            )
+        words = [self.inquiry_encoder.words(ids) for ids in inquiries]
+        return explanations(self.encoder, layout, words, seen)
 
     def prepare(self, region: Region) -> View:
         """Cut a region out of its original and make it ready for the encoder; raises InputError."""
@@ -120,17 +149,28 @@ class DynamicEncoder(nn.Module):
         if not views:
             weight = next(self.encoder.parameters())
             return weight.new_zeros(0, self.encoder.spec.out_width), []
+        features, layout = self._encode(views, groups, inquiries)
+        features = layout.restore(features, [self.encoder.count(size) for size in layout.sizes])
+        return features, [self.encoder.grid(view.size) for view in views]
+
+    def _encode(
+        self,
+        views: Sequence[View],
+        groups: Sequence[int],
+        inquiries: Sequence[Sequence[int]],
+        seen: list[Tensor] | None = None,
+    ) -> tuple[Tensor, Layout]:
+        """Features in packed order, and the layout; attention to inquiries is put into `seen`."""
         sizes = [view.size for view in views]
-        layout = Layout.build(sizes, [self.encoder.tokens(s) for s in sizes], groups, self.encoder.partitions)
+        counts = [self.encoder.tokens(size) for size in sizes]
+        layout = Layout.build(sizes, counts, groups, self.encoder.partitions, self.attention)
         tokens = self.encoder.embed([views[region] for region in layout.order], layout)
-        heard = self._hear(inquiries, layout, tokens.x.device)
+        heard = self._hear(inquiries, layout, tokens.x.device, seen)
         for index in range(self.encoder.spec.depth):
             tokens = tokens.with_x(self._run_block(index, tokens, heard))
-        features = self.encoder.readout(tokens)
-        features = layout.restore(features, [self.encoder.count(size) for size in layout.sizes])
-        return features, [self.encoder.grid(size) for size in sizes]
+        return self.encoder.readout(tokens), layout
 
-    def _run_block(self, index: int, tokens: Tokens, heard: _Heard | None) -> Tensor:
+    def _run_block(self, index: int, tokens: Tokens, heard: Heard | None) -> Tensor:
         if not (self.gradient_checkpointing and self.training and torch.is_grad_enabled()):
             return self._block(index, tokens, heard)
         result: Tensor = checkpoint(
@@ -138,61 +178,11 @@ class DynamicEncoder(nn.Module):
         )
         return result
 
-    def _block(self, index: int, tokens: Tokens, heard: _Heard | None) -> Tensor:
-        modulators = self._modulators(index)
-        # Also where every inquiry is empty: regions of a group still see each other, as in the paper's code.
-        together = any(modulator.span == "group" for modulator in modulators)
-        partition = "group" if together else self.encoder.partition(index)
-        contexts = [] if heard is None else _contexts(modulators, heard.inquiry)
-        lengths = () if heard is None else heard.inquiry.lengths
-        rotate = self._rotate(index, tokens, together)
-        added = [(self._rotate_inquiry(index, context.k, tokens, lengths), context.v) for context in contexts]
-
-        def at(site: str, x: Tensor, y: Tensor) -> Tensor:
-            if heard is None:
-                return y
-            for modulator in modulators:
-                if site in modulator.sites:
-                    y = _modulated(modulator, site, x, y, heard)
-            return y
-
-        def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, bias: Bias | None = None) -> Tensor:
-            q, k = rotate(q), rotate(k)
-            if heard is not None and heard.inquiry.seen is not None:
-                heard.inquiry.seen.extend(
-                    inquiry_weights(q, context, tokens.layout, lengths, scale, (k, partition)) for context, _ in added
-                )
-            return attend(q, k, v, tokens.layout, partition, added, lengths, scale, bias)
-
-        return self.encoder.block(index, tokens, at, attention)
-
-    def _rotate(self, index: int, tokens: Tokens, together: bool) -> Callable[[Tensor], Tensor]:
-        """The rotation of vision tokens in block `index`, where they have positions."""
-        if tokens.positions is None:
-            return lambda x: x
-        rotation = self._rotation(index, tokens, "group" if together else "region")
-        return lambda x: self.encoder.rotate(x, rotation)
-
-    def _rotate_inquiry(self, index: int, k: Tensor, tokens: Tokens, lengths: tuple[int, ...]) -> Tensor:
-        if tokens.positions is None:
-            return k
-        return self.encoder.rotate(k, self._rotation(index, tokens, lengths))
-
-    def _rotation(self, index: int, tokens: Tokens, of: Literal["region", "group"] | tuple[int, ...]) -> Tensor:
-        """What rotates tokens standing by themselves (`region`), as a group, or the inquiries of given lengths."""
-        assert tokens.positions is not None
-        layout, positions = tokens.layout, tokens.positions
-
-        def make() -> Tensor:
-            if of == "region":
-                return self.encoder.rotation(index, positions)
-            room = [self.encoder.room(size) for size in layout.sizes]
-            if isinstance(of, tuple):
-                return self.encoder.rotation(index, inquiry_positions(positions, layout, room, of))
-            prefix = [self.encoder.tokens(size) - math.prod(size) for size in layout.sizes]
-            return self.encoder.rotation(index, group_positions(positions, layout, room, prefix))
-
-        return layout.cached(("rotation", of), make) if self.encoder.same_rotation else make()
+    def _block(self, index: int, tokens: Tokens, heard: Heard | None) -> Tensor:
+        call = BlockCall.of(self.encoder, index, self._modulators(index), tokens, heard)
+        if self._compiled is None or (heard is not None and heard.inquiry.seen is not None):
+            return self.encoder.block(index, tokens, call.at, call.attend)
+        return self._compiled(index, tokens, call)
 
     def _modulators(self, index: int) -> list[Modulator]:
         key = str(index)
@@ -200,7 +190,12 @@ class DynamicEncoder(nn.Module):
             return []
         return [module for module in self.modulators[key].children() if isinstance(module, Modulator)]
 
-    def _hear(self, inquiries: Sequence[Sequence[int]], layout: Layout, device: torch.device) -> _Heard | None:
+    def _all_modulators(self) -> list[Modulator]:
+        return [module for module in self.modulators.modules() if isinstance(module, Modulator)]
+
+    def _hear(
+        self, inquiries: Sequence[Sequence[int]], layout: Layout, device: torch.device, seen: list[Tensor] | None
+    ) -> Heard | None:
         """Encode the inquiries; None where no region has one, or no block would listen."""
         if not self.modulators or not any(inquiries[group] for group in layout.groups):
             return None
@@ -208,12 +203,12 @@ class DynamicEncoder(nn.Module):
             raise InputError("An inquiry was given, but this encoder was built without an inquiry encoder.")
         features, pooled = self.inquiry_encoder(inquiries)
         lengths = tuple(len(ids) for ids in inquiries)
-        inquiry = Inquiry(features.to(device), pooled.to(device), lengths, layout)
+        inquiry = Inquiry(features.to(device), pooled.to(device), lengths, layout, seen)
         if all(lengths[group] for group in layout.groups):
-            return _Heard(inquiry, None)
+            return Heard(inquiry, None)
         heard = np.asarray([lengths[group] > 0 for group in layout.groups])
         keep = torch.from_numpy(np.repeat(heard, layout.partitions["region"]))
-        return _Heard(inquiry, keep.to(device, non_blocking=True).unsqueeze(1))
+        return Heard(inquiry, keep.to(device, non_blocking=True).unsqueeze(1))
 
     def _check(self, views: Sequence[View], groups: Sequence[int], inquiries: Sequence[Sequence[int]]) -> None:
         if len(views) != len(groups):
@@ -241,31 +236,3 @@ class DynamicEncoder(nn.Module):
                 )
             groups = range(regions)
         return list(inquiries), list(groups)
-
-
-def build_modulator(cls: type[Modulator], config: Any, block: BlockSpec, index: int, inquiry_width: int) -> Modulator:
-    """Build the modulator of block `index`; raises BadConfig with the reason where it cannot work there."""
-    reason = cls.refusal(config, block)
-    if not reason and cls.context is not Modulator.context:
-        reason = block.context_refused
-    if reason:
-        raise BadConfig(f"Modulator {cls.__name__} cannot work on block {index}: {reason}")
-    modulator = cls(config, block, inquiry_width)
-    missing = sorted(modulator.sites - set(block.sites))
-    if missing:
-        raise BadConfig(
-            f"Modulator {cls.__name__} cannot work on block {index}: it uses '{missing[0]}', "
-            f"but the block offers {', '.join(block.sites) or 'no sites'}."
-        )
-    return modulator
-
-
-def _contexts(modulators: Sequence[Modulator], inquiry: Inquiry) -> list[Context]:
-    made = (modulator.context(inquiry) for modulator in modulators)
-    return [context for context in made if context is not None]
-
-
-def _modulated(modulator: Modulator, site: str, x: Tensor, y: Tensor, heard: _Heard) -> Tensor:
-    # The encoder's precision goes on, whatever the modulator's parameters are kept in.
-    changed = modulator.modulate(site, x, y, heard.inquiry).to(y.dtype)
-    return changed if heard.keep is None else torch.where(heard.keep, changed, y)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 T = TypeVar("T")
+Kernel = Literal["auto", "buckets", "varlen"]
+"""How segments are attended over: in a call per length, in one call for all, or as `varlen.choose` says."""
 Partitions = Callable[[Sequence[tuple[int, ...]]], Mapping[str, Sequence[int]]]
 
 
@@ -89,6 +91,8 @@ class Layout:
     """Inquiry group of every region, in packed order; never decreasing."""
     partitions: Mapping[str, tuple[int, ...]]
     """Segment lengths by name, each summing to S: `region`, `group`, and the encoder's own."""
+    attention: Kernel = "auto"
+    """The attention kernel that is wanted."""
     _cache: dict[Hashable, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @classmethod
@@ -98,6 +102,7 @@ class Layout:
         counts: Sequence[int],
         groups: Sequence[int],
         own: Partitions | None = None,
+        attention: Kernel = "auto",
     ) -> Layout:
         """Lay out regions with grids `sizes` and `counts` tokens each, given in any order.
 
@@ -114,7 +119,7 @@ class Layout:
         partitions = {"region": lengths, "group": tuple(of_group.values())}
         for name, segments in (own(packed_sizes) if own else {}).items():
             partitions[name] = tuple(segments)
-        layout = cls(order, packed_sizes, packed_groups, partitions)
+        layout = cls(order, packed_sizes, packed_groups, partitions, attention)
         for name in partitions:
             layout._check(name)
         return layout

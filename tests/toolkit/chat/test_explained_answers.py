@@ -1,0 +1,48 @@
+"""Answers explain what the encoder attended to, region by region, and their pictures show it on request."""
+
+from __future__ import annotations
+
+import pytest
+from PIL import Image
+
+from vilavt_toolkit.chat.ask import answer_of
+from vilavt_toolkit.dialogue.session import session_of
+from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.loading import build_model
+from vilavt_toolkit.recipe import load_recipe
+
+
+def answered(recipe, modulator: str):
+    """A sample's trace as an answer of an untrained model."""
+    checked = load_recipe(str(recipe), [f"model.modulator={modulator}"])
+    model = build_model(checked)
+    task = checked.recipe.task.entry.cls(checked.recipe.task.config)
+    sample = next(s for s in (task.sample("train", i) for i in range(32)) if s.trace[0].boxes)
+    session = session_of(model, sample)
+    return answer_of(session, sample.question)
+
+
+@pytest.mark.parametrize("modulator", ["cross_attention", "joint_attention"])
+def test_every_region_with_an_inquiry_is_explained_and_the_picture_grows_by_its_heat_maps(
+    tiny_recipe, tmp_path, modulator
+):
+    answer = answered(tiny_recipe, modulator)
+    assert answer.session.model.training
+    explained = answer.explain()
+    assert answer.session.model.training, "the mode is as it was"
+    regions = answer.trajectory.regions
+    assert list(explained) == [i for i, region in enumerate(regions) if region.box is not None]
+    for index, explanation in explained.items():
+        assert "".join(explanation.words) == answer.trajectory.groups[regions[index].group].text
+        assert explanation.weights.shape[1:] == regions[index].size
+    answer.draw(tmp_path / "plain.png")
+    answer.draw(tmp_path / "explained.png", explain=True)
+    plain, shown = (Image.open(tmp_path / name).size for name in ("plain.png", "explained.png"))
+    assert shown[1] >= plain[1] + 100
+
+
+def test_a_modulator_that_attends_to_nothing_says_so_and_draws_nothing(tiny_recipe, tmp_path):
+    answer = answered(tiny_recipe, "film")
+    with pytest.raises(InputError, match="Nothing here attends"):
+        answer.draw(tmp_path / "trace.png", explain=True)
+    assert not list(tmp_path.glob("*.png"))

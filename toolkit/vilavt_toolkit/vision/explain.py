@@ -1,0 +1,49 @@
+"""Which words of the inquiry the tokens of a region attend to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vilavt_toolkit.contracts import Encoder
+from vilavt_toolkit.vision.tokens import Layout
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The attention from one region to the words of its inquiry."""
+
+    words: tuple[str, ...]
+    """The text of each of the T tokens."""
+    weights: Tensor
+    """[T, *grid] on the region's token grid, on the CPU: how much a place attends to a word, in [0, 1].
+
+    Over the words they sum to 1 where tokens attend to the inquiry alone, and to less where they also attend to
+    each other.
+    """
+
+    crop: Any = None
+    """What was cut out of the source, uint8 [h, w, 3] for images; None where views were explained."""
+
+    def draw(self, path: str | os.PathLike[str]) -> None:
+        """Draw a heat map per word, and their mean, over the crop of an image; raises InputError."""
+        from vilavt_toolkit.report.heat import draw_heat
+
+        draw_heat(self, path)
+
+
+def explanations(
+    encoder: Encoder, layout: Layout, words: Sequence[Sequence[str]], seen: Sequence[Tensor]
+) -> list[Explanation]:
+    """Explanations of all regions in the caller's order, from the weights [S, T] that attentions have seen."""
+    mean = torch.stack([weights.float() for weights in seen]).mean(0)
+    found: list[Explanation | None] = [None] * len(layout.order)
+    places = zip(layout.order, layout.groups, encoder.to_grids(mean, layout), strict=True)
+    for region, group, grid in places:
+        found[region] = Explanation(tuple(words[group]), grid.movedim(-1, 0)[: len(words[group])].cpu())
+    return [explanation for explanation in found if explanation is not None]

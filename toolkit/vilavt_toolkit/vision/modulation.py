@@ -1,0 +1,142 @@
+"""One block of the encoder under the inquiries: its modulators, its partition, rotation and context."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vilavt_toolkit.contracts import Bias, BlockSpec, Encoder, Inquiry, Modulator
+from vilavt_toolkit.errors import BadConfig
+from vilavt_toolkit.vision.attention import KeysValues, attend, inquiry_weights
+from vilavt_toolkit.vision.positions import group_positions, inquiry_positions
+from vilavt_toolkit.vision.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Heard:
+    """The inquiries of one call, and which tokens they are for."""
+
+    inquiry: Inquiry
+    keep: Tensor | None
+    """[S, 1] False for tokens whose inquiry is empty; None where there are none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """What a block's attention needs beside q, k and v."""
+
+    tokens: Tokens
+    partition: str
+    contexts: tuple[KeysValues, ...]
+    """Keys, rotated, and values that modulators add, [K, H, d] each."""
+    lengths: tuple[int, ...]
+    """Tokens of every group's inquiry."""
+    seen: list[Tensor] | None
+    """Where given, the weights on contexts are put here."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, bias: Bias | None) -> Tensor:
+        """Attend from rotated q over rotated k [S, H, d] and the contexts; [S, H, d]."""
+        layout = self.tokens.layout
+        if self.seen is not None:
+            own = (k, self.partition)
+            self.seen.extend(inquiry_weights(q, c, layout, self.lengths, scale, own) for c, _ in self.contexts)
+        return attend(q, k, v, layout, self.partition, self.contexts, self.lengths, scale, bias)
+
+
+@dataclass(frozen=True, eq=False)
+class BlockCall:
+    """The two callables of one run of a block, `at` and `attend`."""
+
+    encoder: Encoder
+    modulators: tuple[Modulator, ...]
+    heard: Heard | None
+    attention: Any
+    """An `Attention`, or what runs one outside of a compiled graph."""
+    rotation: Any
+    """What `Encoder.rotate` needs for the block's tokens; None where they have no positions."""
+
+    @classmethod
+    def of(
+        cls, encoder: Encoder, index: int, modulators: Sequence[Modulator], tokens: Tokens, heard: Heard | None
+    ) -> BlockCall:
+        """Make ready what block `index` needs: partition, rotation, and the contexts of its modulators."""
+        # Also where every inquiry is empty: regions of a group still see each other, as in the paper's code.
+        together = any(modulator.span == "group" for modulator in modulators)
+        partition = "group" if together else encoder.partition(index)
+        rotation = None
+        if tokens.positions is not None:
+            rotation = _rotation(encoder, index, tokens, "group" if together else "region")
+        contexts: tuple[KeysValues, ...] = ()
+        if heard is not None:
+            made = [modulator.context(heard.inquiry) for modulator in modulators]
+            rotate = partial(_rotate_inquiry, encoder, index, tokens, heard.inquiry.lengths)
+            contexts = tuple((rotate(context.k), context.v) for context in made if context is not None)
+        lengths, seen = ((), None) if heard is None else (heard.inquiry.lengths, heard.inquiry.seen)
+        attention = Attention(tokens, partition, contexts, lengths, seen)
+        return cls(encoder, tuple(modulators), heard, attention, rotation)
+
+    def at(self, site: str, x: Tensor, y: Tensor) -> Tensor:
+        """What the modulators make of y, which the part at `site` made of x."""
+        if self.heard is None:
+            return y
+        for modulator in self.modulators:
+            if site in modulator.sites:
+                y = _modulated(modulator, site, x, y, self.heard)
+        return y
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, bias: Bias | None = None) -> Tensor:
+        """Rotate q and k [S, H, d] where tokens have positions, and attend; [S, H, d]."""
+        if self.rotation is not None:
+            q, k = self.encoder.rotate(q, self.rotation), self.encoder.rotate(k, self.rotation)
+        out: Tensor = self.attention(q, k, v, scale, bias)
+        return out
+
+
+def _modulated(modulator: Modulator, site: str, x: Tensor, y: Tensor, heard: Heard) -> Tensor:
+    # The encoder's precision goes on, whatever the modulator's parameters are kept in.
+    changed = modulator.modulate(site, x, y, heard.inquiry).to(y.dtype)
+    return changed if heard.keep is None else torch.where(heard.keep, changed, y)
+
+
+def _rotate_inquiry(encoder: Encoder, index: int, tokens: Tokens, lengths: tuple[int, ...], k: Tensor) -> Tensor:
+    return k if tokens.positions is None else encoder.rotate(k, _rotation(encoder, index, tokens, lengths))
+
+
+def _rotation(encoder: Encoder, index: int, tokens: Tokens, of: Literal["region", "group"] | tuple[int, ...]) -> Tensor:
+    """What rotates tokens standing by themselves (`region`), as a group, or the inquiries of given lengths."""
+    assert tokens.positions is not None
+    layout, positions = tokens.layout, tokens.positions
+
+    def make() -> Tensor:
+        if of == "region":
+            return encoder.rotation(index, positions)
+        room = [encoder.room(size) for size in layout.sizes]
+        if isinstance(of, tuple):
+            return encoder.rotation(index, inquiry_positions(positions, layout, room, of))
+        prefix = [encoder.tokens(size) - math.prod(size) for size in layout.sizes]
+        return encoder.rotation(index, group_positions(positions, layout, room, prefix))
+
+    return layout.cached(("rotation", of), make) if encoder.same_rotation else make()
+
+
+def build_modulator(cls: type[Modulator], config: Any, block: BlockSpec, index: int, inquiry_width: int) -> Modulator:
+    """Build the modulator of block `index`; raises BadConfig with the reason where it cannot work there."""
+    reason = cls.refusal(config, block)
+    if not reason and (cls.context is not Modulator.context or cls.span == "group"):
+        reason = block.context_refused
+    if reason:
+        raise BadConfig(f"Modulator {cls.__name__} cannot work on block {index}: {reason}")
+    modulator = cls(config, block, inquiry_width)
+    missing = sorted(modulator.sites - set(block.sites))
+    if missing:
+        raise BadConfig(
+            f"Modulator {cls.__name__} cannot work on block {index}: it uses '{missing[0]}', "
+            f"but the block offers {', '.join(block.sites) or 'no sites'}."
+        )
+    return modulator
