@@ -200,6 +200,7 @@ def test_evaluating_a_run_writes_every_item_of_every_arm_and_prints_the_table(ti
     for path in (run, run / "eval" / "items.jsonl", run / "eval" / "example.png"):
         assert str(path) in shown
     assert (run / "eval" / "example.png").stat().st_size > 0
+    assert (run / "eval" / "scene.png").stat().st_size > 0
 
 
 def test_what_was_trained_cannot_be_changed_by_an_evaluation(tiny_run, tmp_path):

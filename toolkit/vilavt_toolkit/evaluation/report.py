@@ -16,10 +16,13 @@ from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.evaluation.runner import Item, evaluate, write_items
 from vilavt_toolkit.evaluation.summary import lines, summarise, table
-from vilavt_toolkit.files import write_json
+from vilavt_toolkit.files import atomic_write, write_json
 from vilavt_toolkit.recipe import CheckedRecipe, load_recipe
 from vilavt_toolkit.training import checkpoints
 from vilavt_toolkit.versions import versions
+
+_SCENE = 512
+"""Pixels along the longer side of the example's picture."""
 
 
 def evaluate_run(run: str | os.PathLike[str], overrides: Sequence[str], console: Console) -> dict[str, Any]:
@@ -80,4 +83,8 @@ class _Example:
         sample, file = self.kept[0].sample, out / "example.png"
         answer = answer_of(self.kept[1], sample.question)
         answer.draw(file)
+        # The bare pictures beside it are something to ask about at once.
+        for number, source in enumerate(self.kept[1].sources):
+            with atomic_write(out / f"scene{number or ''}.png") as scene:
+                source.draw([], _SCENE).save(scene, format="PNG")
         console.print(f"{sample.question} -> {answer} (right: {sample.answer}); its trace: {file}")
