@@ -100,8 +100,8 @@ class Source(Component, ABC):
         """Cut `box` from the original, never from an earlier crop."""
 
     @abstractmethod
-    def draw(self, boxes: Sequence[Box], size: int) -> Image:
-        """Draw the numbered boxes on a picture of the source whose longer side is `size` pixels."""
+    def draw(self, boxes: Sequence[Box], size: int | None = None) -> Image:
+        """Draw the numbered boxes on a picture of the source whose longer side is `size` pixels; None: its own."""
 
 
 @dataclass(frozen=True)

@@ -106,9 +106,10 @@ class ImageSource(Source):
         left, upper, right, lower = pixel_box(box, width, height)
         return Crop(np.ascontiguousarray(self.pixels[upper:lower, left:right]), self.modality, overview)
 
-    def draw(self, boxes: Sequence[Box], size: int) -> Image.Image:
-        """Draw the boxes, numbered from 1, on a picture whose longer side is `size` pixels."""
+    def draw(self, boxes: Sequence[Box], size: int | None = None) -> Image.Image:
+        """Draw the boxes, numbered from 1, on a picture whose longer side is `size` pixels; None: the image's own."""
         height, width = self.pixels.shape[:2]
+        size = size or max(width, height)
         scale = size / max(width, height)
         picture = Image.fromarray(self.pixels).resize(
             (max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.LANCZOS

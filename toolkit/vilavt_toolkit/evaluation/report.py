@@ -21,9 +21,6 @@ from vilavt_toolkit.recipe import CheckedRecipe, load_recipe
 from vilavt_toolkit.training import checkpoints
 from vilavt_toolkit.versions import versions
 
-_SCENE = 512
-"""Pixels along the longer side of the example's picture."""
-
 
 def evaluate_run(run: str | os.PathLike[str], overrides: Sequence[str], console: Console) -> dict[str, Any]:
     """Evaluate the newest checkpoint of a run and return the summary; raises VilavtError."""
@@ -86,5 +83,5 @@ class _Example:
         # The bare pictures beside it are something to ask about at once.
         for number, source in enumerate(self.kept[1].sources):
             with atomic_write(out / f"scene{number or ''}.png") as scene:
-                source.draw([], _SCENE).save(scene, format="PNG")
+                source.draw([]).save(scene, format="PNG")
         console.print(f"{sample.question} -> {answer} (right: {sample.answer}); its trace: {file}")
