@@ -74,8 +74,9 @@ class CrossAttention(Modulator):
     def modulate(self, site: str, x: Tensor, y: Tensor, inquiry: Inquiry) -> Tensor:
         """Add what the inquiry's tokens tell, queried by x [S, D_in]; y [S, D] -> [S, D]."""
         dtype = self.ask.weight.dtype
-        # No gain and shift of its own: `ask` follows.
-        q, gate = self.ask(F.layer_norm(x, x.shape[-1:]).to(dtype)).chunk(2, dim=-1)
+        # Into the branches of a pre-norm block go normalised tokens. Without gain and shift, since `ask` follows.
+        normal = F.layer_norm(x, x.shape[-1:]) if site == "block" else x
+        q, gate = self.ask(normal.to(dtype)).chunk(2, dim=-1)
         k, v = self.tell(self.norm(inquiry.features.to(dtype))).chunk(2, dim=-1)
         told = inquiry.attend(*(t.unflatten(-1, (self.heads, -1)) for t in (q, k, v))).flatten(1)
         added: Tensor = self.out(told * torch.sigmoid(gate))
