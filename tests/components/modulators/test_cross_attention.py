@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
 from vilavt_components.encoders.timm import TimmEncoder
 from vilavt_components.modulators.cross_attention import CrossAttention, CrossAttentionConfig
@@ -38,7 +37,7 @@ def opened(config=None, block=BLOCK):
 def test_it_adds_what_the_words_of_the_tokens_own_inquiry_tell():
     made, x, y, features = opened(), torch.randn(5, 32), torch.randn(5, 32), torch.randn(3, 12)
     found = made.modulate("attention", x, y, inquiry_of(features))
-    q, gate = made.ask(F.layer_norm(x, (32,))).chunk(2, dim=-1)
+    q, gate = made.ask(x).chunk(2, dim=-1)
     k, v = made.tell(made.norm(features)).chunk(2, dim=-1)
     for tokens, words in ((slice(0, 2), slice(0, 2)), (slice(2, 5), slice(2, 3))):
         heads = [
@@ -57,10 +56,14 @@ def test_a_token_whose_gate_is_shut_is_left_alone():
 
 
 @torch.no_grad()
-def test_the_size_of_the_tokens_and_of_the_inquiry_says_nothing():
-    made, x, features = opened(), torch.randn(5, 32), torch.randn(3, 12)
-    found = made.modulate("attention", 100 * x, x, inquiry_of(100 * features))
-    torch.testing.assert_close(found, made.modulate("attention", x, x, inquiry_of(features)), atol=1e-3, rtol=1e-3)
+def test_the_size_of_unnormalised_tokens_and_of_the_inquiry_says_nothing():
+    made, x, features = (
+        opened(CrossAttentionConfig(width=16, heads=2, site="block")),
+        torch.randn(5, 32),
+        torch.randn(3, 12),
+    )
+    found = made.modulate("block", 100 * x, x, inquiry_of(100 * features))
+    torch.testing.assert_close(found, made.modulate("block", x, x, inquiry_of(features)), atol=1e-3, rtol=1e-3)
 
 
 def test_it_changes_nothing_before_training_and_everything_in_it_learns_after_a_step():
