@@ -18,7 +18,6 @@ from vilavt_components.inquiry_encoders.hf_text import HFTextConfig, HFTextInqui
 from vilavt_components.modulators.joint_attention import JointAttention
 from vilavt_toolkit.contracts import View
 from vilavt_toolkit.registry import NoSettings
-from vilavt_toolkit.testing import bench
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -101,24 +100,20 @@ def variant(dynamic, name):
 
 
 @contextmanager
-def as_the_paper_starts(dynamic, expected):
-    """Embed patches by the paper's convolution and take its inquiry features where they are stored.
+def told_as_the_paper_is(dynamic, expected):
+    """Take the paper's inquiry features where they are stored.
 
-    Both are held to the paper's by tests of their own. Sums of 1176 products in another order differ by 5e-6 there,
-    twice as much as either is exact, and the blocks after them make that more than the tolerance.
+    Ours are held to them by a test of its own; they differ by 2e-6, since transformers' Qwen3 has changed since, and
+    eight blocks that all listen make more of that than the tolerance.
     """
-    embed, inquiry_encoder = dynamic.encoder.tower.patch_embed, dynamic.inquiry_encoder
-
-    def convolved(patches):
-        kernel = embed.proj.weight.shape[1:]
-        return embed.proj(patches.view(-1, *kernel)).flatten(1)
+    inquiry_encoder = dynamic.inquiry_encoder
 
     def stored(ids):
         mask = load("inputs_A")["query_attention_mask"].bool()
         return expected["text_proj"][mask], torch.zeros(len(ids), 64)
 
     features = stored if "text_proj" in expected else inquiry_encoder.forward
-    with patch.object(embed, "forward", convolved), patch.object(inquiry_encoder, "forward", features):
+    with patch.object(inquiry_encoder, "forward", features):
         yield
 
 
@@ -165,38 +160,33 @@ def test_patches_are_embedded_as_the_papers_are():
 
 @pytest.mark.parametrize(("inputs", "point"), CASES)
 @torch.no_grad()
-def test_every_block_and_the_features_are_the_papers(inputs, point):
+def test_every_block_is_the_papers(inputs, point):
     dynamic, expected = build(point), load(f"outputs_{inputs}_{point}")
-    with as_the_paper_starts(dynamic, expected):
+    with told_as_the_paper_is(dynamic, expected):
         found = run_blocks(dynamic, load(f"inputs_{inputs}"))
-        features = encode(dynamic, load(f"inputs_{inputs}"))
     for block, wanted in zip(found, expected["vision_blocks"], strict=True):
         assert_equal(block, wanted)
-    assert_equal(features, expected["vision_output"])
 
 
 @pytest.mark.parametrize(("inputs", "point"), CASES)
 @torch.no_grad()
-def test_from_pixels_and_words_to_features_it_is_the_papers_to_the_projects_tolerance(inputs, point):
+def test_from_pixels_and_words_to_features_it_is_the_papers(inputs, point):
     found = encode(build(point), load(f"inputs_{inputs}"))
-    bench.assert_close(found, load(f"outputs_{inputs}_{point}")["vision_output"], "features")
+    assert_equal(found, load(f"outputs_{inputs}_{point}")["vision_output"])
 
 
 @pytest.mark.parametrize("name", ["_alt_query", "_separate", "_joint_no_text", "_separate_no_text"])
 @pytest.mark.parametrize("point", ["late", "all"])
 @torch.no_grad()
 def test_another_inquiry_or_grouping_gives_the_papers_features(point, name):
-    dynamic = build(point)
-    with as_the_paper_starts(dynamic, {}):
-        assert_equal(variant(dynamic, name), load(f"outputs_A_{point}")[f"vision_output{name}"])
+    assert_equal(variant(build(point), name), load(f"outputs_A_{point}")[f"vision_output{name}"])
 
 
 @torch.no_grad()
 def test_padded_mlps_change_no_number():
     padded, expected = build("late", pad_mlp=96), load("outputs_A_late")
     assert padded.encoder.spec.blocks[0].sites["fc1"] == 2 * 192
-    with as_the_paper_starts(padded, expected):
-        assert_equal(encode(padded, load("inputs_A")), expected["vision_output"])
+    assert_equal(encode(padded, load("inputs_A")), expected["vision_output"])
 
 
 @pytest.mark.parametrize("point", MODULATED)
@@ -207,7 +197,7 @@ def test_every_integration_modulates_its_blocks_as_the_paper_does(point):
     late, everywhere = load("outputs_A_late")["vision_blocks"], load("outputs_A_all")["vision_blocks"]
     start = []
     take = patch.object(dynamic.encoder, "block", lambda index, tokens, at, attend: start.append(tokens.x) or tokens.x)
-    with as_the_paper_starts(dynamic, {}), take:
+    with take:
         encode(dynamic, inputs)
     # Block by block from what the paper's code gave it: modulated blocks against `all`, plain ones against `late`,
     # which has plain blocks in its first half.
