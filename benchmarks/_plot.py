@@ -44,7 +44,7 @@ def _axes(at: object, most_x: float, most_y: float, ticks: Sequence[float]) -> l
     parts += [_text(at(x, 0)[0], bottom + 18, f"{x:g}", 12) for x in ticks if x >= most_x / 8 or x == ticks[0]]
     for part in range(5):
         y = most_y * part / 4
-        parts.append(_text(left - 8, at(0, y)[1] + 4, f"{y:.3g}", 12, "end"))
+        parts.append(_text(left - 8, at(0, y)[1] + 4, f"{y:,.0f}", 12, "end"))
     return parts
 
 
