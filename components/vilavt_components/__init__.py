@@ -1,21 +1,30 @@
 """The components that come with the toolkit; importing this package registers every one of them."""
 
+from vilavt_components.advantages import dr_grpo, grpo, rloo
 from vilavt_components.dialogues import native
 from vilavt_components.encoders import qwen2_5_vl, timm
 from vilavt_components.inquiry_encoders import hf_text, language_model
 from vilavt_components.language_models import hf_causal
 from vilavt_components.modulators import cross_attention, film, joint_attention, lora_gated, none
 from vilavt_components.optimizers import adamw
+from vilavt_components.policy_losses import dapo, ppo_clip
 from vilavt_components.projectors import mlp
+from vilavt_components.rewards import answer, format, gated, overlong_cost, reencode_cost
 from vilavt_components.sources import image
 from vilavt_components.stopping import max_turns, model_decides
 from vilavt_components.tasks import digit_scenes
 
 __all__ = [
     "adamw",
+    "answer",
     "cross_attention",
+    "dapo",
     "digit_scenes",
+    "dr_grpo",
     "film",
+    "format",
+    "gated",
+    "grpo",
     "hf_causal",
     "hf_text",
     "image",
@@ -27,6 +36,10 @@ __all__ = [
     "model_decides",
     "native",
     "none",
+    "overlong_cost",
+    "ppo_clip",
     "qwen2_5_vl",
+    "reencode_cost",
+    "rloo",
     "timm",
 ]

@@ -22,11 +22,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from vilavt_toolkit.registry import setting
 from vilavt_toolkit.vision.attention import attend_inquiry, inquiry_weights
 from vilavt_toolkit.vision.tokens import Layout, Tokens, spread
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from vilavt_toolkit.dialogue.trajectory import Trajectory
 
 Box = tuple[float, ...]
 """A part of a source in the source's own coordinates; only its source looks inside."""
@@ -591,7 +594,9 @@ class Sample:
     tool: bool = True
     """False: the opening demands the answer at once."""
     tags: Mapping[str, Any] = field(default_factory=dict)
-    """What evaluation groups by: `needs_zoom`, `family`, `several` (the crop holds several readable things)."""
+    """What evaluation groups by: `needs_zoom`, `family`, `several` (the crop holds several readable things), and
+    `group`: items that share it (an image, a sentence) are no independent evidence, and intervals keep them together.
+    """
 
 
 class Task(Component, ABC):
@@ -613,6 +618,14 @@ class Task(Component, ABC):
     def score(self, sample: Sample, answer: str | None) -> float:
         """The official score of an answer in [0, 1]; a missing answer scores 0."""
 
+    def metrics(self, samples: Sequence[Sample], scores: Sequence[float]) -> Mapping[str, Sequence[float]]:
+        """Official metrics over groups of items: name -> a score in [0, 1] of every group, whose mean the metric is.
+
+        `samples`, without originals and trace, are all that were asked, each with its score. The mean score is no
+        metric of its own. Groups are independent of each other; where none was asked whole, its list is empty.
+        """
+        return {}
+
 
 class Optimizer(Component, ABC):
     """Builds a torch optimizer. `__init__(config)`."""
@@ -620,3 +633,51 @@ class Optimizer(Component, ABC):
     @abstractmethod
     def build(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """The optimizer of the named trainable parameters."""
+
+
+# --- Reinforcement -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSettings:
+    """What the settings of every reward begin with; a reward's own config inherits from it."""
+
+    weight: float = setting(1.0, help="what the reward is multiplied with before all are added up")
+
+
+class Reward(Component, ABC):
+    """Scores a rollout. `__init__(config)`, its config a `RewardSettings`; the engine applies the weight."""
+
+    @abstractmethod
+    def score(self, sample: Sample, trajectory: Trajectory) -> float:
+        """The unweighted reward: in [0, 1], or 0 and below for a cost. Pure; reads no clock, draws nothing."""
+
+
+class Advantage(Component, ABC):
+    """Turns rewards into advantages. `__init__(config)`."""
+
+    @abstractmethod
+    def advantages(self, rewards: Tensor) -> Tensor:
+        """Advantages of P prompt groups of G rollouts, each group by itself; [P, G] -> [P, G].
+
+        Finite on groups of equal rewards too; these the engine finds, and leaves out.
+        """
+
+
+class PolicyLoss(Component, ABC):
+    """The loss on produced tokens. `__init__(config)`. Loss of a step: sum over sequences i of w_i sum_t l_it."""
+
+    @abstractmethod
+    def tokens(self, logp: Tensor, old: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss [N] of every produced token, and whether clipping stops its gradient, bool [N].
+
+        `logp` [N] is under the weights that learn, `old` [N] under those that sampled, both float32 and at the
+        sampling temperature; `advantages` [N] of each token's sequence. A token's values depend on that token alone.
+        """
+
+    @abstractmethod
+    def weights(self, lengths: Sequence[int]) -> list[float]:
+        """The weight w_i of every sequence, from the numbers of produced tokens of all sequences of a step.
+
+        Over the whole optimizer step, so that no split into micro-batches changes a gradient. 0 for an empty one.
+        """

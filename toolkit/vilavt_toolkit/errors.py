@@ -56,3 +56,7 @@ class InputError(VilavtError):
 
 class RunError(VilavtError):
     """A run folder that cannot be used."""
+
+
+class TrainingError(VilavtError):
+    """Training that cannot go on."""

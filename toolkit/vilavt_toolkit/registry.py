@@ -219,6 +219,9 @@ dialogues: Registry[contracts.Dialogue] = Registry("dialogue")
 stopping_policies: Registry[contracts.StoppingPolicy] = Registry("stopping", "stopping policy", "stopping policies")
 tasks: Registry[contracts.Task] = Registry("task")
 optimizers: Registry[contracts.Optimizer] = Registry("optimizer")
+rewards: Registry[contracts.Reward] = Registry("reward")
+advantages: Registry[contracts.Advantage] = Registry("advantage")
+policy_losses: Registry[contracts.PolicyLoss] = Registry("policy_loss", "policy loss", "policy losses")
 
 REGISTRIES: dict[str, Registry[Any]] = {
     registry.kind: registry
@@ -233,6 +236,9 @@ REGISTRIES: dict[str, Registry[Any]] = {
         stopping_policies,
         tasks,
         optimizers,
+        rewards,
+        advantages,
+        policy_losses,
     )
 }
 

@@ -108,7 +108,8 @@ class PatchEmbed(nn.Module):
         if patches.is_cpu:
             # As the paper's code does it: a matrix product adds 1,176 products in another order, and what that rounds
             # differently the blocks make larger. Several times slower, at some hundredths of the tower's cost.
-            return self.proj(patches.view(-1, *weight.shape[1:])).flatten(1)
+            convolved: Tensor = self.proj(patches.view(-1, *weight.shape[1:]))
+            return convolved.flatten(1)
         return F.linear(patches, weight.flatten(1))
 
 

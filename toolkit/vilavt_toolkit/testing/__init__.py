@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from vilavt_toolkit.plugins import load_builtin
-from vilavt_toolkit.testing import encoders, language, learning, modulators, parts
+from vilavt_toolkit.testing import encoders, language, learning, modulators, parts, reinforcement
 from vilavt_toolkit.testing.bench import no_synchronisation
 
 Claim = Callable[[str], None]
@@ -24,6 +24,9 @@ CLAIMS: Mapping[str, tuple[Claim, ...]] = {
     "stopping": language.STOPPING_CLAIMS,
     "task": learning.TASK_CLAIMS,
     "optimizer": learning.OPTIMIZER_CLAIMS,
+    "reward": reinforcement.REWARD_CLAIMS,
+    "advantage": reinforcement.ADVANTAGE_CLAIMS,
+    "policy_loss": reinforcement.POLICY_LOSS_CLAIMS,
 }
 """The claims of every kind of component, by the registry's kind."""
 
@@ -85,17 +88,35 @@ def check_optimizer(name: str) -> None:
     check("optimizer", name)
 
 
+def check_reward(name: str) -> None:
+    """Hold the registered reward to its contract."""
+    check("reward", name)
+
+
+def check_advantage(name: str) -> None:
+    """Hold the registered advantage to its contract."""
+    check("advantage", name)
+
+
+def check_policy_loss(name: str) -> None:
+    """Hold the registered policy loss to its contract."""
+    check("policy_loss", name)
+
+
 __all__ = [
     "CLAIMS",
     "Claim",
     "check",
+    "check_advantage",
     "check_dialogue",
     "check_encoder",
     "check_inquiry_encoder",
     "check_language_model",
     "check_modulator",
     "check_optimizer",
+    "check_policy_loss",
     "check_projector",
+    "check_reward",
     "check_source",
     "check_stopping",
     "check_task",

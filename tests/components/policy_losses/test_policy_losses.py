@@ -1,0 +1,111 @@
+"""Policy losses: the hand cases, and what holds for any tokens."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vilavt_components.policy_losses.dapo import DAPO, DAPOConfig
+from vilavt_components.policy_losses.ppo_clip import PPOClip, PPOClipConfig
+from vilavt_toolkit.training.policy import weighted_sum
+
+HIGHER = {"eps_low": 0.2, "eps_high": 0.28, "dual_clip": 3.0}
+LOSSES = {
+    "grpo": PPOClip(PPOClipConfig()),
+    "higher": PPOClip(PPOClipConfig(**HIGHER)),
+    "dr_grpo": PPOClip(PPOClipConfig(normalise="constant", max_length=8)),
+    "dapo": DAPO(DAPOConfig()),
+}
+lengths_of_a_step = st.lists(st.integers(0, 50), min_size=1, max_size=12)
+
+
+def one(loss, rho, advantage):
+    """Loss, gradient with respect to the log-probability, and whether it was clipped."""
+    logp = torch.tensor([rho]).log().requires_grad_()
+    found, clipped = loss.tokens(logp, torch.zeros(1), torch.tensor([float(advantage)]))
+    found.sum().backward()
+    return found.item(), logp.grad.item(), bool(clipped)
+
+
+@pytest.mark.parametrize("name", ["higher", "dapo"])
+@pytest.mark.parametrize(
+    ("rho", "advantage", "loss", "gradient"),
+    [(1.5, 1, -1.28, 0), (1.5, -1, 1.5, 1.5), (0.5, 1, -0.5, -0.5), (0.5, -1, 0.8, 0)],
+)
+def test_the_clip_takes_the_gain_away_and_leaves_the_loss(name, rho, advantage, loss, gradient):
+    found = one(LOSSES[name], rho, advantage)
+    assert found == (pytest.approx(loss, abs=1e-6), pytest.approx(gradient, abs=1e-6), gradient == 0)
+
+
+def test_the_dual_clip_bounds_what_a_bad_token_can_cost():
+    assert one(LOSSES["higher"], 10.0, -2) == (pytest.approx(6), 0, True)
+    assert one(LOSSES["dapo"], 10.0, -2) == (pytest.approx(20, rel=1e-5), pytest.approx(20, rel=1e-5), False)
+    assert one(LOSSES["higher"], 2.9, -2)[2] is False
+
+
+@pytest.mark.parametrize(("name", "expected"), [("grpo", 0), ("dapo", 1 / 3), ("dr_grpo", 0.125)])
+def test_a_good_short_and_a_bad_long_sequence(name, expected):
+    lengths, gains = [2, 4], torch.tensor([1.0, 1, -1, -1, -1, -1])
+    loss, _ = LOSSES[name].tokens(torch.zeros(6), torch.zeros(6), gains)
+    assert weighted_sum(loss, LOSSES[name].weights(lengths), lengths).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_at_a_ratio_of_one_the_whole_gradient_flows():
+    for name, loss in LOSSES.items():
+        for advantage in (2.0, -2.0):
+            assert one(loss, 1.0, advantage)[1:] == (pytest.approx(-advantage), False), name
+
+
+@settings(deadline=None)
+@given(lengths_of_a_step)
+def test_weights_make_means(lengths):
+    produced, counted = sum(lengths), sum(length > 0 for length in lengths)
+    total = {
+        name: sum(w * n for w, n in zip(loss.weights(lengths), lengths, strict=True)) for name, loss in LOSSES.items()
+    }
+    assert total["grpo"] == pytest.approx(float(produced > 0))
+    assert total["dapo"] == pytest.approx(float(produced > 0))
+    assert total["dr_grpo"] == pytest.approx(produced / (8 * counted) if counted else 0)
+
+
+@settings(deadline=None)
+@given(lengths_of_a_step)
+def test_a_sequence_without_tokens_changes_no_other_weight(lengths):
+    for loss in LOSSES.values():
+        assert loss.weights([*lengths, 0]) == [*loss.weights(lengths), 0]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@settings(deadline=None)
+@given(lengths=st.lists(st.integers(0, 5), min_size=2, max_size=6).filter(any), data=st.data())
+def test_no_split_into_micro_batches_changes_a_gradient(name, lengths, data):
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(lengths) - 1))))
+    generator = torch.Generator().manual_seed(sum(lengths))
+    old, gains = torch.randn(2, sum(lengths), generator=generator)
+    start = old + torch.randn(sum(lengths), generator=generator)
+    weights = LOSSES[name].weights(lengths)
+
+    def gradient(bounds):
+        logp = start.clone().requires_grad_()
+        for first, last in pairwise(bounds):
+            tokens = slice(sum(lengths[:first]), sum(lengths[:last]))
+            loss, _ = LOSSES[name].tokens(logp[tokens], old[tokens], gains[tokens])
+            weighted_sum(loss, weights[first:last], lengths[first:last]).backward()
+        return logp.grad
+
+    assert torch.equal(gradient([0, *cuts, len(lengths)]), gradient([0, len(lengths)]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"normalise": "constant"}, "max_length and `normalise: constant` go together"),
+        ({"max_length": 8}, "max_length and `normalise: constant` go together"),
+        ({"eps_high": 2.5, "dual_clip": 3.0}, "must exceed 1 \\+ eps_high"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
+        PPOClipConfig(**settings)
