@@ -12,7 +12,7 @@ from vilavt_components.projectors import mlp
 from vilavt_components.rewards import answer, format, gated, overlong_cost, reencode_cost
 from vilavt_components.sources import image
 from vilavt_components.stopping import max_turns, model_decides
-from vilavt_components.tasks import digit_scenes
+from vilavt_components.tasks import digit_scenes, easy_vqa, nlvr
 
 __all__ = [
     "adamw",
@@ -21,6 +21,7 @@ __all__ = [
     "dapo",
     "digit_scenes",
     "dr_grpo",
+    "easy_vqa",
     "film",
     "format",
     "gated",
@@ -35,6 +36,7 @@ __all__ = [
     "mlp",
     "model_decides",
     "native",
+    "nlvr",
     "none",
     "overlong_cost",
     "ppo_clip",

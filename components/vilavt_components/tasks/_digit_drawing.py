@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from vilavt_components.tasks._digit_layout import Scene, Thing
+from vilavt_components.tasks._digit_layout import Thing
 from vilavt_toolkit.errors import InputError
 
 Pixels = NDArray[np.uint8]
@@ -24,9 +25,13 @@ _STRENGTH = 150
 """Most brightness that ink adds or takes, of 255, where a stroke is as bright as can be."""
 _PEAK, _TROUGH = 0.4, 0.4
 """What brightness strokes and their surroundings usually reach, of that."""
+_WRITING = (4, 5, 7, 8)
+"""Which of an object's random numbers say how its digit is written."""
 _PAD = 2
 """Empty pixels around a digit of 8 x 8, so that turning it does not cut it."""
 _NOISE_PARTS = 256
+_INSET = 0.06
+"""What a square leaves free on every side, as a share of it: as large as the others look, not as the box allows."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,8 @@ def _shape(shape: str, side: int) -> NDArray[np.int32]:
     if shape == "circle":
         drawing.ellipse((0, 0, end, end), fill=255)
     elif shape == "square":
-        # As large as the others look, not as the box allows.
-        drawing.rectangle((fine * 0.06, fine * 0.06, end - fine * 0.06, end - fine * 0.06), fill=255)
+        inset = fine * _INSET
+        drawing.rectangle((inset, inset, end - inset, end - inset), fill=255)
     elif shape == "triangle":
         drawing.polygon(((middle, 0), (end, end), (0, end)), fill=255)
     else:
@@ -138,39 +143,83 @@ def _noise(size: int, most: int, grain: int) -> Pixels:
     return fine + (coarse // 255).astype(np.uint8)[:, :, None]
 
 
-def draw_scene(
-    rng: np.random.Generator,
-    scene: Scene,
-    split: str,
-    size: int,
-    cells: int,
-    difficulty: float,
-    camouflage: float,
-    hands: float,
-) -> Pixels:
-    """Draw a scene with digits of the split's writers; uint8 [size, size, 3]."""
-    noise = round(20 + 60 * difficulty)
-    canvas = _ground(rng, size, 255 - noise, difficulty)
-    for thing, draws in zip(scene.things, rng.random((len(scene.things), 9)).tolist(), strict=True):
-        hand = Hand(
-            turn=(0.5 * difficulty + 0.4 * hands) * (draws[5] - 0.5),
-            slant=0.6 * hands * (draws[7] - 0.5),
-            stretch=1.3 ** (hands * (2 * draws[8] - 1)),
-        )
-        _draw_thing(canvas, thing, hand, draws, split, size // cells, difficulty, camouflage, 255 - noise)
-    # No value is above 255 - noise so far, so that adding cannot run over.
+@dataclass(frozen=True)
+class Style:
+    """How scenes are drawn, all alike."""
+
+    split: str
+    """Whose writers' digits are taken."""
+    size: int
+    """pixels along each side"""
+    cells: int
+    difficulty: float
+    camouflage: float
+    hands: float
+
+    @property
+    def cell(self) -> int:
+        """Pixels along each side of a cell."""
+        return self.size // self.cells
+
+    @property
+    def noise(self) -> int:
+        """Most brightness that noise adds; drawn values stay as far below 255, so that adding it cannot run over."""
+        return round(20 + 60 * self.difficulty)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The random numbers that scenes are drawn by: with the same ones, an object looks alike in all of them."""
+
+    ground: Sequence[float]
+    clutter: NDArray[np.float64]
+    """[n, 5]"""
+    things: Mapping[str, Sequence[float]]
+    """Nine for every object, by its name."""
+
+
+def draft(rng: np.random.Generator, names: Sequence[str], style: Style) -> Draft:
+    """Draw the random numbers of scenes with objects of these names."""
+    ground = rng.random(3).tolist()
+    clutter = rng.random((round(50 * style.difficulty), 5))
+    return Draft(ground, clutter, dict(zip(names, rng.random((len(names), 9)).tolist(), strict=True)))
+
+
+def written_anew(rng: np.random.Generator, drafted: Draft) -> Draft:
+    """The same objects in the same places, every digit written anew: another look is not yet another digit."""
+    things = {}
+    for name, draws in drafted.things.items():
+        anew = dict(zip(_WRITING, rng.random(len(_WRITING)).tolist(), strict=True))
+        things[name] = [anew.get(number, drawn) for number, drawn in enumerate(draws)]
+    return replace(drafted, things=things)
+
+
+def draw(rng: np.random.Generator, drafted: Draft, things: Sequence[Thing], style: Style) -> Pixels:
+    """Draw a scene with digits of the split's writers, and its own noise; uint8 [size, size, 3]."""
+    canvas = _ground(drafted, style)
+    for thing in things:
+        _draw_thing(canvas, thing, drafted.things[thing.name], style)
     x, y = rng.integers(_NOISE_PARTS, size=2).tolist()
-    canvas += _noise(size, noise, max(1, size // cells // 8))[y : y + size, x : x + size]
+    size = style.size
+    canvas += _noise(size, style.noise, max(1, style.cell // 8))[y : y + size, x : x + size]
     return canvas
 
 
-def _ground(rng: np.random.Generator, size: int, top: int, difficulty: float) -> Pixels:
-    """A light or dark ground with a slope of light and bits of clutter; values up to `top`."""
-    light, slope_x, slope_y = rng.random(3).tolist()
+def outline(drafted: Draft, thing: Thing, style: Style) -> tuple[float, float, float, float]:
+    """The box around an object's shape, (x1, y1, x2, y2) in pixels."""
+    x, y, side = _place(thing, drafted.things[thing.name], style)
+    inset = side * _INSET if thing.shape == "square" else 0.0
+    return x + inset, y + inset, x + side - inset, y + side - inset
+
+
+def _ground(drafted: Draft, style: Style) -> Pixels:
+    """A light or dark ground with a slope of light and bits of clutter."""
+    size, difficulty, top = style.size, style.difficulty, 255 - style.noise
+    light, slope_x, slope_y = drafted.ground
     base = 40 + 80 * light if light < 0.5 else 110 + 90 * light
     ramp = np.linspace(-20 * difficulty, 20 * difficulty, size, dtype=np.float32)
     ground = base + ramp * (2 * slope_x - 1) + ramp[:, None] * (2 * slope_y - 1)
-    clutter = rng.random((round(50 * difficulty), 5))
+    clutter = drafted.clutter
     places = (clutter[:, :2] * size).astype(int).tolist()
     extents = (2 + clutter[:, 2:4] ** 3 * size / 12).astype(int).tolist()
     for (x, y), (width, height), change in zip(places, extents, (clutter[:, 4] - 0.5).tolist(), strict=True):
@@ -182,31 +231,26 @@ def _ground(rng: np.random.Generator, size: int, top: int, difficulty: float) ->
     return canvas
 
 
-def _draw_thing(
-    canvas: Pixels,
-    thing: Thing,
-    hand: Hand,
-    draws: list[float],
-    split: str,
-    cell: int,
-    difficulty: float,
-    camouflage: float,
-    top: int,
-) -> None:
-    """Draw an object in its cell; `draws` are uniform in [0, 1)."""
+def _place(thing: Thing, draws: Sequence[float], style: Style) -> tuple[int, int, int]:
+    """Left and upper edge of an object in its cell, and its side, in pixels."""
+    cell, difficulty = style.cell, style.difficulty
     side = round(cell * (0.95 - 0.12 * difficulty * draws[0]))
     free = cell - side
     x = thing.cell[0] * cell + round(free * (0.5 + difficulty * (draws[1] - 0.5)))
     y = thing.cell[1] * cell + round(free * (0.5 + difficulty * (draws[2] - 0.5)))
+    return x, y, side
+
+
+def _draw_thing(canvas: Pixels, thing: Thing, draws: Sequence[float], style: Style) -> None:
+    """Draw an object in its cell; `draws` are uniform in [0, 1)."""
+    difficulty, cell, top = style.difficulty, style.cell, 255 - style.noise
+    x, y, side = _place(thing, draws, style)
     bright = (1 - 0.25 * difficulty * draws[3]) * top / 255
     dull = 0.35 * difficulty
     colour = [((1 - dull) * part + dull * 120) * bright for part in _RGB[thing.colour]]
     _blend(canvas[y : y + side, x : x + side], colour, _shape(thing.shape, side))
 
-    choices = _choices(split, thing.digit)
-    image = load_digits().images[choices[int(draws[4] * len(choices))]]
-    height = cell / 2 * (1 - 0.12 * difficulty * draws[0])
-    ink = _ink(image, height, hand, 0.06 - 0.03 * difficulty, camouflage)
+    ink = _digit(thing, draws, style)
     # A triangle is widest below its middle.
     middle = side * 0.68 if thing.shape == "triangle" else side * 0.5
     reach = ink.shape[0]
@@ -216,6 +260,20 @@ def _draw_thing(
     # As strong as the colour has room for: what is cut off at black or white does not average out.
     strength = [min(_STRENGTH, (top - value) / _PEAK, value / _TROUGH) for value in colour]
     part[:] = np.clip(part + ink * np.array(strength, dtype=np.float32), 0, top)
+
+
+def _digit(thing: Thing, draws: Sequence[float], style: Style) -> NDArray[np.float32]:
+    """An object's digit as a change of brightness, [side, side, 1]."""
+    difficulty, hands = style.difficulty, style.hands
+    hand = Hand(
+        turn=(0.5 * difficulty + 0.4 * hands) * (draws[5] - 0.5),
+        slant=0.6 * hands * (draws[7] - 0.5),
+        stretch=1.3 ** (hands * (2 * draws[8] - 1)),
+    )
+    choices = _choices(style.split, thing.digit)
+    image = load_digits().images[choices[int(draws[4] * len(choices))]]
+    height = style.cell / 2 * (1 - 0.12 * difficulty * draws[0])
+    return _ink(image, height, hand, 0.06 - 0.03 * difficulty, style.camouflage)
 
 
 def _blend(part: Pixels, colour: list[float], cover: NDArray[np.int32]) -> None:

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
-from vilavt_components.tasks._digit_drawing import draw_scene
-from vilavt_components.tasks._digit_layout import COLOURS, Scene, Thing, lay_out, most_objects
+from vilavt_components.tasks import _digit_boxes as boxes
+from vilavt_components.tasks._digit_drawing import Draft, Pixels, Style, draft, draw, outline, written_anew
+from vilavt_components.tasks._digit_items import Item
+from vilavt_components.tasks._digit_layout import COLOURS, Rules, most_objects
+from vilavt_components.tasks._digit_one_image import one_image
+from vilavt_components.tasks._digit_referring import referring
+from vilavt_components.tasks._digit_two_images import two_images
+from vilavt_components.tasks._digit_video import video
 from vilavt_toolkit.contracts import Box, GivenTurn, Sample, Task
 from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.registry import setting, tasks
 
 _SPLITS = ("train", "val", "test")
 _CORPUS_ITEMS = 2000
+_FAMILY_DRAW = 1
+"""Sets the draw of a sample's family apart from the draws of its scene, which are the same whatever else there is."""
+
+Family = Literal["one_image", "two_images", "video", "referring"]
+_FAMILIES: Mapping[str, Callable[[np.random.Generator, Rules], Item]] = {
+    "one_image": one_image,
+    "two_images": two_images,
+    "video": video,
+    "referring": referring,
+}
+Mode = Literal["tool", "forced", "blind"]
+"""How a training sample is asked: with the tool, without it, without image."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +41,14 @@ class DigitScenesConfig:
     """Settings of task `digit_scenes`."""
 
     seed: int = setting(0, help="decides every scene; same seed, same bytes", minimum=0)
+    families: list[Family] | dict[str, float] = setting(
+        help="kinds of item, of equal shares or each with its share of 1: one_image, two_images, video, referring",
+        factory=lambda: ["one_image"],
+    )
+    frames: int = setting(3, help="frames of a video", minimum=3, maximum=8)
+    steps: int = setting(
+        1000, help="units per side in which boxes are answered; those of the dialogue, its `steps`", minimum=2
+    )
     size: int = setting(256, help="side of a scene in pixels; a multiple of `cells`", minimum=32)
     cells: int = setting(4, help="cells along each side of the grid that objects stand on", minimum=2)
     objects: int = setting(4, help="objects in a scene", minimum=2)
@@ -52,7 +79,36 @@ class DigitScenesConfig:
     val_items: int = setting(1_000, help="validation samples", minimum=1)
     test_items: int = setting(1_000, help="test samples", minimum=1)
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of every family."""
+        if isinstance(self.families, dict):
+            return dict(self.families)
+        return {family: 1 / len(self.families) for family in self.families}
+
     def __post_init__(self) -> None:
+        self._check_families()
+        self._check_scenes()
+        if self.forced + self.blind > 1:
+            raise ValueError(f"forced {self.forced} and blind {self.blind} together exceed 1; lower one.")
+
+    def _check_families(self) -> None:
+        known = ", ".join(get_args(Family))
+        if not self.families:
+            raise ValueError(f"families is empty; name at least one of {known}.")
+        for family in self.families:
+            if family not in _FAMILIES:
+                raise ValueError(f"families: there is no family '{family}'; choose from {known}.")
+        if isinstance(self.families, dict):
+            for family, share in self.families.items():
+                if not share > 0:
+                    raise ValueError(f"families: the share {share} of {family} is not above 0; leave the family out.")
+            if abs(sum(self.families.values()) - 1) > 1e-6:
+                raise ValueError(f"families: the shares sum to {sum(self.families.values()):g}; make it 1.")
+        elif len(set(self.families)) < len(self.families):
+            raise ValueError("families names one twice; name each once, or give shares.")
+
+    def _check_scenes(self) -> None:
         if self.size % self.cells or self.size // self.cells < 16:
             raise ValueError(
                 f"size {self.size} and cells {self.cells} do not fit; cells must divide size, into 16 pixels or more."
@@ -64,23 +120,26 @@ class DigitScenesConfig:
             )
         if self.own_colours and self.objects > len(COLOURS):
             raise ValueError(f"{self.objects} objects cannot have {len(COLOURS)} colours to themselves; set fewer.")
-        if self.forced + self.blind > 1:
-            raise ValueError(f"forced {self.forced} and blind {self.blind} together exceed 1; lower one.")
 
 
 @tasks.register("digit_scenes", DigitScenesConfig)
 class DigitScenes(Task):
     """Coloured shapes that carry handwritten digits; needs scikit-learn (the `demo` extra) for the digits.
 
-    The family `one_image`: "what digit is on the red square?" needs a zoom, unless the square fills the picture;
-    "what shape is the red object?" needs none. A trace names every object as "cell colour shape", cells numbered from
-    0 in reading order, then the asked one with its cell and that of an object right beside, above or below it; it
-    looks at these cells, and reads. Digits of the splits are by different writers.
+    Family `one_image`: "what digit is on the red square?" needs a zoom, unless the square fills the picture;
+    `two_images`: yes or no, comparing; `video`: what changed, where, when; `referring`: a box. A trace names every
+    object as "cell colour shape", cells numbered from 0 in reading order, then the asked one with its cell and that of
+    an object right beside, above or below it; it looks at these cells, and reads. Digits of the splits are by
+    different writers.
     """
 
     def __init__(self, config: DigitScenesConfig) -> None:
         self.config = config
         self._items = {"train": config.train_items, "val": config.val_items, "test": config.test_items}
+        self._shares = config.shares
+        self._rules = Rules(
+            config.cells, config.objects, config.no_zoom, config.several, config.own_colours, config.frames
+        )
 
     @classmethod
     def tiny(cls) -> DigitScenesConfig:
@@ -96,89 +155,122 @@ class DigitScenes(Task):
         return self._items[split]
 
     def sample(self, split: str, index: int) -> Sample:
-        """The sample at `index`, its scene uint8 [size, size, 3]; IndexError beyond the split's end."""
-        scene, rng, mode = self._scene(split, index)
-        question, answer = _question(scene)
-        config = self.config
-        hands = config.hands if split == "train" else 0.0
-        cells = 1 if scene.kind == "close" else config.cells
-        drawn = draw_scene(rng, scene, split, config.size, cells, config.difficulty, config.camouflage, hands)
+        """The sample at `index`, its images uint8 [size, size, 3]; IndexError beyond the split's end."""
+        item, rng, mode = self._item(split, index)
+        style = self._style(split, item)
+        drafts = _drafts(rng, item, style)
+        answer = self._answer(item, drafts, style)
         return Sample(
             id=f"digit_scenes/{self.config.seed}/{split}/{index}",
-            question=question,
+            question=item.question,
             answer=answer,
-            originals=() if mode == "blind" else (drawn,),
-            trace=self._trace(scene, answer, mode),
+            originals=() if mode == "blind" else _drawn(rng, item, drafts, style),
+            trace=self._trace(item, answer, mode),
             tool=mode == "tool",
             tags={
-                "needs_zoom": scene.kind == "digit",
-                "several": scene.partner is not None,
-                "family": "one_image",
-                "kind": scene.kind,
+                "needs_zoom": bool(item.looks),
+                "several": item.several,
+                "family": item.family,
+                "kind": item.kind,
+                "answer_kind": item.answer_kind,
             },
         )
 
     def corpus(self) -> Iterator[str]:
         """Texts of the first training samples; nothing is drawn for them."""
         for index in range(min(self.length("train"), _CORPUS_ITEMS)):
-            scene, _, mode = self._scene("train", index)
-            question, answer = _question(scene)
-            yield question
-            for turn in self._trace(scene, answer, mode):
+            item, rng, mode = self._item("train", index)
+            style = self._style("train", item)
+            answer = self._answer(item, _drafts(rng, item, style), style)
+            yield item.question
+            for turn in self._trace(item, answer, mode):
                 yield from (text for text in (turn.thought, turn.inquiry, turn.answer) if text)
 
     def score(self, sample: Sample, answer: str | None) -> float:
-        """1 where the answer is the right one but for case and outer spaces, else 0."""
-        return float(answer is not None and answer.strip().lower() == sample.answer.lower())
+        """1 where the answer is right, else 0: text but for case and outer spaces, a box from half overlap on."""
+        if answer is None:
+            return 0.0
+        if sample.tags.get("answer_kind") != "box":
+            return float(answer.strip().lower() == sample.answer.lower())
+        size, steps = self.config.size, self.config.steps
+        given, right = boxes.read(answer, size, steps), boxes.read(sample.answer, size, steps)
+        return float(given is not None and right is not None and boxes.overlap(given, right) >= boxes.ENOUGH)
 
-    def _scene(self, split: str, index: int) -> tuple[Scene, np.random.Generator, str]:
-        """Lay a sample's scene out; returns it, the generator to draw it with, and how it is asked."""
+    def metrics(self, samples: Sequence[Sample], scores: Sequence[float]) -> Mapping[str, Sequence[float]]:
+        """The scores of every family, by its name in words; none where there is one family only."""
+        if len(self._shares) == 1:
+            return {}
+        return {
+            family.replace("_", " "): [
+                score for sample, score in zip(samples, scores, strict=True) if sample.tags["family"] == family
+            ]
+            for family in self._shares
+        }
+
+    def _item(self, split: str, index: int) -> tuple[Item, np.random.Generator, Mode]:
+        """What a sample asks; returns it, the generator to draw its scenes with, and how it is asked."""
         if not 0 <= index < self.length(split):
             raise IndexError(f"split '{split}' of 'digit_scenes' has {self.length(split)} samples; no {index}.")
         config = self.config
-        rng = np.random.default_rng([config.seed, _SPLITS.index(split), index])
-        scene = lay_out(rng, config.cells, config.objects, config.no_zoom, config.several, config.own_colours)
-        draw = rng.random()
-        if split != "train" or draw >= config.forced + config.blind:
-            return scene, rng, "tool"
-        return scene, rng, "blind" if draw < config.blind else "forced"
+        place = [config.seed, _SPLITS.index(split), index]
+        rng = np.random.default_rng(place)
+        item = _FAMILIES[self._family(place)](rng, self._rules)
+        drawn = rng.random()
+        if split != "train" or drawn >= config.forced + config.blind:
+            return item, rng, "tool"
+        return item, rng, "blind" if drawn < config.blind else "forced"
 
-    def _trace(self, scene: Scene, answer: str, mode: str) -> tuple[GivenTurn, ...]:
+    def _family(self, place: Sequence[int]) -> str:
+        """The family of the sample at a place."""
+        left = float(np.random.default_rng([*place, _FAMILY_DRAW]).random())
+        for family, share in self._shares.items():
+            left -= share
+            if left < 0:
+                return family
+        return family
+
+    def _style(self, split: str, item: Item) -> Style:
+        config = self.config
+        return Style(
+            split,
+            config.size,
+            1 if item.close else config.cells,
+            config.difficulty,
+            config.camouflage,
+            config.hands if split == "train" else 0.0,
+        )
+
+    def _answer(self, item: Item, drafts: Sequence[Draft], style: Style) -> str:
+        if item.target is None:
+            return item.answer
+        image, thing = item.target
+        return boxes.written(outline(drafts[image], thing, style), style.size, self.config.steps)
+
+    def _trace(self, item: Item, answer: str, mode: Mode) -> tuple[GivenTurn, ...]:
         """The turns that lead to the answer."""
         if mode == "blind":
             return (GivenTurn("no image", answer=answer),)
-        if scene.kind == "close":
-            return (GivenTurn(answer, answer=answer),)
-        cells = self.config.cells
-        named = " ".join(f"{_number(thing, cells)} {thing.name}" for thing in scene.things)
-        meant = [scene.asked] if scene.partner is None else [scene.asked, scene.partner]
-        thought = f"see {named}; so {_restated(scene)} {' '.join(str(_number(thing, cells)) for thing in meant)}"
-        if mode == "forced" or scene.kind != "digit":
-            return (GivenTurn(thought, answer=answer),)
-        cell = self.config.size // cells
-        box: Box = tuple(float(side * cell) for side in scene.zoom)
+        if mode == "forced" or not item.looks:
+            return (GivenTurn(item.thought, answer=answer),)
+        cell = self.config.size // self.config.cells
+        regions: list[tuple[int, Box]] = [
+            (image, tuple(float(side * cell) for side in span)) for image, span in item.looks
+        ]
         return (
-            GivenTurn(thought, inquiry=scene.asked.name, boxes=((0, box),)),
-            GivenTurn(answer, answer=answer),
+            GivenTurn(item.thought, inquiry=item.inquiry, boxes=tuple(regions)),
+            GivenTurn(item.found, answer=answer),
         )
 
 
-def _number(thing: Thing, cells: int) -> int:
-    """The number of a thing's cell, counted from 0 in reading order."""
-    return thing.cell[1] * cells + thing.cell[0]
+def _drafts(rng: np.random.Generator, item: Item, style: Style) -> list[Draft]:
+    """The random numbers every image is drawn by; frames of one film share them, but for how digits are written."""
+    if not item.film:
+        return [draft(rng, [thing.name for thing in things], style) for things in item.scenes]
+    names = list(dict.fromkeys(thing.name for things in item.scenes for thing in things))
+    first = draft(rng, names, style)
+    # Or a digit that changes would be seen to change, from afar and unread.
+    return [first, *(written_anew(rng, first) for _ in item.scenes[1:])]
 
 
-def _restated(scene: Scene) -> str:
-    """The asked object, what the question says of it first: the rest is looked up from there."""
-    asked = scene.asked
-    return f"{asked.shape} {asked.colour}" if scene.kind == "colour" else asked.name
-
-
-def _question(scene: Scene) -> tuple[str, str]:
-    """The question about a scene, and its answer."""
-    asked = scene.asked
-    if scene.kind == "shape":
-        return f"what shape is the {asked.colour} object?", asked.shape
-    if scene.kind == "colour":
-        return f"what colour is the {asked.shape}?", asked.colour
-    return f"what digit is on the {asked.name}?", str(asked.digit)
+def _drawn(rng: np.random.Generator, item: Item, drafts: Sequence[Draft], style: Style) -> tuple[Pixels, ...]:
+    return tuple(draw(rng, drafted, things, style) for drafted, things in zip(drafts, item.scenes, strict=True))

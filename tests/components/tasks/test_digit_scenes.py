@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
+import hashlib
 import itertools
+import json
 from collections import Counter
 
 import numpy as np
@@ -44,6 +46,24 @@ def test_same_seed_same_bytes_in_any_order() -> None:
         one, other = TASK.sample("train", index), again.sample("train", index)
         assert dataclasses.replace(one, originals=()) == dataclasses.replace(other, originals=())
         assert all(a.tobytes() == b.tobytes() for a, b in zip(one.originals, other.originals, strict=True))
+
+
+def test_the_quickstarts_samples_are_what_they_were() -> None:
+    """Its numbers in the documents hold for these bytes; a change here is a new task."""
+    task = DigitScenes(DigitScenesConfig(difficulty=0, own_colours=True, forced=0.08))
+    texts, pixels = hashlib.sha256(), hashlib.sha256()
+    for split in ("train", "test"):
+        for index in range(21):
+            sample = task.sample(split, index)
+            tags = {name: sample.tags[name] for name in ("needs_zoom", "several", "family", "kind")}
+            plain = dataclasses.asdict(dataclasses.replace(sample, originals=(), tags=tags))
+            texts.update(json.dumps(plain, sort_keys=True).encode())
+            for original in sample.originals:
+                pixels.update(original.tobytes())
+    assert texts.hexdigest() == "efe1a4540c5b0083f6831fcc45e5dbfa3e29b345b02376215c24978ca39d2b7b"
+    assert pixels.hexdigest() == "ec9c0af8d467cc0ceff0609f21f991619b4365683c66f139e9b661c18d19fee8"
+    corpus = hashlib.sha256("".join(f"{text}\n" for text in task.corpus()).encode())
+    assert corpus.hexdigest() == "cb584a9c523667993a8f6ca87f28536ac23b16d3d6e1f6d6b2cfb8723037cee2"
 
 
 def test_another_seed_split_or_index_is_another_scene() -> None:
@@ -141,8 +161,10 @@ def test_place_in_a_crop_of_two_does_not_tell_which_is_asked() -> None:
 def test_two_digits_in_one_crop_differ() -> None:
     task = DigitScenes(DigitScenesConfig(several=1, no_zoom=0))
     for index in range(200):
-        scene, _, _ = task._scene("test", index)
-        assert scene.partner is not None and scene.partner.digit != scene.asked.digit
+        item, _, _ = task._item("test", index)
+        ((_, (left, upper, right, lower)),) = item.looks
+        shown = [t.digit for t in item.scenes[0] if left <= t.cell[0] < right and upper <= t.cell[1] < lower]
+        assert len(set(shown)) == 2
 
 
 def test_answers_are_balanced(samples: list[Sample]) -> None:
@@ -172,7 +194,7 @@ def test_the_corpus_holds_every_word_that_samples_use(samples: list[Sample]) -> 
 
 
 def test_the_corpus_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vilavt_components.tasks.digit_scenes.draw_scene", None)
+    monkeypatch.setattr("vilavt_components.tasks.digit_scenes.draw", None)
     assert sum(1 for _ in TASK.corpus()) > 4000
 
 
@@ -242,9 +264,14 @@ def test_the_settings_reach_their_ends(settings: dict[str, float]) -> None:
         ({"cells": 2, "objects": 3}, "set objects to 2 or fewer"),
         ({"forced": 0.8, "blind": 0.4}, "together exceed 1"),
         ({"cells": 8, "objects": 5, "own_colours": True}, "colours to themselves"),
+        ({"families": []}, "name at least one of one_image, two_images, video, referring"),
+        ({"families": ["video", "video"]}, "names one twice"),
+        ({"families": {"film": 1.0}}, "no family 'film'"),
+        ({"families": {"video": 0.7, "referring": 0.2}}, "shares sum to 0.9"),
+        ({"families": {"video": 1.0, "referring": 0.0}}, "the share 0.0 of referring is not above 0"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings: dict[str, float], words: str) -> None:
+def test_settings_that_cannot_be_are_refused(settings: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         DigitScenesConfig(**settings)
     assert most_objects(2) == 2 and most_objects(4) == 12

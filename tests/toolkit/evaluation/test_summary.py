@@ -19,33 +19,35 @@ def item(model, arm: str, number: int, score: float, **tags: object) -> Item:
 
 
 def results(model) -> dict[str, list[Item]]:
-    kinds = [{"needs_zoom": n % 2 == 0, "several": n % 4 == 0, "scene": n // 2} for n in range(40)]
+    kinds = [{"needs_zoom": n % 2 == 0, "several": n % 4 == 0, "group": n // 2} for n in range(40)]
     right = {"single_pass": lambda n: n % 2, "modulated": lambda n: n % 10 != 0, "shuffled": lambda n: n % 4 != 0}
     return {
         arm: [item(model, arm, n, float(scored(n) > 0), **kinds[n]) for n in range(40)] for arm, scored in right.items()
     }
 
 
-def test_arms_are_scored_on_what_needs_a_zoom_and_on_what_does_not(tiny_model):
-    arms = summarise(results(tiny_model))["arms"]
+def test_arms_are_scored_on_what_needs_a_zoom_and_on_what_does_not(tiny_model, tiny_task):
+    arms = summarise(results(tiny_model), tiny_task)["arms"]
     single = arms["single_pass"]["accuracy"]
     assert (single["needs a zoom"]["mean"], single["needs none"]["mean"], single["all"]["mean"]) == (0, 1, 0.5)
-    assert single["all"]["items"] == 40 and single["all"]["clusters"] == 20, "questions of one scene go together"
+    assert single["all"]["items"] == 40 and single["all"]["clusters"] == 20, "questions of one group go together"
     assert arms["modulated"]["accuracy"]["needs a zoom"]["mean"] == 0.8
     assert arms["shuffled"]["accuracy"]["several to read"]["mean"] == 0
     assert arms["modulated"]["answered"] == 0.9
 
 
-def test_differences_are_paired_and_left_out_where_an_arm_is_missing(tiny_model):
-    found = {(d["first"], d["second"], d["subset"]): d for d in summarise(results(tiny_model))["differences"]}
+def test_differences_are_paired_and_left_out_where_an_arm_is_missing(tiny_model, tiny_task):
+    found = {
+        (d["first"], d["second"], d["subset"]): d for d in summarise(results(tiny_model), tiny_task)["differences"]
+    }
     zoom = found["modulated", "single_pass", "needs a zoom"]
     assert zoom["mean"] == 0.8 and 0 < zoom["low"] <= 0.8 <= zoom["high"] <= 1
     assert not any("unmodulated" in key for key in found)
     assert ("modulated", "shuffled", "several to read") in found
 
 
-def test_the_table_and_the_sentences_show_what_was_found(tiny_model):
-    summary = summarise(results(tiny_model))
+def test_the_table_and_the_sentences_show_what_was_found(tiny_model, tiny_task):
+    summary = summarise(results(tiny_model), tiny_task)
     shown = io.StringIO()
     Console(file=shown, width=200).print(table(summary))
     text = shown.getvalue()
@@ -53,8 +55,29 @@ def test_the_table_and_the_sentences_show_what_was_found(tiny_model):
     assert lines(summary)[0].startswith("modulated - single_pass, needs a zoom: +80.0 points [+")
 
 
-def test_a_kind_of_question_that_does_not_occur_is_left_out(tiny_model):
+def test_a_kind_of_question_that_does_not_occur_is_left_out(tiny_model, tiny_task):
     items = {"blind": [item(tiny_model, "blind", n, 1.0) for n in range(3)]}
-    summary = summarise(items)
+    summary = summarise(items, tiny_task)
     assert list(summary["arms"]["blind"]["accuracy"]) == ["all"] and summary["differences"] == []
     assert [str(column.header).split("\n")[0] for column in table(summary).columns] == ["arm", "all", "tool calls"]
+
+
+class Grouped:
+    """A task with metrics over groups, one of which no group was asked whole for."""
+
+    def metrics(self, samples, scores):
+        groups = {}
+        for sample, score in zip(samples, scores, strict=True):
+            groups.setdefault(sample.tags["group"], []).append(score)
+        return {"consistency": [min(found) for found in groups.values()], "cycles": []}
+
+
+def test_metrics_over_groups_stand_beside_the_accuracy_with_their_own_intervals(tiny_model):
+    summary = summarise(results(tiny_model), Grouped())
+    modulated = summary["arms"]["modulated"]["metrics"]
+    assert list(modulated) == ["consistency"]
+    assert modulated["consistency"]["mean"] == 16 / 20 and modulated["consistency"]["items"] == 20
+    assert summary["arms"]["single_pass"]["metrics"]["consistency"]["mean"] == 0
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(table(summary))
+    assert "consistency" in shown.getvalue() and "80.0 [" in shown.getvalue() and "cycles" not in shown.getvalue()

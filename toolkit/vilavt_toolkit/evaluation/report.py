@@ -31,7 +31,7 @@ def evaluate_run(run: str | os.PathLike[str], overrides: Sequence[str], console:
     arms = recipe.recipe.eval.arms
     example = _Example("modulated" if "modulated" in arms else arms[0])
     results = evaluate(model, task, recipe.recipe.eval, recipe.recipe.seed, watch=example.see)
-    summary = {**summarise(results, recipe.recipe.seed), **_provenance(folder, recipe)}
+    summary = {**summarise(results, task, recipe.recipe.seed), **_provenance(folder, recipe)}
     out = Path(run) / "eval"
     write_items(out / "items.jsonl", results)
     write_json(out / "summary.json", summary)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from vilavt_toolkit.contracts import Task
 from vilavt_toolkit.evaluation.runner import Item
 from vilavt_toolkit.evaluation.statistics import Estimate, bootstrap, paired
 
@@ -30,7 +31,7 @@ Results = Mapping[str, Sequence[Item]]
 
 
 def accuracy(results: Results, arm: str, subset: str, seed: int = 0) -> Estimate | None:
-    """Accuracy of an arm on a subset, clustered by scene; None where there is no such item."""
+    """Accuracy of an arm on a subset, clustered by group; None where there is no such item."""
     items = [item for item in results[arm] if SUBSETS[subset](item)]
     return bootstrap([item.score for item in items], [_cluster(item) for item in items], seed) if items else None
 
@@ -46,16 +47,23 @@ def difference(results: Results, first: str, second: str, subset: str, seed: int
 
 
 def _cluster(item: Item) -> Any:
-    return item.sample.tags.get("scene", item.sample.id)
+    return item.sample.tags.get("group", item.sample.id)
 
 
-def summarise(results: Results, seed: int = 0) -> dict[str, Any]:
+def metrics(task: Task, items: Sequence[Item], seed: int = 0) -> dict[str, Estimate]:
+    """The task's metrics over groups of an arm's items; one of no group is left out."""
+    found = task.metrics([item.sample for item in items], [item.score for item in items])
+    return {name: bootstrap(scores, range(len(scores)), seed) for name, scores in found.items() if scores}
+
+
+def summarise(results: Results, task: Task, seed: int = 0) -> dict[str, Any]:
     """The whole summary as plain data."""
     arms: dict[str, Any] = {}
     for arm, items in results.items():
         found = {subset: accuracy(results, arm, subset, seed) for subset in SUBSETS}
         arms[arm] = {
             "accuracy": {subset: asdict(estimate) for subset, estimate in found.items() if estimate},
+            "metrics": {name: asdict(estimate) for name, estimate in metrics(task, items, seed).items()},
             "calls": sum(item.calls for item in items) / len(items),
             "answered": sum(item.trajectory.answer is not None for item in items) / len(items),
         }
@@ -68,19 +76,21 @@ def summarise(results: Results, seed: int = 0) -> dict[str, Any]:
 
 
 def table(summary: Mapping[str, Any]) -> Table:
-    """The arms as a table: accuracy in percent with 95% intervals."""
+    """The arms as a table: accuracy and the task's own metrics in percent with 95% intervals."""
     from rich.table import Table
 
     shown = Table(title="accuracy in % [95% interval]")
-    subsets = [s for s in SUBSETS if any(s in arm["accuracy"] for arm in summary["arms"].values())]
     shown.add_column("arm")
-    for subset in subsets:
-        counts = {arm["accuracy"][subset]["items"] for arm in summary["arms"].values()}
-        shown.add_column(f"{subset}\n(n={'/'.join(map(str, sorted(counts)))})", justify="right")
+    columns = [("accuracy", subset) for subset in SUBSETS]
+    columns += [("metrics", name) for name in next(iter(summary["arms"].values()))["metrics"]]
+    columns = [(kind, name) for kind, name in columns if any(name in arm[kind] for arm in summary["arms"].values())]
+    for kind, name in columns:
+        counts = {arm[kind][name]["items"] for arm in summary["arms"].values()}
+        shown.add_column(f"{name}\n(n={'/'.join(map(str, sorted(counts)))})", justify="right")
     shown.add_column("tool calls\nper item", justify="right")
-    for name, arm in summary["arms"].items():
-        cells = [str(Estimate(**arm["accuracy"][subset])) for subset in subsets]
-        shown.add_row(name, *cells, f"{arm['calls']:.2f}")
+    for arm_name, arm in summary["arms"].items():
+        cells = [str(Estimate(**arm[kind][name])) for kind, name in columns]
+        shown.add_row(arm_name, *cells, f"{arm['calls']:.2f}")
     return shown
 
 
