@@ -34,6 +34,8 @@ class Item:
     inquiry: str = ""
     found: str = ""
     """What the zoom shows."""
+    spare: tuple[int, Span] | None = None
+    """What could be looked at, for nothing: (image, its cells)."""
     several: bool = False
     """Whether a crop holds two digits, of which the inquiry names one."""
     target: tuple[int, Thing] | None = None

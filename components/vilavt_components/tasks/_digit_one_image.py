@@ -53,7 +53,19 @@ def _item(rules: Rules, kind: Kind, things: Sequence[Thing], paired: bool) -> It
     restated = f"{asked.shape} {asked.colour}" if kind == "colour" else asked.name
     thought = f"see {listed(ordered, rules.cells)}; so {restated} {placed(meant, rules.cells)}"
     if kind != "digit":
-        return Item("one_image", kind, question, answer, answer_kind, (ordered,), thought)
+        spare = (0, span_of([asked]))
+        return Item(
+            "one_image",
+            kind,
+            question,
+            answer,
+            answer_kind,
+            (ordered,),
+            thought,
+            inquiry=asked.name,
+            found=answer,
+            spare=spare,
+        )
     return Item(
         "one_image",
         kind,

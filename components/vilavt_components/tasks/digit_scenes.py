@@ -22,8 +22,8 @@ from vilavt_toolkit.registry import setting, tasks
 
 _SPLITS = ("train", "val", "test")
 _CORPUS_ITEMS = 2000
-_FAMILY_DRAW = 1
-"""Sets the draw of a sample's family apart from the draws of its scene, which are the same whatever else there is."""
+_FAMILY_DRAW, _NEEDLESS_DRAW = 1, 2
+"""Set these draws apart from those of a sample's scene, which are the same whatever else there is."""
 
 Family = Literal["one_image", "two_images", "video", "referring"]
 _FAMILIES: Mapping[str, Callable[[np.random.Generator, Rules], Item]] = {
@@ -32,8 +32,8 @@ _FAMILIES: Mapping[str, Callable[[np.random.Generator, Rules], Item]] = {
     "video": video,
     "referring": referring,
 }
-Mode = Literal["tool", "forced", "blind"]
-"""How a training sample is asked: with the tool, without it, without image."""
+Mode = Literal["tool", "needless", "forced", "blind"]
+"""How a training sample is asked: with the tool, with the tool used for nothing, without it, without image."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,9 @@ class DigitScenesConfig:
     )
     blind: float = setting(
         0.04, help="share of training samples without an image: the answer is a guess", minimum=0, maximum=1
+    )
+    needless: float = setting(
+        0.0, help="share of training samples that need no zoom and are shown one; to be unlearned", minimum=0, maximum=1
     )
     train_items: int = setting(20_000, help="training samples", minimum=1)
     val_items: int = setting(1_000, help="validation samples", minimum=1)
@@ -166,7 +169,7 @@ class DigitScenes(Task):
             answer=answer,
             originals=() if mode == "blind" else _drawn(rng, item, drafts, style),
             trace=self._trace(item, answer, mode),
-            tool=mode == "tool",
+            tool=mode in ("tool", "needless"),
             tags={
                 "needs_zoom": bool(item.looks),
                 "several": item.several,
@@ -216,8 +219,11 @@ class DigitScenes(Task):
         rng = np.random.default_rng(place)
         item = _FAMILIES[self._family(place)](rng, self._rules)
         drawn = rng.random()
-        if split != "train" or drawn >= config.forced + config.blind:
+        if split != "train":
             return item, rng, "tool"
+        if drawn >= config.forced + config.blind:
+            needless = np.random.default_rng([*place, _NEEDLESS_DRAW]).random() < config.needless
+            return item, rng, "needless" if needless and item.spare and not item.looks else "tool"
         return item, rng, "blind" if drawn < config.blind else "forced"
 
     def _family(self, place: Sequence[int]) -> str:
@@ -250,12 +256,11 @@ class DigitScenes(Task):
         """The turns that lead to the answer."""
         if mode == "blind":
             return (GivenTurn("no image", answer=answer),)
-        if mode == "forced" or not item.looks:
+        looks = (item.spare,) if mode == "needless" and item.spare else item.looks
+        if mode == "forced" or not looks:
             return (GivenTurn(item.thought, answer=answer),)
         cell = self.config.size // self.config.cells
-        regions: list[tuple[int, Box]] = [
-            (image, tuple(float(side * cell) for side in span)) for image, span in item.looks
-        ]
+        regions: list[tuple[int, Box]] = [(image, tuple(float(side * cell) for side in span)) for image, span in looks]
         return (
             GivenTurn(item.thought, inquiry=item.inquiry, boxes=tuple(regions)),
             GivenTurn(item.found, answer=answer),

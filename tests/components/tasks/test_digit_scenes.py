@@ -184,6 +184,21 @@ def test_some_training_samples_go_without_tool_or_image_and_no_others() -> None:
     assert all(s.tool and s.originals for split in ("val", "test") for s in (TASK.sample(split, i) for i in range(300)))
 
 
+def test_needless_zooms_are_shown_in_training_only_and_change_nothing_else() -> None:
+    wasteful = DigitScenes(DigitScenesConfig(needless=1))
+    zooms = 0
+    for index in range(100):
+        plain, needless = TASK.sample("train", index), wasteful.sample("train", index)
+        assert (plain.question, plain.answer, plain.tool) == (needless.question, needless.answer, needless.tool)
+        assert all((a == b).all() for a, b in zip(plain.originals, needless.originals, strict=True))
+        more = len(needless.trace) - len(plain.trace)
+        assert more == (plain.tool and plain.tags["kind"] in ("shape", "colour"))
+        zooms += more
+        test = wasteful.sample("test", index)
+        assert len(test.trace) == 1 + test.tags["needs_zoom"]
+    assert zooms > 5
+
+
 def test_the_corpus_holds_every_word_that_samples_use(samples: list[Sample]) -> None:
     corpus = list(TASK.corpus())
     assert corpus == list(TASK.corpus())

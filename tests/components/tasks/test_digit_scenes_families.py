@@ -196,7 +196,7 @@ def test_traces_say_where_things_are_and_zooms_show_what_is_asked(many: list[Ite
             assert len(inside) <= 2 and len(named) == 1, item
             shown.append(named[0].digit)
             assert len(inside) == len({t.digit for t in inside}), "two digits in one crop differ"
-        assert item.found.split("; so ")[0] == ",".join(map(str, shown))
+        assert not item.looks or item.found.split("; so ")[0] == ",".join(map(str, shown))
         assert item.several == any((x2 - x1) * (y2 - y1) > 1 for _, (x1, y1, x2, y2) in item.looks)
 
 
