@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 from dataclasses import MISSING, Field
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from vilavt_toolkit.registry import Entry, Registry
 
 INTERRUPTED = 130
+TERMINATED = 128 + signal.SIGTERM
 # Typer carries its own copy of click from some version on; the base of its errors is the same class in each.
 _ClickError = cast(
     "type[typer.BadParameter]",
@@ -86,6 +88,19 @@ def train(
     commands.train(recipe, overrides or [], resume=resume)
 
 
+@app.command("rl")
+def reinforce(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+) -> None:
+    """Reinforce the trained model of a recipe, as its section `rl` says."""
+    _require_recipe(recipe, overrides)
+    from vilavt_toolkit import commands
+
+    commands.reinforce(recipe, overrides or [], resume=resume)
+
+
 @app.command("eval")
 def evaluate(run: RunArgument, overrides: Overrides = None) -> None:
     """Evaluate a run, arm by arm."""
@@ -99,11 +114,17 @@ def evaluate(run: RunArgument, overrides: Overrides = None) -> None:
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of evaluated runs.")],
     write: Annotated[Path | None, typer.Option("--write", help="Write the table into this Markdown file too.")] = None,
+    stages: Annotated[
+        bool, typer.Option("--stages", help="Compare what training stages answer, and the zooms they spend on it.")
+    ] = False,
 ) -> None:
     """Show what being told the inquiry is worth in each of several evaluated runs, side by side."""
     from vilavt_toolkit import commands
 
-    commands.compare(runs, write)
+    if stages:
+        commands.compare_stages(runs)
+    else:
+        commands.compare(runs, write)
 
 
 @app.command()
@@ -218,7 +239,7 @@ def _require_recipe(recipe: str, overrides: list[str] | None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exits with 0, 1 for failure, 2 for usage, 130 when interrupted."""
+    """Run the command line; exits with 0, 1 for failure, 2 for usage, 130 when interrupted, 143 when asked to end."""
     # Threads that spin long while they wait slow training down where other work shares the cores; threads that never
     # spin slow it down where none does.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -234,6 +255,10 @@ def run(arguments: list[str]) -> int:
         return _fail(error.report(), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except SystemExit as ended:
+        if ended.code != TERMINATED:
+            raise
+        return _fail("asked to end", TERMINATED)
     except _ClickError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # `vilavt` alone: the message is the whole help
             return _fail(error.format_message(), UsageError.exit_code)

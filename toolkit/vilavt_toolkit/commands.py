@@ -17,7 +17,7 @@ from vilavt_toolkit.contracts import Task
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.model import VisualChatModel
 from vilavt_toolkit.recipe import CheckedRecipe, load_recipe
-from vilavt_toolkit.schema import Part
+from vilavt_toolkit.schema import Part, RLSection
 
 if TYPE_CHECKING:
     from vilavt_toolkit.chat.ask import Answer
@@ -46,14 +46,37 @@ def _checked(recipe: CheckedRecipe) -> VisualChatModel:
         made = task
         collect.build("task", lambda: made.length("train"))
         collect.build("eval.split", lambda: made.length(sections.eval.split))
+        if sections.rl is not None:
+            split = sections.rl.split
+            collect.build("rl.split", lambda: made.length(split))
     optimizer = collect.build("train.optimizer", lambda: _made(sections.train.optimizer))
+    learning = [weight for weight in model.parameters() if weight.requires_grad] if model is not None else []
     if model is not None:
         whole = model
         if collect.fits("train.freeze", lambda: freeze(whole, sections.train.freeze)) and optimizer is not None:
             collect.fits("train.optimizer", lambda: try_optimizer(optimizer, whole))
+    if sections.rl is not None:
+        for weight in learning:  # what the first stage freezes the second may train
+            weight.requires_grad_(True)
+        _check_reinforcement(collect, sections.rl, model)
     collect.finish()
     assert model is not None
     return model
+
+
+def _check_reinforcement(collect: Collector, section: RLSection, model: VisualChatModel | None) -> None:
+    """Build everything that reinforcement is made of; what fails is kept in `collect`."""
+    from vilavt_toolkit.training.learned import freeze, try_optimizer
+    from vilavt_toolkit.training.rollouts import WeightedRewards
+
+    collect.build("rl.rewards", lambda: WeightedRewards(section.rewards))
+    collect.build("rl.advantage", lambda: _made(section.advantage))
+    collect.build("rl.policy_loss", lambda: _made(section.policy_loss))
+    optimizer = collect.build("rl.optimizer", lambda: _made(section.optimizer))
+    if model is None:
+        return
+    if collect.fits("rl.freeze", lambda: freeze(model, section.freeze, "rl")) and optimizer is not None:
+        collect.fits("rl.optimizer", lambda: try_optimizer(optimizer, model, "rl"))
 
 
 def _made(part: Part) -> Any:
@@ -66,6 +89,15 @@ def train(name: str, overrides: Sequence[str], resume: bool) -> None:
     from vilavt_toolkit.training.run import train as run_training
 
     run = run_training(recipe, resume)
+    _console().print(f"the run is in {run}; evaluate it with: vilavt eval {run}")
+
+
+def reinforce(name: str, overrides: Sequence[str], resume: bool) -> None:
+    """Reinforce the trained run of a recipe; raises VilavtError."""
+    recipe = _read(name, overrides)
+    from vilavt_toolkit.training.rl_run import reinforce as run_reinforcement
+
+    run = run_reinforcement(recipe, resume)
     _console().print(f"the run is in {run}; evaluate it with: vilavt eval {run}")
 
 
@@ -91,6 +123,21 @@ def compare(runs: Sequence[Path], write: Path | None) -> None:
     if write is not None:
         comparison.write(compared, write)
         console.print(f"table: {write}")
+
+
+def compare_stages(runs: Sequence[Path]) -> None:
+    """Show what several evaluated runs answer and which zooms they spend on it. Raises VilavtError."""
+    from vilavt_toolkit.evaluation import stages
+
+    answered, console = stages.read(runs), _console()
+    shown = Table(title="accuracy and needless zooms in % [95% interval]")
+    for number, column in enumerate(stages.HEADER):
+        shown.add_column(column, justify="left" if number < 2 else "right")
+    for run in answered:
+        shown.add_row(*run.row())
+    console.print(shown)
+    for line in stages.lines(answered):
+        console.print(line)
 
 
 def ask(run: Path, images: Sequence[Path], question: str, trace: Path | None, explain: bool = False) -> None:

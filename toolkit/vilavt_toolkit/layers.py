@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
-from dataclasses import Field, dataclass
-from typing import Any
+from dataclasses import Field, dataclass, is_dataclass
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from vilavt_toolkit.errors import BadConfig, UsageError
 from vilavt_toolkit.parsing import KeyPath, dotted, typed_fields
@@ -38,7 +39,9 @@ class _Shape:
     def of(cls, f: Field[Any], kind: Any) -> _Shape:
         if "part" in f.metadata:
             return cls(None, f.metadata["part"], f.metadata["many"], f.metadata["default_names"] or ())
-        return cls(kind if isinstance(kind, type) and hasattr(kind, "__dataclass_fields__") else None)
+        # A section that may be null is one all the same.
+        arms = [arm for arm in (get_args(kind) or (kind,)) if isinstance(arm, type) and is_dataclass(arm)]
+        return cls(arms[0] if arms and get_origin(kind) in (None, Union, UnionType) else None)
 
     @property
     def one(self) -> _Shape:

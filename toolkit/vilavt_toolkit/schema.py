@@ -7,7 +7,7 @@ from typing import Literal
 
 from vilavt_toolkit.registry import Part, part, setting
 
-__all__ = ["EvalSection", "ModelSection", "Part", "Recipe", "TrainSection", "part"]
+__all__ = ["EvalSection", "ModelSection", "Part", "RLSection", "Recipe", "StageSection", "TrainSection", "part"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,32 @@ class ModelSection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSection:
-    """Supervised training."""
+class StageSection:
+    """What both training stages have."""
+
+    optimizer: Part = part("optimizer", "makes the steps", "adamw")
+    warmup_steps: int = setting(0, help="optimizer steps over which the learning rate rises from zero", minimum=0)
+    schedule: Literal["linear", "cosine", "constant"] = setting(
+        "linear", help="how the learning rate falls after warm-up"
+    )
+    gradient_clip: float | None = setting(1.0, help="largest norm of the gradient; null: any", minimum=0)
+    max_skipped: int = setting(
+        10, help="optimizer steps left out because loss or gradient is no finite number before the run stops", minimum=0
+    )
+    freeze: list[Literal["encoder", "modulator", "inquiry_encoder", "projector", "language_model"]] = setting(
+        help="parts that are not trained", factory=list
+    )
+
+    def __post_init__(self) -> None:
+        if self.gradient_clip == 0:
+            raise ValueError(
+                "gradient_clip 0 would leave nothing of the gradient; give a larger norm, or null for any."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSection(StageSection):
+    """Supervised training; how and where numbers are computed holds for reinforcement too."""
 
     steps: int = setting(help="optimizer steps", minimum=1)
     batch_size: int = setting(help="dialogues an optimizer step learns from", minimum=1)
@@ -44,12 +68,6 @@ class TrainSection:
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = setting(
         "32-true", help="number format of weights and activations, in Lightning's words"
     )
-    optimizer: Part = part("optimizer", "makes the steps", "adamw")
-    warmup_steps: int = setting(0, help="steps over which the learning rate rises from zero", minimum=0)
-    schedule: Literal["linear", "cosine", "constant"] = setting(
-        "linear", help="how the learning rate falls after warm-up"
-    )
-    gradient_clip: float | None = setting(1.0, help="largest norm of the gradient; null: any", minimum=0)
     workers: int = setting(0, help="processes that make samples ready; 0: the training process", minimum=0)
     prepare: Literal["ahead", "stream"] = setting(
         "stream", help="'ahead' makes every sample ready once before the first step"
@@ -57,9 +75,6 @@ class TrainSection:
     examples: int | None = setting(None, help="training samples used; null: all the task has", minimum=1)
     checkpoint_every: int = setting(500, help="steps between checkpoints", minimum=1)
     log_every: int = setting(10, help="steps between logged metrics", minimum=1)
-    freeze: list[Literal["encoder", "modulator", "inquiry_encoder", "projector", "language_model"]] = setting(
-        help="parts that are not trained", factory=list
-    )
     gradient_checkpointing: bool = setting(
         False, help="compute the encoder's blocks again in the backward pass: slower, in less memory"
     )
@@ -70,12 +85,47 @@ class TrainSection:
     accelerator: str = setting("auto", help="Lightning accelerator: auto, cpu, gpu")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
             raise ValueError(f"micro_batch {self.micro_batch} is no divisor of batch_size {self.batch_size}.")
-        if self.gradient_clip == 0:
-            raise ValueError(
-                "gradient_clip 0 would leave nothing of the gradient; give a larger norm, or null for any."
-            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLSection(StageSection):
+    """Reinforcement; precision, accelerator, threads and gradient checkpointing are those of `train`."""
+
+    steps: int = setting(help="rounds of rollouts, each followed by inner_epochs optimizer steps", minimum=1)
+    prompts: int = setting(help="prompts a step asks", minimum=1)
+    group: int = setting(help="rollouts of every prompt, which are compared with each other: at least two", minimum=2)
+    start: str = setting("", help="run or checkpoint that it starts from; empty: the recipe's run")
+    run: str = setting("", help="folder of the run; empty: that of the recipe's run with -rl behind")
+    split: str = setting("train", help="split of the task that prompts come from")
+    rewards: list[Part] = part(
+        "reward", "what is rewarded; each has a weight, and their weighted sum counts", "answer", True
+    )
+    advantage: Part = part("advantage", "what a reward is worth beside those of its prompt group", "grpo")
+    policy_loss: Part = part("policy_loss", "turns advantages into a loss", "ppo_clip")
+    kl: float = setting(0.0, help="weight of the k3 divergence from the weights it starts from; 0: none", minimum=0)
+    temperature: float = setting(1.0, help="sampling temperature, of the update's log-probabilities too", minimum=0)
+    max_new_tokens: int = setting(64, help="longest turn, in tokens", minimum=1)
+    over_turn: Literal["score", "mask"] = setting(
+        "score", help="rollouts whose answer had to be demanded, or that filled the context: learnt from, or left out"
+    )
+    rollout_batch: int = setting(64, help="rollouts that run at once", minimum=1)
+    inner_epochs: int = setting(1, help="optimizer steps taken on the same rollouts", minimum=1)
+    micro_batch: int | None = setting(None, help="rollouts in an update's memory at once; null: all", minimum=1)
+    max_resamples: int = setting(
+        3, help="how often a step asks other prompts while none of its groups teaches anything", minimum=0
+    )
+    reward_seconds: float = setting(60.0, help="after how long without a reward's score the run stops", minimum=0.1)
+    checkpoint_every: int = setting(50, help="optimizer steps between checkpoints", minimum=1)
+    log_every: int = setting(1, help="optimizer steps between logged metrics", minimum=1)
+    draw_every: int = setting(50, help="steps between drawn rollouts; 0: none are drawn", minimum=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature == 0:
+            raise ValueError("temperature 0 makes all rollouts of a prompt the same; give a positive one, like 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,4 +164,5 @@ class Recipe:
     model: ModelSection = setting(help="what the model is assembled from")
     task: Part = part("task", "the data set or benchmark")
     train: TrainSection = setting(help="supervised training")
+    rl: RLSection | None = setting(None, help="reinforcement, for `vilavt rl`; null: none")
     eval: EvalSection = setting(help="evaluation", factory=EvalSection)

@@ -128,11 +128,11 @@ def test_workers_where_processes_cannot_be_forked_are_refused(tiny_model, tiny_t
 
 
 def test_the_rate_warms_up_and_falls_to_zero_after_the_last_step():
-    linear = [rate_factor(section(warmup_steps=4), step) for step in range(4)]
+    linear = [rate_factor(section(warmup_steps=4), step, 2) for step in range(4)]
     assert linear[:2] == [0.25, 0.5]
     settings = dataclasses.replace(section(), steps=12, warmup_steps=4)
     values = {
-        name: [rate_factor(dataclasses.replace(settings, schedule=name), step) for step in range(13)]
+        name: [rate_factor(dataclasses.replace(settings, schedule=name), step, 12) for step in range(13)]
         for name in ("linear", "cosine", "constant")
     }
     for name, rates in values.items():

@@ -36,7 +36,7 @@ class Decoding:
 class _Row:
     """What the loop knows of one running session."""
 
-    def __init__(self, number: int, session: Session, decoding: Decoding) -> None:
+    def __init__(self, number: int, session: Session, seed: int) -> None:
         self.number = number
         self.session = session
         self.fed = 0
@@ -45,12 +45,14 @@ class _Row:
         """How many of the trajectory's regions have been encoded."""
         self.demanded = ""
         """Why the answer was demanded; empty while it was not."""
-        self.generator = torch.Generator().manual_seed(decoding.seed * 1_000_003 + number)
+        self.generator = torch.Generator().manual_seed(seed)
 
 
 def _race(size: int, row: _Row, alive: bool) -> Tensor:
     """Draws [V] from Exp(1). A row that is done draws nothing, or its next turn would depend on its neighbours."""
-    return torch.empty(size).exponential_(generator=row.generator) if alive else torch.ones(size)
+    # In float32 whatever the model computes in: in bf16 few tokens could ever win.
+    drawn = torch.ones(size, dtype=torch.float32)
+    return drawn.exponential_(generator=row.generator) if alive else drawn
 
 
 class Loop:
@@ -69,11 +71,15 @@ class Loop:
         self._reserve = min(decoding.max_new_tokens, model.language_model.context_length // 8) + len(demand) + 1
 
     @torch.inference_mode()
-    def run(self, sessions: Sequence[Session]) -> None:
-        """Let every session run until a policy stops it; `trajectory.why` says why it did."""
-        rows = [_Row(number, session, self.decoding) for number, session in enumerate(sessions)]
-        if not rows:
+    def run(self, sessions: Sequence[Session], seeds: Sequence[int] | None = None) -> None:
+        """Let every session run until a policy stops it; `trajectory.why` says why it did.
+
+        With `seeds`, one for each session's generator, what one draws does not depend on its place among the others.
+        """
+        if not sessions:
             return
+        own = seeds or [self.decoding.seed * 1_000_003 + number for number in range(len(sessions))]
+        rows = [_Row(number, session, own[number]) for number, session in enumerate(sessions)]
         cache = RaggedCache(self.model.language_model, len(rows), self.model.device)
         while rows:
             logits = self._prefill(rows, cache)
@@ -182,11 +188,11 @@ class Loop:
         """Record a row's turn and do what it asks; False when the dialogue has ended."""
         session, trajectory = row.session, row.session.trajectory
         if not ids:
-            trajectory.why = "the context is full"
+            trajectory.why, trajectory.cut_short = "the context is full", True
             return False
         turn = session.sampled(ids, logprobs)
         if row.demanded:
-            trajectory.why = row.demanded
+            trajectory.why, trajectory.cut_short = row.demanded, True
             return False
         decision = self._decide(session)
         if decision.action == "stop":
@@ -223,6 +229,6 @@ class Loop:
         try:
             row.session.demand()
         except ContextFull:
-            row.session.trajectory.why = row.demanded
+            row.session.trajectory.why, row.session.trajectory.cut_short = row.demanded, True
             return False
         return True

@@ -47,6 +47,8 @@ class Trajectory:
     """What each turn was told when it could not be carried out; empty for a good turn."""
     why: str = ""
     """Why the loop stopped."""
+    cut_short: bool = False
+    """Whether the loop ended it: the answer was demanded, or the context was full."""
 
     @property
     def answer(self) -> str | None:

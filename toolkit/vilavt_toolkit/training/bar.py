@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
 
 from vilavt_toolkit.progress import progress
-from vilavt_toolkit.training.sft import SupervisedModule
+from vilavt_toolkit.training.stage import StageModule
 
 _SHOWN_EVERY = 0.5
 """Seconds between looks at the metrics, each of which waits for the device."""
@@ -29,8 +29,8 @@ class StepBar(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin at the steps taken before this fit."""
-        module = cast(SupervisedModule, pl_module)
-        self._bar.add_task("training", total=module.section.steps, completed=module.start, said="")
+        module = cast(StageModule, pl_module)
+        self._bar.add_task("training", total=module.total, completed=module.start, said="")
         self._bar.start()
         self._last = time.monotonic()
 
@@ -38,10 +38,10 @@ class StepBar(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count a step."""
-        module, now = cast(SupervisedModule, pl_module), time.monotonic()
+        module, now = cast(StageModule, pl_module), time.monotonic()
         task = self._bar.tasks[0]
         self._bar.update(task.id, completed=module.step)
-        last = module.step == module.section.steps
+        last = module.step == module.total
         if not last and now - self._last < (_SHOWN_EVERY if self._console.is_terminal else _SAID_EVERY):
             return
         self._last = now
@@ -50,7 +50,7 @@ class StepBar(ProgressBar):
         self._bar.update(task.id, said=said)
         if not self._console.is_terminal and not last:
             left = f", {task.time_remaining:.0f} s left" if task.time_remaining is not None else ""
-            self._console.print(f"training: {module.step}/{module.section.steps} steps, {said}{left}", soft_wrap=True)
+            self._console.print(f"training: {module.step}/{module.total} steps, {said}{left}", soft_wrap=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the bar as it is."""

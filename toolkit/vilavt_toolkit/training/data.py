@@ -117,33 +117,38 @@ class StepSampler(Sampler[list[int]]):
 
     def __init__(self, size: int, batch_size: int, steps: int, seed: int, start: int = 0) -> None:
         self.size, self.batch_size, self.steps, self.seed, self.start = size, batch_size, steps, seed, start
+        self._shuffled = -1, np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
         return self.steps - self.start
 
     def __iter__(self) -> Iterator[list[int]]:
-        epoch, order = -1, np.empty(0, dtype=np.int64)
-        for step in range(self.start, self.steps):
-            batch = []
-            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
-                if position // self.size != epoch:
-                    epoch = position // self.size
-                    order = np.random.default_rng([self.seed, epoch]).permutation(self.size)
-                batch.append(int(order[position % self.size]))
-            yield batch
+        return map(self.indices, range(self.start, self.steps))
+
+    def indices(self, step: int) -> list[int]:
+        """The samples of one step."""
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return [int(self._order(place // self.size)[place % self.size]) for place in places]
+
+    def _order(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        if epoch != self._shuffled[0]:
+            self._shuffled = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.size)
+        return self._shuffled[1]
 
 
 class StepBatch:
     """What one optimizer step learns from: micro-batches, and how many of the model's own tokens they hold in all."""
 
     # No dataclass: Lightning would want to change its fields, to turn numbers to the precision of training.
-    def __init__(self, micro: Sequence[Batch]) -> None:
+    def __init__(self, micro: Sequence[Batch], order: Sequence[int] = ()) -> None:
         self.micro = tuple(micro)
+        self.order = tuple(order)
+        """Which of the step's samples each row is, counted through the micro-batches."""
         self.produced = sum(len(batch.targets) for batch in self.micro)
 
     def to(self, device: torch.device | str) -> StepBatch:
         """The batch with its tensors on `device`."""
-        return StepBatch([batch.to(device) for batch in self.micro])
+        return StepBatch([batch.to(device) for batch in self.micro], self.order)
 
 
 @dataclass(frozen=True)
@@ -161,12 +166,13 @@ class StepCollator:
                 return sample
             ready.append(sample)
         # Of like lengths together, so that little is padded; the gradient is the same for every split.
-        ready.sort(key=lambda sample: len(sample[0].ids))
+        order = sorted(range(len(ready)), key=lambda place: len(ready[place][0].ids))
+        ready = [ready[place] for place in order]
         micro = []
         for start in range(0, len(ready), self.micro_batch):
             part = ready[start : start + self.micro_batch]
             micro.append(collate([row for row, _ in part], [views for _, views in part], self.padding_id))
-        return StepBatch(micro)
+        return StepBatch(micro, order)
 
 
 class StepLoader(DataLoader[Any]):
@@ -179,16 +185,22 @@ class StepLoader(DataLoader[Any]):
             yield batch
 
 
+def step_sampler(task: Task, section: TrainSection, seed: int, start: int = 0) -> StepSampler:
+    """The training samples of every step, as the task counts them."""
+    available = task.length("train")
+    return StepSampler(min(section.examples or available, available), section.batch_size, section.steps, seed, start)
+
+
 def step_loader(model: VisualChatModel, task: Task, section: TrainSection, seed: int, start: int = 0) -> StepLoader:
     """The batches of all steps from `start` on."""
-    available = task.length("train")
-    traces = TraceDataset(model, task, min(section.examples or available, available))
+    sampler = step_sampler(task, section, seed, start)
+    traces = TraceDataset(model, task, sampler.size)
     ahead = section.prepare == "ahead"
     dataset: Dataset[Any] = PreparedDataset(traces, section.workers) if ahead else StreamedDataset(traces)
     workers = 0 if ahead else section.workers
     return StepLoader(
         dataset,
-        batch_sampler=StepSampler(traces.size, section.batch_size, section.steps, seed, start),
+        batch_sampler=sampler,
         collate_fn=StepCollator(section.micro_batch or section.batch_size, model.language_model.placeholder),
         num_workers=workers,
         multiprocessing_context=_fork() if workers else None,

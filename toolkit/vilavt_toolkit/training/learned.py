@@ -14,8 +14,11 @@ from vilavt_toolkit.model import VisualChatModel
 Named = tuple[str, nn.Parameter]
 
 
-def freeze(model: VisualChatModel, parts: Sequence[str]) -> None:
-    """Exclude parts from training; their dropout is off and their running statistics stay. Raises UsageError."""
+def freeze(model: VisualChatModel, parts: Sequence[str], section: str = "train") -> None:
+    """Exclude parts from training; their dropout is off and their running statistics stay. Raises UsageError.
+
+    `section` is where the recipe names them.
+    """
     modules: dict[str, nn.Module | None] = {
         "encoder": model.encoder.encoder,
         "modulator": model.encoder.modulators,
@@ -28,7 +31,7 @@ def freeze(model: VisualChatModel, parts: Sequence[str]) -> None:
         if module is not None:
             module.requires_grad_(False).eval()
     if not trained(model):
-        raise UsageError("train.freeze leaves nothing to train; take a part out of it.")
+        raise UsageError(f"{section}.freeze leaves nothing to train; take a part out of it.")
 
 
 def trained(model: nn.Module) -> list[Named]:
@@ -36,17 +39,17 @@ def trained(model: nn.Module) -> list[Named]:
     return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
 
 
-def build_optimizer(optimizer: Optimizer, parameters: Iterable[Named]) -> torch.optim.Optimizer:
+def build_optimizer(optimizer: Optimizer, parameters: Iterable[Named], section: str = "train") -> torch.optim.Optimizer:
     """The optimizer of some parameters; raises BadConfig with the reason where torch refuses its settings."""
     try:
         return optimizer.build(parameters)
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        raise BadConfig(f"the optimizer cannot be built ({reason}); change train.optimizer.") from error
+        raise BadConfig(f"the optimizer cannot be built ({reason}); change {section}.optimizer.") from error
 
 
-def try_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
+def try_optimizer(optimizer: Optimizer, model: nn.Module, section: str = "train") -> None:
     """Build the optimizer over parameters of the model's names, but of one number each; raises BadConfig."""
     with torch.device("cpu"):
         small = [(name, nn.Parameter(torch.zeros([1] * weight.dim()))) for name, weight in trained(model)]
-        build_optimizer(optimizer, small)
+        build_optimizer(optimizer, small, section)

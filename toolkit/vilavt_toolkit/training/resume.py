@@ -13,8 +13,8 @@ from vilavt_toolkit.errors import RunError
 from vilavt_toolkit.training.checkpoints import TrainingState
 
 
-def capture(optimizer: torch.optim.Optimizer, scaler: Any = None) -> TrainingState:
-    """Everything `restore` needs."""
+def capture(optimizer: torch.optim.Optimizer, scaler: Any = None, stage: TrainingState | None = None) -> TrainingState:
+    """Everything `restore` needs, with what the stage itself goes on from."""
     tensors: dict[str, Tensor] = {"random.torch": torch.get_rng_state()}
     data: dict[str, Any] = {"random.python": random.getstate(), "random.numpy": _numpy_state()}
     if torch.cuda.is_available():
@@ -28,16 +28,18 @@ def capture(optimizer: torch.optim.Optimizer, scaler: Any = None) -> TrainingSta
                 data[f"optimizer.{index}.{key}"] = value
     data["trained"] = _shapes(optimizer)
     data["scaler"] = scaler.state_dict() if scaler is not None else None
+    if stage is not None:
+        tensors, data = tensors | stage.tensors, data | stage.data
     return TrainingState(tensors, data)
 
 
-def check(state: TrainingState, optimizer: torch.optim.Optimizer) -> None:
+def check(state: TrainingState, optimizer: torch.optim.Optimizer, section: str = "train") -> None:
     """Raise RunError where the state is that of another optimizer."""
     saved, trained = state.data.get("trained"), _shapes(optimizer)
     if saved != trained:
         raise RunError(
             f"The checkpoint was made training {len(saved or ())} tensors and the recipe trains {len(trained)}, or "
-            "others; resume with the same train.freeze and optimizer."
+            f"others; resume with the same {section}.freeze and optimizer."
         )
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-from vilavt_toolkit.schema import TrainSection
+from vilavt_toolkit.schema import StageSection
 
 
-def rate_factor(section: TrainSection, step: int) -> float:
-    """Factor at optimizer step `step` (0-based): linear warm-up, then the schedule down to zero after the last step."""
+def rate_factor(section: StageSection, step: int, steps: int) -> float:
+    """Factor at optimizer step `step` (0-based) of `steps`: linear warm-up, then the schedule down to zero."""
     if step < section.warmup_steps:
         return (step + 1) / section.warmup_steps
-    done = (step - section.warmup_steps) / max(1, section.steps - section.warmup_steps)
+    done = (step - section.warmup_steps) / max(1, steps - section.warmup_steps)
     if section.schedule == "linear":
         return 1.0 - done
     if section.schedule == "cosine":

@@ -171,7 +171,7 @@ class DynamicEncoder(nn.Module):
         return self.encoder.readout(tokens), layout
 
     def _run_block(self, index: int, tokens: Tokens, heard: Heard | None) -> Tensor:
-        if not (self.gradient_checkpointing and self.training and torch.is_grad_enabled()):
+        if not (self.gradient_checkpointing and torch.is_grad_enabled()):
             return self._block(index, tokens, heard)
         result: Tensor = checkpoint(
             lambda x: self._block(index, tokens.with_x(x), heard), tokens.x, use_reentrant=False

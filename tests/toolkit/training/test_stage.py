@@ -1,0 +1,92 @@
+"""Steps whose loss or gradient is no number: left out whole, counted, their samples named; too many end the run."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from vilavt_toolkit.dialogue.session import session_of
+from vilavt_toolkit.errors import TrainingError
+from vilavt_toolkit.loading import build, load
+from vilavt_toolkit.recipe import load_recipe
+from vilavt_toolkit.training import sft
+from vilavt_toolkit.training.data import step_sampler
+from vilavt_toolkit.training.losses import target_logprobs_and_hits
+from vilavt_toolkit.training.run import made, train
+from vilavt_toolkit.training.sft import SupervisedModule
+
+
+def poisoned(recipe, monkeypatch, steps: tuple[int, ...]) -> list[str]:
+    """Let one sample of each of some steps lose its likelihood; their ids."""
+    sections, model = load_recipe(recipe).recipe, build(recipe)
+    task = made(sections.task)
+    samples = [task.sample("train", step_sampler(task, sections.train, sections.seed).indices(s)[5]) for s in steps]
+    bad = [session_of(model, sample).trajectory.ids for sample in samples]
+
+    def lossless(logits, batch):
+        logprobs, hits = target_logprobs_and_hits(logits, batch)
+        rows = [ids[mask].tolist() in bad for ids, mask in zip(batch.ids, batch.mask, strict=True)]
+        return logprobs.where(~torch.tensor(rows)[batch.targets // batch.ids.shape[1]], float("nan")), hits
+
+    monkeypatch.setattr(sft, "target_logprobs_and_hits", lossless)
+    return [sample.id for sample in samples]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_step_that_is_no_number_is_left_out_and_its_sample_named(
+    tiny_recipe, tmp_path, monkeypatch, caplog, precision
+):
+    (name,) = poisoned(tiny_recipe, monkeypatch, (2,))
+    settings = [f"run={tmp_path / 'run'}", f"train.precision={precision}", "train.micro_batch=4"]
+    with caplog.at_level(logging.WARNING):
+        run = train(load_recipe(tiny_recipe, settings))
+    told = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert told == [f"step 2 is left out: its loss or gradient is no finite number, with samples {name}."]
+    assert all(weight.isfinite().all() for weight in load(run).parameters())
+
+
+def test_a_step_left_out_changes_neither_weights_nor_the_optimizers_memory(tiny_recipe, tmp_path, monkeypatch):
+    poisoned(tiny_recipe, monkeypatch, (3,))
+    kept = []
+    on_step = SupervisedModule.end_step
+
+    def watched(self, optimizer, loss, culprits):
+        if self.step == 3:
+            kept.append({name: weight.clone() for name, weight in self.model.named_parameters()})
+            kept.append([value.clone() for state in optimizer.state.values() for value in state.values()])
+        on_step(self, optimizer, loss, culprits)
+        if self.step == 4:
+            assert all(torch.equal(weight, kept[0][name]) for name, weight in self.model.named_parameters())
+            after = [value for state in optimizer.state.values() for value in state.values()]
+            assert len(after) == len(kept[1]) and all(map(torch.equal, after, kept[1]))
+            kept.append("looked")
+
+    monkeypatch.setattr(SupervisedModule, "end_step", watched)
+    train(load_recipe(tiny_recipe, [f"run={tmp_path / 'run'}"]))
+    assert kept[-1] == "looked"
+
+
+def test_too_many_steps_left_out_end_the_run_over_a_restart_too(tiny_recipe, tmp_path, monkeypatch):
+    settings = [f"run={tmp_path / 'run'}", "train.max_skipped=1"]
+    names = poisoned(tiny_recipe, monkeypatch, (0, 3))
+    train(load_recipe(tiny_recipe, [*settings, "train.steps=2", "train.schedule=constant"]))
+    with pytest.raises(TrainingError, match=rf"2 steps .*step 3: .*samples {names[1]}; .*raise train\.max_skipped"):
+        train(load_recipe(tiny_recipe, [*settings, "train.schedule=constant"]), resume=True)
+
+
+def test_a_gradient_that_overflows_names_all_samples_of_its_step(tiny_recipe, tmp_path, monkeypatch, caplog):
+    begun = SupervisedModule.begin_step
+
+    def overflowing(self):
+        optimizer = begun(self)
+        if self.step == 1:
+            weight = next(self.model.projector.parameters())
+            handle = weight.register_hook(lambda gradient: handle.remove() or gradient * float("inf"))
+        return optimizer
+
+    monkeypatch.setattr(SupervisedModule, "begin_step", overflowing)
+    run = train(load_recipe(tiny_recipe, [f"run={tmp_path / 'run'}", "train.batch_size=10"]))
+    assert "step 1 is left out" in caplog.text and "and 2 more" in caplog.text
+    assert all(weight.isfinite().all() for weight in load(run).parameters())
