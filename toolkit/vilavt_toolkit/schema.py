@@ -61,6 +61,7 @@ class TrainSection(StageSection):
     """Supervised training; how and where numbers are computed holds for reinforcement too."""
 
     steps: int = setting(help="optimizer steps", minimum=1)
+    start: str = setting("", help="run or checkpoint whose weights it begins with; empty: new or pretrained ones")
     batch_size: int = setting(help="dialogues an optimizer step learns from", minimum=1)
     micro_batch: int | None = setting(
         None, help="dialogues in memory at once, a divisor of batch_size; null: all", minimum=1

@@ -60,6 +60,14 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(tiny_recipe, 
         assert_equal(tensors(broken, 4, name), tensors(whole, 4, name))
 
 
+def test_a_run_can_begin_with_the_weights_of_another(tiny_recipe, tiny_run, tmp_path):
+    begun = run_of(tiny_recipe, tmp_path / "more", f"train.start={tiny_run}", "train.steps=1", "train.optimizer.lr=0")
+    assert_equal(tensors(begun, 1), tensors(tiny_run, 4))
+    with pytest.raises(UsageError, match="lies in"):
+        run_of(tiny_recipe, begun, f"train.start={begun}")
+    assert_equal(tensors(begun, 1), tensors(tiny_run, 4))
+
+
 def test_workers_change_nothing(tiny_recipe, tiny_run, tmp_path):
     for prepare in ("ahead", "stream"):
         run = run_of(tiny_recipe, tmp_path / prepare, f"train.prepare={prepare}", "train.workers=1")

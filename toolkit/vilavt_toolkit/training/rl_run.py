@@ -16,7 +16,7 @@ from vilavt_toolkit.training import checkpoints
 from vilavt_toolkit.training.engine import Stage, begin, run_stage
 from vilavt_toolkit.training.rl import PolicyModule, PolicyParts
 from vilavt_toolkit.training.rollouts import Prompter
-from vilavt_toolkit.training.run import made, restored
+from vilavt_toolkit.training.run import made, restored, start_of
 
 
 class StepNumbers:
@@ -54,7 +54,7 @@ def reinforce(recipe: CheckedRecipe, resume: bool = False) -> Path:
         return run
     if beginning.state is not None:
         _check_epochs(beginning.state, section, beginning.step)
-    start = beginning.folder or _start(recipe, section, run)
+    start = beginning.folder or start_of(stage, section.start or recipe.recipe.run)
     task: Task = made(recipe.recipe.task)
     model = restored(recipe, start)
     model.encoder.gradient_checkpointing = recipe.recipe.train.gradient_checkpointing
@@ -69,14 +69,6 @@ def reinforce(recipe: CheckedRecipe, resume: bool = False) -> Path:
             _copy(start, run / "reference")
 
     return run_stage(stage, beginning, module, lambda: StepNumbers(beginning.step, stage.total), keep_reference)
-
-
-def _start(recipe: CheckedRecipe, section: RLSection, run: Path) -> Path:
-    """The checkpoint that a new run starts from, which must not be moved away with an earlier run."""
-    start = checkpoints.find(section.start or recipe.recipe.run)
-    if start.resolve().is_relative_to(run.resolve()):
-        raise UsageError(f"rl.start {start} lies in {run}, where the new run goes; give another folder with rl.run.")
-    return start
 
 
 def _reference(run: Path) -> Path:

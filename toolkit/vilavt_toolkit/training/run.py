@@ -7,6 +7,7 @@ from typing import Any
 
 from vilavt_toolkit.assemble import assemble
 from vilavt_toolkit.contracts import Task
+from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.loading import build_model
 from vilavt_toolkit.model import VisualChatModel
 from vilavt_toolkit.recipe import CheckedRecipe
@@ -25,7 +26,7 @@ def train(recipe: CheckedRecipe, resume: bool = False) -> Path:
     if beginning is None:
         return stage.run
     task: Task = made(recipe.recipe.task)
-    model = build_model(recipe) if beginning.folder is None else restored(recipe, beginning.folder)
+    model = _model(recipe, stage, beginning.folder)
     model.encoder.gradient_checkpointing = section.gradient_checkpointing
     if section.compile:
         model.encoder.compile_blocks()
@@ -36,6 +37,24 @@ def train(recipe: CheckedRecipe, resume: bool = False) -> Path:
 
     module = SupervisedModule(model, made(section.optimizer), section, beginning.step, names)
     return run_stage(stage, beginning, module, lambda: step_loader(model, task, section, seed, beginning.step))
+
+
+def _model(recipe: CheckedRecipe, stage: Stage, checkpoint: Path | None) -> VisualChatModel:
+    """The model as the checkpoint to go on from has it, else as `train.start` does, else new."""
+    start = recipe.recipe.train.start
+    if checkpoint is None and not start:
+        return build_model(recipe)
+    return restored(recipe, checkpoint or start_of(stage, start))
+
+
+def start_of(stage: Stage, start: str) -> Path:
+    """The checkpoint that a stage begins with, which must not be moved away with an earlier run; raises VilavtError."""
+    found = checkpoints.find(start)
+    if found.resolve().is_relative_to(stage.run.resolve()):
+        raise UsageError(
+            f"{stage.key}.start {found} lies in {stage.run}, where the new run goes; give the run another folder."
+        )
+    return found
 
 
 def made(part: Part) -> Any:
