@@ -51,8 +51,9 @@ def start_of(stage: Stage, start: str) -> Path:
     """The checkpoint that a stage begins with, which must not be moved away with an earlier run; raises VilavtError."""
     found = checkpoints.find(start)
     if found.resolve().is_relative_to(stage.run.resolve()):
+        key = "run" if stage.key == "train" else f"{stage.key}.run"
         raise UsageError(
-            f"{stage.key}.start {found} lies in {stage.run}, where the new run goes; give the run another folder."
+            f"{stage.key}.start {found} lies in {stage.run}, where the new run goes; give another folder with {key}."
         )
     return found
 
