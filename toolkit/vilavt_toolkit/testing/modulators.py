@@ -157,6 +157,23 @@ def keeps_regions_apart_unless_it_says_group(name: str) -> None:
         bench.assert_close(together, torch.cat(alone), "regions of one group, together and alone")
 
 
+def lets_regions_of_a_group_see_each_other_where_it_says_group(name: str) -> None:
+    """With span `group` every region's features depend on the others of its group, under an inquiry and without."""
+    for case in _cases(name):
+        dynamic = case.trained()
+        if not any(modulator.span == "group" for modulator in _all(dynamic)):
+            continue
+        views = bench.example_views(dynamic.encoder)
+        counts = [dynamic.encoder.count(view.size) for view in views]
+        for text in (_TEXTS[0], ""):
+            with torch.no_grad():
+                together = _encode(dynamic, views, [0] * 5, [text]).split_with_sizes(counts)
+                alone = [_encode(dynamic, [view], [0], [text]) for view in views]
+            for region, (found, single) in enumerate(zip(together, alone, strict=True)):
+                change = (found - single).abs().max().item()
+                assert change > 1e-6, f"on '{case.encoder.name}' region {region} does not see the others of its group"
+
+
 def encodes_groups_in_any_order(name: str) -> None:
     """A group has the same features alone and packed with others, in any order."""
     for case in _cases(name, variants=True):
@@ -257,6 +274,7 @@ CLAIMS = (
     leaves_empty_inquiries_unmodulated,
     keeps_groups_apart,
     keeps_regions_apart_unless_it_says_group,
+    lets_regions_of_a_group_see_each_other_where_it_says_group,
     encodes_groups_in_any_order,
     hears_the_inquiry_after_a_step,
     gives_every_part_a_gradient,
