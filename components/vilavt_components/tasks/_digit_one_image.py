@@ -52,20 +52,7 @@ def _item(rules: Rules, kind: Kind, things: Sequence[Thing], paired: bool) -> It
     question, answer, answer_kind = _question(asked, kind)
     restated = f"{asked.shape} {asked.colour}" if kind == "colour" else asked.name
     thought = f"see {listed(ordered, rules.cells)}; so {restated} {placed(meant, rules.cells)}"
-    if kind != "digit":
-        spare = (0, span_of([asked]))
-        return Item(
-            "one_image",
-            kind,
-            question,
-            answer,
-            answer_kind,
-            (ordered,),
-            thought,
-            inquiry=asked.name,
-            found=answer,
-            spare=spare,
-        )
+    look = (0, span_of(meant))
     return Item(
         "one_image",
         kind,
@@ -74,9 +61,10 @@ def _item(rules: Rules, kind: Kind, things: Sequence[Thing], paired: bool) -> It
         answer_kind,
         (ordered,),
         thought,
-        looks=((0, span_of(meant)),),
+        looks=(look,) if kind == "digit" else (),
         inquiry=asked.name,
         found=answer,
+        spare=None if kind == "digit" else look,
         several=paired,
     )
 
