@@ -15,9 +15,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV): $(VENV)/.installed
 
+# Both stages, and beside the second as many more supervised steps at its learning rate.
 quickstart: $(VENV)/.installed
 	$(BIN)/vilavt train quickstart
 	$(BIN)/vilavt eval runs/quickstart
+	$(BIN)/vilavt train quickstart run=runs/quickstart-more train.start=runs/quickstart train.steps=60 \
+		train.warmup_steps=5 train.schedule=constant train.optimizer.lr=2e-5
+	$(BIN)/vilavt eval runs/quickstart-more 'eval.arms=[modulated]'
+	$(BIN)/vilavt rl quickstart
+	$(BIN)/vilavt eval runs/quickstart-rl 'eval.arms=[modulated]'
+	$(BIN)/vilavt compare --stages runs/quickstart runs/quickstart-more runs/quickstart-rl
 
 # The recipes of recipes/modulation, trained, evaluated and put side by side: ten to fifteen minutes each on two cores.
 modulations: $(MODULATIONS:%=modulation-%)

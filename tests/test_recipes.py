@@ -38,11 +38,17 @@ def test_a_recipe_of_ones_own_in_a_folder_has_a_run_named_after_its_file(tmp_pat
 
 @pytest.mark.parametrize("name", MODULATIONS)
 def test_modulations_are_compared_with_nothing_else_changed(name):
-    quickstart, recipe = load_recipe("quickstart").resolved, load_recipe(name).resolved
+    film, recipe = load_recipe("modulation/film").resolved, load_recipe(name).resolved
     assert recipe["model"]["modulator"]["name"] == name.removeprefix("modulation/")
-    for changed in (quickstart, recipe):
+    for changed in (film, recipe):
         del changed["model"]["modulator"], changed["run"]
-    assert recipe == quickstart
+    assert recipe == film
+
+
+def test_modulations_are_compared_on_the_quickstart_without_its_needless_zooms():
+    quickstart, film = load_recipe("quickstart").resolved, load_recipe("modulation/film").resolved
+    assert (film["model"], film["train"]) == (quickstart["model"], quickstart["train"])
+    assert film["task"] == quickstart["task"] | {"needless": 0}
 
 
 def test_every_modulation_that_is_compared_is_trained_by_the_nightly_target():

@@ -120,6 +120,17 @@ def test_the_gradient_reaches_the_modulators_through_encoding_again_and_equals_f
     assert max(float(weight.grad.abs().max()) for weight in weights) > 1e-4
 
 
+def test_frozen_modulators_stay_as_they_are_to_the_bit_while_what_is_around_them_learns(rl, rl_recipe):
+    moved = {}
+    for frozen in ("[]", "[modulator]"):
+        module = rl.module_of(rl_recipe, f"rl.freeze={frozen}")
+        before = copy.deepcopy(module.model.state_dict())
+        after = rl.stepped(module, 2).model.state_dict()
+        moved[frozen] = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
+    modulators = {name for name in moved["[]"] if name.startswith("encoder.modulators.")}
+    assert modulators and moved["[modulator]"] == moved["[]"] - modulators
+
+
 def test_features_kept_from_the_rollout_would_teach_the_modulators_nothing(rl, rl_recipe, monkeypatch):
     encode = VisualChatModel.encode
     monkeypatch.setattr(VisualChatModel, "encode", lambda self, *given: encode(self, *given).detach())
