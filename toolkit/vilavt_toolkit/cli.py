@@ -117,14 +117,19 @@ def compare(
     stages: Annotated[
         bool, typer.Option("--stages", help="Compare what training stages answer, and the zooms they spend on it.")
     ] = False,
+    encoders: Annotated[
+        bool, typer.Option("--encoders", help="Compare encoders: accuracy, parameters, seconds per training step.")
+    ] = False,
 ) -> None:
     """Show what being told the inquiry is worth in each of several evaluated runs, side by side."""
+    if stages and (encoders or write is not None):
+        raise UsageError("--stages goes with neither --encoders nor --write; leave one out.")
     from vilavt_toolkit import commands
 
     if stages:
         commands.compare_stages(runs)
     else:
-        commands.compare(runs, write)
+        commands.compare(runs, write, encoders)
 
 
 @app.command()

@@ -108,20 +108,21 @@ def evaluate(run: Path, overrides: Sequence[str]) -> None:
     evaluate_run(run, overrides, _console())
 
 
-def compare(runs: Sequence[Path], write: Path | None) -> None:
+def compare(runs: Sequence[Path], write: Path | None, encoders: bool = False) -> None:
     """Show evaluated runs side by side and, where asked, write the table to a file. Raises VilavtError."""
     from vilavt_toolkit.evaluation import compare as comparison
+    from vilavt_toolkit.evaluation import encoders as by_encoder
 
-    compared, console = comparison.read(runs), _console()
-    shown = Table()
-    for number, column in enumerate(comparison.header()):
-        shown.add_column(column, justify="left" if number < 3 else "right")
-    for row in comparison.rows(compared):
+    table = by_encoder.table(by_encoder.read(runs)) if encoders else comparison.table(comparison.read(runs))
+    shown, console = Table(), _console()
+    for number, column in enumerate(table.header):
+        shown.add_column(column, justify="left" if number < table.texts else "right")
+    for row in table.rows:
         shown.add_row(*row)
     console.print(shown)
-    console.print(comparison.provenance(compared))
+    console.print(table.provenance)
     if write is not None:
-        comparison.write(compared, write)
+        comparison.write(table, write)
         console.print(f"table: {write}")
 
 

@@ -12,6 +12,9 @@ from typing import Any
 
 from vilavt_toolkit.errors import InputError
 
+COST = "cost.json"
+"""The file of a run that says what its training cost."""
+
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:

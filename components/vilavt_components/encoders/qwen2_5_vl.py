@@ -27,7 +27,7 @@ _THETA = 10000.0
 
 @dataclass(frozen=True)
 class Qwen25VLConfig:
-    """Settings of the `qwen2_5_vl` encoder: `model` for a checkpoint, or `config` for a new tower."""
+    """Settings of the `qwen2_5_vl` encoder: by `model` or `config`; by neither it is small."""
 
     model: str | None = setting(None, help="folder or hub name of a Qwen2.5-VL checkpoint")
     revision: str | None = setting(None, help="hub revision of `model`")
@@ -39,12 +39,36 @@ class Qwen25VLConfig:
         "and exact, unless a modulator works on fc1 or fc2",
         minimum=1,
     )
-    overview_pixels: int = setting(200_704, help="most pixels of the first view of an image", minimum=1)
-    zoom_pixels: int = setting(200_704, help="most pixels of the view of a region", minimum=1)
-    min_pixels: int = setting(3_136, help="fewest pixels of a view; small regions are enlarged to have them", minimum=0)
+    overview_pixels: int | None = setting(
+        None, help="most pixels of the first view of an image; null: 200,704, of the small tower 1,024", minimum=1
+    )
+    zoom_pixels: int | None = setting(
+        None, help="most pixels of the view of a region; null: 200,704, of the small tower 2,048", minimum=1
+    )
+    min_pixels: int | None = setting(
+        None,
+        help="fewest pixels of a view; small regions are enlarged to have them; null: 3,136, of the small tower none",
+        minimum=0,
+    )
     max_scale: float = setting(
         2.0, help="most view pixels along one original pixel of a region; the first view is not enlarged", minimum=0.01
     )
+
+
+_SMALL = QwenVisionConfig(
+    depth=3,
+    hidden_size=128,
+    intermediate_size=256,
+    num_heads=4,
+    out_hidden_size=128,
+    patch_size=4,
+    temporal_patch_size=1,
+    window_size=16,
+    fullatt_block_indexes=(2,),
+    initializer_range=0.08,
+)
+"""For views of 32 pixels, as the quickstart's: the tower that stands where none is named."""
+_PIXELS, _SMALL_PIXELS = (200_704, 200_704, 3_136), (1_024, 2_048, 0)
 
 
 @encoders.register("qwen2_5_vl", Qwen25VLConfig)
@@ -64,7 +88,10 @@ class Qwen25VLEncoder(Encoder):
         shape.check()
         hidden = -(-shape.intermediate_size // config.pad_mlp) * config.pad_mlp
         self.tower = _build(shape, hidden, new=self._origin is None)
-        self.budget = PixelBudget(config.overview_pixels, config.zoom_pixels, config.min_pixels, config.max_scale)
+        given = config.overview_pixels, config.zoom_pixels, config.min_pixels
+        usual = _SMALL_PIXELS if shape is _SMALL else _PIXELS
+        pixels = [standard if chosen is None else chosen for chosen, standard in zip(given, usual, strict=True)]
+        self.budget = PixelBudget(*pixels, config.max_scale)
         self.spec = EncoderSpec(
             modality="image",
             blocks=(_block_spec(shape, hidden),) * shape.depth,
@@ -247,12 +274,12 @@ def _origin(config: Qwen25VLConfig) -> checkpoint.Origin | None:
 
 
 def _shape(config: Qwen25VLConfig, origin: checkpoint.Origin | None) -> QwenVisionConfig:
-    """The shape given, or the checkpoint's; raises BadConfig for both or none."""
-    if origin is not None and config.config is None:
+    """The shape given, the checkpoint's, or a small one; raises BadConfig for both."""
+    if origin is None:
+        return config.config or _SMALL
+    if config.config is None:
         return checkpoint.read_config(origin)
-    if origin is None and config.config is not None:
-        return config.config
-    raise BadConfig("Encoder 'qwen2_5_vl' needs either `model` (a checkpoint) or `config` (the shape of a new tower).")
+    raise BadConfig("Encoder 'qwen2_5_vl' takes its shape from `model` or from `config`, not from both; drop one.")
 
 
 def _build(shape: QwenVisionConfig, hidden: int, new: bool) -> Tower:

@@ -67,6 +67,8 @@ class Answer(Reward):
             raise InputError(
                 f"sample {sample.id}: its tag answer_kind is '{kind}'; it must be one of {', '.join(_SCORES)}."
             )
+        if not sample.answer.strip():
+            raise InputError(f"sample {sample.id} has no answer, and without one nothing is right; take another split.")
         return 0.0 if answer is None else float(_SCORES[kind](sample, answer, self.config))
 
 

@@ -260,10 +260,17 @@ def test_shapes_that_make_no_tower_are_refused(change, words):
         Qwen25VLEncoder(Qwen25VLConfig(config=QwenVisionConfig(**{**SHAPE, **change})))
 
 
-def test_it_needs_a_checkpoint_or_a_shape_and_not_both():
-    for settings in ({}, {"model": "a", "config": QwenVisionConfig(**SHAPE)}):
-        with pytest.raises(BadConfig, match="either `model`"):
-            Qwen25VLEncoder(Qwen25VLConfig(**settings))
+def test_it_takes_a_checkpoint_or_a_shape_and_not_both():
+    with pytest.raises(BadConfig, match="from `model` or from `config`, not from both"):
+        Qwen25VLEncoder(Qwen25VLConfig(model="a", config=QwenVisionConfig(**SHAPE)))
+
+
+def test_with_neither_it_is_small_and_so_are_its_views_unless_told_otherwise():
+    small, told = Qwen25VLEncoder(Qwen25VLConfig()), Qwen25VLEncoder(Qwen25VLConfig(overview_pixels=64 * 64))
+    assert sum(weight.numel() for weight in small.parameters()) < 1_000_000
+    picture = np.zeros((256, 256, 3), dtype=np.uint8)
+    assert small.grid(small.prepare(Crop(picture, "image", overview=True)).size) == (4, 4)
+    assert told.grid(told.prepare(Crop(picture, "image", overview=True)).size) == (8, 8)
 
 
 def test_views_keep_to_their_budgets_in_whole_cells():

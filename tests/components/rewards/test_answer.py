@@ -224,6 +224,12 @@ def test_a_truth_that_cannot_be_read_is_named_with_its_sample(ask, answering, ki
         Answer(AnswerConfig()).score(ask(kind, "no such thing"), answering("1"))
 
 
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_a_data_set_without_answers_is_told_instead_of_scored_as_always_wrong(ask, answering, empty):
+    with pytest.raises(InputError, match="sample s1 has no answer"):
+        Answer(AnswerConfig()).score(ask("text", empty), answering("1"))
+
+
 def test_an_unknown_kind_is_named_with_its_sample(ask, answering):
     with pytest.raises(InputError, match="sample s1: its tag answer_kind is 'essay'; it must be one of text, choice"):
         Answer(AnswerConfig()).score(ask("essay", "1"), answering("1"))

@@ -68,6 +68,15 @@ def test_a_run_can_begin_with_the_weights_of_another(tiny_recipe, tiny_run, tmp_
     assert_equal(tensors(begun, 1), tensors(tiny_run, 4))
 
 
+def test_a_run_says_what_it_cost(tiny_run):
+    cost = json.loads((tiny_run / "cost.json").read_text())
+    model = load(tiny_run)
+    assert cost["parameters"]["encoder"] == sum(weight.numel() for weight in model.encoder.encoder.parameters())
+    assert cost["parameters"]["all"] == sum(weight.numel() for weight in model.parameters())
+    assert cost["steps"] == 4 and 0 < cost["seconds_per_step"] < 60
+    assert cost["device"] == "cpu" and cost["threads"] >= 1
+
+
 def test_workers_change_nothing(tiny_recipe, tiny_run, tmp_path):
     for prepare in ("ahead", "stream"):
         run = run_of(tiny_recipe, tmp_path / prepare, f"train.prepare={prepare}", "train.workers=1")

@@ -23,6 +23,17 @@ _PACKAGES = ("torch", "transformers", "timm")
 
 
 @dataclass(frozen=True)
+class ComparisonTable:
+    """A comparison of runs, to be shown or written."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    texts: int
+    """How many columns, from the left, are words."""
+    provenance: str
+
+
+@dataclass(frozen=True)
 class Compared:
     """The summary of one run's evaluation."""
 
@@ -40,7 +51,7 @@ class Compared:
         if not all(found):
             return None
         rows = {(d["first"], d["second"]): d for d in self.summary["differences"] if d["subset"] == subset}
-        return [*(str(Estimate(**arm)) for arm in found), *(_points(rows.get(pair)) for pair in DIFFERENCES)]
+        return [*(str(Estimate(**arm)) for arm in found), *(points(rows.get(pair)) for pair in DIFFERENCES)]
 
     def items(self, subset: str) -> int:
         """How many items of a subset were asked."""
@@ -83,12 +94,13 @@ def _asked(compared: Compared, key: str) -> Any:
     return {name: value for name, value in section.items() if name != "batch_size"}
 
 
-def header() -> list[str]:
-    """The columns of the comparison."""
-    return ["run", "modulator", "questions", "n", *ARMS, *(f"{first} - {second}" for first, second in DIFFERENCES)]
+def table(compared: Sequence[Compared]) -> ComparisonTable:
+    """What being told the inquiry is worth to each, by kind of question."""
+    header = ["run", "modulator", "questions", "n", *ARMS, *(f"{first} - {second}" for first, second in DIFFERENCES)]
+    return ComparisonTable(header, _rows(compared), 3, provenance(compared))
 
 
-def rows(compared: Sequence[Compared]) -> list[list[str]]:
+def _rows(compared: Sequence[Compared]) -> list[list[str]]:
     """A row for every kind of question and run: accuracies in percent and differences in points, with 95% intervals."""
     found = []
     for subset in QUESTIONS:
@@ -109,16 +121,16 @@ def provenance(compared: Sequence[Compared]) -> str:
     return f"Accuracy in %, differences in points, 95% intervals; {runs}; {versions}."
 
 
-def markdown(compared: Sequence[Compared]) -> str:
-    """The comparison as a Markdown table."""
-    lines = [header(), ["---"] * 3 + ["---:"] * (len(header()) - 3), *rows(compared)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{table}\n\n{provenance(compared)}\n"
+def markdown(table: ComparisonTable) -> str:
+    """A comparison as a Markdown table, what it was made with below."""
+    rule = ["---"] * table.texts + ["---:"] * (len(table.header) - table.texts)
+    lines = "\n".join(f"| {' | '.join(line)} |" for line in (table.header, rule, *table.rows))
+    return f"{lines}\n\n{table.provenance}\n"
 
 
-def write(compared: Sequence[Compared], file: Path) -> None:
+def write(table: ComparisonTable, file: Path) -> None:
     """Write the table to `file`; in one that exists, between its markers. Raises UsageError, InputError."""
-    text = f"{START}\n{markdown(compared)}{END}\n"
+    text = f"{START}\n{markdown(table)}{END}\n"
     if file.exists():
         old = file.read_text(encoding="utf-8")
         before, start, rest = old.partition(START)
@@ -134,7 +146,8 @@ def _names(parts: Any) -> str:
     return ", ".join(part["name"] for part in (parts if isinstance(parts, list) else [parts]))
 
 
-def _points(row: Mapping[str, Any] | None) -> str:
+def points(row: Mapping[str, Any] | None) -> str:
+    """A difference with its interval in points; empty for none."""
     if row is None:
         return ""
     return f"{100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"

@@ -21,6 +21,7 @@ from vilavt_toolkit.recipe import CheckedRecipe, dump
 from vilavt_toolkit.schema import RLSection, TrainSection
 from vilavt_toolkit.training import checkpoints
 from vilavt_toolkit.training.bar import StepBar
+from vilavt_toolkit.training.clock import Clock
 from vilavt_toolkit.training.interrupt import Interruption
 from vilavt_toolkit.training.resume import capture, check, restore
 from vilavt_toolkit.training.stage import StageModule, StoppedBetweenSteps
@@ -169,7 +170,7 @@ def _trainer(stage: Stage, keeper: _Keeper) -> pl.Trainer:
             precision=numbers.precision,
             max_epochs=1,
             logger=_logger(stage.run),
-            callbacks=[StepBar(), keeper],
+            callbacks=[StepBar(), Clock(stage.run), keeper],
             log_every_n_steps=stage.section.log_every,
             enable_checkpointing=False,
             enable_model_summary=False,
