@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 MODULATIONS := film cross_attention lora_gated joint_attention
 
-.PHONY: quickstart modulations test lint types tests nightly clean
+.PHONY: quickstart modulations point_clouds test lint types tests nightly clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=" if sys.version_info < (3, 11) else 0)'
@@ -34,6 +34,18 @@ modulation-%: $(VENV)/.installed
 	$(BIN)/vilavt train modulation/$*
 	$(BIN)/vilavt eval runs/modulation/$*
 
+point_clouds: $(VENV)/.installed
+	$(BIN)/vilavt train point_clouds
+	$(BIN)/vilavt eval runs/point_clouds
+
+# All families of the task, both stages: less than an hour on two cores.
+digit-scenes: $(VENV)/.installed
+	$(BIN)/vilavt train digit_scenes
+	$(BIN)/vilavt eval runs/digit_scenes
+	$(BIN)/vilavt rl digit_scenes
+	$(BIN)/vilavt eval runs/digit_scenes-rl
+	$(BIN)/vilavt compare --stages runs/digit_scenes runs/digit_scenes-rl
+
 test: lint types tests
 
 lint: $(VENV)/.installed
@@ -49,7 +61,8 @@ tests: $(VENV)/.installed
 
 # One after another even under `make -j`: each takes all cores.
 nightly: $(VENV)/.installed
-	$(MAKE) -j1 modulations
+	$(MAKE) -j1 quickstart modulations digit-scenes
+	$(MAKE) -j1 point_clouds
 	$(BIN)/pytest -m nightly
 
 clean:

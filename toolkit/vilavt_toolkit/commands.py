@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -116,7 +117,8 @@ def compare(runs: Sequence[Path], write: Path | None, encoders: bool = False) ->
     table = by_encoder.table(by_encoder.read(runs)) if encoders else comparison.table(comparison.read(runs))
     shown, console = Table(), _console()
     for number, column in enumerate(table.header):
-        shown.add_column(column, justify="left" if number < table.texts else "right")
+        words = number < table.texts
+        shown.add_column(column, justify="left" if words else "right", no_wrap=words)
     for row in table.rows:
         shown.add_row(*row)
     console.print(shown)
@@ -133,7 +135,7 @@ def compare_stages(runs: Sequence[Path]) -> None:
     answered, console = stages.read(runs), _console()
     shown = Table(title="accuracy and needless zooms in % [95% interval]")
     for number, column in enumerate(stages.HEADER):
-        shown.add_column(column, justify="left" if number < 2 else "right")
+        shown.add_column(column, justify="left" if number < 2 else "right", no_wrap=number < 2)
     for run in answered:
         shown.add_row(*run.row())
     console.print(shown)
@@ -180,8 +182,14 @@ def _read(name: str, overrides: Sequence[str]) -> CheckedRecipe:
     return recipe
 
 
+_LOG_COLUMNS = 200
+"""Width of tables where the output is no terminal, so that no number in a log is cut short."""
+
+
 def _console() -> Console:
-    return Console(markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
+    log = not sys.stdout.isatty()
+    width = _LOG_COLUMNS if log and "COLUMNS" not in os.environ else None
+    return Console(markup=False, highlight=False, soft_wrap=log, width=width)
 
 
 def _parts(recipe: CheckedRecipe, model: VisualChatModel) -> Table:

@@ -1,0 +1,48 @@
+"""What may be claimed of the second training stage once `make nightly` has run both on two tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vilavt_toolkit.errors import RunError
+from vilavt_toolkit.evaluation import compare, stages
+from vilavt_toolkit.evaluation.statistics import paired
+from vilavt_toolkit.recipe import load_recipe
+
+RUNS = Path(__file__).parents[2] / "runs"
+
+pytestmark = pytest.mark.nightly
+
+
+def answered(name):
+    """The first run without and with the tool, and its `-rl`, all of the recipe as it is now."""
+    try:
+        (found,) = compare.read([RUNS / name])
+        arms = stages.read([RUNS / name, RUNS / f"{name}-rl"])
+    except RunError as error:
+        pytest.fail(f"{error} `make nightly` does all of it.")
+    recipe = load_recipe(name)
+    for key in ("model", "task", "train", "rl"):
+        assert found.summary["recipe"][key] == recipe.resolved[key], f"the run is of another recipe: {key} differs"
+    return arms
+
+
+def difference(later, first):
+    """The interval of a paired difference on all items, in points."""
+    scores = [[run.items[i]["score"] for i in first.items] for run in (later, first)]
+    found = paired(*scores, list(first.items))
+    return 100 * found.mean, 100 * found.low
+
+
+def test_reinforcement_unlearns_needless_zooms_and_keeps_what_was_learned():
+    _, supervised, reinforced = answered("quickstart")
+    assert reinforced.needless().mean <= supervised.needless().mean / 2
+    assert difference(reinforced, supervised)[0] >= -2
+
+
+def test_all_families_answer_better_with_the_tool_than_without():
+    single, supervised, reinforced = answered("digit_scenes")
+    assert difference(supervised, single)[1] > 0
+    assert difference(reinforced, single)[1] > 0
