@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from vilavt_components.sources.image import ImageConfig, ImageSource
 from vilavt_toolkit.assemble import assemble
+from vilavt_toolkit.contracts import Region
 from vilavt_toolkit.recipe import load_recipe, recipe_names
 
 ROOT = Path(__file__).parents[1]
+EYES = ["open_clip", "qwen2_5_vl", "timm", "timm_stages"]
 MODULATIONS = [name for name in recipe_names() if name.startswith("modulation/")]
 
 
@@ -27,6 +31,15 @@ def test_by_name_and_by_path_it_is_the_same_with_a_run_named_after_it(name, monk
     assert by_name.resolved == by_path.resolved
     assert by_name.name == by_path.name == name
     assert by_name.recipe.run == f"runs/{name}"
+
+
+@pytest.mark.parametrize("name", EYES)
+def test_the_quickstart_takes_every_encoder_of_images_by_name_alone(name):
+    recipe = load_recipe("quickstart", [f"model.encoder.name={name}"])
+    model = assemble(recipe.recipe.model)
+    region = Region(ImageSource.open(np.zeros((256, 256, 3), np.uint8), ImageConfig()))
+    assert model.encoder.encoder.grid(model.encoder.encoder.prepare(region.crop()).size) == (4, 4)
+    assert name == "timm" or any("whose settings go: config, stem" in note for note in recipe.notes)
 
 
 def test_a_recipe_of_ones_own_in_a_folder_has_a_run_named_after_its_file(tmp_path):

@@ -2,17 +2,18 @@
 
 from vilavt_components.advantages import dr_grpo, grpo, rloo
 from vilavt_components.dialogues import native
-from vilavt_components.encoders import qwen2_5_vl, timm
-from vilavt_components.inquiry_encoders import hf_text, language_model
+from vilavt_components.encoders import open_clip, point_cloud, qwen2_5_vl, timm, timm_stages
+from vilavt_components.inquiry_encoders import hf_text, language_model, open_clip_text
 from vilavt_components.language_models import hf_causal
 from vilavt_components.modulators import cross_attention, film, joint_attention, lora_gated, none
 from vilavt_components.optimizers import adamw
 from vilavt_components.policy_losses import dapo, ppo_clip
 from vilavt_components.projectors import mlp
 from vilavt_components.rewards import answer, format, gated, overlong_cost, reencode_cost
-from vilavt_components.sources import image
+from vilavt_components.sources import image, video
+from vilavt_components.sources import point_cloud as point_cloud_source
 from vilavt_components.stopping import max_turns, model_decides
-from vilavt_components.tasks import digit_scenes, easy_vqa, nlvr
+from vilavt_components.tasks import digit_scenes, easy_vqa, nlvr, shape_clouds
 
 __all__ = [
     "adamw",
@@ -38,10 +39,17 @@ __all__ = [
     "native",
     "nlvr",
     "none",
+    "open_clip",
+    "open_clip_text",
     "overlong_cost",
+    "point_cloud",
+    "point_cloud_source",
     "ppo_clip",
     "qwen2_5_vl",
     "reencode_cost",
     "rloo",
+    "shape_clouds",
     "timm",
+    "timm_stages",
+    "video",
 ]

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from vilavt_components.encoders.open_clip import OpenClipEncoder
 from vilavt_components.encoders.timm import StemConfig, TimmConfig, TimmEncoder
+from vilavt_components.encoders.timm_stages import TimmStagesConfig, TimmStagesEncoder
 from vilavt_toolkit.errors import BadConfig
 from vilavt_toolkit.plugins import load_builtin
 from vilavt_toolkit.registry import encoders, modulators
@@ -16,15 +18,24 @@ load_builtin()
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
 VARIANTS = TimmEncoder.variants()
+STAGED = {"convnext": TimmStagesEncoder.tiny(), **TimmStagesEncoder.variants()}
 FAMILIES = {
     "`timm`, plain ViT": [TimmConfig(config=VIT), TimmEncoder.tiny()],
-    "`timm`, ViT with a convolutional stem": [TimmConfig(config=VIT, stem=StemConfig((8, 16, 24)))],
+    "`timm`, ViT with a convolutional stem": [
+        TimmConfig(config=VIT, stem=StemConfig((8, 16, 24))),
+        VARIANTS["hybrid"],
+    ],
     "`timm`, EVA and rotary ViT": [VARIANTS[name] for name in ("eva", "rope_mixed", "rope_dinov3")],
     "`timm`, parallel blocks": [VARIANTS[name] for name in ("parallel", "side_by_side")],
     "`timm`, post-norm blocks": [VARIANTS[name] for name in ("post_norm", "eva_post_norm")],
     "`timm`, relative positions": [VARIANTS[name] for name in ("relative_table", "relative_network")],
     "`timm`, differential attention": [VARIANTS[name] for name in ("differential", "parallel_differential")],
+    "`open_clip`, ViT": [OpenClipEncoder.tiny(), *OpenClipEncoder.variants().values()],
+    "`timm_stages`, ConvNeXt": [TimmStagesConfig(), *(STAGED[name] for name in STAGED if "convnext" in name)],
+    "`timm_stages`, Swin": [STAGED[name] for name in STAGED if "swin" in name],
+    "`timm_stages`, ResNet": [STAGED[name] for name in STAGED if "resnet" in name],
     "`qwen2_5_vl`": [encoders.get("qwen2_5_vl").cls.tiny()],
+    "`point_cloud`": [encoders.get("point_cloud").cls.tiny()],
 }
 
 
@@ -43,7 +54,7 @@ def cells(promise):
 
 
 def modulated(config, name):
-    encoder = encoders.get("timm" if isinstance(config, TimmConfig) else "qwen2_5_vl").cls(config)
+    encoder = next(each for each in encoders.entries() if each.config is type(config)).cls(config)
     entry = modulators.get(name)
     return DynamicEncoder(encoder, [(entry.cls, entry.cls.tiny())], "all", WordInquiryEncoder()).eval()
 
@@ -56,7 +67,7 @@ def test_the_table_has_every_family_and_registered_modulator():
 
 def test_every_variant_is_of_a_family():
     used = [config for configs in FAMILIES.values() for config in configs]
-    assert all(config in used for config in VARIANTS.values())
+    assert all(config in used for config in (*VARIANTS.values(), *STAGED.values()))
 
 
 @pytest.mark.parametrize(("family", "name"), cells("yes"))
@@ -73,8 +84,9 @@ def test_the_cell_works(family, name):
 
 @pytest.mark.parametrize(("family", "name"), cells("refused"))
 def test_the_cell_is_refused_with_the_reason(family, name):
+    reason = r"its attention .*(relative bias|difference of two)"
+    if family.startswith("`timm_stages`"):
+        reason = r"it adds (to the output of 'qkv', which .* not offer|keys .* no attention of tokens)"
     for config in FAMILIES[family]:
-        with pytest.raises(
-            BadConfig, match=r"cannot work on block 0: its attention .*(relative bias|difference of two)"
-        ):
+        with pytest.raises(BadConfig, match=r"cannot work on block 0: " + reason):
             modulated(config, name)

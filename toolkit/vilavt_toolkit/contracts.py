@@ -62,7 +62,7 @@ class Crop:
     data: Any
     modality: str
     overview: bool
-    """True for the whole source as the model first sees it, False for a zoom: their budgets differ."""
+    """True for a first view of the source, False for a zoom: their budgets differ."""
 
 
 class Source(Component, ABC):
@@ -71,6 +71,18 @@ class Source(Component, ABC):
     modality: ClassVar[str]
     box_key: ClassVar[str]
     """The key of the box in a tool call, `bbox_2d` for images."""
+    box_help: ClassVar[tuple[str, str]] = (
+        '"bbox_2d": [x1, y1, x2, y2]',
+        "boxes are in {steps} steps from its left and top edge.",
+    )
+    """How a system prompt shows the box of a tool call, and what it says of it, `{steps}` to be filled in."""
+    suffix: ClassVar[str] = ".png"
+    """The suffix of the files that `save` writes."""
+
+    @classmethod
+    def example(cls) -> Any:
+        """Return something in memory that `open` takes, for the contract tests; any box of it of a half can be cut."""
+        return None
 
     @classmethod
     @abstractmethod
@@ -85,7 +97,15 @@ class Source(Component, ABC):
     @property
     @abstractmethod
     def extent(self) -> Box:
-        """The box of the whole source."""
+        """The box of the whole source; of one whose boxes cannot hold it whole (a video), the first overview's."""
+
+    def overviews(self) -> Sequence[Box]:
+        """The boxes of its first views, in the order in which they are shown, one or more: the whole, once."""
+        return (self.extent,)
+
+    def label(self, box: Box) -> str:
+        """What is said of a region beside its index where it is announced: its time in a video; empty for nothing."""
+        return ""
 
     @abstractmethod
     def read_box(self, value: Mapping[str, Any], within: Box, steps: int | tuple[int, ...]) -> Box:
@@ -106,18 +126,37 @@ class Source(Component, ABC):
     def draw(self, boxes: Sequence[Box], size: int | None = None) -> Image:
         """Draw the numbered boxes on a picture of the source whose longer side is `size` pixels; None: its own."""
 
+    def picture(self, data: Any, size: int) -> Image:
+        """Draw the `data` of a crop of this source, on a picture whose longer side is `size` pixels.
+
+        What is no image, uint8 [h, w, 3], needs its own.
+        """
+        from vilavt_toolkit.report.pictures import enlarged
+
+        return enlarged(data, size)
+
+    def save(self, path: Path) -> None:
+        """Write the original into a file that `open` takes, of the suffix that is this kind's."""
+        self.draw([]).save(path, format="PNG")
+
 
 @dataclass(frozen=True)
 class Region:
-    """A box of a source; without a box, the overview of the whole source."""
+    """A box of a source; without a box, an overview of it."""
 
     source: Source
     box: Box | None = None
+    overview: int = 0
+    """Without a box: which of the source's overviews."""
+
+    @property
+    def extent(self) -> Box:
+        """The box it stands for, in the source's coordinates."""
+        return self.source.overviews()[self.overview] if self.box is None else self.box
 
     def crop(self) -> Crop:
         """Cut the region out of its source."""
-        whole = self.box is None
-        return self.source.crop(self.source.extent if self.box is None else self.box, overview=whole)
+        return self.source.crop(self.extent, overview=self.box is None)
 
 
 # --- Vision --------------------------------------------------------------------------------------------------------
@@ -130,7 +169,7 @@ class View:
     data: Tensor
     """The encoder's input, unnormalised (images: uint8 [3, h, w])."""
     size: Grid
-    """Tokens along each axis, prefix tokens not counted."""
+    """Tokens along each axis as `embed` makes them, prefix tokens not counted."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +177,7 @@ class BlockSpec:
     """What a modulator may rely on in one block."""
 
     width: int
+    """Width of the tokens behind the block."""
     sites: Mapping[str, int]
     """Width of the named part's output, `y`, at every site the block offers."""
     inputs: Mapping[str, int] = field(default_factory=dict)
@@ -170,7 +210,10 @@ class EncoderSpec:
 
 
 class At(Protocol):
-    """Called by a block after each named part: `x` went in, `y` came out, the result goes on. [S, D_in], [S, D_out]."""
+    """Called by a block after each named part: `x` went in, `y` came out, the result goes on. [S, D_in], [S, D_out].
+
+    At site `block` of a block that changes the grid of tokens `x` is `y`, since their rows would not go together.
+    """
 
     def __call__(self, site: str, x: Tensor, y: Tensor) -> Tensor: ...
 
@@ -196,6 +239,8 @@ class Encoder(nn.Module, Component, ABC):
     spec: EncoderSpec
     same_rotation: bool = True
     """Whether all blocks rotate alike, so that cosines and sines are computed once per call."""
+    compile_refused: str = ""
+    """Why its blocks cannot be compiled; empty where they can."""
 
     @abstractmethod
     def prepare(self, crop: Crop) -> View:
@@ -203,7 +248,15 @@ class Encoder(nn.Module, Component, ABC):
 
     @abstractmethod
     def tokens(self, size: Grid) -> int:
-        """Number of tokens a region of grid `size` has in the blocks, prefix tokens included."""
+        """Number of tokens of a region while their grid is `size`, prefix tokens included."""
+
+    def block_grid(self, index: int, size: Grid) -> Grid:
+        """Return the grid of tokens behind block `index` of a region whose view has grid `size`.
+
+        Where a block changes it, `at`, `attend` and modulators work on the tokens behind the change, and tokens have no
+        positions.
+        """
+        return size
 
     def grid(self, size: Grid) -> Grid:
         """Return the grid of features that `readout` gives for a region of grid `size`."""
@@ -242,7 +295,7 @@ class Encoder(nn.Module, Component, ABC):
 
     @abstractmethod
     def block(self, index: int, tokens: Tokens, at: At, attend: Attend) -> Tensor:
-        """Run block `index`; x [S, D] -> [S, D]."""
+        """Run block `index`; x [S, D] -> [S, D], or to as many tokens as `block_grid` says."""
 
     @abstractmethod
     def readout(self, tokens: Tokens) -> Tensor:
@@ -273,8 +326,8 @@ class Inquiry:
     lengths: tuple[int, ...]
     """Tokens of every group's inquiry, 0 for an empty one; known on the CPU."""
     layout: Layout
-    """The vision tokens' layout; its lengths are known on the CPU."""
-    seen: list[Tensor] | None = None
+    """The vision tokens' layout, in a block the one behind it; its lengths are known on the CPU."""
+    seen: list[tuple[Layout, Tensor]] | None = None
     """Where given, attention weights on the inquiries' tokens are put here, [S, longest inquiry] per attention."""
 
     @property
@@ -292,7 +345,7 @@ class Inquiry:
         Zero for tokens whose inquiry is empty.
         """
         if self.seen is not None:
-            self.seen.append(inquiry_weights(q, k, self.layout, self.lengths, scale))
+            self.seen.append((self.layout, inquiry_weights(q, k, self.layout, self.lengths, scale)))
         return attend_inquiry(q, k, v, self.layout, self.lengths, scale)
 
 
@@ -488,6 +541,8 @@ class Shown:
     source: Source
     size: Grid
     overview: bool
+    label: str = ""
+    """What its source says of it, to stand beside its index."""
 
 
 class Dialogue(Component, ABC):
@@ -516,6 +571,10 @@ class Dialogue(Component, ABC):
     def system(self) -> str:
         """The system prompt; empty for none."""
         return ""
+
+    def instructions(self, sources: Sequence[Source]) -> str:
+        """The system prompt of a dialogue about these sources; `system`, unless it explains their boxes."""
+        return self.system
 
     @abstractmethod
     def parse(self, text: str) -> Turn:

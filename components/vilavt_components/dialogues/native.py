@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vilavt_toolkit.contracts import Dialogue, RegionCall, Shown, Slot, ToolCall, Turn
+from vilavt_toolkit.contracts import Dialogue, RegionCall, Shown, Slot, Source, ToolCall, Turn
 from vilavt_toolkit.registry import dialogues, setting
 
 SYSTEM = """You answer questions about images. You can look closer: name regions of what you were shown and say, in \
 plain words, what you want to know; the regions are cut from the originals, enlarged, and encoded with your inquiry in \
 mind. Every turn is a thought and then either one tool call or one answer:
-<think>what you see and need</think><tool>{"region": [{"index": 0, "bbox_2d": [x1, y1, x2, y2]}], \
+<think>what you see and need</think><tool>{"region": [{"index": 0, {box}}], \
 "query": "what you want to know"}</tool>
 <think>what you found</think><answer>your answer</answer>
-"index" is the number that stands after what you were shown; boxes are in {steps} steps from its left and top edge."""
+"index" is the number that stands after what you were shown; {boxes}"""
 
 _TURN = re.compile(r"\s*<think>(?P<thought>.*?)</think>\s*<(?P<kind>tool|answer)>(?P<body>.*?)</(?P=kind)>\s*", re.S)
 _TAGS = re.compile(r"</?(?:think|tool|answer)>")
@@ -29,19 +29,18 @@ class NativeConfig:
     """Settings of dialogue `native`."""
 
     steps: int = setting(1000, help="units per side of a region in which boxes are written", minimum=2)
-    system: str = setting(SYSTEM, help="system prompt, with '{steps}' filled in; empty: none")
+    system: str = setting(SYSTEM, help="system prompt, '{box}', '{boxes}' and '{steps}' filled in; empty: none")
     demand: str = setting("Answer now.", help="the prompt that demands the answer")
     max_regions: int = setting(16, help="regions a tool call may name", minimum=1)
 
 
 @dialogues.register("native", NativeConfig)
 class Native(Dialogue):
-    """<think>, then <tool> {json} or <answer>; regions are followed by their number."""
+    """<think>, then <tool> {json} or <answer>; a region is followed by its number and what its source says of it."""
 
     def __init__(self, config: NativeConfig) -> None:
         self.config = config
         self.steps = config.steps
-        self._system = config.system.replace("{steps}", str(config.steps))
 
     @classmethod
     def tiny(cls) -> NativeConfig:
@@ -50,8 +49,16 @@ class Native(Dialogue):
 
     @property
     def system(self) -> str:
-        """The system prompt; empty for none."""
-        return self._system
+        """The system prompt as of images; empty for none."""
+        return self._filled(Source.box_help)
+
+    def instructions(self, sources: Sequence[Source]) -> str:
+        """The system prompt, with how the sources' boxes are written."""
+        return self._filled(sources[0].box_help) if sources else self.system
+
+    def _filled(self, box_help: tuple[str, str]) -> str:
+        text = self.config.system.replace("{box}", box_help[0]).replace("{boxes}", box_help[1])
+        return text.replace("{steps}", str(self.steps))
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -84,7 +91,8 @@ class Native(Dialogue):
     def _announce(self, shown: Sequence[Shown]) -> list[str | Slot]:
         pieces: list[str | Slot] = []
         for region in shown:
-            pieces += [Slot(region.index), f"[{region.index}]\n"]
+            label = f" {region.label}" if region.label else ""
+            pieces += [Slot(region.index), f"[{region.index}]{label}\n"]
         return pieces
 
     def feedback(self, problem: str) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from torch import Tensor, nn
 
+from vilavt_components._weights import fill, read_safetensors
 from vilavt_components.encoders._timm_blocks import adapters, part_types
 from vilavt_toolkit.errors import BadConfig, InputError
 from vilavt_toolkit.registry import did_you_mean
@@ -17,14 +17,27 @@ from vilavt_toolkit.registry import did_you_mean
 if TYPE_CHECKING:
     from vilavt_components.encoders.timm import StemConfig, TimmConfig
 
-logger = logging.getLogger(__name__)
-
 # What timm's models hold beside the features; checkpoints may have it, this encoder does not.
 _HEADS = ("head.", "head_dist.", "attn_pool.", "fc_norm.", "pre_logits.")
 _WORKS = (
     "plain vision transformers work: ViT, DeiT, EVA, DINOv3, BEiT, relative-position ViT "
     "(vit_base_patch16_224, eva02_base_patch14_224, beit_base_patch16_224, ...)"
 )
+
+
+class Named(Protocol):
+    """Settings that say which weights are loaded."""
+
+    @property
+    def model(self) -> str | None: ...
+    @property
+    def pretrained(self) -> bool: ...
+    @property
+    def file(self) -> str | None: ...
+    @property
+    def local_files_only(self) -> bool: ...
+    @property
+    def args(self) -> dict[str, Any]: ...
 
 
 def build_model(config: TimmConfig) -> Any:
@@ -35,7 +48,7 @@ def build_model(config: TimmConfig) -> Any:
         raise BadConfig("`pretrained` needs `model`; weights of a `config` model come from `file`.")
     if config.stem is not None and config.model is not None:
         raise BadConfig("`stem` belongs to a `config` model; a model by name brings its own stem.")
-    model = _from_config(config) if config.model is None else _from_name(config.model, config.args)
+    model = _from_config(config) if config.model is None else from_name(config.model, config.args)
     _check(model)
     # The blocks take any grid; only the check of the input size stands in the way.
     model.patch_embed.strict_img_size = False
@@ -43,15 +56,23 @@ def build_model(config: TimmConfig) -> Any:
     return model
 
 
-def load_weights(model: nn.Module, config: TimmConfig) -> None:
-    """Load `file`, or timm's pretrained weights of `model`; raises InputError."""
+def load_weights(model: nn.Module, config: Named, unused: tuple[str, ...] = ()) -> None:
+    """Load `file`, or timm's pretrained weights of `model`; raises InputError.
+
+    Weights whose names begin with one of `unused` are left out, where the model has none of that name.
+    """
+
+    def skipped(name: str) -> bool:
+        return name.startswith(_HEADS + unused)
+
     if config.file is not None:
-        _fill(model, _read_safetensors(Path(config.file)), config.file)
+        fill(model, read_safetensors(Path(config.file)), config.file, skipped)
     elif config.pretrained:
-        _fill(model, _pretrained(config), str(config.model))
+        fill(model, _pretrained(config), str(config.model), skipped)
 
 
-def _from_name(name: str, args: Mapping[str, Any]) -> Any:
+def from_name(name: str, args: Mapping[str, Any]) -> Any:
+    """timm's model of a name without weights; raises BadConfig, with the nearest name for one it does not know."""
     import timm
 
     if ":" in name:
@@ -168,7 +189,7 @@ def data_config(model: Any) -> dict[str, Any]:
     return dict(data.resolve_data_config(model=model))
 
 
-def _pretrained(config: TimmConfig) -> dict[str, Tensor]:
+def _pretrained(config: Named) -> dict[str, Tensor]:
     """timm's weights of the named model, through its own conversion."""
     import timm
     from timm.models import get_pretrained_cfg
@@ -204,42 +225,3 @@ def _cached(name: str, repository: str) -> str:
             f"'{name}' ({repository}) is not in the local cache and `local_files_only` forbids a download; "
             "run once without it, or set `file`."
         ) from error
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if path.suffix != ".safetensors":
-        raise InputError(
-            f"Weights '{path}' are not .safetensors, and other formats can run code when read; convert once: "
-            "safetensors.torch.save_file(torch.load(path, weights_only=True), 'weights.safetensors')."
-        )
-    if not path.is_file():
-        raise InputError(f"Weights '{path}' do not exist; correct the encoder's `file`.")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"Weights '{path}' cannot be read ({error}); copy the file again.") from error
-
-
-def _fill(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
-    """Load weights that must fit exactly, but for the heads that are not used here."""
-    own = model.state_dict()
-    given = {name: value for name, value in weights.items() if name in own or not name.startswith(_HEADS)}
-    problems = {
-        "missing": [name for name in own if name not in given],
-        "unexpected": [name for name in given if name not in own],
-        "mis-shaped": [
-            f"{name} {list(value.shape)} for {list(own[name].shape)}"
-            for name, value in given.items()
-            if name in own and value.shape != own[name].shape
-        ],
-    }
-    found = [f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names]
-    if found:
-        raise InputError(
-            f"Weights of '{origin}' do not fit the encoder ({'; '.join(found)}); set its settings to match."
-        )
-    model.load_state_dict(given)
-    logger.info("Loaded %d tensors of %s.", len(given), origin)

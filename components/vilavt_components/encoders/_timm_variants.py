@@ -29,6 +29,7 @@ def variants() -> Mapping[str, tuple[str, dict[str, Any]]]:
         "eva_post_norm": ("eva02_enormous_patch14_clip_224", {}),
         "rope_mixed": ("vit_small_patch16_rope_mixed_224", _FULL),
         "rope_dinov3": ("vit_small_patch16_dinov3", _FULL),
+        "hybrid": ("vit_tiny_r_s16_p8_224", {"img_size": 64, "patch_size": 2}),
         "relative_table": ("beit_base_patch16_224", _FULL),
         "relative_network": ("vit_relpos_small_patch16_224", _FULL),
     }

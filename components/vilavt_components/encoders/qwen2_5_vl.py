@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -50,8 +50,11 @@ class Qwen25VLConfig:
         help="fewest pixels of a view; small regions are enlarged to have them; null: 3,136, of the small tower none",
         minimum=0,
     )
-    max_scale: float = setting(
-        2.0, help="most view pixels along one original pixel of a region; the first view is not enlarged", minimum=0.01
+    max_scale: float | None = setting(
+        None,
+        help="most view pixels along one original pixel of a region; the first view is not enlarged; null: 2, and 0.5 "
+        "of the small tower",
+        minimum=0.01,
     )
 
 
@@ -68,7 +71,7 @@ _SMALL = QwenVisionConfig(
     initializer_range=0.08,
 )
 """For views of 32 pixels, as the quickstart's: the tower that stands where none is named."""
-_PIXELS, _SMALL_PIXELS = (200_704, 200_704, 3_136), (1_024, 2_048, 0)
+_BUDGET, _SMALL_BUDGET = PixelBudget(200_704, 200_704, 3_136, 2.0), PixelBudget(1_024, 2_048, 0, 0.5)
 
 
 @encoders.register("qwen2_5_vl", Qwen25VLConfig)
@@ -88,10 +91,7 @@ class Qwen25VLEncoder(Encoder):
         shape.check()
         hidden = -(-shape.intermediate_size // config.pad_mlp) * config.pad_mlp
         self.tower = _build(shape, hidden, new=self._origin is None)
-        given = config.overview_pixels, config.zoom_pixels, config.min_pixels
-        usual = _SMALL_PIXELS if shape is _SMALL else _PIXELS
-        pixels = [standard if chosen is None else chosen for chosen, standard in zip(given, usual, strict=True)]
-        self.budget = PixelBudget(*pixels, config.max_scale)
+        self.budget = _budget(config, _SMALL_BUDGET if shape is _SMALL else _BUDGET)
         self.spec = EncoderSpec(
             modality="image",
             blocks=(_block_spec(shape, hidden),) * shape.depth,
@@ -280,6 +280,13 @@ def _shape(config: Qwen25VLConfig, origin: checkpoint.Origin | None) -> QwenVisi
     if config.config is None:
         return checkpoint.read_config(origin)
     raise BadConfig("Encoder 'qwen2_5_vl' takes its shape from `model` or from `config`, not from both; drop one.")
+
+
+def _budget(config: Qwen25VLConfig, usual: PixelBudget) -> PixelBudget:
+    """The budget as set, and as usual where it is not."""
+    names = {"overview": "overview_pixels", "zoom": "zoom_pixels", "minimum": "min_pixels", "max_scale": "max_scale"}
+    given: dict[str, Any] = {name: getattr(config, key) for name, key in names.items()}
+    return replace(usual, **{name: value for name, value in given.items() if value is not None})
 
 
 def _build(shape: QwenVisionConfig, hidden: int, new: bool) -> Tower:

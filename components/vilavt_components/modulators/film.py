@@ -1,4 +1,4 @@
-"""FiLM: the inquiry scales and shifts the channels of a block's normalised tokens."""
+"""FiLM: the inquiry scales and shifts the channels of a block's normalised tokens, or of a stage's output."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ class FiLMConfig:
 
 @modulators.register("film", FiLMConfig)
 class FiLM(Modulator):
-    """Per-channel scale and shift from the pooled inquiry, after a block's norms (Perez et al., 2018)."""
+    """Per-channel scale and shift from the pooled inquiry, after a block's norms (Perez et al., 2018).
 
-    sites = frozenset({"norm1", "norm2"})
+    Blocks that have their norms inside, as the stages of convolutional networks, are scaled and shifted as a whole.
+    """
 
     def __init__(self, config: FiLMConfig, block: BlockSpec, inquiry_width: int) -> None:
         super().__init__()
+        self.sites = _sites(block)
         self.nets = nn.ModuleDict()
         for site in sorted(self.sites):
             self.nets[site] = _scale_and_shift(config, inquiry_width, block.sites[site])
@@ -38,8 +40,8 @@ class FiLM(Modulator):
 
     @classmethod
     def refusal(cls, config: FiLMConfig, block: BlockSpec) -> str:
-        """Say which norm the block lacks."""
-        missing = sorted(cls.sites - set(block.sites))
+        """Say which site the block lacks."""
+        missing = sorted(_sites(block) - set(block.sites))
         return f"it scales the output of '{missing[0]}', which this encoder does not offer." if missing else ""
 
     def modulate(self, site: str, x: Tensor, y: Tensor, inquiry: Inquiry) -> Tensor:
@@ -47,6 +49,11 @@ class FiLM(Modulator):
         scale, shift = self.nets[site](inquiry.pooled).chunk(2, dim=-1)
         # Not y * (1 + scale): beside the 1 a bfloat16 has no room for a small scale.
         return y + torch.addcmul(inquiry.to_tokens(shift), y, inquiry.to_tokens(scale))
+
+
+def _sites(block: BlockSpec) -> frozenset[str]:
+    norms = frozenset({"norm1", "norm2"})
+    return frozenset({"block"}) if "block" in block.sites and not norms & set(block.sites) else norms
 
 
 def _scale_and_shift(config: FiLMConfig, inquiry_width: int, width: int) -> nn.Sequential:

@@ -114,16 +114,7 @@ class ImageSource(Source):
         picture = Image.fromarray(self.pixels).resize(
             (max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.LANCZOS
         )
-        drawing = ImageDraw.Draw(picture)
-        font = ImageFont.load_default(size=max(12, size // 32))
-        line = max(2, size // 200)
-        scaled = [tuple(side * scale for side in box) for box in boxes]
-        for number, box in enumerate(scaled):
-            _outline(drawing, box, _COLOURS[number % len(_COLOURS)], line, picture.size)
-        taken: list[Box] = []
-        for number, box in enumerate(scaled):
-            colour = _COLOURS[number % len(_COLOURS)]
-            taken.append(_label(drawing, str(number + 1), box, colour, font, picture.size, taken))
+        draw_boxes(picture, [(number, tuple(side * scale for side in box)) for number, box in enumerate(boxes, 1)])
         return picture
 
 
@@ -254,6 +245,23 @@ def _scaled(values: NDArray[np.float64]) -> Pixels:
 # --- Drawing ----------------------------------------------------------------------------------------
 
 
+def draw_boxes(picture: Image.Image, boxes: Sequence[tuple[int, Box]]) -> None:
+    """Draw (number, box) pairs on a picture, in its pixels; the numbers keep clear of each other."""
+    drawing, size = ImageDraw.Draw(picture), max(picture.size)
+    font = ImageFont.load_default(size=max(12, size // 32))
+    line = max(2, size // 200)
+    for number, box in boxes:
+        _outline(drawing, box, box_colour(number), line, picture.size)
+    taken: list[Box] = []
+    for number, box in boxes:
+        taken.append(label(drawing, str(number), box, box_colour(number), font, picture.size, taken))
+
+
+def box_colour(number: int) -> str:
+    """The colour of the box of a number, from 1."""
+    return _COLOURS[(number - 1) % len(_COLOURS)]
+
+
 def _outline(drawing: ImageDraw.ImageDraw, box: Box, colour: str, line: int, size: tuple[int, int]) -> None:
     left, upper, right, lower = pixel_box(box, *size)
     inner = (left + line, upper + line, right - 1 - line, lower - 1 - line)
@@ -262,7 +270,7 @@ def _outline(drawing: ImageDraw.ImageDraw, box: Box, colour: str, line: int, siz
         drawing.rectangle(inner, outline="black")  # keeps a line visible on a part of its own colour
 
 
-def _label(
+def label(
     drawing: ImageDraw.ImageDraw,
     text: str,
     box: Box,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vilavt_components.dialogues.native import Native, NativeConfig
 from vilavt_components.language_models import _tokenizer
-from vilavt_toolkit.contracts import RegionCall, ToolCall, Turn
+from vilavt_toolkit.contracts import RegionCall, Shown, Slot, ToolCall, Turn
 
 NATIVE = Native(NativeConfig())
 
@@ -128,6 +128,27 @@ def test_the_system_prompt_names_the_steps_and_is_itself_no_format_error():
     assert "1000 steps" in NATIVE.system and "{steps}" not in NATIVE.system
     shown = NATIVE.system[NATIVE.system.index("<think>") :].split("\n")[:2]
     assert not NATIVE.parse(shown[1]).problem
+
+
+def test_the_system_prompt_shows_boxes_as_the_sources_write_them():
+    class Cloud:
+        box_help = ('"bbox_3d": [x1, y1, z1, x2, y2, z2]', "boxes are in {steps} steps along each axis.")
+
+    told = NATIVE.instructions([Cloud()])
+    assert '{"index": 0, "bbox_3d": [x1, y1, z1, x2, y2, z2]}' in told and told.endswith("1000 steps along each axis.")
+    assert NATIVE.instructions([]) == NATIVE.system and NATIVE.system.endswith(
+        "boxes are in 1000 steps from its left and top edge."
+    )
+    assert '{"region": [{"index": 0, "bbox_2d": [x1, y1, x2, y2]}], ' in NATIVE.system
+    assert Native(NativeConfig(system="Say {steps}.")).instructions([Cloud()]) == "Say 1000."
+    assert Native(NativeConfig(system="")).instructions([Cloud()]) == ""
+
+
+def test_what_a_source_says_of_a_region_stands_behind_its_index():
+    shown = [Shown(0, None, (4, 4), True), Shown(1, None, (4, 4), True, "2.5 s")]
+    expected = [Slot(0), "[0]\n", Slot(1), "[1] 2.5 s\n"]
+    assert NATIVE.opening("what?", shown, True) == [*expected, "what?"]
+    assert NATIVE.observation(shown, "the digit") == expected
 
 
 def test_grammar_strings_are_single_tokens_and_a_call_takes_few():

@@ -37,6 +37,8 @@ CONFIGS = {
     "clip": TimmConfig(model="vit_base_patch32_clip_224", args={"img_size": 64, "depth": 1}),
     "dinov2": TimmConfig(model="vit_small_patch14_reg4_dinov2", args={"img_size": 28, "depth": 2}),
     "mobileclip_stem": TimmConfig(model="vit_base_mci_224", args={"img_size": 48, "depth": 1}),
+    "hybrid": TimmConfig(model="vit_small_r26_s32_224", args={"img_size": (64, 96), "depth": 1}),
+    "hybrid_batchnorm": TimmConfig(model="vit_base_resnet26d_224", args={"img_size": 64, "depth": 1}),
     "resnet_stem": TimmConfig(model="vit_tiny_r_s16_p8_224", args={"img_size": 64, "depth": 2}),
 }
 
@@ -159,7 +161,7 @@ def test_the_constructor_works_on_the_meta_device():
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (TimmConfig(), "needs either `model`"),
+        (TimmConfig(file="weights.safetensors"), "needs either `model`"),
         (TimmConfig(model="vit_tiny_patch16_224", config=SMALL), "needs either `model`"),
         (TimmConfig(model="vit_tiny_patch17_224"), "Did you mean 'vit_tiny_patch16_224'"),
         (TimmConfig(model="hf-hub:timm/resnet50"), "is an address"),

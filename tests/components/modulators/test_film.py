@@ -37,7 +37,19 @@ def test_it_changes_nothing_before_training():
     assert torch.equal(film.modulate("norm1", y, y, inquiry_of(torch.randn(2, 4))), y)
 
 
-def test_it_refuses_blocks_without_norms():
-    reason = FiLM.refusal(FiLMConfig(), BlockSpec(6, {"block": 6}))
+def test_it_refuses_blocks_without_norms_and_output():
+    reason = FiLM.refusal(FiLMConfig(), BlockSpec(6, {"mlp": 6}))
     assert "'norm1'" in reason
     assert not FiLM.refusal(FiLMConfig(), BLOCK)
+
+
+def test_it_scales_the_output_of_a_stage_whose_norms_are_inside():
+    stage = BlockSpec(6, {"block": 6})
+    assert not FiLM.refusal(FiLMConfig(), stage)
+    film = FiLM(FiLMConfig(zero_init=False), stage, 4)
+    assert film.sites == {"block"}
+    assert FiLM(FiLMConfig(), BlockSpec(6, {"norm1": 6, "norm2": 6, "block": 6}), 4).sites == {"norm1", "norm2"}
+    pooled, y = torch.randn(2, 4), torch.randn(5, 6)
+    scale, shift = film.nets["block"](pooled).chunk(2, dim=-1)
+    expected = torch.cat([(1 + scale[0]) * y[:2] + shift[0], (1 + scale[1]) * y[2:] + shift[1]])
+    torch.testing.assert_close(film.modulate("block", y, y, inquiry_of(pooled)), expected)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vilavt_toolkit.vision.tokens import Layout, permutation, permute, spread
+from vilavt_toolkit.vision.tokens import Layout, Tokens, permutation, permute, spread
 
 regions = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(0, 3)), min_size=1, max_size=8)
 
@@ -58,6 +58,23 @@ def test_own_partitions_are_asked_for_in_packed_order():
     seen = []
     Layout.build([(1, 3), (1, 1)], [3, 1], [1, 0], lambda sizes: seen.append(tuple(sizes)) or {})
     assert seen == [((1, 1), (1, 3))]
+
+
+def test_resized_regions_keep_their_order_and_groups():
+    own = lambda sizes: {"window": [size[0] * size[1] for size in sizes]}  # noqa: E731
+    layout = Layout.build([(4, 4), (2, 6), (2, 2)], [16, 12, 4], [1, 0, 1], own, "buckets")
+    halved = layout.resized([(1, 3), (2, 2), (1, 1)], [3, 4, 1], own)
+    assert (halved.order, halved.groups, halved.attention) == (layout.order, layout.groups, "buckets")
+    assert halved.partitions == {"region": (3, 4, 1), "group": (3, 5), "window": (3, 4, 1)}
+    assert halved.group_of(torch.device("cpu")).tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
+
+
+def test_tokens_with_positions_keep_their_layout():
+    layout = Layout.build([(2, 2)], [4], [0])
+    fewer = layout.resized([(1, 1)], [1])
+    assert Tokens(torch.zeros(4, 2), layout).behind(torch.zeros(1, 3), fewer).layout is fewer
+    with pytest.raises(ValueError, match="changed the grid of tokens that have positions"):
+        Tokens(torch.zeros(4, 2), layout, torch.zeros(4, 1)).behind(torch.zeros(1, 3), fewer)
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=6), st.randoms())

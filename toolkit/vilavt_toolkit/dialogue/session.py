@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from vilavt_toolkit.contracts import GivenTurn, Region, RegionCall, Sample, Shown, Slot, Source, ToolCall, Turn, View
+from vilavt_toolkit.contracts import (
+    Box,
+    GivenTurn,
+    Region,
+    RegionCall,
+    Sample,
+    Shown,
+    Slot,
+    Source,
+    ToolCall,
+    Turn,
+    View,
+)
 from vilavt_toolkit.dialogue.trajectory import GroupInquiry, Trajectory
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.vision.regions import BoxError
@@ -20,6 +32,14 @@ class CallError(Exception):
 
 class ContextFull(Exception):
     """What should have been added does not fit into the language model's context; nothing was added."""
+
+
+class _Placed(NamedTuple):
+    """A region to be shown, with its view and the number of its source."""
+
+    source: int
+    region: Region
+    view: View
 
 
 class Session:
@@ -41,31 +61,38 @@ class Session:
         return self.model.language_model.context_length - len(self.trajectory.ids)
 
     def open(self, question: str, tool: bool = True) -> None:
-        """Write the user's first turn: an overview of every source, then the question; raises InputError."""
+        """Write the user's first turn: the overviews of every source, then the question; raises InputError."""
         try:
             question.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"the question is no valid text ({error.reason} at {error.start}).") from None
-        frames, dialogue = self.model.language_model.frames, self.model.dialogue
-        system = dialogue.system if tool else ""
         self.tool = tool
-        first, prefix = frames.first, ""
-        if system and frames.system is not None:
-            first = f"{frames.system[0]}{system}{frames.system[1]}"
-        elif system:
-            prefix = f"{system}\n\n"
-        regions = [Region(source) for source in self.sources]
-        views = [self.model.prepare(region) for region in regions]
-        shown = [
-            Shown(index, region.source, view.size, True)
-            for index, (region, view) in enumerate(zip(regions, views, strict=True))
+        placed = [
+            _Placed(number, region, self.model.prepare(region))
+            for number, source in enumerate(self.sources)
+            for region in (Region(source, overview=which) for which in range(len(source.overviews())))
         ]
-        pieces = [first + prefix, *dialogue.opening(question, shown, tool), frames.reply]
-        placed = [(index, region, view) for index, (region, view) in enumerate(zip(regions, views, strict=True))]
+        opening = self.model.dialogue.opening(question, self._shown(placed), tool)
+        pieces = [self._beginning(tool), *opening, self.model.language_model.frames.reply]
         try:
-            self._write(pieces, placed, [GroupInquiry()] * len(regions), list(range(len(regions))))
+            self._write(pieces, placed, [GroupInquiry()] * len(placed), list(range(len(placed))))
         except ContextFull as full:
             raise InputError(f"the question does not fit: {full} Shorten it or show fewer images.") from None
+
+    def _beginning(self, tool: bool) -> str:
+        """What stands before the first user turn's content, the system prompt included."""
+        frames = self.model.language_model.frames
+        system = self.model.dialogue.instructions(self.sources) if tool else ""
+        if system and frames.system is not None:
+            return f"{frames.system[0]}{system}{frames.system[1]}"
+        return f"{frames.first}{system}\n\n" if system else frames.first
+
+    def _shown(self, placed: Sequence[_Placed]) -> list[Shown]:
+        """The next regions as they are announced."""
+        return [
+            Shown(index, region.source, view.size, region.box is None, region.source.label(region.extent))
+            for index, (_, region, view) in enumerate(placed, len(self.trajectory.regions))
+        ]
 
     def give(self, turn: Turn) -> None:
         """Write a turn of a trace as if the model had produced it, its end-of-turn token included.
@@ -103,20 +130,15 @@ class Session:
         """
         if not self.tool:
             raise CallError("The tool cannot be used here.")
-        regions = [self._region(number, region) for number, region in enumerate(call.regions)]
-        start = len(self.trajectory.regions)
-        indexed = [(self._source_of(named.index), region) for named, region in zip(call.regions, regions, strict=True)]
+        named = [self._named(number, region) for number, region in enumerate(call.regions)]
         try:
-            placed = [(source, region, self.model.prepare(region)) for source, region in indexed]
+            placed = [_Placed(source, region, self.model.prepare(region)) for source, region in named]
         except InputError as error:
             raise CallError(str(error)) from None
-        shown = [
-            Shown(start + offset, region.source, view.size, False) for offset, (_, region, view) in enumerate(placed)
-        ]
         inquiry = GroupInquiry(call.inquiry, tuple(self.model.tokenize_inquiry(call.inquiry)))
         frames = self.model.language_model.frames
         closing = [self.model.dialogue.demand()] if demand else []
-        observation = self.model.dialogue.observation(shown, call.inquiry)
+        observation = self.model.dialogue.observation(self._shown(placed), call.inquiry)
         pieces = [frames.following, *observation, *closing, frames.reply]
         self._write(pieces, placed, [inquiry], [len(self.trajectory.groups)] * len(placed), reserve)
         self.calls += 1
@@ -135,27 +157,29 @@ class Session:
         frames = self.model.language_model.frames
         self._write([f"{frames.following}{text}{frames.reply}"], [], [], [], reserve)
 
-    def _source_of(self, index: int) -> int:
-        return self.trajectory.regions[index].source
+    def _parent(self, index: int) -> tuple[int, Source, Box]:
+        """The number of the source that a shown region is of, the source, and the region's box."""
+        parent = self.trajectory.regions[index]
+        source = self.sources[parent.source]
+        return parent.source, source, Region(source, parent.box, parent.overview).extent
 
-    def _region(self, number: int, call: RegionCall) -> Region:
+    def _named(self, number: int, call: RegionCall) -> tuple[int, Region]:
+        """The region that a call names, with the number of its source."""
         shown = len(self.trajectory.regions)
         if not 0 <= call.index < shown:
             known = f"0 to {shown - 1}" if shown else "none, since no image was shown"
             named = call.index if abs(call.index) < 10**9 else "with so many figures"
             raise CallError(f'"index" {named} of region {number} does not exist; there are {known}.')
-        parent = self.trajectory.regions[call.index]
-        source = self.sources[parent.source]
-        within = source.extent if parent.box is None else parent.box
+        source_number, source, within = self._parent(call.index)
         try:
-            return Region(source, source.read_box(call.box, within, self.model.dialogue.steps))
+            return source_number, Region(source, source.read_box(call.box, within, self.model.dialogue.steps))
         except BoxError as error:
             raise CallError(f"Region {number}: {error}") from None
 
     def _write(
         self,
         pieces: Sequence[str | Slot],
-        placed: Sequence[tuple[int, Region, View]],
+        placed: Sequence[_Placed],
         inquiries: Sequence[GroupInquiry],
         groups: Sequence[int],
         reserve: int = 0,
@@ -182,8 +206,9 @@ class Session:
                 continue
             offset = run.region - start
             source, region, view = placed[offset]
+            place = language_model.placeholder
             self.trajectory.add_region(
-                source, region.box, groups[offset], view.size, counts[offset], language_model.placeholder
+                source, region.box, groups[offset], view.size, counts[offset], place, region.overview
             )
             self.views.append(view)
 
@@ -205,9 +230,7 @@ class Session:
         for index, box in given.boxes:
             if not 0 <= index < len(self.trajectory.regions):
                 raise CallError(f"region {index} does not exist; there are {len(self.trajectory.regions)}.")
-            parent = self.trajectory.regions[index]
-            source = self.sources[parent.source]
-            within = source.extent if parent.box is None else parent.box
+            _, source, within = self._parent(index)
             try:
                 regions.append(RegionCall(index, source.write_box(box, within, steps)))
             except BoxError as error:

@@ -15,12 +15,14 @@ class PlacedRegion:
 
     source: int
     box: Box | None
-    """In the source's own coordinates; None for the overview."""
+    """In the source's own coordinates; None for an overview."""
     group: int
     start: int
     count: int
     size: Grid
     """The grid of the encoder's view."""
+    overview: int = 0
+    """Without a box: which of the source's overviews."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,11 @@ class Trajectory:
         """Append the model's own tokens."""
         self._add(ids, True, [0.0] * len(ids) if logprobs is None else logprobs)
 
-    def add_region(self, source: int, box: Box | None, group: int, size: Grid, count: int, placeholder: int) -> None:
+    def add_region(
+        self, source: int, box: Box | None, group: int, size: Grid, count: int, placeholder: int, overview: int = 0
+    ) -> None:
         """Append the places of a region's features."""
-        self.regions.append(PlacedRegion(source, box, group, len(self.ids), count, size))
+        self.regions.append(PlacedRegion(source, box, group, len(self.ids), count, size, overview))
         self.add_given([placeholder] * count)
 
     def _add(self, ids: Sequence[int], produced: bool, logprobs: Sequence[float]) -> None:

@@ -80,8 +80,8 @@ class _Example:
         sample, file = self.kept[0].sample, out / "example.png"
         answer = answer_of(self.kept[1], sample.question)
         answer.draw(file)
-        # The bare pictures beside it are something to ask about at once.
+        # The bare originals beside it are something to ask about at once.
         for number, source in enumerate(self.kept[1].sources):
-            with atomic_write(out / f"scene{number or ''}.png") as scene:
-                source.draw([]).save(scene, format="PNG")
+            with atomic_write(out / f"scene{number or ''}{source.suffix}") as scene:
+                source.save(scene)
         console.print(f"{sample.question} -> {answer} (right: {sample.answer}); its trace: {file}")

@@ -26,19 +26,18 @@ def draw_heat(explanation: Explanation, path: str | os.PathLike[str]) -> None:
     """Write the heat maps of one explained region, whole or not at all; raises InputError."""
     if explanation.crop is None:
         raise InputError("There is no crop to draw heat maps over; explain regions, or give the explanation a `crop`.")
-    save(framed(heat_panels(explanation, explanation.crop)), path)
+    _check_grid(explanation)
+    save(framed(heat_panels(explanation, enlarged(explanation.crop, PANEL))), path)
 
 
-def heat_panels(explanation: Explanation, crop: Any, width: int = 960) -> Image:
-    """The crop uint8 [h, w, 3], the mean over all words, then a panel per word; rows of about `width` pixels.
+def heat_panels(explanation: Explanation, shown: Image, width: int = 960) -> Image:
+    """The picture of a crop, the mean over all words, then a panel per word; rows of about `width` pixels.
 
     Words share one scale, from the least to the most that any place attends to any word; the mean has its own, and
     each caption says how far its panel reaches. Raises InputError where weights have no grid of rows and columns.
     """
+    _check_grid(explanation)
     weights = explanation.weights.numpy()
-    if weights.ndim != 3:
-        raise InputError(f"A heat map needs a grid of rows and columns, not {weights.ndim - 1} axes.")
-    shown = enlarged(crop, PANEL)
     mean, scale = weights.mean(0), (float(weights.min()), float(weights.max()))
     panels = [captioned(shown, "what was encoded")]
     panels.append(_panel(shown, "mean", mean, (float(mean.min()), float(mean.max()))))
@@ -48,6 +47,15 @@ def heat_panels(explanation: Explanation, crop: Any, width: int = 960) -> Image:
     whole = beside(panels, columns)
     assert whole is not None
     return whole
+
+
+def _check_grid(explanation: Explanation) -> None:
+    axes = explanation.weights.ndim - 1
+    if axes != 2:
+        raise InputError(
+            f"A heat map needs a grid of rows and columns, not {axes} axes; ask for none, "
+            "or read the weights of `explain`."
+        )
 
 
 def _panel(shown: Image, name: str, weight: Any, scale: tuple[float, float]) -> Image:
@@ -77,10 +85,10 @@ def _percent(value: float) -> str:
     return f"{100 * float(value):.3g}"
 
 
-def heat_rows(explained: Sequence[tuple[str, Explanation, Any]], width: int) -> Image | None:
-    """The panels of several regions, (name, explanation, crop) each, one below the other; None for no region."""
+def heat_rows(explained: Sequence[tuple[str, Explanation, Image]], width: int) -> Image | None:
+    """The panels of several regions, (name, explanation, picture) each, one below the other; None for no region."""
     named = [
-        captioned(heat_panels(explanation, crop, width), f"{name}: attention of its places to the inquiry's words")
-        for name, explanation, crop in explained
+        captioned(heat_panels(explanation, shown, width), f"{name}: attention of its places to the inquiry's words")
+        for name, explanation, shown in explained
     ]
     return beside(named, columns=1)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vilavt_toolkit.contracts import Box, Source
-from vilavt_toolkit.report.heat import heat_rows
-from vilavt_toolkit.report.pictures import CAPTION, GAP, beside, captioned, enlarged, font, framed, save
+from vilavt_toolkit.report.heat import PANEL, heat_rows
+from vilavt_toolkit.report.pictures import CAPTION, GAP, beside, captioned, font, framed, save
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,7 +32,7 @@ class TraceRegion:
     source: Source
     box: Box
     crop: Any
-    """The original's pixels in the box, uint8 [h, w, 3]."""
+    """The `data` that the source cut out, for images uint8 [h, w, 3]."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def draw_trace(trace: Trace, path: str | os.PathLike[str], explained: Mapping[in
 def trace_picture(trace: Trace, explained: Mapping[int, Explanation] | None = None) -> Image:
     """Draw the sources with numbered boxes, the crops beside them, the words below, and heat maps at the end."""
     sources = beside([captioned(*pair) for pair in _source_pictures(trace)], columns=1)
-    crops = [captioned(enlarged(region.crop, _CROP), _region_name(trace, region)) for region in _regions(trace)]
+    crops = [captioned(_picture(region, _CROP), _region_name(trace, region)) for region in _regions(trace)]
     pictures = [sources] if sources is not None else []
     if crops:
         # As many columns as it takes not to be much taller than the sources.
@@ -88,7 +88,12 @@ def trace_picture(trace: Trace, explained: Mapping[int, Explanation] | None = No
 
 def _heat(trace: Trace, explained: Mapping[int, Explanation], width: int) -> Image | None:
     found = [region for region in _regions(trace) if region.index in explained]
-    return heat_rows([(_region_name(trace, region), explained[region.index], region.crop) for region in found], width)
+    shown = [(_region_name(trace, region), explained[region.index], _picture(region, PANEL)) for region in found]
+    return heat_rows(shown, width)
+
+
+def _picture(region: TraceRegion, size: int) -> Image:
+    return region.source.picture(region.crop, size)
 
 
 def _regions(trace: Trace) -> list[TraceRegion]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vilavt_toolkit.contracts import Crop, Encoder, InquiryEncoder, LanguageModel, View
+from vilavt_toolkit.contracts import Box, Crop, Encoder, InquiryEncoder, LanguageModel, Source, View
 from vilavt_toolkit.registry import REGISTRIES, Entry, Registry
 from vilavt_toolkit.vision.tokens import to_device
 
@@ -22,6 +22,7 @@ T = TypeVar("T")
 TEXTS = ("a red square left of the door", "read the digit", "the digit on the blue circle", "")
 """Inquiries to try; the last one is empty."""
 
+_PARTS = ((0.0, 0.5), (0.25, 0.75), (0.0, 0.5), (0.3, 1.0))
 _IMAGES = ((64, 64, True), (20, 40, False), (32, 32, False), (20, 40, False), (48, 16, False))
 
 
@@ -34,20 +35,46 @@ def build(entry: Entry[Any], *given: Any, seed: int = 0, config: Any = None) -> 
 
 def example_original(modality: str) -> Any:
     """What a source of `modality` can open, in memory; None where there is no example."""
-    if modality != "image":
-        return None
-    return np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+    if modality == "image":
+        return np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+    examples = (source.example() for source in _sources(modality))
+    return next((example for example in examples if example is not None), None)
 
 
 def example_views(encoder: Encoder) -> list[View]:
     """Views of several sizes, two of them equally large."""
-    assert encoder.spec.modality == "image", f"there is no example of '{encoder.spec.modality}'"
+    modality = encoder.spec.modality
+    return [encoder.prepare(crop) for crop in (_image_crops() if modality == "image" else _example_crops(modality))]
+
+
+def _image_crops() -> list[Crop]:
     rng = np.random.default_rng(0)
-    crops = [
+    return [
         Crop(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), "image", overview)
         for width, height, overview in _IMAGES
     ]
-    return [encoder.prepare(crop) for crop in crops]
+
+
+def _example_crops(modality: str) -> list[Crop]:
+    """The overview of the modality's example, and parts of it."""
+    original = example_original(modality)
+    assert original is not None, f"there is no example of '{modality}'; a source of it must have one"
+    source = next(source for source in _sources(modality) if source.example() is not None)
+    opened = source.open(original, source.tiny())
+    parts = [part_of(opened.extent, low, high) for low, high in _PARTS]
+    return [opened.crop(opened.extent, overview=True), *(opened.crop(part) for part in parts)]
+
+
+def _sources(modality: str) -> list[type[Source]]:
+    return [entry.cls for entry in REGISTRIES["source"].entries() if entry.cls.modality == modality]
+
+
+def part_of(extent: Box, low: float, high: float) -> Box:
+    """The part of a box from `low` to `high`, in [0, 1], along every axis; a first number with no second one stays."""
+    axes, odd = divmod(len(extent), 2)
+    sides = [(a, b - a) for a, b in zip(extent[odd : axes + odd], extent[axes + odd :], strict=True)]
+    ends = (start + share * side for share in (low, high) for start, side in sides)
+    return (*extent[:odd], *ends)
 
 
 def example_language_model() -> LanguageModel:

@@ -16,6 +16,7 @@ from vilavt_toolkit.registry import Entry, encoders
 from vilavt_toolkit.testing import bench
 from vilavt_toolkit.vision.attention import attend
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
+from vilavt_toolkit.vision.modulation import behind
 from vilavt_toolkit.vision.tokens import Layout
 
 
@@ -80,25 +81,36 @@ def declares_what_it_is(instance: Instance) -> None:
     sizes = [view.size for view in views]
     layout = Layout.build(sizes, [encoder.tokens(s) for s in sizes], [0] * len(sizes), encoder.partitions)
     tokens = encoder.embed(views, layout)
+    assert len(tokens.x) == layout.length, f"embed gives {len(tokens.x)} tokens, {layout.length} are declared"
     for index, block in enumerate(encoder.spec.blocks):
-        assert tokens.x.shape == (layout.length, block.width), f"block {index} gets {list(tokens.x.shape)}"
+        after = behind(encoder, index, layout)
         seen: dict[str, int] = {}
 
-        def at(site: str, x: Tensor, y: Tensor, seen: dict[str, int] = seen, i: int = index) -> Tensor:
+        def at(
+            site: str, x: Tensor, y: Tensor, seen: dict[str, int] = seen, i: int = index, here: Layout = after
+        ) -> Tensor:
             assert site not in seen, f"site '{site}' comes twice"
+            assert len(x) == len(y) == here.length, f"'{site}' of block {i} has {len(x)} rows in and {len(y)} out"
             wide = encoder.spec.blocks[i].input_width(site)
             assert x.shape[-1] == wide, f"into '{site}' of block {i} go {x.shape[-1]} channels, it declares {wide}"
             seen[site] = y.shape[-1]
             return y
 
         def attention(
-            q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, bias: Bias | None = None, i: int = index
+            q: Tensor,
+            k: Tensor,
+            v: Tensor,
+            scale: float | None = None,
+            bias: Bias | None = None,
+            i: int = index,
+            here: Layout = after,
         ) -> Tensor:
             declared = (encoder.spec.blocks[i].heads, encoder.spec.blocks[i].head_dim)
             assert q.shape[1:] == declared, f"block {i} attends with {list(q.shape)}, it declares {declared}"
-            return attend(q, k, v, layout, encoder.partition(i), scale=scale, bias=bias)
+            return attend(q, k, v, here, encoder.partition(i), scale=scale, bias=bias)
 
-        tokens = tokens.with_x(encoder.block(index, tokens, at, attention))
+        tokens = tokens.behind(encoder.block(index, tokens, at, attention), after)
+        assert tokens.x.shape == (after.length, block.width), f"block {index} gives {list(tokens.x.shape)}"
         assert seen == dict(block.sites), f"block {index} offers {seen} and declares {dict(block.sites)}"
     features = encoder.readout(tokens)
     counts = [encoder.count(size) for size in sizes]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vilavt_toolkit.contracts import Optimizer, Sample, Source, Task
+from vilavt_toolkit.contracts import Box, Optimizer, Region, Sample, Source, Task
 from vilavt_toolkit.errors import InputError, UsageError
 from vilavt_toolkit.registry import optimizers, sources, tasks
 from vilavt_toolkit.testing import bench
@@ -20,7 +20,9 @@ _STEPS = 1000
 
 def _source(name: str) -> Source:
     cls = sources.get(name).cls
-    original = bench.example_original(cls.modality)
+    original = cls.example()
+    if original is None:
+        original = bench.example_original(cls.modality)
     assert original is not None, f"there is no example of modality '{cls.modality}'"
     return cls.open(original, cls.tiny())
 
@@ -58,6 +60,19 @@ def source_crops_and_draws(name: str) -> None:
     assert max(picture.size) == 200, f"the longer side of a drawing of 200 is {max(picture.size)}"
 
 
+def source_says_what_is_seen_first(name: str) -> None:
+    """There is an overview, the same each time; each is cut as one and can be zoomed into; a label is one line."""
+    source = _source(name)
+    boxes = list(source.overviews())
+    assert boxes and boxes == list(source.overviews()), f"the overviews are {boxes}, then {source.overviews()}"
+    assert source.extent in boxes, f"the extent {source.extent} is no overview"
+    for number, box in enumerate(boxes):
+        assert Region(source, overview=number).crop().overview, f"overview {number} is not marked as one"
+        found = source.read_box(source.write_box(box, box, _STEPS), box, _STEPS)
+        assert found == box, f"the whole of overview {number}, {box}, is read as {found}"
+        assert "\n" not in source.label(box), f"the label of overview {number} has several lines"
+
+
 def source_refuses_a_missing_file(name: str) -> None:
     """A file that is not there is named in an InputError."""
     cls = sources.get(name).cls
@@ -69,15 +84,9 @@ def source_refuses_a_missing_file(name: str) -> None:
         raise AssertionError("a file that does not exist is opened")
 
 
-def _middle(extent: tuple[float, ...]) -> tuple[float, ...]:
+def _middle(extent: Box) -> Box:
     """The middle half of a box, along every axis."""
-    axes = len(extent) // 2
-    low, high = extent[:axes], extent[axes:]
-    quarter = [(b - a) / 4 for a, b in zip(low, high, strict=True)]
-    return (
-        *(a + q for a, q in zip(low, quarter, strict=True)),
-        *(b - q for b, q in zip(high, quarter, strict=True)),
-    )
+    return bench.part_of(extent, 0.25, 0.75)
 
 
 def _task(name: str) -> Task:
@@ -178,6 +187,7 @@ SOURCE_CLAIMS = (
     source_reads_the_boxes_it_writes,
     source_explains_boxes_it_cannot_read,
     source_crops_and_draws,
+    source_says_what_is_seen_first,
     source_refuses_a_missing_file,
 )
 TASK_CLAIMS = (

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vilavt_toolkit.contracts import Bias, Encoder, Inquiry
 from vilavt_toolkit.vision.modulation import Attention, BlockCall, Heard
-from vilavt_toolkit.vision.tokens import Tokens
+from vilavt_toolkit.vision.tokens import Layout, Tokens
 
 _GRAPHS_PER_BLOCK = 8
 """With and without an inquiry, with empty ones beside it, with and without gradients."""
@@ -66,7 +66,7 @@ def compiled_block(encoder: Encoder, **options: Any) -> Callable[[int, Tokens, B
     def run(index: int, tokens: Tokens, call: BlockCall) -> Tensor:
         heard = None if call.heard is None else _outside(call.heard)
         outside = replace(call, heard=heard, attention=_Outside(call.attention))
-        _warm(tokens)
+        _warm(call.attention.layout, tokens.x.device)
         out: Tensor = block(index, tokens, outside.at, outside.attend)
         return out
 
@@ -78,7 +78,7 @@ def _outside(heard: Heard) -> Heard:
     return replace(heard, inquiry=_OutsideInquiry(**{f.name: getattr(inquiry, f.name) for f in fields(inquiry)}))
 
 
-def _warm(tokens: Tokens) -> None:
+def _warm(layout: Layout, device: torch.device) -> None:
     """Make the indices that a block may ask for, so that no graph holds how they are made."""
-    tokens.layout.group_of(tokens.x.device)
-    tokens.layout.region_of(tokens.x.device)
+    layout.group_of(device)
+    layout.region_of(device)

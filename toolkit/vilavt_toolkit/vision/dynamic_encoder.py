@@ -7,16 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vilavt_toolkit.contracts import Encoder, Grid, Inquiry, InquiryEncoder, Modulator, Region, View
-from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.errors import BadConfig, InputError
 from vilavt_toolkit.vision.explain import Explanation, explanations
 from vilavt_toolkit.vision.integration import integrated_blocks
-from vilavt_toolkit.vision.modulation import BlockCall, Heard, build_modulator
+from vilavt_toolkit.vision.modulation import BlockCall, Heard, behind, build_modulator
 from vilavt_toolkit.vision.tokens import Kernel, Layout, Tokens
 
 
@@ -70,8 +69,11 @@ class DynamicEncoder(nn.Module):
     def compile_blocks(self, **options: Any) -> None:
         """Compile the encoder's blocks when they first run; `options` are torch.compile's. No state changes its name.
 
-        Attention stays outside of the graphs, so that they serve every layout.
+        Attention stays outside of the graphs, so that they serve every layout. Raises BadConfig where the encoder's
+        blocks cannot be compiled.
         """
+        if self.encoder.compile_refused:
+            raise BadConfig(f"Encoder {type(self.encoder).__name__} is not compiled: {self.encoder.compile_refused}")
         from vilavt_toolkit.vision.compiling import compiled_block
 
         self._compiled = compiled_block(self.encoder, **options)
@@ -102,7 +104,7 @@ class DynamicEncoder(nn.Module):
         if not views:
             return []
         assert self.inquiry_encoder is not None  # it made the ids
-        seen: list[Tensor] = []
+        seen: list[tuple[Layout, Tensor]] = []
         layout = self._encode(views, groups, inquiries, seen)[1]
         if not seen:
             names = sorted({type(modulator).__name__ for modulator in self._all_modulators()})
@@ -158,28 +160,30 @@ class DynamicEncoder(nn.Module):
         views: Sequence[View],
         groups: Sequence[int],
         inquiries: Sequence[Sequence[int]],
-        seen: list[Tensor] | None = None,
+        seen: list[tuple[Layout, Tensor]] | None = None,
     ) -> tuple[Tensor, Layout]:
-        """Features in packed order, and the layout; attention to inquiries is put into `seen`."""
+        """Features in packed order, and the layout of the views; attention to inquiries is put into `seen`."""
         sizes = [view.size for view in views]
         counts = [self.encoder.tokens(size) for size in sizes]
         layout = Layout.build(sizes, counts, groups, self.encoder.partitions, self.attention)
         tokens = self.encoder.embed([views[region] for region in layout.order], layout)
         heard = self._hear(inquiries, layout, tokens.x.device, seen)
         for index in range(self.encoder.spec.depth):
-            tokens = tokens.with_x(self._run_block(index, tokens, heard))
+            after = behind(self.encoder, index, layout)
+            heard = None if heard is None else heard.on(after)
+            tokens = tokens.behind(self._run_block(index, tokens, after, heard), after)
         return self.encoder.readout(tokens), layout
 
-    def _run_block(self, index: int, tokens: Tokens, heard: Heard | None) -> Tensor:
+    def _run_block(self, index: int, tokens: Tokens, after: Layout, heard: Heard | None) -> Tensor:
         if not (self.gradient_checkpointing and torch.is_grad_enabled()):
-            return self._block(index, tokens, heard)
+            return self._block(index, tokens, after, heard)
         result: Tensor = checkpoint(
-            lambda x: self._block(index, tokens.with_x(x), heard), tokens.x, use_reentrant=False
+            lambda x: self._block(index, tokens.with_x(x), after, heard), tokens.x, use_reentrant=False
         )
         return result
 
-    def _block(self, index: int, tokens: Tokens, heard: Heard | None) -> Tensor:
-        call = BlockCall.of(self.encoder, index, self._modulators(index), tokens, heard)
+    def _block(self, index: int, tokens: Tokens, after: Layout, heard: Heard | None) -> Tensor:
+        call = BlockCall.of(self.encoder, index, self._modulators(index), tokens, after, heard)
         if self._compiled is None or (heard is not None and heard.inquiry.seen is not None):
             return self.encoder.block(index, tokens, call.at, call.attend)
         return self._compiled(index, tokens, call)
@@ -194,7 +198,11 @@ class DynamicEncoder(nn.Module):
         return [module for module in self.modulators.modules() if isinstance(module, Modulator)]
 
     def _hear(
-        self, inquiries: Sequence[Sequence[int]], layout: Layout, device: torch.device, seen: list[Tensor] | None
+        self,
+        inquiries: Sequence[Sequence[int]],
+        layout: Layout,
+        device: torch.device,
+        seen: list[tuple[Layout, Tensor]] | None,
     ) -> Heard | None:
         """Encode the inquiries; None where no region has one, or no block would listen."""
         if not self.modulators or not any(inquiries[group] for group in layout.groups):
@@ -203,12 +211,7 @@ class DynamicEncoder(nn.Module):
             raise InputError("An inquiry was given, but this encoder was built without an inquiry encoder.")
         features, pooled = self.inquiry_encoder(inquiries)
         lengths = tuple(len(ids) for ids in inquiries)
-        inquiry = Inquiry(features.to(device), pooled.to(device), lengths, layout, seen)
-        if all(lengths[group] for group in layout.groups):
-            return Heard(inquiry, None)
-        heard = np.asarray([lengths[group] > 0 for group in layout.groups])
-        keep = torch.from_numpy(np.repeat(heard, layout.partitions["region"]))
-        return Heard(inquiry, keep.to(device, non_blocking=True).unsqueeze(1))
+        return Heard.of(Inquiry(features.to(device), pooled.to(device), lengths, layout, seen))
 
     def _check(self, views: Sequence[View], groups: Sequence[int], inquiries: Sequence[Sequence[int]]) -> None:
         if len(views) != len(groups):

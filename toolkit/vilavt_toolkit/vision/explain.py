@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilavt_toolkit.contracts import Encoder
+from vilavt_toolkit.contracts import Encoder, Grid
 from vilavt_toolkit.vision.tokens import Layout
 
 
@@ -38,12 +38,31 @@ class Explanation:
 
 
 def explanations(
-    encoder: Encoder, layout: Layout, words: Sequence[Sequence[str]], seen: Sequence[Tensor]
+    encoder: Encoder, layout: Layout, words: Sequence[Sequence[str]], seen: Sequence[tuple[Layout, Tensor]]
 ) -> list[Explanation]:
-    """Explanations of all regions in the caller's order, from the weights [S, T] that attentions have seen."""
-    mean = torch.stack([weights.float() for weights in seen]).mean(0)
+    """Explanations of all regions in the caller's order, from the weights [S, T] that attentions have seen.
+
+    `layout` is that of the views; where an attention has seen fewer tokens, each stands for the places it was made of.
+    """
+    of_layout: dict[int, list[tuple[Layout, Tensor]]] = {}
+    for each in seen:
+        of_layout.setdefault(id(each[0]), []).append(each)
+    means = []
+    for pairs in of_layout.values():
+        share = torch.stack([weights.float() for _, weights in pairs]).sum(0) / len(seen)
+        grids = zip(encoder.to_grids(share, pairs[0][0]), layout.sizes, strict=True)
+        means.append([_stretched(values, size) for values, size in grids])
     found: list[Explanation | None] = [None] * len(layout.order)
-    places = zip(layout.order, layout.groups, encoder.to_grids(mean, layout), strict=True)
-    for region, group, grid in places:
+    for region, group, parts in zip(layout.order, layout.groups, zip(*means, strict=True), strict=True):
+        grid = torch.stack(parts).sum(0)
         found[region] = Explanation(tuple(words[group]), grid.movedim(-1, 0)[: len(words[group])].cpu())
     return [explanation for explanation in found if explanation is not None]
+
+
+def _stretched(values: Tensor, size: Grid) -> Tensor:
+    """Values on a grid [*coarse, T], each repeated over the cells of a finer one it covers; [*size, T]."""
+    for axis, side in enumerate(size):
+        old = values.shape[axis]
+        if old != side:
+            values = values.index_select(axis, torch.arange(side, device=values.device) * old // side)
+    return values

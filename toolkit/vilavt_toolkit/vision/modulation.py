@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,18 @@ from vilavt_toolkit.contracts import Bias, BlockSpec, Encoder, Inquiry, Modulato
 from vilavt_toolkit.errors import BadConfig
 from vilavt_toolkit.vision.attention import KeysValues, attend, inquiry_weights
 from vilavt_toolkit.vision.positions import group_positions, inquiry_positions
-from vilavt_toolkit.vision.tokens import Tokens
+from vilavt_toolkit.vision.tokens import Layout, Tokens
+
+
+def behind(encoder: Encoder, index: int, layout: Layout) -> Layout:
+    """The layout of tokens behind block `index`, of regions that `embed` gave `layout`."""
+    if type(encoder).block_grid is Encoder.block_grid:  # of most, and asked for every region of every block
+        return layout
+    sizes = tuple(encoder.block_grid(index, size) for size in layout.sizes)
+    if sizes == layout.sizes:
+        return layout
+    counts = [encoder.tokens(size) for size in sizes]
+    return layout.cached(("behind", sizes), lambda: layout.resized(sizes, counts, encoder.partitions))
 
 
 @dataclass(frozen=True)
@@ -26,26 +38,41 @@ class Heard:
     keep: Tensor | None
     """[S, 1] False for tokens whose inquiry is empty; None where there are none."""
 
+    @classmethod
+    def of(cls, inquiry: Inquiry) -> Heard:
+        """Find the tokens of the inquiries' layout whose inquiry is empty."""
+        lengths, layout = inquiry.lengths, inquiry.layout
+        if all(lengths[group] for group in layout.groups):
+            return cls(inquiry, None)
+        heard = np.asarray([lengths[group] > 0 for group in layout.groups])
+        keep = torch.from_numpy(np.repeat(heard, layout.partitions["region"]))
+        return cls(inquiry, keep.to(inquiry.pooled.device, non_blocking=True).unsqueeze(1))
+
+    def on(self, layout: Layout) -> Heard:
+        """The same inquiries for the same regions under another layout."""
+        return self if layout is self.inquiry.layout else Heard.of(replace(self.inquiry, layout=layout))
+
 
 @dataclass(frozen=True, eq=False)
 class Attention:
     """What a block's attention needs beside q, k and v."""
 
-    tokens: Tokens
+    layout: Layout
     partition: str
     contexts: tuple[KeysValues, ...]
     """Keys, rotated, and values that modulators add, [K, H, d] each."""
     lengths: tuple[int, ...]
     """Tokens of every group's inquiry."""
-    seen: list[Tensor] | None
+    seen: list[tuple[Layout, Tensor]] | None
     """Where given, the weights on contexts are put here."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, bias: Bias | None) -> Tensor:
         """Attend from rotated q over rotated k [S, H, d] and the contexts; [S, H, d]."""
-        layout = self.tokens.layout
+        layout = self.layout
         if self.seen is not None:
             own = (k, self.partition)
-            self.seen.extend(inquiry_weights(q, c, layout, self.lengths, scale, own) for c, _ in self.contexts)
+            weights = [inquiry_weights(q, c, layout, self.lengths, scale, own) for c, _ in self.contexts]
+            self.seen.extend((layout, each) for each in weights)
         return attend(q, k, v, layout, self.partition, self.contexts, self.lengths, scale, bias)
 
 
@@ -63,9 +90,18 @@ class BlockCall:
 
     @classmethod
     def of(
-        cls, encoder: Encoder, index: int, modulators: Sequence[Modulator], tokens: Tokens, heard: Heard | None
+        cls,
+        encoder: Encoder,
+        index: int,
+        modulators: Sequence[Modulator],
+        tokens: Tokens,
+        layout: Layout,
+        heard: Heard | None,
     ) -> BlockCall:
-        """Make ready what block `index` needs: partition, rotation, and the contexts of its modulators."""
+        """Make ready what block `index` needs: partition, rotation, and the contexts of its modulators.
+
+        `tokens` go into the block, `layout` and `heard` are behind it.
+        """
         # Also where every inquiry is empty: regions of a group still see each other, as in the paper's code.
         together = any(modulator.span == "group" for modulator in modulators)
         partition = "group" if together else encoder.partition(index)
@@ -78,7 +114,7 @@ class BlockCall:
             rotate = partial(_rotate_inquiry, encoder, index, tokens, heard.inquiry.lengths)
             contexts = tuple((rotate(context.k), context.v) for context in made if context is not None)
         lengths, seen = ((), None) if heard is None else (heard.inquiry.lengths, heard.inquiry.seen)
-        attention = Attention(tokens, partition, contexts, lengths, seen)
+        attention = Attention(layout, partition, contexts, lengths, seen)
         return cls(encoder, tuple(modulators), heard, attention, rotation)
 
     def at(self, site: str, x: Tensor, y: Tensor) -> Tensor:

@@ -113,13 +113,29 @@ class Layout:
         packed_sizes = tuple(tuple(sizes[region]) for region in order)
         packed_groups = tuple(groups[region] for region in order)
         lengths = tuple(counts[region] for region in order)
+        return cls._packed(order, packed_sizes, packed_groups, lengths, own, attention)
+
+    def resized(self, sizes: Sequence[tuple[int, ...]], counts: Sequence[int], own: Partitions | None = None) -> Layout:
+        """The same regions with other grids and numbers of tokens, both in packed order; `own` as in `build`."""
+        return self._packed(self.order, tuple(sizes), self.groups, tuple(counts), own, self.attention)
+
+    @classmethod
+    def _packed(
+        cls,
+        order: tuple[int, ...],
+        sizes: tuple[tuple[int, ...], ...],
+        groups: tuple[int, ...],
+        lengths: tuple[int, ...],
+        own: Partitions | None,
+        attention: Kernel,
+    ) -> Layout:
         of_group: dict[int, int] = {}
-        for group, length in zip(packed_groups, lengths, strict=True):
+        for group, length in zip(groups, lengths, strict=True):
             of_group[group] = of_group.get(group, 0) + length
         partitions = {"region": lengths, "group": tuple(of_group.values())}
-        for name, segments in (own(packed_sizes) if own else {}).items():
+        for name, segments in (own(sizes) if own else {}).items():
             partitions[name] = tuple(segments)
-        layout = cls(order, packed_sizes, packed_groups, partitions, attention)
+        layout = cls(order, sizes, groups, partitions, attention)
         for name in partitions:
             layout._check(name)
         return layout
@@ -185,3 +201,11 @@ class Tokens:
     def with_x(self, x: Tensor) -> Tokens:
         """The same tokens with other values [S, D]."""
         return replace(self, x=x)
+
+    def behind(self, x: Tensor, layout: Layout) -> Tokens:
+        """The tokens [S', D'] that a block made of these, where it may have changed the layout."""
+        if layout is self.layout:
+            return self.with_x(x)
+        if self.positions is not None:
+            raise ValueError("A block changed the grid of tokens that have positions; no encoder may.")
+        return Tokens(x, layout)
