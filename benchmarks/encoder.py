@@ -2,6 +2,7 @@
 
 python benchmarks/encoder.py            # small sizes on the CPU, real ones in bf16 on a CUDA GPU if there is one
 python benchmarks/encoder.py --write    # and put tables and plots into docs/
+python benchmarks/encoder.py --only every_encoder preparing_clouds
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 from _cases import GroupCost, Place, groups_cost, kernels, loop, missing, modulation, packing, tower
+from _encoders import every_encoder, preparing_clouds
+from _encoders import missing as missing_encoders
 from _measure import Row, facts, markdown
 from _models import QUICK, SIZES
 from _plot import line_plot
@@ -23,6 +26,8 @@ from _plot import line_plot
 from vilavt_toolkit.plugins import load_builtin
 
 DOCS = Path(__file__).parent.parent / "docs"
+CASES = (modulation, packing, kernels, loop, tower, every_encoder, preparing_clouds)
+GROUPS = "groups"
 TITLES = {"cpu": "On a CPU, small sizes, float32", "cuda": "On a CUDA GPU, real sizes, bfloat16"}
 
 
@@ -32,7 +37,7 @@ def main() -> None:
     load_builtin()
     sections = []
     for device in ("cpu", "cuda") if options.device == "all" else (options.device,):
-        section, cost = _measured(device, options.quick)
+        section, cost = _measured(device, options.quick, options.only)
         sections.append(section)
         text = _section(section)
         print(f"## {TITLES[device]}\n\n{text}\n", flush=True)
@@ -49,23 +54,30 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda", "all"), default="all")
     parser.add_argument("--json", type=Path, help="write all figures into this file")
     parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md, and the plot")
+    names = [*(case.__name__ for case in CASES), GROUPS]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="CASE", help=", ".join(names))
     options = parser.parse_args()
     if options.quick and options.write:
         parser.error("--quick measures nothing that is worth writing down; leave out one of --quick and --write.")
+    if options.write and options.only != names:
+        parser.error("--write puts down whole tables; leave out one of --only and --write.")
     return options
 
 
-def _measured(device: str, quick: bool) -> tuple[dict[str, Any], GroupCost | None]:
+def _measured(device: str, quick: bool, only: list[str]) -> tuple[dict[str, Any], GroupCost | None]:
     command = " ".join(["python benchmarks/encoder.py", *sys.argv[1:]])
     if device == "cuda" and not torch.cuda.is_available():
-        return {"device": device, "missing": True, "rows": [asdict(row) for row in missing(device)]}, None
+        absent = [*missing(device), *missing_encoders(device)]
+        return {"device": device, "missing": True, "rows": [asdict(row) for row in absent]}, None
     place = Place(torch.device(device), (QUICK if quick else SIZES)[device])
     rows: list[Row] = []
-    for case in (modulation, packing, kernels, loop, tower):
+    cost = None
+    for case in (case for case in CASES if case.__name__ in only):
         rows += case(place)
         _say(f"{device}: {case.__name__} measured")
-    found, cost = groups_cost(place, quick)
-    rows += found
+    if GROUPS in only:
+        found, cost = groups_cost(place, quick)
+        rows += found
     if quick:  # sizes at which no target was meant
         rows = [replace(row, met=None) for row in rows]
     facts_of = facts(device, command)

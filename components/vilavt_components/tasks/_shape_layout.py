@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -12,10 +12,10 @@ from vilavt_components.tasks._digit_layout import Cell, Span, apart, scattered
 
 SHAPES = ("cube", "sphere", "cylinder", "cone", "torus")
 COLOURS = ("red", "green", "blue", "yellow")
-MARKS = ("bands", "stripes", "spirals", "dots", "checks")
 SIZES = ("low", "mid", "high")
 _TORUS = SHAPES.index("torus")
 
+Mark = Literal["bands", "stripes", "spirals", "dots", "checks"]
 Kind = Literal["mark", "nearest", "close", "shape", "taller"]
 _FAMILY = {"mark": "marks", "nearest": "marks", "close": "marks", "shape": "shapes", "taller": "shapes"}
 _NO_ZOOM: tuple[Kind, ...] = ("close", "shape", "taller")
@@ -43,6 +43,7 @@ class Rules:
 
     cells: int
     objects: int
+    marks: tuple[str, ...]
     no_zoom: float
     nearest: float
     several: float
@@ -86,10 +87,10 @@ def draw_item(rng: np.random.Generator, rules: Rules) -> Item:
 
 def _mark(rng: np.random.Generator, rules: Rules, paired: bool) -> Item:
     """Asks for the mark of an object by name; with `paired` another one stands right beside it."""
-    things = _things(rng, apart(rng, rules.cells, rules.objects, paired), _shapes(rng, rules.objects))
+    things = _things(rng, rules, apart(rng, rules.cells, rules.objects, paired), _shapes(rng, rules.objects))
     if paired:  # two different marks in one region: the inquiry decides
-        other = MARKS[(MARKS.index(things[0].mark) + int(rng.integers(1, len(MARKS)))) % len(MARKS)]
-        things[1] = Thing(things[1].colour, things[1].shape, things[1].size, other, things[1].cell)
+        marks = [mark for mark in rules.marks if mark != things[0].mark]
+        things[1] = replace(things[1], mark=marks[rng.integers(len(marks))])
     asked, meant = things[0], things[: 1 + paired]
     cells = " ".join(str(_numbered(thing.cell, rules)) for thing in meant)
     thought = f"{_seen(things, rules)}; so {asked.name} {cells}"
@@ -100,7 +101,7 @@ def _nearest(rng: np.random.Generator, rules: Rules) -> Item:
     """Asks for the mark of the one right beside another, whose shape no other object has."""
     first = int(rng.integers(len(SHAPES)))
     shapes = [first, *_shapes(rng, rules.objects - 1, banned=(first,))]
-    things = _things(rng, apart(rng, rules.cells, rules.objects, True), shapes)
+    things = _things(rng, rules, apart(rng, rules.cells, rules.objects, True), shapes)
     other, asked = things[:2]
     question = f"what mark is on the object nearest the {other.shape}?"
     so = f"{other.shape} {_numbered(other.cell, rules)} near {asked.name} {_numbered(asked.cell, rules)}"
@@ -110,12 +111,12 @@ def _nearest(rng: np.random.Generator, rules: Rules) -> Item:
 
 def _close(rng: np.random.Generator, rules: Rules) -> Item:
     """Asks for the mark of the only object, which fills the cloud."""
-    (thing,) = _things(rng, [(0, 0)], _shapes(rng, 1))
+    (thing,) = _things(rng, rules, [(0, 0)], _shapes(rng, 1))
     return Item("close", _mark_question(thing), thing.mark, (thing,), thing.mark)
 
 
 def _shape(rng: np.random.Generator, rules: Rules) -> Item:
-    things = _things(rng, scattered(rng, rules.cells, rules.objects), _shapes(rng, rules.objects))
+    things = _things(rng, rules, scattered(rng, rules.cells, rules.objects), _shapes(rng, rules.objects))
     asked = things[0]
     thought = f"{_seen(things, rules)}; so {asked.name} {_numbered(asked.cell, rules)}"
     return Item("shape", f"what shape is the {asked.colour} object?", asked.shape, tuple(things), thought)
@@ -126,7 +127,7 @@ def _taller(rng: np.random.Generator, rules: Rules) -> Item:
     pair = rng.permutation(_TORUS)[:2].tolist()
     shapes = [*pair, *_shapes(rng, rules.objects - 2, banned=pair)]
     sizes = [*rng.permutation(len(SIZES))[:2].tolist(), *rng.integers(len(SIZES), size=rules.objects - 2).tolist()]
-    things = _things(rng, scattered(rng, rules.cells, rules.objects), shapes, sizes)
+    things = _things(rng, rules, scattered(rng, rules.cells, rules.objects), shapes, sizes)
     one, other = things[:2]
     answer = one if sizes[0] > sizes[1] else other
     so = f"{one.shape} {one.size} {other.shape} {other.size}"
@@ -147,14 +148,18 @@ def _shapes(rng: np.random.Generator, count: int, banned: Sequence[int] = ()) ->
 
 
 def _things(
-    rng: np.random.Generator, places: Sequence[Cell], shapes: Sequence[int], sizes: Sequence[int] | None = None
+    rng: np.random.Generator,
+    rules: Rules,
+    places: Sequence[Cell],
+    shapes: Sequence[int],
+    sizes: Sequence[int] | None = None,
 ) -> list[Thing]:
     """Objects on these places, no two of one colour."""
     count = len(places)
-    colours, marks = rng.permutation(len(COLOURS))[:count], rng.integers(len(MARKS), size=count)
+    colours, marks = rng.permutation(len(COLOURS))[:count], rng.integers(len(rules.marks), size=count)
     drawn = rng.integers(len(SIZES), size=count) if sizes is None else sizes
     return [
-        Thing(COLOURS[colour], SHAPES[shape], SIZES[0 if shape == _TORUS else size], MARKS[mark], cell)
+        Thing(COLOURS[colour], SHAPES[shape], SIZES[0 if shape == _TORUS else size], rules.marks[mark], cell)
         for colour, shape, size, mark, cell in zip(colours, shapes, drawn, marks, places, strict=True)
     ]
 

@@ -24,8 +24,8 @@ _RGB: Mapping[str, tuple[int, int, int]] = {
     "yellow": (225, 180, 20),
 }
 _MARK, _FLOOR = (250, 250, 250), (128, 128, 128)
-_PERIOD = 0.19
-"""From mark to mark, as a share of the square root of an object's surface: some 5 per side of it."""
+_PERIOD = 0.3
+"""From mark to mark, as a share of the square root of an object's surface: 500 points show it, 50 do not."""
 _SHARE = 0.42
 """Of a surface that is marked, whatever the mark: seen too coarsely, all marks are one."""
 _CLUTTER = 300

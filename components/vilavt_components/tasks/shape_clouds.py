@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
-from vilavt_components.tasks._shape_layout import COLOURS, Item, Rules, draw_item
+from vilavt_components.tasks._shape_layout import COLOURS, Item, Mark, Rules, draw_item
 from vilavt_components.tasks._shape_points import Style, cloud
 from vilavt_toolkit.contracts import Box, GivenTurn, Sample, Task
 from vilavt_toolkit.errors import UsageError
@@ -33,6 +33,9 @@ class ShapeCloudsConfig:
         "are whole cells", minimum=2,
     )  # fmt: skip
     objects: int = setting(4, help="objects in a scene, each of its own colour", minimum=2, maximum=len(COLOURS))
+    marks: list[Mark] = setting(
+        help="marks that there are: bands, stripes, spirals, dots, checks", factory=lambda: list(get_args(Mark))
+    )
     points: int = setting(1500, help="points of every object", minimum=50)
     difficulty: float = setting(
         0.3, help="noise, clutter on the floor, and how much places and colours vary", minimum=0, maximum=1
@@ -55,6 +58,8 @@ class ShapeCloudsConfig:
     test_items: int = setting(1_000, help="test samples", minimum=1)
 
     def __post_init__(self) -> None:
+        if len(set(self.marks)) < max(2, len(self.marks)):
+            raise ValueError("marks must name two different ones at least, and none twice.")
         if self.forced + self.blind > 1:
             raise ValueError(f"forced {self.forced} and blind {self.blind} together exceed 1; lower one.")
         # The asked object may stand where it has four cells around that stay empty.
@@ -78,7 +83,9 @@ class ShapeClouds(Task):
     def __init__(self, config: ShapeCloudsConfig) -> None:
         self.config = config
         self._items = {"train": config.train_items, "val": config.val_items, "test": config.test_items}
-        self._rules = Rules(config.cells, config.objects, config.no_zoom, config.nearest, config.several)
+        self._rules = Rules(
+            config.cells, config.objects, tuple(config.marks), config.no_zoom, config.nearest, config.several
+        )
 
     @classmethod
     def tiny(cls) -> ShapeCloudsConfig:

@@ -9,13 +9,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from vilavt_components.tasks._shape_layout import COLOURS, MARKS, SHAPES
+from vilavt_components.tasks._shape_layout import COLOURS, SHAPES
 from vilavt_components.tasks.shape_clouds import ShapeClouds, ShapeCloudsConfig
 from vilavt_toolkit.contracts import Sample
 from vilavt_toolkit.errors import UsageError
 
 TASK = ShapeClouds(ShapeCloudsConfig())
 EASY = ShapeClouds(ShapeCloudsConfig(difficulty=0))
+MARKS = ("bands", "stripes", "spirals", "dots", "checks")
 KINDS = {"mark", "nearest", "close", "shape", "taller"}
 
 
@@ -223,7 +224,12 @@ def test_metrics_are_the_scores_of_every_kind(samples: list[Sample]) -> None:
 
 @pytest.mark.parametrize(
     ("given", "words"),
-    [({"forced": 0.8, "blind": 0.4}, "together exceed 1"), ({"cells": 2, "objects": 3}, "set 2 or fewer")],
+    [
+        ({"forced": 0.8, "blind": 0.4}, "together exceed 1"),
+        ({"cells": 2, "objects": 3}, "set 2 or fewer"),
+        ({"marks": ["dots"]}, "two different ones"),
+        ({"marks": ["dots", "dots"]}, "two different ones"),
+    ],
 )
 def test_settings_that_cannot_be_are_refused(given: dict[str, float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
@@ -235,6 +241,13 @@ def test_the_settings_reach_their_ends(given: dict[str, float]) -> None:
     task = ShapeClouds(ShapeCloudsConfig(several=0.5, **given))
     for index in range(40):
         assert len(task.sample("test", index).originals) == 1
+
+
+def test_only_the_marks_that_are_named_are_used() -> None:
+    task = ShapeClouds(ShapeCloudsConfig(marks=["dots", "bands"], no_zoom=0, several=0.5))
+    for index in range(60):
+        item, _, _ = task._item("test", index)
+        assert {thing.mark for thing in item.things} <= {"dots", "bands"}
 
 
 def test_unknown_splits_and_indices_are_refused() -> None:
