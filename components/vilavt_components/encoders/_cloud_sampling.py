@@ -184,9 +184,11 @@ def _fitting(unit: Floats, most: int, counts: Mapping[int, int]) -> float:
 
 
 def _occupied(unit: Floats, grid: float) -> int:
-    cells, _, count = _cells(unit, grid)
-    if count > _TABLE:
+    side = math.ceil(grid)
+    x, y, z = np.minimum((unit * unit.dtype.type(grid)).astype(np.int64), side - 1)
+    cells = (x * side + y) * side + z
+    if side**3 > _TABLE:
         return len(np.unique(cells))
-    table = np.zeros(count, dtype=bool)
+    table = np.zeros(side**3, dtype=bool)
     table[cells] = True
     return int(np.count_nonzero(table))

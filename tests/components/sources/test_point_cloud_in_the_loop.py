@@ -16,11 +16,22 @@ from vilavt_toolkit.dialogue.session import CallError, Session, session_of
 from vilavt_toolkit.errors import RecipeErrors
 from vilavt_toolkit.evaluation.report import evaluate_run
 from vilavt_toolkit.recipe import load_recipe
+from vilavt_toolkit.registry import isolated
 from vilavt_toolkit.training.rl_run import reinforce
 from vilavt_toolkit.training.run import train
 
+REWARD = '''
+from vilavt_toolkit.rewards import reward_function
+
+
+@reward_function("evenness")
+def evenness(sample, trajectory):
+    """Share of even token ids: something that a model which has learnt nothing can earn."""
+    return sum(token % 2 == 0 for token in trajectory.ids) / len(trajectory.ids)
+'''
 RECIPE = """
 inherits: point_clouds
+plugins: [./evenness.py]
 model:
   encoder: {overview_points: 32, zoom_points: 64, overview_tokens: 6, zoom_tokens: 8, neighbours: 5, point_width: 16,
             width: 32, depth: 2, heads: 2}
@@ -30,18 +41,26 @@ model:
     config: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2}
 task: {cells: 2, objects: 2, points: 60, train_items: 32, test_items: 6}
 train: {steps: 2, batch_size: 8, micro_batch: null, accelerator: cpu, workers: 0, checkpoint_every: 2}
-rl: {steps: 1, prompts: 2, group: 2, max_new_tokens: 8, rollout_batch: 4, micro_batch: null}
+rl:
+  steps: 1
+  prompts: 2
+  group: 2
+  max_new_tokens: 8
+  rewards: [{name: evenness}]
+  draw_every: 1
 eval: {items: 6, max_new_tokens: 8}
 """
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    """A recipe as a user would write it on top of ours, small; its run stands beside it."""
+    """A recipe as a user would write it on top of ours, small, with a reward of its own; its run stands beside it."""
     folder = tmp_path_factory.mktemp("clouds")
     path = folder / "small.yaml"
     path.write_text(RECIPE)
-    return load_recipe(path, [f"run={folder / 'run'}"])
+    (folder / "evenness.py").write_text(REWARD)
+    with isolated():
+        yield load_recipe(path, [f"run={folder / 'run'}"])
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +79,10 @@ def test_evaluation_leaves_a_picture_and_a_cloud_that_can_be_asked_about(run):
 
 
 def test_reinforcement_goes_on_from_it(recipe, run):
-    assert vt.load(reinforce(recipe))
+    further = reinforce(recipe)
+    assert vt.load(further)
+    drawn = sorted((further / "rollouts").rglob("*.png"))
+    assert len(drawn) == 4 and all(max(Image.open(file).size) > 600 for file in drawn)
 
 
 @pytest.fixture(scope="module")
