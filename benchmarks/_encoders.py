@@ -43,7 +43,6 @@ REAL: Mapping[str, Mapping[str, Any]] = {
 def every_encoder(place: Place) -> list[Row]:
     """Each registered encoder: forward and backward of first views and zooms, beside `timm` on as many."""
     large = place.device.type == "cuda"
-    what = "real size" if large else "small default"
     peer, peer_views = _ready(PEER, place)
     rows = []
     for name in encoders.names():
@@ -52,7 +51,7 @@ def every_encoder(place: Place) -> list[Row]:
         prepared = _preparing(encoder, max(3, place.size.repeats))
         tokens = sum(encoder.tokens(view.size) for view in views)
         weights = sum(parameter.numel() for parameter in encoder.parameters())
-        title = f"`{name}`, {what}, {weights / 1e6:.1f} M weights, {len(views)} views, {tokens} tokens"
+        title = f"`{name}`, {_size(name, large)}, {weights / 1e6:.1f} M weights, {len(views)} views, {tokens} tokens"
         title += f", forward and backward; to prepare one {prepared.text('.1f')} ms"
         if name == PEER:
             times = interleaved({name: mine}, place.device, place.size.repeats)[name]
@@ -91,10 +90,12 @@ def preparing_clouds(place: Place) -> list[Row]:
 
 def missing(device: str) -> list[Row]:
     """What would be measured on a device that is not here."""
-    return [
-        Row(device, f"`{name}`, real size, forward and backward, beside `{PEER}`", NOT_MEASURED)
-        for name in encoders.names()
-    ]
+    whats = [f"`{name}`, {_size(name, True)}, forward and backward, beside `{PEER}`" for name in encoders.names()]
+    return [Row(device, what, NOT_MEASURED) for what in whats]
+
+
+def _size(name: str, large: bool) -> str:
+    return "real size" if large and name in REAL else "small default"
 
 
 def cloud(count: int, solid: bool = False, seed: int = 0) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -8,6 +8,7 @@ import torch
 from vilavt_components.encoders.open_clip import OpenClipEncoder
 from vilavt_components.encoders.timm import StemConfig, TimmConfig, TimmEncoder
 from vilavt_components.encoders.timm_stages import TimmStagesConfig, TimmStagesEncoder
+from vilavt_toolkit.contracts import Modulator
 from vilavt_toolkit.errors import BadConfig
 from vilavt_toolkit.plugins import load_builtin
 from vilavt_toolkit.registry import encoders, modulators
@@ -80,6 +81,18 @@ def test_the_cell_works(family, name):
         assert len(dynamic.modulators) == dynamic.encoder.spec.depth
         assert len(grids) == len(views)
         assert features.isfinite().all()
+
+
+def test_a_modulator_of_parts_that_a_stage_lacks_is_refused_before_it_is_built():
+    class Gate(Modulator):
+        sites = frozenset({"norm1"})
+
+        def __init__(self, config, block, inquiry_width):
+            raise AssertionError(f"was built for {block.sites['norm1']} channels")
+
+    encoder = TimmStagesEncoder(TimmStagesEncoder.tiny())
+    with pytest.raises(BadConfig, match="Gate cannot work on block 0: it uses 'norm1', but the block offers block"):
+        DynamicEncoder(encoder, [(Gate, None)], "all", WordInquiryEncoder())
 
 
 @pytest.mark.parametrize(("family", "name"), cells("refused"))

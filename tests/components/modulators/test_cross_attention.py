@@ -84,9 +84,10 @@ def test_it_changes_nothing_before_training_and_everything_in_it_learns_after_a_
 def test_it_shows_which_words_every_token_attends_to():
     seen = []
     opened().modulate("attention", torch.randn(5, 32), torch.randn(5, 32), inquiry_of(torch.randn(3, 12), seen))
-    assert seen[0].shape == (5, 2)
-    torch.testing.assert_close(seen[0].sum(1), torch.ones(5))
-    assert not seen[0][2:, 1].any(), "the second group's inquiry has one word only"
+    ((_, weights),) = seen
+    assert weights.shape == (5, 2)
+    torch.testing.assert_close(weights.sum(1), torch.ones(5))
+    assert not weights[2:, 1].any(), "the second group's inquiry has one word only"
 
 
 @given(

@@ -11,11 +11,12 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from vilavt_toolkit.contracts import BlockSpec, Modulator, View
+from vilavt_toolkit.contracts import Modulator, View
 from vilavt_toolkit.registry import Entry, encoders, modulators
 from vilavt_toolkit.testing import bench
 from vilavt_toolkit.testing.encoders import Instance, instances
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
+from vilavt_toolkit.vision.modulation import refusal
 
 # Five views: two groups with an inquiry, one without, in no order.
 _GROUPS = (2, 0, 2, 1, 0)
@@ -51,15 +52,11 @@ def _cases(name: str, variants: bool = False) -> Iterator[_Case]:
     found = False
     for entry in bench.entries(encoders):
         for instance in instances(entry, variants):
-            if not any(_refusal(modulator.cls, block) for block in instance.build().spec.blocks):
+            config, blocks = modulator.cls.tiny(), instance.build().spec.blocks
+            if not any(refusal(modulator.cls, config, block) for block in blocks):
                 found = True
                 yield _Case(instance, modulator)
     assert found, f"modulator '{name}' refuses every registered encoder, so nothing about it can be checked"
-
-
-def _refusal(cls: type[Modulator], block: BlockSpec) -> str:
-    refused = block.context_refused if cls.context is not Modulator.context else ""
-    return cls.refusal(cls.tiny(), block) or refused
 
 
 def _encode(

@@ -163,16 +163,25 @@ def _rotation(encoder: Encoder, index: int, tokens: Tokens, of: Literal["region"
 
 def build_modulator(cls: type[Modulator], config: Any, block: BlockSpec, index: int, inquiry_width: int) -> Modulator:
     """Build the modulator of block `index`; raises BadConfig with the reason where it cannot work there."""
+    reason = refusal(cls, config, block)
+    if not reason:
+        modulator = cls(config, block, inquiry_width)
+        reason = _missing_site(modulator.sites, block)
+        if not reason:
+            return modulator
+    raise BadConfig(f"Modulator {cls.__name__} cannot work on block {index}: {reason}")
+
+
+def refusal(cls: type[Modulator], config: Any, block: BlockSpec) -> str:
+    """Why modulators of a class cannot work on `block`, as far as the class says it; empty where they can."""
     reason = cls.refusal(config, block)
     if not reason and (cls.context is not Modulator.context or cls.span == "group"):
         reason = block.context_refused
-    if reason:
-        raise BadConfig(f"Modulator {cls.__name__} cannot work on block {index}: {reason}")
-    modulator = cls(config, block, inquiry_width)
-    missing = sorted(modulator.sites - set(block.sites))
-    if missing:
-        raise BadConfig(
-            f"Modulator {cls.__name__} cannot work on block {index}: it uses '{missing[0]}', "
-            f"but the block offers {', '.join(block.sites) or 'no sites'}."
-        )
-    return modulator
+    # Before one is built: its layers need the widths of its sites.
+    return reason or _missing_site(cls.sites, block)
+
+
+def _missing_site(sites: frozenset[str], block: BlockSpec) -> str:
+    missing = sorted(sites - set(block.sites))
+    offered = ", ".join(block.sites) or "no sites"
+    return f"it uses '{missing[0]}', but the block offers {offered}." if missing else ""
