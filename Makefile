@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 MODULATIONS := film cross_attention lora_gated joint_attention
+ENCODERS := conv_stem vit eva open_clip qwen2_5_vl convnext swin resnet
 
 .PHONY: quickstart modulations point_clouds test lint types tests nightly clean
 
@@ -38,6 +39,19 @@ point_clouds: $(VENV)/.installed
 	$(BIN)/vilavt train point_clouds
 	$(BIN)/vilavt eval runs/point_clouds
 
+# The recipes of recipes/encoders, one line apart: about five minutes each.
+encoders: $(ENCODERS:%=encoder-%)
+	$(BIN)/vilavt compare --encoders $(ENCODERS:%=runs/encoders/%) --write runs/encoders/table.md
+
+encoder-%: $(VENV)/.installed
+	$(BIN)/vilavt train encoders/$*
+	$(BIN)/vilavt eval runs/encoders/$*
+
+# The quickstart's road on point clouds, and what may be claimed of it.
+point-clouds: $(VENV)/.installed
+	$(BIN)/vilavt train point_clouds
+	$(BIN)/vilavt eval runs/point_clouds
+
 # All families of the task, both stages: less than an hour on two cores.
 digit-scenes: $(VENV)/.installed
 	$(BIN)/vilavt train digit_scenes
@@ -61,7 +75,7 @@ tests: $(VENV)/.installed
 
 # One after another even under `make -j`: each takes all cores.
 nightly: $(VENV)/.installed
-	$(MAKE) -j1 quickstart modulations digit-scenes
+	$(MAKE) -j1 quickstart modulations digit-scenes encoders point-clouds
 	$(MAKE) -j1 point_clouds
 	$(BIN)/pytest -m nightly
 

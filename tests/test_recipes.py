@@ -64,7 +64,17 @@ def test_modulations_are_compared_on_the_quickstart_without_its_needless_zooms()
     assert film["task"] == quickstart["task"] | {"needless": 0}
 
 
-def test_every_modulation_that_is_compared_is_trained_by_the_nightly_target():
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("encoders/")])
+def test_encoders_are_compared_with_nothing_else_changed(name):
+    base, recipe = load_recipe("encoders/base").resolved, load_recipe(name).resolved
+    for changed in (base, recipe):
+        del changed["model"]["encoder"], changed["run"]
+    assert recipe == base
+
+
+@pytest.mark.parametrize(("variable", "folder"), [("MODULATIONS", "modulation"), ("ENCODERS", "encoders")])
+def test_every_recipe_that_is_compared_is_trained_by_the_nightly_target(variable, folder):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    listed = next(line for line in makefile.splitlines() if line.startswith("MODULATIONS := "))
-    assert sorted(listed.partition(":= ")[2].split()) == [name.removeprefix("modulation/") for name in MODULATIONS]
+    listed = next(line for line in makefile.splitlines() if line.startswith(f"{variable} := "))
+    own = {name.removeprefix(f"{folder}/") for name in recipe_names() if name.startswith(f"{folder}/")}
+    assert set(listed.partition(":= ")[2].split()) == own - {"base"}
