@@ -1,4 +1,4 @@
-"""What may be claimed of clouds once `make point_clouds` has trained and evaluated the recipe."""
+"""What may be claimed of clouds once `make point-clouds` has trained and evaluated the recipe."""
 
 from __future__ import annotations
 
