@@ -6,7 +6,7 @@ WORKERS ?= 2
 MODULATIONS := film cross_attention lora_gated joint_attention
 ENCODERS := conv_stem vit eva open_clip qwen2_5_vl convnext swin resnet
 
-.PHONY: quickstart modulations point_clouds test lint types tests nightly clean
+.PHONY: quickstart modulations encoders point-clouds digit-scenes test lint types tests nightly clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=" if sys.version_info < (3, 11) else 0)'
@@ -34,10 +34,6 @@ modulations: $(MODULATIONS:%=modulation-%)
 modulation-%: $(VENV)/.installed
 	$(BIN)/vilavt train modulation/$*
 	$(BIN)/vilavt eval runs/modulation/$*
-
-point_clouds: $(VENV)/.installed
-	$(BIN)/vilavt train point_clouds
-	$(BIN)/vilavt eval runs/point_clouds
 
 # The recipes of recipes/encoders, one line apart: about five minutes each.
 encoders: $(ENCODERS:%=encoder-%)
@@ -76,7 +72,6 @@ tests: $(VENV)/.installed
 # One after another even under `make -j`: each takes all cores.
 nightly: $(VENV)/.installed
 	$(MAKE) -j1 quickstart modulations digit-scenes encoders point-clouds
-	$(MAKE) -j1 point_clouds
 	$(BIN)/pytest -m nightly
 
 clean:

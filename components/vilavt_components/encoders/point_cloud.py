@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vilavt_components._weights import fill, read_safetensors
-from vilavt_components.encoders._cloud_net import PointNet
+from vilavt_components.encoders._cloud_net import Place, PointNet, in_own_ball
 from vilavt_components.encoders._cloud_sampling import boxed, farthest, neighbours, thinned
 from vilavt_components.encoders._timm_blocks import adapters
 from vilavt_components.encoders._timm_parts import Run
@@ -77,7 +77,7 @@ class PointCloudEncoder(Encoder):
         self.config = config
         width = config.width
         self.points = PointNet(3 + config.features, config.point_width, width)
-        self.place = nn.Sequential(nn.Linear(3, width), nn.GELU(), nn.Linear(width, width))
+        self.place = Place(width)
         norm: Any = partial(nn.LayerNorm, eps=1e-6)
         self.blocks = nn.ModuleList(
             Block(width, config.heads, config.mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(config.depth)
@@ -135,10 +135,12 @@ class PointCloudEncoder(Encoder):
         return size[0]
 
     def embed(self, views: Sequence[View], layout: Layout) -> Tokens:
-        """Every neighbourhood through the PointNet, and where its centre lies; R views -> x [S, D]."""
+        """Every neighbourhood, in its own size, through the PointNet, and its centre's place; R views -> x [S, D]."""
         weight = self.points.lift.weight
-        data = torch.cat([view.data for view in views]).to(weight.device, non_blocking=True).to(weight.dtype)
-        return Tokens(self.points(data[:, 1:]) + self.place(data[:, 0, :3]), layout)
+        # Coordinates stay in 32 bits until they are waves and offsets: in 16 places nearby would be one.
+        data = torch.cat([view.data for view in views]).to(weight.device, non_blocking=True)
+        near = in_own_ball(data[:, 1:]).to(weight.dtype)
+        return Tokens(self.points(near) + self.place(data[:, 0, :3]), layout)
 
     def block(self, index: int, tokens: Tokens, at: At, attend: Attend) -> Tensor:
         """Run timm's block `index` with its parts in the open; x [S, D] -> [S, D]."""

@@ -18,7 +18,6 @@ _TORUS = SHAPES.index("torus")
 Mark = Literal["bands", "stripes", "spirals", "dots", "checks"]
 Kind = Literal["mark", "nearest", "close", "shape", "taller"]
 _FAMILY = {"mark": "marks", "nearest": "marks", "close": "marks", "shape": "shapes", "taller": "shapes"}
-_NO_ZOOM: tuple[Kind, ...] = ("close", "shape", "taller")
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class Rules:
     objects: int
     marks: tuple[str, ...]
     no_zoom: float
+    close: float
     nearest: float
     several: float
 
@@ -75,8 +75,9 @@ def draw_item(rng: np.random.Generator, rules: Rules) -> Item:
     """A question about a scene, or about the only object of one."""
     draws = rng.random(3)
     if draws[0] < rules.no_zoom:
-        kind = _NO_ZOOM[int(draws[1] * len(_NO_ZOOM))]
-        return {"close": _close, "shape": _shape, "taller": _taller}[kind](rng, rules)
+        if draws[1] < rules.close:
+            return _close(rng, rules)
+        return _shape(rng, rules) if draws[2] < 0.5 else _taller(rng, rules)
     if draws[1] < rules.nearest:
         return _nearest(rng, rules)
     return _mark(rng, rules, paired=bool(draws[2] < rules.several))

@@ -41,6 +41,9 @@ class ShapeCloudsConfig:
         0.3, help="noise, clutter on the floor, and how much places and colours vary", minimum=0, maximum=1
     )
     no_zoom: float = setting(1 / 3, help="share of questions that the first view answers", minimum=0, maximum=1)
+    close: float = setting(
+        1 / 3, help="share of these that show one object only, whose mark is asked for", minimum=0, maximum=1
+    )
     nearest: float = setting(
         0.3, help="share of the other questions that name an object by what it stands next to", minimum=0, maximum=1
     )
@@ -84,7 +87,13 @@ class ShapeClouds(Task):
         self.config = config
         self._items = {"train": config.train_items, "val": config.val_items, "test": config.test_items}
         self._rules = Rules(
-            config.cells, config.objects, tuple(config.marks), config.no_zoom, config.nearest, config.several
+            config.cells,
+            config.objects,
+            tuple(config.marks),
+            config.no_zoom,
+            config.close,
+            config.nearest,
+            config.several,
         )
 
     @classmethod

@@ -57,7 +57,8 @@ def reference(encoder, data):
     second = nn.Sequential(both, nn.GELU())
     tokens = []
     for centre, points in ((part[0], part[1:]) for part in data):
-        h = first(points)
+        radius = points[:, :3].norm(dim=-1).max()
+        h = first(torch.cat([points[:, :3] / (radius if radius > 0 else 1), points[:, 3:]], dim=-1))
         h = second(torch.cat([h, h.max(0).values.expand_as(h)], dim=-1))
         tokens.append(net.out(h.max(0).values) + encoder.place(centre[:3]))
     x = torch.stack(tokens).unsqueeze(0)
