@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -63,6 +63,12 @@ class Crop:
     modality: str
     overview: bool
     """True for a first view of the source, False for a zoom: their budgets differ."""
+    share: tuple[float, ...] = ()
+    """What part of its source it is along each axis, x first; empty where its source does not say."""
+    scale: float = 0.0
+    """Units of the view it was named in per unit of its source, along x; 0 for a first view."""
+    among: int = 1
+    """How many first views are shown together with it, itself counted."""
 
 
 class Source(Component, ABC):
@@ -82,6 +88,11 @@ class Source(Component, ABC):
     @classmethod
     def example(cls) -> Any:
         """Return something in memory that `open` takes, for the contract tests; any box of it of a half can be cut."""
+        return None
+
+    @classmethod
+    def channels(cls, config: Any) -> int | None:
+        """Return how many numbers a crop has for each of its elements, coordinates included; None where it varies."""
         return None
 
     @classmethod
@@ -148,6 +159,10 @@ class Region:
     box: Box | None = None
     overview: int = 0
     """Without a box: which of the source's overviews."""
+    scale: float = 0.0
+    """Units of the view it was named in per unit of its source, along x; 0 for a first view."""
+    among: int = 1
+    """How many first views are shown together with it, itself counted."""
 
     @property
     def extent(self) -> Box:
@@ -156,7 +171,8 @@ class Region:
 
     def crop(self) -> Crop:
         """Cut the region out of its source."""
-        return self.source.crop(self.extent, overview=self.box is None)
+        crop = self.source.crop(self.extent, overview=self.box is None)
+        return replace(crop, scale=self.scale, among=self.among)
 
 
 # --- Vision --------------------------------------------------------------------------------------------------------
@@ -202,6 +218,8 @@ class EncoderSpec:
     positions: Literal["rotary", "absolute", "relative", "none"]
     full_attention: tuple[int, ...] = ()
     """Blocks that attend over a whole region; what integration `sparse` selects."""
+    channels: int | None = None
+    """What the source's `channels` must be; None where it is not asked for."""
 
     @property
     def depth(self) -> int:
@@ -245,6 +263,10 @@ class Encoder(nn.Module, Component, ABC):
     @abstractmethod
     def prepare(self, crop: Crop) -> View:
         """Make a crop ready (resize within the pixel budget); runs in workers, touches no weight."""
+
+    def extent(self, view: View) -> Grid:
+        """Units along each axis of a view, x first, as a dialogue may write boxes in: pixels; () where it has none."""
+        return ()
 
     @abstractmethod
     def tokens(self, size: Grid) -> int:
@@ -310,6 +332,9 @@ class Encoder(nn.Module, Component, ABC):
         return [
             part[len(part) - math.prod(size) :].view(*size, -1) for part, size in zip(parts, layout.sizes, strict=True)
         ]
+
+    def check_weights(self) -> None:
+        """Hold that the files of weights that the settings name are there, and read no tensor; raises InputError."""
 
     def load_weights(self) -> None:
         """Load pretrained weights where the settings name some; raises InputError."""
@@ -404,6 +429,9 @@ class InquiryEncoder(nn.Module, Component, ABC):
     def forward(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Encode the inquiries of G groups: features of all tokens [T, D], pooled [G, D] (zero where empty)."""
 
+    def check_weights(self) -> None:
+        """Hold that the files of weights that the settings name are there, and read no tensor; raises InputError."""
+
     def load_weights(self) -> None:
         """Load pretrained weights where the settings name some; raises InputError."""
 
@@ -457,6 +485,16 @@ class LanguageModel(nn.Module, Component, ABC):
     """Id of the token that ends the assistant's turn."""
     placeholder: int
     """Id that stands where a feature goes; never sampled, never a target."""
+    axes: int = 1
+    """Position axes P: 1 of a plain text model; time, row and column of one with M-RoPE."""
+
+    def positions(self, length: int, regions: Sequence[tuple[int, Grid]], first: int = 0) -> Tensor:
+        """Positions of `length` columns behind which others may follow, `first` being the first one free; [P, length].
+
+        `regions` are the (column, grid) of the features among them. What follows starts one behind the largest
+        position, so that columns added turn by turn stand where they would had they come at once.
+        """
+        return torch.arange(first, first + length, device="cpu").expand(self.axes, -1)
 
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:
@@ -466,7 +504,7 @@ class LanguageModel(nn.Module, Component, ABC):
     def forward(
         self, embeddings: Tensor, positions: Tensor, mask: Tensor, cache: Any = None, last: int | None = None
     ) -> Tensor:
-        """Logits [B, L, V] (of the `last` columns only, if given) of new columns [B, L, D] at positions [B, L].
+        """Logits [B, L, V] (of the `last` columns only, if given) of new columns [B, L, D] at positions [P, B, L].
 
         `mask` [B, L_cached + L] is True on real columns; holes are allowed anywhere. `cache` is extended in place.
         The placeholder's logit is -inf, in sampling as in training.
@@ -543,13 +581,21 @@ class Shown:
     overview: bool
     label: str = ""
     """What its source says of it, to stand beside its index."""
+    extent: Grid = ()
+    """Units along each axis of its view, x first, as the encoder says: pixels of an image."""
 
 
 class Dialogue(Component, ABC):
     """Prompts, the turn grammar, and how sources and crops are announced. `__init__(config)`."""
 
     steps: int
-    """Units per side of a region in which boxes are written."""
+    """Units per side of a region in which boxes are written; 0: the units of its view, which the encoder must have."""
+    overviews_together: bool = False
+    """Whether the first views are one inquiry group, with an empty inquiry; else each is its own."""
+
+    def units(self, extent: Grid) -> int | tuple[int, ...]:
+        """Units along each side of a region whose view has `extent`."""
+        return self.steps or extent
 
     @abstractmethod
     def opening(self, question: str, shown: Sequence[Shown], tool: bool) -> list[str | Slot]:
@@ -641,6 +687,28 @@ class GivenTurn:
 
 
 @dataclass(frozen=True)
+class Message:
+    """A message of a dialogue that is given word by word."""
+
+    role: Literal["system", "user", "assistant"]
+    content: tuple[str | int, ...]
+    """Text, and the numbers of the originals whose views stand between."""
+    learned: bool = True
+    """Of the assistant's: whether it is learned from, or only read."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A dialogue word by word, every view of it a ready original: crops have been cut, and are shown as they are."""
+
+    messages: tuple[Message, ...]
+    inquiries: tuple[str, ...] = ()
+    """What each group of originals is encoded under; empty texts for none."""
+    groups: tuple[int, ...] = ()
+    """The inquiry of every original, by its number; none given: each is encoded alone, under none."""
+
+
+@dataclass(frozen=True)
 class Sample:
     """A question about sources, with its answer and, for supervised training, a trace."""
 
@@ -656,6 +724,8 @@ class Sample:
     """What evaluation groups by: `needs_zoom`, `family`, `several` (the crop holds several readable things), and
     `group`: items that share it (an image, a sentence) are no independent evidence, and intervals keep them together.
     """
+    conversation: Conversation | None = None
+    """In place of a trace, what is learned from, word by word."""
 
 
 class Task(Component, ABC):

@@ -57,9 +57,13 @@ class VisualChatModel(nn.Module):
         """Cut a region out of its original and make it ready for the encoder; raises InputError."""
         return self.encoder.prepare(region)
 
+    def grid(self, size: Grid) -> Grid:
+        """The grid of features that a region of grid `size` has for the language model."""
+        return self.projector.grid(self.encoder.encoder.grid(size))
+
     def count(self, size: Grid) -> int:
         """Number of features that a region of grid `size` has for the language model."""
-        return math.prod(self.projector.grid(self.encoder.encoder.grid(size)))
+        return math.prod(self.grid(size))
 
     def tokenize_inquiry(self, text: str) -> list[int]:
         """The ids of an inquiry for the encoder; [] where there is no inquiry encoder or no text."""

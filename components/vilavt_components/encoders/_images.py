@@ -47,6 +47,10 @@ class ImageEncoder(Encoder):
         grid = size[1] // self.stride[0], size[0] // self.stride[1]
         return View(data.permute(2, 0, 1).contiguous(), grid)
 
+    def extent(self, view: View) -> Grid:
+        """Width and height of a view in pixels."""
+        return view.data.shape[-1], view.data.shape[-2]
+
     def tokens(self, size: Grid) -> int:
         """Patches of the grid (h, w), and the model's class and register tokens."""
         return math.prod(size) + self.prefix

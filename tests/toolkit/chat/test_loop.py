@@ -67,7 +67,7 @@ def dialogues(model) -> tuple[list[Session], list[list[int]]]:
 
 def full_logprobs(model, sessions: list[Session], left: bool, temperature: float) -> list[list[float]]:
     """Log-probabilities of the produced tokens by one forward over the whole padded batch."""
-    batch = collate([s.trajectory for s in sessions], [s.views for s in sessions], 0, left)
+    batch = collate([s.trajectory for s in sessions], [s.views for s in sessions], model.language_model, left)
     with torch.no_grad():
         flat = target_logprobs(model(batch), batch, temperature).tolist()
     rows = []

@@ -30,8 +30,9 @@ def sessions(tiny_model) -> list[Session]:
     return [example(tiny_model, seed, zooms, images) for seed, (zooms, images) in enumerate(shapes)]
 
 
-def batch_of(sessions, padding: int = 0, left: bool = False):
-    return collate([s.trajectory for s in sessions], [s.views for s in sessions], padding, left)
+def batch_of(sessions, left: bool = False):
+    language_model = sessions[0].model.language_model
+    return collate([s.trajectory for s in sessions], [s.views for s in sessions], language_model, left)
 
 
 def logits_of(model, sessions, left: bool = False) -> list[torch.Tensor]:

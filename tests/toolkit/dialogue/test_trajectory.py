@@ -16,7 +16,8 @@ box = st.tuples(floats, floats, floats, floats)
 boxes = st.fixed_dictionaries({"bbox_2d": st.lists(ints, min_size=4, max_size=4)}, optional={"frame": ints})
 calls = st.builds(ToolCall, st.lists(st.builds(RegionCall, ints, boxes)).map(tuple), st.text())
 turns = st.builds(Turn, st.text(), st.none() | calls, st.none() | st.text(), st.text())
-regions = st.builds(PlacedRegion, ints, st.none() | box, ints, ints, ints, st.tuples(ints, ints))
+grids = st.tuples(ints, ints)
+regions = st.builds(PlacedRegion, ints, st.none() | box, ints, ints, ints, grids, ints, grids, floats)
 groups = st.builds(GroupInquiry, st.text(), st.lists(ints).map(tuple))
 
 
@@ -38,7 +39,7 @@ def test_the_answer_is_the_last_turns_only():
 def test_a_regions_places_are_given_and_never_produced():
     trajectory = Trajectory()
     trajectory.add_given([1, 2])
-    trajectory.add_region(0, None, 0, (2, 2), 4, 9)
+    trajectory.add_region(PlacedRegion(0, None, 0, 0, 4, (2, 2)), 9)
     assert trajectory.ids == [1, 2, 9, 9, 9, 9] and not any(trajectory.produced)
     assert trajectory.regions[0].start == 2
     assert len(trajectory.logprobs) == len(trajectory.ids)

@@ -27,7 +27,7 @@ def run(tiny_run, tmp_path) -> Path:
 def logits(model, task) -> torch.Tensor:
     sessions = [session_of(model, task.sample("train", index)) for index in range(3)]
     with torch.no_grad():
-        return model(collate([s.trajectory for s in sessions], [s.views for s in sessions], 0))
+        return model(collate([s.trajectory for s in sessions], [s.views for s in sessions], model.language_model))
 
 
 @pytest.mark.parametrize("tied", ["true", "false"])

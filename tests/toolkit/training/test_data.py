@@ -59,10 +59,10 @@ def gradients(model, batch) -> dict[str, torch.Tensor]:
 
 def test_any_split_into_micro_batches_gives_the_gradient_of_the_whole(tiny_model, tiny_task):
     samples = [TraceDataset(tiny_model, tiny_task, 8)[index] for index in range(8)]
-    whole = gradients(tiny_model, StepCollator(8, 0)(samples))
+    whole = gradients(tiny_model, StepCollator(8, tiny_model.language_model)(samples))
     assert any(name.startswith("encoder.modulators") for name in whole)
     for size in (1, 2, 3, 4):
-        split = gradients(tiny_model, StepCollator(size, 0)(samples))
+        split = gradients(tiny_model, StepCollator(size, tiny_model.language_model)(samples))
         for name, expected in whole.items():
             scale = expected.abs().max().clamp(min=1e-3)
             found = split.get(name, torch.zeros_like(expected))

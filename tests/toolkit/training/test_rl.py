@@ -29,7 +29,8 @@ def test_what_was_recorded_while_sampling_is_what_a_training_forward_computes(rl
     assert any(len(row.trajectory.groups) > 1 for row in rows), "no rollout zoomed"
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
-        batch = collate([row.trajectory for row in part], [row.views for row in part], 0, left)
+        trajectories, views = [row.trajectory for row in part], [row.views for row in part]
+        batch = collate(trajectories, views, module.model.language_model, left)
         with torch.no_grad():
             found, _ = logprobs_and_entropy(module.model(batch), batch, 0.8)
         recorded = torch.tensor([value for row in part for value in row.sampled_logprobs])
@@ -50,7 +51,7 @@ def test_the_first_inner_step_has_ratio_1_nothing_clipped_and_the_gradient_of_re
     pending = rl.pending_of(fresh)
     weights = fresh._parts.policy_loss.weights(pending.lengths)
     whole = next(pending.chunks(None))
-    batch = pending.batch(whole, 0)
+    batch = pending.batch(whole, module.model.language_model)
     gain = per_token([row.advantage for row in pending.rows], pending.lengths)
     weighted_sum(-gain * target_logprobs(fresh.model(batch), batch), weights, pending.lengths).backward()
     for name, weight in fresh.model.named_parameters():
@@ -84,7 +85,7 @@ def test_no_gradient_enters_where_the_model_wrote_nothing(rl, rl_recipe):
     (chunk,) = pending.chunks(None)
     loss_of(module, pending).backward()
     (logits,) = seen
-    batch = pending.batch(chunk, 0)
+    batch = pending.batch(chunk, module.model.language_model)
     written = torch.zeros(batch.ids.numel(), dtype=torch.bool)
     written[batch.targets - 1] = True
     gradient = logits.grad.flatten(0, 1)
@@ -153,7 +154,7 @@ def test_after_an_update_a_rollout_is_that_of_a_fresh_model_with_the_same_weight
 def test_logprobs_in_chunks_are_those_of_one_piece_in_value_and_gradient(rl, tiny_model, rl_recipe):
     module = rl.module_of(rl_recipe, model=copy.deepcopy(tiny_model))
     pending = rl.pending_of(module)
-    batch = pending.batch(next(pending.chunks(None)), 0)
+    batch = pending.batch(next(pending.chunks(None)), module.model.language_model)
     with torch.no_grad():
         logits = module.model(batch)
     found = []
@@ -179,7 +180,7 @@ def test_a_reference_of_the_start_costs_nothing_at_first_and_then_holds_the_weig
             assert abs(updates[0]["kl"]) < 1e-6 and updates[1]["kl"] > 1e-4
             assert all(torch.equal(a, b) for a, b in zip(reference.parameters(), start.parameters(), strict=True))
         rows = rl.pending_of(rl.module_of(rl_recipe, model=copy.deepcopy(start))).rows
-        batch = collate([row.trajectory for row in rows], [row.views for row in rows], 0)
+        batch = collate([row.trajectory for row in rows], [row.views for row in rows], start.language_model)
         with torch.no_grad():
             before, after = (target_logprobs(model(batch), batch) for model in (start, module.model))
         drifted[kl] = float((before - after).abs().mean())

@@ -97,13 +97,17 @@ class Loop:
         length = max(len(new) for new in news)
         ids = torch.full((len(rows), length), self.model.language_model.placeholder)
         valid = torch.zeros(len(rows), length, dtype=torch.bool)
-        for index, new in enumerate(news):
+        positions = torch.zeros(self.model.language_model.axes, len(rows), length, dtype=torch.long)
+        for index, (row, new) in enumerate(zip(rows, news, strict=True)):
             ids[index, length - len(new) :] = torch.tensor(new)
             valid[index, length - len(new) :] = True
+            positions[:, index, length - len(new) :] = row.session.trajectory.positions(
+                self.model.language_model, row.fed
+            )
         embeddings = self._embed(rows, ids)
         for row in rows:
             row.fed = len(row.session.trajectory.ids)
-        return cache.extend(embeddings, valid.to(self.model.device))
+        return cache.extend(embeddings, valid.to(self.model.device), positions.to(self.model.device))
 
     def _embed(self, rows: Sequence[_Row], ids: Tensor) -> Tensor:
         """Embed new ids [B, L]; new regions of all rows are encoded in one packed call."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilavt_toolkit.contracts import View
+from vilavt_toolkit.contracts import LanguageModel, View
 from vilavt_toolkit.dialogue.trajectory import Trajectory
 
 
@@ -20,7 +20,7 @@ class Batch:
     ids: Tensor
     """[B, L]"""
     positions: Tensor
-    """[B, L] 0, 1, .. on each row's own tokens, however it is padded."""
+    """[P, B, L] as the language model places each row's own tokens, however it is padded."""
     mask: Tensor
     """[B, L] True on tokens, False on padding."""
     targets: Tensor
@@ -44,12 +44,16 @@ class Batch:
 
 
 def collate(
-    trajectories: Sequence[Trajectory], views: Sequence[Sequence[View]], padding_id: int, left: bool = False
+    trajectories: Sequence[Trajectory],
+    views: Sequence[Sequence[View]],
+    language_model: LanguageModel,
+    left: bool = False,
 ) -> Batch:
     """Pad trajectories and pack their regions; a group never leaves its own trajectory."""
     length = max(len(trajectory.ids) for trajectory in trajectories)
     shape = (len(trajectories), length)
-    ids, positions = torch.full(shape, padding_id), torch.zeros(shape, dtype=torch.long)
+    ids = torch.full(shape, language_model.placeholder)
+    positions = torch.zeros(language_model.axes, *shape, dtype=torch.long)
     mask, produced = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
     slots: list[Tensor] = []
     groups: list[int] = []
@@ -61,7 +65,7 @@ def collate(
         ids[row, span] = torch.tensor(trajectory.ids)
         produced[row, span] = torch.tensor(trajectory.produced)
         mask[row, span] = True
-        positions[row, span] = torch.arange(size)
+        positions[:, row, span] = trajectory.positions(language_model)
         for region in trajectory.regions:
             first = row * length + start + region.start
             slots.append(torch.arange(first, first + region.count))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from vilavt_toolkit.contracts import (
     Box,
+    Conversation,
     GivenTurn,
+    Message,
     Region,
     RegionCall,
     Sample,
@@ -18,7 +21,7 @@ from vilavt_toolkit.contracts import (
     Turn,
     View,
 )
-from vilavt_toolkit.dialogue.trajectory import GroupInquiry, Trajectory
+from vilavt_toolkit.dialogue.trajectory import GroupInquiry, PlacedRegion, Trajectory
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.vision.regions import BoxError
 
@@ -40,6 +43,16 @@ class _Placed(NamedTuple):
     source: int
     region: Region
     view: View
+
+
+class _Parent(NamedTuple):
+    """A region that boxes are written in: its source, its box, its units along each side, its view's scale."""
+
+    number: int
+    source: Source
+    within: Box
+    units: int | tuple[int, ...]
+    scale: float
 
 
 class Session:
@@ -67,30 +80,42 @@ class Session:
         except UnicodeEncodeError as error:
             raise InputError(f"the question is no valid text ({error.reason} at {error.start}).") from None
         self.tool = tool
-        placed = [
-            _Placed(number, region, self.model.prepare(region))
-            for number, source in enumerate(self.sources)
-            for region in (Region(source, overview=which) for which in range(len(source.overviews())))
-        ]
+        placed = self._overviews()
         opening = self.model.dialogue.opening(question, self._shown(placed), tool)
         pieces = [self._beginning(tool), *opening, self.model.language_model.frames.reply]
         try:
-            self._write(pieces, placed, [GroupInquiry()] * len(placed), list(range(len(placed))))
+            self._write(pieces, placed, *self._ungrouped(len(placed)))
         except ContextFull as full:
             raise InputError(f"the question does not fit: {full} Shorten it or show fewer images.") from None
 
+    def _overviews(self) -> list[_Placed]:
+        """The first views of every source, made ready."""
+        named = [(number, which) for number, of in enumerate(self.sources) for which in range(len(of.overviews()))]
+        regions = [Region(self.sources[number], overview=which, among=len(named)) for number, which in named]
+        views = [self.model.prepare(region) for region in regions]
+        return [_Placed(number, *of) for (number, _), *of in zip(named, regions, views, strict=True)]
+
+    def _ungrouped(self, count: int) -> tuple[list[GroupInquiry], list[int]]:
+        """The groups of so many first views, and which of them each is in."""
+        if self.model.dialogue.overviews_together:
+            return [GroupInquiry()] * (count > 0), [0] * count
+        return [GroupInquiry()] * count, list(range(count))
+
     def _beginning(self, tool: bool) -> str:
         """What stands before the first user turn's content, the system prompt included."""
+        return self._headed(self.model.dialogue.instructions(self.sources) if tool else "")
+
+    def _headed(self, system: str) -> str:
         frames = self.model.language_model.frames
-        system = self.model.dialogue.instructions(self.sources) if tool else ""
         if system and frames.system is not None:
             return f"{frames.system[0]}{system}{frames.system[1]}"
         return f"{frames.first}{system}\n\n" if system else frames.first
 
     def _shown(self, placed: Sequence[_Placed]) -> list[Shown]:
         """The next regions as they are announced."""
+        extent = self.model.encoder.encoder.extent
         return [
-            Shown(index, region.source, view.size, region.box is None, region.source.label(region.extent))
+            Shown(index, region.source, view.size, region.box is None, region.source.label(region.extent), extent(view))
             for index, (_, region, view) in enumerate(placed, len(self.trajectory.regions))
         ]
 
@@ -157,11 +182,14 @@ class Session:
         frames = self.model.language_model.frames
         self._write([f"{frames.following}{text}{frames.reply}"], [], [], [], reserve)
 
-    def _parent(self, index: int) -> tuple[int, Source, Box]:
-        """The number of the source that a shown region is of, the source, and the region's box."""
+    def _parent(self, index: int) -> _Parent:
+        """A shown region, as one that boxes are written in."""
         parent = self.trajectory.regions[index]
         source = self.sources[parent.source]
-        return parent.source, source, Region(source, parent.box, parent.overview).extent
+        within = Region(source, parent.box, parent.overview).extent
+        extent = self.model.encoder.encoder.extent(self.views[index])
+        scale = extent[0] / (within[len(within) // 2] - within[0]) if extent else 0.0
+        return _Parent(parent.source, source, within, self.model.dialogue.units(extent), scale)
 
     def _named(self, number: int, call: RegionCall) -> tuple[int, Region]:
         """The region that a call names, with the number of its source."""
@@ -170,9 +198,10 @@ class Session:
             known = f"0 to {shown - 1}" if shown else "none, since no image was shown"
             named = call.index if abs(call.index) < 10**9 else "with so many figures"
             raise CallError(f'"index" {named} of region {number} does not exist; there are {known}.')
-        source_number, source, within = self._parent(call.index)
+        parent = self._parent(call.index)
         try:
-            return source_number, Region(source, source.read_box(call.box, within, self.model.dialogue.steps))
+            box = parent.source.read_box(call.box, parent.within, parent.units)
+            return parent.number, Region(parent.source, box, scale=parent.scale)
         except BoxError as error:
             raise CallError(f"Region {number}: {error}") from None
 
@@ -194,7 +223,8 @@ class Session:
                 continue
             runs += [language_model.tokenizer.encode(text), piece]
             text = ""
-        counts = [self.model.count(view.size) for _, _, view in placed]
+        grids = [self.model.grid(view.size) for _, _, view in placed]
+        counts = [math.prod(grid) for grid in grids]
         needed = sum(len(run) for run in runs if isinstance(run, list)) + sum(counts)
         if needed + reserve > self.room:
             room = max(0, self.room - reserve)
@@ -206,10 +236,18 @@ class Session:
                 continue
             offset = run.region - start
             source, region, view = placed[offset]
-            place = language_model.placeholder
-            self.trajectory.add_region(
-                source, region.box, groups[offset], view.size, counts[offset], place, region.overview
+            new = PlacedRegion(
+                source,
+                region.box,
+                groups[offset],
+                len(self.trajectory.ids),
+                counts[offset],
+                view.size,
+                region.overview,
+                grids[offset],
+                region.scale,
             )
+            self.trajectory.add_region(new, language_model.placeholder)
             self.views.append(view)
 
     def follow(self, trace: Sequence[GivenTurn]) -> None:
@@ -226,18 +264,61 @@ class Session:
         if not given.boxes:
             self._give_right(Turn(given.thought, answer=given.answer))
             return
-        steps, regions = self.model.dialogue.steps, []
+        regions = []
         for index, box in given.boxes:
             if not 0 <= index < len(self.trajectory.regions):
                 raise CallError(f"region {index} does not exist; there are {len(self.trajectory.regions)}.")
-            _, source, within = self._parent(index)
+            parent = self._parent(index)
             try:
-                regions.append(RegionCall(index, source.write_box(box, within, steps)))
+                regions.append(RegionCall(index, parent.source.write_box(box, parent.within, parent.units)))
             except BoxError as error:
                 raise CallError(str(error)) from None
         call = ToolCall(tuple(regions), given.inquiry)
         self._give_right(Turn(given.thought, call=call))
         self.carry_out(call)
+
+    def replay(self, conversation: Conversation) -> None:
+        """Write a dialogue word by word, its crops as they were cut; raises InputError naming the message."""
+        texts = conversation.inquiries
+        self.trajectory.groups += [GroupInquiry(text, tuple(self.model.tokenize_inquiry(text))) for text in texts]
+        frames, system, spoken = self.model.language_model.frames, "", False
+        for number, message in enumerate(conversation.messages):
+            try:
+                if message.role == "system":
+                    system = _text(message)
+                elif message.role == "assistant":
+                    self._say(_text(message), message.learned)
+                else:
+                    beginning = frames.following if spoken else self._headed(system)
+                    self._show(beginning, message.content, conversation.groups)
+                spoken = spoken or message.role == "user"
+            except (CallError, ContextFull) as error:
+                raise InputError(f"message {number}: {error}") from None
+
+    def _show(self, beginning: str, content: Sequence[str | int], groups: Sequence[int]) -> None:
+        """Write a user's message, originals in their places."""
+        shown = [part for part in content if isinstance(part, int)]
+        if unknown := [number for number in shown if not 0 <= number < len(self.sources)]:
+            raise CallError(f"it shows image {unknown[0]}, and there are {len(self.sources)}.")
+        regions = [Region(self.sources[number], among=len(shown)) for number in shown]
+        placed = [_Placed(number, r, self.model.prepare(r)) for number, r in zip(shown, regions, strict=True)]
+        alone = [] if groups else [GroupInquiry()] * len(placed)
+        before = len(self.trajectory.groups)
+        of_region = [groups[number] for number in shown] if groups else [before + n for n in range(len(placed))]
+        slots = iter(range(len(self.trajectory.regions), len(self.trajectory.regions) + len(placed)))
+        pieces = [part if isinstance(part, str) else Slot(next(slots)) for part in content]
+        self._write([beginning, *pieces, self.model.language_model.frames.reply], placed, alone, of_region)
+
+    def _say(self, text: str, learned: bool) -> None:
+        """Write a message of the assistant's, as given rather than produced where it is not learned from."""
+        language_model = self.model.language_model
+        ids = [*language_model.tokenizer.encode(text), language_model.end_of_turn]
+        if len(ids) > self.room:
+            raise ContextFull(f"{len(ids)} tokens are needed and {self.room} remain.")
+        if language_model.placeholder in ids:
+            raise CallError("it holds the placeholder token, which is never a target.")
+        (self.trajectory.add_produced if learned else self.trajectory.add_given)(ids)
+        self._record(self.model.dialogue.parse(text))
 
     def _give_right(self, turn: Turn) -> None:
         """Give a turn that reads back as it was written, so that no tag or empty answer is taught."""
@@ -247,14 +328,24 @@ class Session:
         self.give(turn)
 
 
+def _text(message: Message) -> str:
+    """The words of a message that shows nothing; raises CallError."""
+    if any(isinstance(part, int) for part in message.content):
+        raise CallError(f"a message of role {message.role} cannot show images.")
+    return "".join(part for part in message.content if isinstance(part, str))
+
+
 def session_of(model: VisualChatModel, sample: Sample) -> Session:
     """The session of a training sample: its sources opened, its trace written; raises InputError naming the sample."""
     try:
-        if not sample.trace:
+        if not sample.trace and sample.conversation is None:
             raise InputError("it has no trace to learn from.")
         session = Session(model, [model.open_source(original) for original in sample.originals])
-        session.open(sample.question, sample.tool)
-        session.follow(sample.trace)
+        if sample.conversation is not None:
+            session.replay(sample.conversation)
+        else:
+            session.open(sample.question, sample.tool)
+            session.follow(sample.trace)
     except InputError as error:
         raise InputError(f"sample {sample.id}: {error}") from None
     return session

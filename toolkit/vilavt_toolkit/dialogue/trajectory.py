@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from vilavt_toolkit.contracts import Box, Grid, RegionCall, ToolCall, Turn
+from torch import Tensor
+
+from vilavt_toolkit.contracts import Box, Grid, LanguageModel, RegionCall, ToolCall, Turn
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,10 @@ class PlacedRegion:
     """The grid of the encoder's view."""
     overview: int = 0
     """Without a box: which of the source's overviews."""
+    grid: Grid = ()
+    """The grid of its features, as the language model sees them."""
+    scale: float = 0.0
+    """Units of the view it was named in per unit of its source; 0 for a first view."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +71,15 @@ class Trajectory:
         """Append the model's own tokens."""
         self._add(ids, True, [0.0] * len(ids) if logprobs is None else logprobs)
 
-    def add_region(
-        self, source: int, box: Box | None, group: int, size: Grid, count: int, placeholder: int, overview: int = 0
-    ) -> None:
-        """Append the places of a region's features."""
-        self.regions.append(PlacedRegion(source, box, group, len(self.ids), count, size, overview))
-        self.add_given([placeholder] * count)
+    def add_region(self, region: PlacedRegion, placeholder: int) -> None:
+        """Append the places of a region's features, wherever it says that they stand."""
+        self.regions.append(replace(region, start=len(self.ids)))
+        self.add_given([placeholder] * region.count)
+
+    def positions(self, language_model: LanguageModel, start: int = 0, first: int = 0) -> Tensor:
+        """Positions of the ids from `start` on, no region being cut there, `first` being the first free; [P, L]."""
+        regions = [(r.start - start, r.grid) for r in self.regions if r.start >= start]
+        return language_model.positions(len(self.ids) - start, regions, first)
 
     def _add(self, ids: Sequence[int], produced: bool, logprobs: Sequence[float]) -> None:
         self.ids.extend(ids)
@@ -85,7 +94,14 @@ class Trajectory:
     def from_json(cls, data: Mapping[str, Any]) -> Trajectory:
         """Read what `to_json` wrote."""
         regions = [
-            PlacedRegion(**{**r, "box": None if r["box"] is None else tuple(r["box"]), "size": tuple(r["size"])})
+            PlacedRegion(
+                **{
+                    **r,
+                    "box": None if r["box"] is None else tuple(r["box"]),
+                    "size": tuple(r["size"]),
+                    "grid": tuple(r.get("grid", ())),
+                }
+            )
             for r in data["regions"]
         ]
         groups = [GroupInquiry(g["text"], tuple(g["ids"])) for g in data["groups"]]

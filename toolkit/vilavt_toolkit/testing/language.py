@@ -58,12 +58,13 @@ def _ragged(model: LanguageModel) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def _positions(mask: Tensor) -> Tensor:
-    return (mask.cumsum(1) - 1).clamp(min=0)
+def _positions(model: LanguageModel, mask: Tensor) -> Tensor:
+    """Positions [P, B, L] of text."""
+    return (mask.cumsum(1) - 1).clamp(min=0).expand(model.axes, -1, -1)
 
 
 def _logits(model: LanguageModel, ids: Tensor, mask: Tensor) -> Tensor:
-    logits: Tensor = model(model.embed(ids), _positions(mask), mask)
+    logits: Tensor = model(model.embed(ids), _positions(model, mask), mask)
     return logits
 
 
@@ -88,14 +89,14 @@ def language_model_goes_on_from_its_cache(name: str) -> None:
     """Logits from the cache, piece by piece, equal those of one full forward, ragged and with holes."""
     model = _language_model(name)
     ids, mask = _ragged(model)
-    positions = _positions(mask)
+    positions = _positions(model, mask)
     with torch.no_grad():
         full = _logits(model, ids, mask)
         cache = model.new_cache()
         pieces = []
         for start, end in ((0, 4), (4, 5), (5, 9)):
             part = model.embed(ids[:, start:end])
-            pieces.append(model(part, positions[:, start:end], mask[:, :end], cache))
+            pieces.append(model(part, positions[:, :, start:end], mask[:, :end], cache))
         _assert_same(torch.cat(pieces, dim=1)[mask], full[mask], "cached and full")
 
 
@@ -103,13 +104,13 @@ def language_model_selects_rows_of_its_cache(name: str) -> None:
     """After rows are dropped from the cache, the kept ones go on as before."""
     model = _language_model(name)
     ids, mask = _ragged(model)
-    positions, rows = _positions(mask), torch.tensor([2, 0])
+    positions, rows = _positions(model, mask), torch.tensor([2, 0])
     with torch.no_grad():
         full = _logits(model, ids, mask)
         cache = model.new_cache()
-        model(model.embed(ids[:, :5]), positions[:, :5], mask[:, :5], cache)
+        model(model.embed(ids[:, :5]), positions[:, :, :5], mask[:, :5], cache)
         model.select_cache(cache, rows)
-        rest = model(model.embed(ids[rows, 5:]), positions[rows, 5:], mask[rows], cache)
+        rest = model(model.embed(ids[rows, 5:]), positions[:, rows, 5:], mask[rows], cache)
     real = mask[rows, 5:]
     _assert_same(rest[real], full[rows, 5:][real], "rows 2 and 0 after the others left")
 
@@ -120,7 +121,7 @@ def language_model_never_says_the_placeholder(name: str) -> None:
     ids, mask = _ragged(model)
     with torch.no_grad():
         logits = _logits(model, ids, mask)
-        last = model(model.embed(ids), _positions(mask), mask, last=2)
+        last = model(model.embed(ids), _positions(model, mask), mask, last=2)
     assert logits.shape == (3, 9, model.vocab_size), f"logits are {list(logits.shape)}"
     assert (logits[..., model.placeholder] == float("-inf")).all(), "the placeholder can be sampled"
     real = mask[:, -2:]

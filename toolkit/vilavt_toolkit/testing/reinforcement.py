@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vilavt_toolkit.contracts import Advantage, PolicyLoss, RegionCall, Reward, RewardSettings, Sample, ToolCall, Turn
-from vilavt_toolkit.dialogue.trajectory import Trajectory
+from vilavt_toolkit.dialogue.trajectory import PlacedRegion, Trajectory
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.registry import Registry, advantages, policy_losses, rewards
 from vilavt_toolkit.testing import bench
@@ -35,13 +35,13 @@ def example_samples() -> list[Sample]:
 def example_trajectory(turns: list[Turn], regions: int = 0, told: str = "") -> Trajectory:
     """A trajectory of an overview and these turns, of eight tokens each; what was wrong with the first is `told`."""
     trajectory = Trajectory()
-    trajectory.add_region(0, None, 0, (2, 2), 4, placeholder=1)
+    trajectory.add_region(PlacedRegion(0, None, 0, 0, 4, (2, 2)), placeholder=1)
     for number, turn in enumerate(turns):
         trajectory.add_produced([3] * 8, [-0.5] * 8)
         trajectory.turns.append(turn)
         trajectory.feedback.append(told if number == 0 else "")
         for _ in range(regions if turn.call is not None and not told else 0):
-            trajectory.add_region(0, (0.0, 0.0, 4.0, 4.0), 1, (2, 3), 6, placeholder=1)
+            trajectory.add_region(PlacedRegion(0, (0.0, 0.0, 4.0, 4.0), 1, 0, 6, (2, 3)), placeholder=1)
     return trajectory
 
 

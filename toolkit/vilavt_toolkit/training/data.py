@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vilavt_toolkit.contracts import Task, View
+from vilavt_toolkit.contracts import LanguageModel, Task, View
 from vilavt_toolkit.dialogue.batch import Batch, collate
 from vilavt_toolkit.dialogue.session import session_of
 from vilavt_toolkit.dialogue.trajectory import Trajectory
@@ -156,7 +156,7 @@ class StepCollator:
     """Collates the samples of one step into micro-batches."""
 
     micro_batch: int
-    padding_id: int
+    language_model: LanguageModel
 
     def __call__(self, samples: Sequence[Prepared | VilavtError]) -> StepBatch | VilavtError:
         """The batch of a step, or the first error among its samples."""
@@ -171,7 +171,7 @@ class StepCollator:
         micro = []
         for start in range(0, len(ready), self.micro_batch):
             part = ready[start : start + self.micro_batch]
-            micro.append(collate([row for row, _ in part], [views for _, views in part], self.padding_id))
+            micro.append(collate([row for row, _ in part], [views for _, views in part], self.language_model))
         return StepBatch(micro, order)
 
 
@@ -201,7 +201,7 @@ def step_loader(model: VisualChatModel, task: Task, section: TrainSection, seed:
     return StepLoader(
         dataset,
         batch_sampler=sampler,
-        collate_fn=StepCollator(section.micro_batch or section.batch_size, model.language_model.placeholder),
+        collate_fn=StepCollator(section.micro_batch or section.batch_size, model.language_model),
         num_workers=workers,
         multiprocessing_context=_fork() if workers else None,
     )

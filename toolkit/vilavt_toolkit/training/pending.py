@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilavt_toolkit.contracts import View
+from vilavt_toolkit.contracts import LanguageModel, View
 from vilavt_toolkit.dialogue.batch import Batch, collate
 from vilavt_toolkit.dialogue.trajectory import Trajectory
 from vilavt_toolkit.errors import RunError
@@ -76,10 +76,10 @@ class Pending:
             yield Chunk(slice(start, start + step), slice(token, token + count))
             token += count
 
-    def batch(self, chunk: Chunk, padding_id: int) -> Batch:
+    def batch(self, chunk: Chunk, language_model: LanguageModel) -> Batch:
         """The rows of a chunk, padded side by side."""
         rows = self.rows[chunk.rows]
-        return collate([row.trajectory for row in rows], [row.views for row in rows], padding_id)
+        return collate([row.trajectory for row in rows], [row.views for row in rows], language_model)
 
     def state(self) -> TrainingState:
         """Everything as tensors and plain data; `from_state` reads it back to the bit."""

@@ -185,7 +185,7 @@ class PolicyModule(StageModule):
     def _tokens(self, pending: Pending, chunk: Chunk, first: bool, tally: Tally) -> Tensor:
         """The loss of every produced token of a chunk; [N]."""
         temperature = self.section.temperature
-        batch = pending.batch(chunk, self.model.language_model.placeholder).to(self.device)
+        batch = pending.batch(chunk, self.model.language_model).to(self.device)
         logp, entropy = logprobs_and_entropy(self.model(batch), batch, temperature)
         if first:
             pending.old[chunk.tokens] = logp.detach()
