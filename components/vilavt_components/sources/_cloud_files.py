@@ -52,6 +52,8 @@ def split(
 ) -> tuple[Numbers, Numbers | None, Numbers | None]:
     """Coordinates, colours and normals of a table [N, columns], as `columns` says; raises InputError."""
     width = table.shape[1]
+    if width < 3:
+        raise InputError(f"{name} has {width} columns, and a point needs three, x, y and z; give another cloud.")
     given = _USUAL.get(width) if columns is None else columns
     if given is None:
         raise InputError(
@@ -72,9 +74,9 @@ def split(
     return table[:, :3], found.get("colour"), found.get("normal")
 
 
-def to_points(
-    given: Columns, features: Sequence[Feature], drop: bool, name: str, other: str = "model.source.features"
-) -> Points:
+# What is too large for 32 bits becomes infinite, and is refused with what is not finite from the start.
+@np.errstate(over="ignore", invalid="ignore")
+def to_points(given: Columns, features: Sequence[Feature], drop: bool, name: str) -> Points:
     """Points as float32 [N, 3 + F], the features in their order; raises InputError for what cannot be one.
 
     What is not finite is dropped with `drop`, and refused otherwise.
@@ -86,14 +88,13 @@ def to_points(
         if part is None:
             there = [kind for kind, values in has.items() if values is not None]
             raise InputError(
-                f"{name} has no {feature}s, only {' and '.join(['coordinates', *there])}, and {other} asks for them; "
-                f"set it to [{', '.join(kind for kind in features if kind in there)}]."
+                f"{name} has no {feature}s, only {' and '.join(['coordinates', *there])}, and model.source.features "
+                f"asks for them; give a cloud that has them, or set it to "
+                f"[{', '.join(kind for kind in features if kind in there)}] before training."
             )
         parts.append(_unit_colours(part, name) if feature == "colour" else part)
-    with np.errstate(over="ignore"):  # what is too large for 32 bits becomes infinite, and is refused
-        points = np.concatenate([np.asarray(part, dtype=np.float32) for part in parts], axis=1)
-    points = np.ascontiguousarray(points)
-    return _finite(points, given, drop, name)
+    points = np.concatenate([np.asarray(part, dtype=np.float32) for part in parts], axis=1)
+    return _finite(np.ascontiguousarray(points), given, drop, name)
 
 
 def _finite(points: Points, given: Columns, drop: bool, name: str) -> Points:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from io import BufferedReader
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from vilavt_components.sources._cloud_table import Columns, Numbers, Rows, check_count, is_number, short
+from vilavt_components.sources._cloud_table import Columns, Numbers, Rows, check_count, is_number, short, whole
 from vilavt_toolkit.errors import InputError
 
 _TYPES = {
@@ -80,6 +79,8 @@ def read_ply(path: Path, most: int) -> Columns:
         for element in before:
             reader.skip(element)
         start, table = reader.read(vertex)
+        if vertex is header.elements[-1]:
+            reader.end_behind(vertex)
 
         def byte(index: int) -> str:
             return f"byte {start + index * table.itemsize}" if not vertex.has_lists else f"vertex {index}"
@@ -166,6 +167,15 @@ class _Binary:
         table = self._rows(element, keep=True)
         assert table is not None
         return start, table
+
+    def end_behind(self, element: Element) -> None:
+        """Refuse a file that goes on behind its last element; blanks are nothing. Raises InputError."""
+        place = self.file.tell()
+        if self.file.read(_LONGEST_LINE).strip():
+            raise InputError(
+                f"{self.path}: its header promises {element.rows:,} rows of {element.name!r} and the data go on behind "
+                f"them, at byte {place:,} of {self.end:,}; get the file again."
+            )
 
     def _rows(self, element: Element, keep: bool) -> Numbers | None:
         if not element.has_lists:
@@ -259,7 +269,7 @@ def _from_text(
 ) -> Columns:
     """The vertices of an ascii PLY: a row a line."""
     skip = header.lines + sum(element.rows for element in before)
-    rows = Rows(path, skip, vertex.rows, comments=None)
+    rows = Rows(path, skip, vertex.rows, comments=None, last=vertex is header.elements[-1])
     names = [part.name for part in vertex.properties]
     if vertex.has_lists:
         table, names = _ragged(path, rows, vertex), [part.name for part in vertex.properties if not part.count]
@@ -275,13 +285,12 @@ def _from_text(
     for kind, found in chosen.items():
         part = table[:, [names.index(name) for name in found]] if len(table) else np.empty((0, 3))
         # Of such a colour the type says what its numbers are out of.
-        parts[kind] = (
-            _whole(path, rows, part, types[found[0]]) if kind == "colour" and types[found[0]] in ("u1", "u2") else part
-        )
+        typed = kind == "colour" and types[found[0]] in ("u1", "u2")
+        parts[kind] = _of_type(path, rows, part, types[found[0]]) if typed else part
     return Columns(parts["xyz"], parts.get("colour"), parts.get("normal"), rows.line_of)
 
 
-def _whole(path: Path, rows: Rows, part: Numbers, kind: str) -> Numbers:
+def _of_type(path: Path, rows: Rows, part: Numbers, kind: str) -> Numbers:
     """Numbers of a text in the type of whole numbers that the header says; [rows, 3]."""
     limits = np.iinfo(kind)
     wrong = ~((part >= limits.min) & (part <= limits.max)).all(axis=1)
@@ -296,12 +305,12 @@ def _whole(path: Path, rows: Rows, part: Numbers, kind: str) -> Numbers:
 def _ragged(path: Path, rows: Rows, vertex: Element) -> Numbers:
     """The single numbers of every row, [rows, numbers], where some properties are lists."""
     found = []
-    for number, text in islice(rows.numbered(), vertex.rows):
+    for number, text in rows.lines(vertex.rows):
         words, values = text.split(), list[float]()
         good = all(is_number(word) for word in words)
         for part in vertex.properties:
             if good and part.count and words and words[0].isdecimal():
-                words = words[1 + int(words[0]) :]
+                words = words[1 + whole(path, number, words[0]) :]
             elif good and not part.count and words:
                 values.append(float(words.pop(0)))
             else:

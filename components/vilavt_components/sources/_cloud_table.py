@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,10 @@ Numbers = NDArray[Any]
 
 _SHOWN = 30
 """Letters of a file that an error shows at most."""
+_DIGITS = 18
+"""Most digits of a count; Python itself refuses to read thousands of them."""
+_MARK = "\xef\xbb\xbf"
+"""A byte order mark, with which some spreadsheets begin a text, read as Latin-1."""
 
 
 @dataclass(frozen=True)
@@ -46,24 +50,17 @@ class Rows:
     comments: str | None = "#"
     delimiter: str | None = None
     """What stands between two numbers; None: blanks."""
+    last: bool = False
+    """Whether the file ends with the table, so that no line may follow its `count` rows."""
 
     def read(self, most: int) -> Numbers:
         """Read the table, [rows, columns]; raises InputError naming the line, also for more than `most` rows."""
-        wanted = most + 1 if self.count is None else self.count
-        if wanted == 0:
-            return np.empty((0, 0))
+        lines = (text for _, text in self.lines(most))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # about no rows at all, which is said below
-                table: Numbers = np.loadtxt(
-                    self.path,
-                    comments=self.comments,
-                    delimiter=self.delimiter,
-                    skiprows=self.skip,
-                    max_rows=wanted,
-                    ndmin=2,
-                    encoding="latin-1",
-                )
+                # Told how many rows to read, it would allocate them all before it has seen one.
+                table: Numbers = np.loadtxt(lines, comments=None, delimiter=self.delimiter, ndmin=2)
         except ValueError as error:
             raise self._complaint(most) from error
         if self.count is None:
@@ -72,6 +69,17 @@ class Rows:
             raise short(self.path, self.count, f"has {len(table):,} lines of them")
         return table
 
+    def lines(self, most: int) -> Iterator[tuple[int, str]]:
+        """Its rows as lines with their numbers, one more than `most` at most; raises InputError for one too many."""
+        numbered = self.numbered()
+        yield from islice(numbered, most + 1 if self.count is None else self.count)
+        after = next(numbered, None) if self.last else None
+        if after is not None:
+            raise InputError(
+                f"{self.path}, line {after[0]}: the header promises {self.count:,} vertices and more follow; "
+                "get the file again."
+            )
+
     def line_of(self, index: int) -> str:
         """The line of a row, in words."""
         number = next(islice((number for number, _ in self.numbered()), index, None), None)
@@ -79,7 +87,7 @@ class Rows:
 
     def numbered(self) -> Iterator[tuple[int, str]]:
         """Lines of the table with their numbers, from 1; without comments and empty ones."""
-        with self.path.open(encoding="latin-1") as file:
+        with open_text(self.path) as file:
             for number, line in islice(enumerate(file, 1), self.skip, None):
                 text = (line.partition(self.comments)[0] if self.comments else line).strip()
                 if text:
@@ -88,7 +96,9 @@ class Rows:
     def _complaint(self, most: int) -> InputError:
         """What is wrong with the first line that is."""
         width = 0
-        for number, text in islice(self.numbered(), most + 1 if self.count is None else self.count):
+        for number, text in self.lines(most):
+            if not all(letter.isprintable() or letter.isspace() for letter in text):
+                return InputError(f"{self.path}, line {number}: it is not text, as it should be; get the file again.")
             parts = text.split(self.delimiter)
             for part in parts:
                 if not is_number(part):
@@ -108,7 +118,24 @@ def is_number(text: str) -> bool:
         float(text)
     except ValueError:
         return False
-    return True
+    return "_" not in text  # which are Python's, not a table's
+
+
+def whole(path: Path, number: int, text: str) -> int:
+    """The whole number that digits on a line stand for; raises InputError for more of them than a count has."""
+    if len(text) > _DIGITS:
+        raise InputError(
+            f"{path}, line {number}: a number of {len(text):,} digits cannot be meant here; get the file again."
+        )
+    return int(text)
+
+
+def open_text(path: Path) -> TextIO:
+    """Open a text of any encoding that has ASCII's digits, behind its byte order mark if it has one."""
+    file = path.open(encoding="latin-1")
+    if file.read(len(_MARK)) != _MARK:
+        file.seek(0)
+    return file
 
 
 def short(path: Path, promised: int, found: str) -> InputError:

@@ -6,7 +6,16 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vilavt_components.sources._cloud_table import Columns, Numbers, Rows, check_count, is_number, short
+from vilavt_components.sources._cloud_table import (
+    Columns,
+    Numbers,
+    Rows,
+    check_count,
+    is_number,
+    open_text,
+    short,
+    whole,
+)
 from vilavt_toolkit.errors import InputError
 
 _OFF = re.compile(r"(?P<texture>ST)?(?P<colour>C)?(?P<normal>N)?(?P<other>4?n?)OFF(?P<rest>.*)")
@@ -25,7 +34,7 @@ def read_xyz(path: Path, most: int) -> tuple[Numbers, Rows]:
         parts = re.split(r"[\s,;]+", line.strip(" \t,;"))
         numbers = [is_number(part) for part in parts]
         if counted is None and skip == 0 and len(parts) == 1 and parts[0].isdecimal():
-            skip, counted = number, int(parts[0])
+            skip, counted = number, whole(path, number, parts[0])
         elif skip == 0 and not any(numbers):
             skip = number
         else:
@@ -59,9 +68,10 @@ def read_off(path: Path, most: int) -> Columns:
         counts = second.split()
     if not counts or not counts[0].isdecimal():
         raise InputError(f"{path}, line {number}: the number of vertices should stand here; get the file again.")
-    count = int(counts[0])
+    count = whole(path, number, counts[0])
     check_count(path, count, most)
-    rows = Rows(path, number, count)
+    # Without faces nothing follows the vertices.
+    rows = Rows(path, number, count, last=counts[1:2] == ["0"])
     return _vertices(path, rows, rows.read(most), match["normal"] is not None, match["colour"] is not None)
 
 
@@ -85,7 +95,7 @@ def _vertices(path: Path, rows: Rows, table: Numbers, normal: bool, colour: bool
 
 def _content(path: Path) -> Iterator[tuple[int, str]]:
     """The first lines of a text with their numbers, without comments and empty ones; raises InputError for no text."""
-    with path.open(encoding="latin-1") as file:
+    with open_text(path) as file:
         for number in range(1, _HEADER_LINES + 1):
             line = file.readline(10_000)
             if "\0" in line:

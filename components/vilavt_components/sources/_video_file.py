@@ -25,9 +25,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _NO_VIDEOS = {"tty": "text", "hls": "a playlist", "concat": "a playlist", "dash": "a playlist", "sdp": "a playlist"}
+_TIMED = ("matroska,webm", "flv")
+"""Formats whose header says how long they last."""
 _USUAL_RATE = 25
 _ENOUGH = 0.9
 """Share of the promised duration from which a file counts as whole: sound may last longer than the pictures."""
+_TS_SYNC, _TS_PACKETS = 0x47, ((0, 188), (4, 192), (0, 204))
+"""The byte that the packets of an MPEG transport stream have in common, its place and their length."""
 
 
 class _Packet(NamedTuple):
@@ -38,6 +42,8 @@ class _Packet(NamedTuple):
     key: bool
     """Whether decoding can begin here."""
     corrupt: bool
+    hidden: bool
+    """Whether it is only decoded for the sake of others, as in front of where a film was trimmed."""
 
 
 class FileFrames(Frames):
@@ -52,14 +58,13 @@ class FileFrames(Frames):
         with _opened(path) as (container, stream):
             context = stream.codec_context
             check_size(context.width, context.height, self.name, max_pixels)
-            packets, why = _packets(container, stream)
-            if not packets:
-                raise InputError(
-                    f"{path} has no frame that can be read ({why or 'none is in it'}); get the video again."
-                )
+            packets, why = _packets(container, stream, path)
+            shown = [packet for packet in packets if not packet.hidden]
             unit, rate = float(stream.time_base or 1), float(stream.guessed_rate or stream.average_rate or _USUAL_RATE)
-            self._order(packets, unit, rate)
-            why = why or _missing(container, stream, self.times)
+            self._order(shown, unit, rate)
+            why = why or _missing(container, stream, len(packets), self.times)
+            if not shown:
+                raise _without_frames(path, why)
         if why:
             log.warning(
                 "%s ends early: %d frames, %.1f s, can be read (%s), and only they are used.",
@@ -80,7 +85,7 @@ class FileFrames(Frames):
     def read(self, wanted: Sequence[int]) -> Iterator[Pixels]:
         """Decode frames from the last key frame before each; what lies between two of them only once."""
         with _opened(self._path) as (container, stream):
-            cursor = _Cursor(container, stream, self._stamps, self._keys)
+            cursor = _Cursor(container, stream, self.name, self._stamps, self._keys)
             for index in wanted:
                 frame = cursor.frame(index)
                 if frame is None or frame.is_corrupt:
@@ -93,9 +98,9 @@ class _Cursor:
     """Goes forward through the frames of an open file."""
 
     def __init__(
-        self, container: InputContainer, stream: VideoStream, stamps: list[int] | None, keys: list[int]
+        self, container: InputContainer, stream: VideoStream, name: str, stamps: list[int] | None, keys: list[int]
     ) -> None:
-        self._container, self._stream = container, stream
+        self._container, self._stream, self._name = container, stream, name
         self._stamps, self._keys = stamps, keys
         self._frames = self._decoded()
         self._passed = -1
@@ -127,12 +132,12 @@ class _Cursor:
 
     def _jump(self, key: int, target: int) -> None:
         """Go on from a key frame; where the file's index leads elsewhere, from its start."""
-        av = _av(self._container.name)
+        av = _av(self._name)
         try:
             self._begin(key)
             self._ahead = next(self._frames, None)
         except av.FFmpegError as error:
-            log.debug("%s: no seeking to %d (%s)", self._container.name, key, error)
+            log.debug("%s: no seeking to %d (%s)", self._name, key, error)
             self._ahead = None
         if self._ahead is None or _stamp(self._ahead) > target:
             assert self._stamps is not None  # or there were no key frames to go to
@@ -144,7 +149,7 @@ class _Cursor:
 
     def _decoded(self) -> Iterator[VideoFrame]:
         """All frames from here; what cannot be decoded is noted and left out."""
-        av = _av(self._container.name)
+        av = _av(self._name)
         packets = self._container.demux(self._stream)
         while True:
             try:
@@ -160,31 +165,53 @@ class _Cursor:
                 self.error = _said(error)
 
 
-def _packets(container: InputContainer, stream: VideoStream) -> tuple[list[_Packet], str]:
-    """All packets that are shown, and why there are no more where they end early."""
-    av, why = _av(container.name), ""
+def _packets(container: InputContainer, stream: VideoStream, path: Path) -> tuple[list[_Packet], str]:
+    """All packets that can be decoded, and why there are no more where they end early."""
+    av, why = _av(str(path)), ""
     found: list[_Packet] = []
     try:
         for packet in container.demux(stream):
-            if packet.size and not packet.is_discard:
-                found.append(_Packet(packet.pts, packet.is_keyframe, packet.is_corrupt))
+            # The last one that comes is empty and has no time.
+            if packet.size or packet.dts is not None:
+                hidden = packet.is_discard or not packet.size
+                found.append(_Packet(packet.pts, packet.is_keyframe, packet.is_corrupt, hidden))
     except av.FFmpegError as error:
         why = _said(error)
-    while found and found[-1].corrupt:
+    if found and container.format.name == "mpegts" and _ends_inside(path):
+        found[-1] = found[-1]._replace(corrupt=True)
+    # What a reader had begun when it met the end may come behind what is marked.
+    while any(packet.corrupt for packet in found[-2:]):
         found.pop()
         why = "the next is cut off"
     return found, why
 
 
-def _missing(container: InputContainer, stream: VideoStream, times: Sequence[float]) -> str:
-    """What the header promises where that is clearly more than there is; empty elsewhere."""
+def _ends_inside(path: Path) -> bool:
+    """Whether an MPEG transport stream, which does not say how long it is, ends inside one of its packets."""
+    with path.open("rb") as file:
+        head = file.read(2 * max(length for _, length in _TS_PACKETS))
+    lengths = [
+        length for at, length in _TS_PACKETS if len(head) > at + length and head[at] == head[at + length] == _TS_SYNC
+    ]
+    return bool(lengths) and path.stat().st_size % lengths[0] != 0
+
+
+def _missing(container: InputContainer, stream: VideoStream, count: int, times: Sequence[float]) -> str:
+    """What the header promises where that is clearly more than the `count` packets there are; empty elsewhere."""
     # Other formats count slots of time there, not frames, or estimate how long they last.
-    if "mp4" in container.format.name and stream.frames > len(times):
-        return f"of {stream.frames} that were promised"
+    if "mp4" in container.format.name and len(stream.index_entries) > count:
+        return f"of {len(stream.index_entries)} that were promised"
     promised = (container.duration or 0) / 1e6
-    if "matroska" in container.format.name and end_of(times) < _ENOUGH * promised:
+    if container.format.name in _TIMED and (end_of(times) if times else 0) < _ENOUGH * promised:
         return f"of {promised:.1f} s that were promised"
     return ""
+
+
+def _without_frames(path: Path, why: str) -> InputError:
+    """What is said of a file without a frame, `why` where there should be some."""
+    if why:
+        return InputError(f"{path} ends before its first frame ({why}); get the video again.")
+    return InputError(f"{path} holds no frames; give a video that has some.")
 
 
 def _upright(frame: VideoFrame, stream: VideoStream) -> Pixels:
@@ -203,8 +230,10 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a file and its first video stream; raises InputError."""
     av = _av(str(path))
     try:
-        # Nothing that a file names is fetched from elsewhere.
-        container = av.open(str(path), metadata_errors="replace", options={"protocol_whitelist": "file"})
+        # Nothing that a file names is fetched from elsewhere, and no colon in its own name means a protocol.
+        container = av.open(f"file:{path}", metadata_errors="replace", options={"protocol_whitelist": "file"})
+    except av.EOFError as error:
+        raise InputError(f"{path} holds no frames, or is cut off before the first; get the video again.") from error
     except (av.FFmpegError, OSError, ValueError) as error:
         raise InputError(
             f"{path} is no video in a known format, or cut off ({_said(error)}); convert it or get it again."
@@ -212,6 +241,8 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     with container:
         if container.format.name in _NO_VIDEOS:
             raise InputError(f"{path} is {_NO_VIDEOS[container.format.name]} and no video; give a video file.")
+        if not len(container.streams):
+            raise _without_frames(path, "")
         if not container.streams.video:
             raise InputError(f"{path} has no video in it ({container.format.long_name}); give a file with pictures.")
         if container.streams.video[0].codec_context is None:

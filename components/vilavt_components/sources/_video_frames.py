@@ -103,10 +103,13 @@ class AnimationFrames(Frames):
         with Image.open(path, formats=_formats()) as image:
             check_size(*image.size, self.name, max_pixels)
             try:
-                for index in range(getattr(image, "n_frames", 1)):
+                for index in range(_count(image)):
                     image.seek(index)
+                    check_size(*image.size, f"frame {index} of {self.name}", max_pixels)  # in a TIFF each has its own
                     image.load()
                     durations.append((image.info.get("duration") or _GIF_DEFAULT) / 1000)
+            except (InputError, Image.DecompressionBombError):
+                raise
             except Exception as error:  # malformed data makes Pillow's decoders raise almost anything
                 ended = str(error) or type(error).__name__
         if not durations:
@@ -128,6 +131,12 @@ class AnimationFrames(Frames):
                     raise InputError(
                         f"{self.named(index)} cannot be decoded ({error}); get the video again."
                     ) from error
+
+
+def _count(image: Image.Image) -> int:
+    """How many frames an opened image has."""
+    # The others of a photo are previews of it, or taken by another lens.
+    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
 
 def is_picture(path: Path) -> bool:

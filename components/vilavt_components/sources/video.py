@@ -6,7 +6,7 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,6 +28,8 @@ _FRAMES = 8
 """Frames shown where neither their number nor their rate is set."""
 _RECENT = 4
 """Decoded frames that are kept for the next region."""
+_LONGEST = 65_535
+"""Most units of a second, or of a part of it, that a frame of an animated PNG can last."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ class VideoConfig:
     max_pixels: int = setting(100_000_000, help="most pixels a frame may have when decoded", minimum=1)
 
     def __post_init__(self) -> None:
+        # What is read from a recipe has been checked before; what is built in code has not.
+        for part in fields(self):
+            value, least = getattr(self, part.name), part.metadata["minimum"]
+            if value is not None and not value >= least:
+                raise ValueError(f"{part.name} {value} is below the least, {least}; raise it.")
         if self.fps == 0:
             raise ValueError("fps 0 would show nothing; give a rate above 0, or null.")
 
@@ -195,9 +202,11 @@ class VideoSource(Source):
     def save(self, path: Path) -> None:
         """Write the first views into an animated PNG, each shown until the next begins."""
         ends = [*(self.times[frame] for frame in self.shown[1:]), end_of(self.times)]
-        lasting = [max(1, round(1000 * (end - self.times[frame]))) for frame, end in zip(self.shown, ends, strict=True)]
+        lasting = [_milliseconds(end - self.times[frame]) for frame, end in zip(self.shown, ends, strict=True)]
         first, *others = [Image.fromarray(self._view(frame)) for frame in self.shown]
-        first.save(path, format="PNG", save_all=True, append_images=others, duration=lasting)
+        # Frames alike would become one, were they not laid over each other by turns; without transparency it looks so.
+        turns = [number % 2 for number in range(len(self.shown))]
+        first.save(path, format="PNG", save_all=True, append_images=others, duration=lasting, blend=turns)
 
     # --- Frames -----------------------------------------------------------------------------------------
 
@@ -241,6 +250,12 @@ class VideoSource(Source):
                 f"{self._reader.named(index)} is {width} x {height} pixels, but {self._reader.named(0)} is "
                 f"{self.width} x {self.height}; the frames of a video must be of one size."
             )
+
+
+def _milliseconds(seconds: float) -> int:
+    """The time that a frame of an animated PNG lasts, as exactly as it can be written: it has 16 bits and a unit."""
+    unit = next((unit for unit in (1, 10, 100) if 1000 * seconds <= unit * _LONGEST), 1000)
+    return max(1, unit * min(_LONGEST, round(1000 * seconds / unit)))
 
 
 def _frames(path: Path, config: VideoConfig) -> Frames:

@@ -199,6 +199,7 @@ def text(path: Path, content: str | bytes) -> Path:
 
 HEADER = "ply\nformat {} 1.0\nelement vertex {}\nproperty float x\nproperty float y\nproperty float z\nend_header\n"
 POINT = struct.pack("<3f", 1, 2, 3)
+LISTS = HEADER.replace("end_header", "property list int uchar tags\nend_header")
 BAD = {
     "a.ply": [
         (HEADER.format("ascii", 5) + "0 0 0\n1 1 1\n", r"promises 5 vertices and the file has 2 lines"),
@@ -223,6 +224,11 @@ BAD = {
         (HEADER.format("ascii", 2).replace("end_header\n", ""), "has no end"),
         ("plx\n", "does not begin with 'ply'"),
         ("", "is empty"),
+        (HEADER.format("ascii", 2) + "0 0 0\n1 1 1\n\n2 2 2\n", r"line 11: .* promises 2 vertices and more follow"),
+        (LISTS.format("ascii", 2) + "0 0 0 0\n1 1 1 0\n2 2 2 0\n", r"line 11: .* promises 2 vertices and more follow"),
+        (LISTS.format("ascii", 1) + f"0 0 0 {'9' * 5000}\n", "line 9: a number of 5,000 digits cannot be meant"),
+        (HEADER.format("binary_little_endian", 1).encode() + 2 * POINT, "promises 1 rows of 'vertex' .* at byte 127"),
+        (HEADER.format("ascii", 9).encode() + 9 * POINT, "line 8: it is not text, as it should be; get the file again"),
     ],
     "a.off": [
         ("OFF\n4 0 0\n0 0 0\n1 1 1\n", "promises 4 vertices and the file has 2 lines"),
@@ -231,6 +237,8 @@ BAD = {
         ("OFF BINARY\n", "kind of OFF that is not read"),
         ("4OFF\n1 0 0\n", "kind of OFF that is not read"),
         ("0 0 0\n", "does not begin with OFF"),
+        ("OFF\n2 0 0\n0 0 0\n1 1 1\n2 2 2\n", "line 5: the header promises 2 vertices and more follow"),
+        (f"OFF\n{'9' * 5000} 0 0\n", "line 2: a number of 5,000 digits cannot be meant here"),
         ("OFF\n99999999999 0 0\n", "too many points"),
         (b"OFF\n\x00\x00", "is not text"),
     ],
@@ -239,7 +247,9 @@ BAD = {
         ("0 0 0\n1 1 1 1\n", "line 2: it has 4 numbers and those before it 3"),
         ("0 0 0\n1 1 inf\n", "line 2: a point is not finite .* set model.source.invalid to drop"),
         ("0 0 0\n1 1 1e60\n", "line 2: a point is not finite"),
-        ("0 0\n1 1\n", "has 2 columns and does not say what they are"),
+        ("0 0\n1 1\n", "has 2 columns, and a point needs three, x, y and z; give another cloud"),
+        ("0 0 0\n1 1 1_0\n", "line 2: '1_0' is no number"),
+        (f"{'9' * 5000}\n0 0 0\n1 1 1\n", "line 1: a number of 5,000 digits cannot be meant here"),
         ("0 0 0 7\n1 1 1 7\n", "has 4 columns .* model.source.columns"),
         ("# nothing\n", "has no points"),
         ("1 2 3\n", "has one point"),
@@ -265,6 +275,34 @@ def test_a_bad_file_is_refused_in_a_sentence_that_says_where(
     assert re.search(words, message), message
 
 
+@pytest.mark.parametrize("lists", [(), (2,), (0, 1)])
+@pytest.mark.parametrize("kind", ["ascii", "binary_little_endian"])
+def test_blank_lines_and_elements_behind_the_vertices_are_nothing_wrong(
+    tmp_path: Path, kind: str, lists: tuple[int, ...]
+) -> None:
+    xyz = np.arange(12, dtype=np.float32).reshape(4, 3)
+    whole = ply(tmp_path / "a.ply", xyz, kind, lists=lists).read_bytes()
+    assert np.array_equal(read(text(tmp_path / "a.ply", whole + b"\n\n")), xyz)
+    alone = whole.replace(b"element face 1\nproperty list uchar int vertex_indices\n", b"")
+    alone = alone[: -len(b"3 0 1 1\n")] if kind == "ascii" else alone[:-13]
+    assert np.array_equal(read(text(tmp_path / "b.ply", alone + b"\n \r\n")), xyz)
+
+
+def test_a_text_table_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    for start in ("", "x,y,z\n", "2\n", "# points\n"):
+        text(tmp_path / "a.csv", "\ufeff" + start + "0,0,0\n1,2,3\n")
+        assert read(tmp_path / "a.csv").tolist() == [[0, 0, 0], [1, 2, 3]]
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_that_are_not_finite_are_refused_without_a_word_of_numpys(tmp_path: Path) -> None:
+    assert "not finite" in refusal(text(tmp_path / "a.xyz", "0 0 inf\n1 1 -inf\n"))
+    refusal(text(tmp_path / "b.txt", "0 0 0 inf 0 0\n1 1 1 -inf 0 0\n"), COLOURED)
+    numbers = np.random.default_rng(0).integers(0, 2**63, (500, 3), dtype=np.uint64)  # as of the wrong byte order
+    header = HEADER.replace("float", "double").format("binary_big_endian", len(numbers)).encode()
+    assert "not finite" in refusal(text(tmp_path / "a.ply", header + numbers.tobytes()))
+
+
 def test_files_that_are_none_are_named(tmp_path: Path) -> None:
     (tmp_path / "folder.ply").mkdir()
     assert "is a folder" in refusal(tmp_path / "folder.ply")
@@ -283,6 +321,8 @@ def test_nothing_is_unpickled_and_no_header_is_believed(tmp_path: Path) -> None:
     refusal(tmp_path / "b.npy")
     for lying in BAD["a.ply"][7:9]:
         refusal(text(tmp_path / "a.ply", lying[0]))
+    refusal(text(tmp_path / "a.off", "OFF\n19000000 0 0\n0 0 0\n1 1 1\n"))
+    refusal(text(tmp_path / "a.xyz", 2 * ("0 " * 2000 + "\n")))
     assert tracemalloc.get_traced_memory()[1] < 2e6
     tracemalloc.stop()
     np.save(tmp_path / "c.npy", np.zeros((2, 3), dtype=complex))
@@ -299,7 +339,8 @@ def test_points_that_are_not_finite_are_dropped_where_that_is_asked_for(tmp_path
 def test_features_that_a_file_lacks_are_named_with_what_it_has(tmp_path: Path) -> None:
     np.savetxt(tmp_path / "a.xyz", np.eye(3))
     message = refusal(tmp_path / "a.xyz", COLOURED)
-    assert "has no colours, only coordinates, and model.source.features asks for them; set it to []" in message
+    assert "has no colours, only coordinates, and model.source.features asks for them; give a cloud" in message
+    assert "set it to [] before training" in message, "a trained model asks for what it was trained with"
     ply(tmp_path / "a.ply", np.eye(3, dtype=np.float32), "ascii", np.zeros((3, 3), np.uint8))
     message = refusal(tmp_path / "a.ply", ALL)
     assert "has no normals, only coordinates and colour" in message and "set it to [colour]" in message

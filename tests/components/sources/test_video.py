@@ -155,6 +155,49 @@ def test_a_video_that_is_to_be_turned_is_turned(tmp_path):
     assert data[:, :6, 0].mean() > 150 and data[:, 12:, 0].mean() < 60
 
 
+def without_its_first(path: Path, frames: int) -> Path:
+    """Cut a film as an editor does without coding it anew: what is before the cut stays in the file, unseen."""
+    with av.open(str(path)) as film, av.open(str(path.with_name("trimmed.mp4")), "w") as container:
+        stream = container.add_stream_from_template(film.streams.video[0])
+        for packet in film.demux(video=0):
+            if packet.size:
+                earlier = round(0.04 * frames / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts - earlier, packet.dts - earlier, stream
+                container.mux(packet)
+    return path.with_name("trimmed.mp4")
+
+
+def without_its_last(path: Path, frames: int) -> Path:
+    """Cut a film's end off by its list of edits alone."""
+    data = bytearray(path.read_bytes())
+    place = data.index(b"elst") + 12
+    data[place : place + 4] = (40 * (COUNT - frames)).to_bytes(4, "big")
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(("cut", "first"), [(without_its_first, 8), (without_its_last, 0)])
+def test_a_trimmed_film_has_the_frames_that_are_left_and_is_whole(tmp_path, caplog, cut, first):
+    with caplog.at_level(logging.WARNING):
+        source = opened(cut(encoded(tmp_path / "a.mp4"), 8))
+    assert len(source.times) == pytest.approx(COUNT - 8, abs=1) and not caplog.text
+    assert [index_of(right_half(source, frame)) for frame in (12, 0)] == [first + 12, first]
+
+
+def test_previews_within_a_photo_are_no_frames(tmp_path):
+    photo, preview = Image.fromarray(grey(3)), Image.fromarray(grey(7)[:12, :16])
+    photo.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[preview])
+    source = opened(tmp_path / "a.jpg")
+    assert len(source.times) == 1 and index_of(right_half(source, 0)) == 3
+
+
+def test_a_colon_in_a_path_is_a_colon(tmp_path, film, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("12:30.mp4", "http:film.mp4", "file:film.mp4"):
+        Path(name).write_bytes(film.read_bytes())
+        assert index_of(right_half(opened(name), 20)) == 20
+
+
 # --- Which frames are shown ---------------------------------------------------------------------------
 
 
@@ -344,13 +387,36 @@ def without_frames(folder: Path) -> Path:
     return path
 
 
-def of_no_frames(folder: Path) -> Path:
-    path = folder / "none.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=25)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        container.start_encoding()
+def of_no_frames(kind: str):
+    def make(folder: Path) -> Path:
+        path = folder / f"none.{kind}"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg4", rate=25)
+            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+            container.start_encoding()
+        return path
+
+    return make
+
+
+def of_tables_only(folder: Path) -> Path:
+    path = encoded(folder / "none.ts")
+    path.write_bytes(path.read_bytes()[: 3 * 188])
     return path
+
+
+def cut_before_its_first_frame(folder: Path) -> Path:
+    path = encoded(folder / "cut.mkv")
+    with av.open(str(path)) as container:
+        first = next(container.demux(video=0)).pos
+    path.write_bytes(path.read_bytes()[:first])
+    return path
+
+
+def with_a_large_page(folder: Path) -> Path:
+    small, large = Image.fromarray(grey(0)), Image.fromarray(grey(0).repeat(3, 0).repeat(3, 1))
+    small.save(folder / "a.tif", save_all=True, append_images=[small, large])
+    return folder / "a.tif"
 
 
 def cut_off(folder: Path) -> Path:
@@ -391,7 +457,11 @@ BAD = {
     "text": (holding("a.mp4", b"what is this?\n" * 40), r"a\.mp4 is no video in a known format, or cut off"),
     "text as such": (holding("a.txt", b"what is this?\n" * 40), r"a\.txt is (no video|text)"),
     "noise": (holding("a.mp4", np.random.default_rng(0).bytes(4000)), r"a\.mp4 is no video in a known format"),
-    "no frames": (of_no_frames, r"none\.mp4 has no (frame that can be read|video in it)"),
+    "no frames": (of_no_frames("mp4"), r"none\.mp4 holds no frames; give a video that has some"),
+    "no frames in avi": (of_no_frames("avi"), r"none\.avi holds no frames; give a video that has some"),
+    "no frames in mkv": (of_no_frames("mkv"), r"none\.mkv holds no frames, or is cut off before the first"),
+    "no frames in ts": (of_tables_only, r"none\.ts holds no frames; give a video that has some"),
+    "cut off before its first": (cut_before_its_first_frame, r"cut\.mkv ends before its first frame \(of 1\.0 s"),
     "only sound": (without_frames, r"sound\.wav has no video in it"),
     "cut off before its index": (cut_off, r"cut\.mp4 is no video in a known format, or cut off"),
     "empty folder": (empty_folder, r"none holds no frames; put images into it"),
@@ -410,10 +480,16 @@ def test_what_is_no_video_is_said_in_one_sentence(tmp_path, make, words):
     assert "\n" not in str(error.value)
 
 
+def test_a_page_that_is_too_large_is_not_decoded(tmp_path):
+    with pytest.raises(InputError, match=r"frame 2 of .*a\.tif is too large: frames of 192 x 144 pixels"):
+        opened(with_a_large_page(tmp_path), max_pixels=2 * WIDTH * HEIGHT)
+
+
 CUT = {
     "mp4": lambda path, frames: encoded(path, frames, movflags="faststart"),
     "mkv": encoded,
     "avi": lambda path, frames: encoded(path, frames, codec="mpeg4"),
+    "ts": encoded,
     "gif": lambda path, frames: saved(path, frames),
     "png": lambda path, frames: saved(path, frames),
 }
@@ -429,7 +505,7 @@ def saved(path: Path, frames: list[np.ndarray]) -> Path:
 def test_a_file_that_ends_early_has_the_frames_that_are_there_and_says_so(tmp_path, caplog, kind):
     path = CUT[kind](tmp_path / f"a.{kind}", [noisy(index) for index in range(COUNT)])
     share = 0.4 if kind == "avi" else 0.6  # most of that is its index
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share) | 1])
     with caplog.at_level(logging.WARNING):
         source = opened(path, frames=4)
     last = len(source.times) - 1
@@ -437,6 +513,28 @@ def test_a_file_that_ends_early_has_the_frames_that_are_there_and_says_so(tmp_pa
     assert [index_of(Region(source, overview=k).crop().data[:, WIDTH // 2 + 4 :]) for k in (0, 3)] == [0, last]
     if kind != "avi":  # which does not say how long it should be
         assert f"a.{kind} ends early: {last + 1} frames" in caplog.text
+
+
+def test_a_film_cut_off_between_two_frames_is_measured_by_the_time_it_was_to_last(tmp_path, caplog):
+    path = encoded(tmp_path / "a.flv", codec="flv")
+    with av.open(str(path)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+    path.write_bytes(path.read_bytes()[: places[12]])
+    assert len(opened(path).times) == 12 and "(of 1.0 s that were promised)" in caplog.text
+
+
+def test_a_cut_program_stream_loses_the_frames_that_were_cut_through(tmp_path, caplog):
+    path = tmp_path / "a.mpg"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg2video", rate=25)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = WIDTH, HEIGHT, "yuv420p", 6
+        for index in range(4 * COUNT):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noisy(index // 4), format="rgb24")))
+        container.mux(stream.encode())
+    path.write_bytes(path.read_bytes()[: int(0.6 * path.stat().st_size)])
+    source = opened(path)
+    last = len(source.times) - 1
+    assert f"a.mpg ends early: {last + 1} frames" in caplog.text and index_of(right_half(source, last)) == last // 4
 
 
 def test_a_damaged_frame_in_the_middle_is_named_and_the_others_can_be_seen(tmp_path, film):
@@ -496,6 +594,9 @@ def test_something_else_is_refused(original, words):
 def test_settings_that_show_nothing_or_too_much_are_refused(film):
     with pytest.raises(RecipeErrors, match="fps 0 would show nothing"):
         parse_config(VideoConfig, {"fps": 0.0})
+    for bad in ({"fps": -1.0}, {"fps": float("nan")}, {"frames": 0}, {"pixels": 0}, {"folder_fps": 0.0}):
+        with pytest.raises(ValueError, match=f"{next(iter(bad))} .* is below the least"):
+            VideoConfig(**bad)
     for original in (film, grey(0)):
         with pytest.raises(InputError, match="too large: frames of 64 x 48 pixels"):
             opened(original, max_pixels=3000)
@@ -528,3 +629,18 @@ def test_a_saved_video_opens_again_with_what_was_shown(tmp_path, film):
     again = opened(tmp_path / "scene.png", frames=3)
     assert np.allclose(again.times, [0, 0.48, 0.96], atol=2e-3)
     assert [index_of(right_half(again, frame)) for frame in range(3)] == [0, 12, 24]
+
+
+def test_frames_that_are_alike_are_saved_as_many(tmp_path):
+    source = opened(np.stack([grey(0), grey(0), grey(0), grey(5), grey(5)]), frames=5)
+    source.save(tmp_path / "scene.png")
+    again = opened(tmp_path / "scene.png", frames=5)
+    assert [index_of(right_half(again, frame)) for frame in range(5)] == [0, 0, 0, 5, 5]
+    assert np.allclose(again.times, source.times)
+
+
+@pytest.mark.parametrize("seconds", [75.431, 700.123, 30_000.123])
+def test_first_views_far_apart_are_saved_with_their_times(tmp_path, seconds):
+    source = opened(np.stack([grey(0), grey(1), grey(2)]), folder_fps=1 / seconds)
+    source.save(tmp_path / "scene.png")
+    assert np.allclose(opened(tmp_path / "scene.png").times, source.times, rtol=1e-4)
