@@ -54,3 +54,24 @@ def test_it_has_as_many_linear_layers_as_asked(layers):
     projector = MLPProjector(MLPConfig(layers=layers, hidden=7), 3, 5)
     assert sum(isinstance(module, nn.Linear) for module in projector.modules()) == layers
     assert projector(torch.randn(4, 3), [(2, 2)]).shape == (4, 5)
+
+
+def test_centred_features_have_no_common_part_in_training_and_lose_its_running_mean_elsewhere():
+    torch.manual_seed(0)
+    projector = MLPProjector(MLPConfig(center=True), 4, 8)
+    features = torch.randn(12, 4) + 5
+    alike = projector.net(features).mean(0)
+    assert alike.norm() > 0.1
+    assert projector(features, [(3, 4)]).mean(0).abs().max() < 1e-6
+    for _ in range(200):
+        projector(features, [(3, 4)])
+    projector.eval()
+    assert torch.allclose(projector(features, [(3, 4)]), projector.net(features) - alike, atol=1e-5)
+
+
+def test_where_it_is_not_trained_a_centred_feature_does_not_depend_on_its_company():
+    projector = MLPProjector(MLPConfig(center=True), 4, 8)
+    projector(torch.randn(12, 4), [(3, 4)])
+    projector.eval()
+    features = torch.randn(6, 4)
+    assert torch.allclose(projector(features, [(2, 3)])[:2], projector(features[:2], [(1, 2)]), atol=1e-6)

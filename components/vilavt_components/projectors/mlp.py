@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,14 +25,22 @@ class MLPConfig:
     merge: int = setting(1, help="features merged into one along each axis of a region's grid", minimum=1)
     pool: Literal["concat", "mean"] = setting("concat", help="how neighbouring features are merged")
     norm: bool = setting(True, help="LayerNorm of the merged features")
+    center: bool = setting(
+        False,
+        help="take away what all features have in common: a batch's mean in training, where they then depend on their "
+        "micro-batch; elsewhere its running mean",
+    )
 
 
 @projectors.register("mlp", MLPConfig)
 class MLPProjector(Projector):
     """LayerNorm and linear layers, over m x m neighbouring features at a time.
 
-    A grid that m does not divide has its last row and column repeated.
+    A grid that m does not divide has its last row and column repeated. Untrained, nearly all of a feature is what all
+    have in common, and learning what to say first makes that grow until little else is left; `center` prevents it.
     """
+
+    _MOMENTUM = 0.1
 
     def __init__(self, config: MLPConfig, in_width: int, out_width: int) -> None:
         super().__init__()
@@ -46,11 +54,19 @@ class MLPProjector(Projector):
             layers += [nn.GELU()] if index else []
             layers.append(nn.Linear(width, after))
         self.net = nn.Sequential(*layers)
+        if config.center:
+            self.mean: Tensor
+            self.register_buffer("mean", torch.zeros(out_width))
 
     @classmethod
     def tiny(cls) -> MLPConfig:
         """Return settings that merge 2 x 2 features."""
         return MLPConfig(hidden=16, merge=2)
+
+    @classmethod
+    def variants(cls) -> Mapping[str, MLPConfig]:
+        """Return settings with features centred."""
+        return {"centred": MLPConfig(hidden=16, center=True)}
 
     def grid(self, size: Grid) -> Grid:
         """Every axis divided by `merge`, rounded up."""
@@ -59,7 +75,15 @@ class MLPProjector(Projector):
     def forward(self, features: Tensor, sizes: Sequence[Grid]) -> Tensor:
         """Merge and project packed features of regions with grids `sizes`; [F_in, D_in] -> [F, D_out]."""
         projected: Tensor = self.net(features if self.config.merge == 1 else self._merged(features, sizes))
-        return projected
+        return self._centred(projected) if self.config.center and len(projected) else projected
+
+    def _centred(self, projected: Tensor) -> Tensor:
+        """Features without their mean; [F, D_out] -> [F, D_out]."""
+        if not self.training:
+            return projected - self.mean.to(projected.dtype)
+        mean = projected.float().mean(0)
+        self.mean.lerp_(mean.detach().to(self.mean.dtype), self._MOMENTUM)
+        return projected - mean.to(projected.dtype)
 
     def _merged(self, features: Tensor, sizes: Sequence[Grid]) -> Tensor:
         of_size: dict[Grid, list[int]] = {}
