@@ -47,6 +47,40 @@ train:
 eval: {max_new_tokens: 16, batch_size: 5}
 """
 
+# Over it: Qwen2.5-VL's tower and language model, whose positions have three axes.
+MROPE_RECIPE = """
+inherits: tiny.yaml
+model:
+  encoder:
+    name: qwen2_5_vl
+    config:
+      depth: 2
+      hidden_size: 32
+      intermediate_size: 64
+      num_heads: 2
+      out_hidden_size: 32
+      patch_size: 4
+      temporal_patch_size: 1
+      window_size: 16
+      fullatt_block_indexes: [1]
+      initializer_range: 0.3
+    overview_pixels: 1024
+    zoom_pixels: 768
+    min_pixels: 0
+  projector: {name: identity}
+  language_model:
+    name: qwen2_5_vl
+    vocab_size: 400
+    config:
+      hidden_size: 32
+      intermediate_size: 64
+      num_hidden_layers: 2
+      num_attention_heads: 2
+      num_key_value_heads: 2
+      max_position_embeddings: 384
+      initializer_range: 0.3
+"""
+
 
 @pytest.fixture
 def tiny_recipe(tmp_path: Path) -> Path:
@@ -60,6 +94,7 @@ def tiny_recipe(tmp_path: Path) -> Path:
 def _tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "tiny.yaml").write_text(TINY_RECIPE)
+    (folder / "mrope.yaml").write_text(MROPE_RECIPE)
     return folder
 
 
@@ -69,6 +104,14 @@ def tiny_model(_tiny_folder: Path):
     from vilavt_toolkit.loading import build
 
     return build(_tiny_folder / "tiny.yaml")
+
+
+@pytest.fixture(scope="session")
+def mrope_model(_tiny_folder: Path):
+    """A random model of the recipe whose positions have three axes; tests must not change it."""
+    from vilavt_toolkit.loading import build
+
+    return build(_tiny_folder / "mrope.yaml")
 
 
 @pytest.fixture(scope="session")

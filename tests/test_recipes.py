@@ -15,16 +15,19 @@ from vilavt_toolkit.recipe import load_recipe, recipe_names
 
 ROOT = Path(__file__).parents[1]
 EYES = ["open_clip", "qwen2_5_vl", "timm", "timm_stages"]
+FROM_HUB = ["vilavt_7b/sft", "vilavt_7b/rl", "vilavt_7b/eval"]
+"""Begin as a checkpoint of the hub, and are looked at with one in its place: test_vilavt_recipes.py."""
+OWN = [name for name in recipe_names() if name not in FROM_HUB]
 MODULATIONS = [name for name in recipe_names() if name.startswith("modulation/")]
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", OWN)
 def test_it_assembles_without_a_weight(name):
     with torch.device("meta"):
         assert assemble(load_recipe(name).recipe.model)
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", OWN)
 def test_by_name_and_by_path_it_is_the_same_with_a_run_named_after_it(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     by_name, by_path = load_recipe(name), load_recipe(f"recipes/{name}.yaml")
@@ -40,6 +43,26 @@ def test_the_quickstart_takes_every_encoder_of_images_by_name_alone(name):
     region = Region(ImageSource.open(np.zeros((256, 256, 3), np.uint8), ImageConfig()))
     assert model.encoder.encoder.grid(model.encoder.encoder.prepare(region.crop()).size) == (4, 4)
     assert name == "timm" or any("whose settings go: config, stem" in note for note in recipe.notes)
+
+
+NAMED = {
+    "timm": ["model.encoder.model=vit_tiny_patch16_224"],
+    "timm_stages": ["model.encoder.name=timm_stages", "model.encoder.model=resnet10t.c3_in1k"],
+    "open_clip": ["model.encoder.name=open_clip", "model.encoder.model=ViT-S-32-alt"],
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_the_quickstart_takes_models_of_libraries_by_one_name(name):
+    recipe = load_recipe("quickstart", NAMED[name])
+    with torch.device("meta"):
+        assert assemble(recipe.recipe.model)
+    assert any("which go: config, stem" in note or "settings go: config, stem" in note for note in recipe.notes)
+
+
+def test_a_pretrained_language_model_takes_the_place_of_the_quickstarts_own():
+    recipe = load_recipe("quickstart", ["model.language_model.path=owner/model"])
+    assert recipe.recipe.model.language_model.config.config == {}
 
 
 def test_a_recipe_of_ones_own_in_a_folder_has_a_run_named_after_its_file(tmp_path):

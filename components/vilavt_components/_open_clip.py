@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import nn
 
-from vilavt_components._weights import read_safetensors
+from vilavt_components._names import unknown
+from vilavt_components._weights import check_safetensors, fill_from_file
 from vilavt_components.language_models._tokenizer import explained
 from vilavt_toolkit.errors import BadConfig, InputError
 from vilavt_toolkit.registry import did_you_mean, setting
@@ -36,14 +36,22 @@ SMALL: Mapping[str, Any] = {
 class OpenClipSettings:
     """Which model of open_clip; alike for both towers, so that one model can be named twice."""
 
-    model: str | None = setting(None, help="open_clip architecture such as ViT-B-32, or hf-hub:owner/repository")
-    pretrained: str | None = setting(None, help="tag of open_clip's weights of `model`, such as laion2b_s34b_b79k")
+    model: str | None = setting(
+        None,
+        help="open_clip architecture such as ViT-B-32, or hf-hub:owner/repository",
+        replaces=("config", "file"),
+    )
+    pretrained: str | None = setting(
+        None, help="tag of open_clip's weights of `model`, such as laion2b_s34b_b79k", replaces=("file",)
+    )
     file: str | None = setting(
         None,
         help="local weights (.safetensors) instead, or a folder with open_clip_config.json and such weights",
     )
     config: dict[str, Any] | None = setting(
-        None, help="new instead: open_clip's model configuration (embed_dim, vision_cfg, text_cfg, quick_gelu)"
+        None,
+        help="new instead: open_clip's model configuration (embed_dim, vision_cfg, text_cfg, quick_gelu)",
+        replaces=("model", "pretrained", "file"),
     )
     local_files_only: bool = setting(False, help="never download: take everything from the local cache")
 
@@ -97,11 +105,26 @@ class OpenClipModel:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise BadConfig(f"open_clip cannot build the {tower} tower of {self.name} from {part}: {reason}") from error
 
-    def weights(self, wanted: Callable[[str], str | None]) -> dict[str, Tensor] | None:
-        """The tensors of the weights that `wanted` names; None where there are no weights. Raises InputError."""
+    def fill(
+        self,
+        tower: nn.Module,
+        wanted: Callable[[str], str | None],
+        unused: Callable[[str], bool] = lambda name: False,
+    ) -> None:
+        """Load the tensors that `wanted` names into a tower, where there are weights; raises InputError."""
         if self.find_weights is None:
-            return None
-        return read_safetensors(self.find_weights(), lambda key: wanted(key.removeprefix("module.")), _CONVERT)
+            return
+
+        def named(keys: Sequence[str]) -> dict[str, str]:
+            names = ((key, wanted(key.removeprefix("module."))) for key in keys)
+            return {key: name for key, name in names if name is not None}
+
+        fill_from_file(tower, self.find_weights(), unused, named, _CONVERT)
+
+    def check_weights(self, settings: OpenClipSettings) -> None:
+        """Hold that the weights of `file`, a file or a folder, are there; raises InputError."""
+        if settings.file is not None and self.find_weights is not None:
+            check_safetensors(self.find_weights(), _CONVERT)
 
 
 def resolve(settings: OpenClipSettings) -> OpenClipModel:
@@ -123,7 +146,9 @@ def resolve(settings: OpenClipSettings) -> OpenClipModel:
 
 def _check_choice(settings: OpenClipSettings) -> None:
     if settings.model is not None and settings.config is not None:
-        raise BadConfig("open_clip: `model` and `config` both say what is built; leave out one of them.")
+        raise BadConfig(
+            "open_clip: `model` and `config` both say what is built; leave out one of them, as in `config: null`."
+        )
     if settings.pretrained is not None and settings.model is None:
         raise BadConfig("open_clip: `pretrained` is a tag of a `model`; name one, such as ViT-B-32.")
     if settings.pretrained is not None and str(settings.model).startswith(HUB):
@@ -137,15 +162,14 @@ def _from_name(settings: OpenClipSettings, name: str, local: Callable[[], Path] 
 
     architecture = open_clip.get_model_config(name)
     if architecture is None:
-        raise BadConfig(f"open_clip has no model '{name}'{_nearest(name, open_clip.list_models())}.")
+        listing = "import open_clip; print(open_clip.list_models())"
+        raise BadConfig(unknown("open_clip has no model", name, open_clip.list_models(), listing))
     if settings.pretrained is None:
         return _described(f"'{name}'", architecture, find_weights=local)
     tag = settings.pretrained
     source = open_clip.get_pretrained_cfg(name, tag)
     if not source:
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        advice = _nearest(tag, tags) if tags else "; it has none, so leave out `pretrained` or set a `file`"
-        raise BadConfig(f"open_clip has no weights '{tag}' of '{name}'{advice}.")
+        raise BadConfig(_unknown_tag(name, tag))
     # The tag knows how its weights were trained; of the name alone open_clip would take another activation.
     architecture["quick_gelu"] = bool(architecture.get("quick_gelu") or source.get("quick_gelu"))
     repository, _, file = str(source.get("hf_hub", "")).rpartition("/")
@@ -161,7 +185,7 @@ def _from_name(settings: OpenClipSettings, name: str, local: Callable[[], Path] 
 def _from_hub(settings: OpenClipSettings, repository: str, local: Callable[[], Path] | None) -> OpenClipModel:
     from huggingface_hub import hf_hub_download
 
-    with explained(f"'{HUB}{repository}' cannot be read", "Name a repository of open_clip in reach or cached."):
+    with explained(f"'{HUB}{repository}' cannot be read", "name a repository of open_clip in reach or cached."):
         path = hf_hub_download(repository, CONFIG_FILE, local_files_only=settings.local_files_only)
     hub = _hub_weights(repository, "", settings.local_files_only)
     return _described(f"'{HUB}{repository}'", _read_json(Path(path)), find_weights=local or hub)
@@ -169,7 +193,10 @@ def _from_hub(settings: OpenClipSettings, repository: str, local: Callable[[], P
 
 def _from_folder(settings: OpenClipSettings, folder: Path) -> OpenClipModel:
     if settings.model is not None or settings.config is not None:
-        raise BadConfig(f"open_clip: folder '{folder}' has its own {CONFIG_FILE}; leave out `model` and `config`.")
+        raise BadConfig(
+            f"open_clip: folder '{folder}' has its own {CONFIG_FILE}; leave out `model` and `config`,"
+            " or set `file` to one file of weights."
+        )
     if not folder.is_dir():
         raise BadConfig(
             f"open_clip: `file` {str(folder)!r} is no folder with {CONFIG_FILE}; say what its weights are of, in "
@@ -252,8 +279,11 @@ def _hub_weights(repository: str, file: str, local_files_only: bool) -> Callable
     return find
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    """Return "; the nearest are a, b, c" or an empty string; capitals do not count."""
-    lower = {each.lower(): each for each in known}
-    close = [lower[each] for each in get_close_matches(name.lower(), lower, n=3, cutoff=0.4)]
-    return f"; the nearest are {', '.join(close)}" if close else ""
+def _unknown_tag(name: str, tag: str) -> str:
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if not tags:
+        return f"open_clip has no weights '{tag}' of '{name}'; it has none, so leave out `pretrained` or set a `file`."
+    listing = f"import open_clip; print(open_clip.list_pretrained_tags_by_model('{name}'))"
+    return unknown(f"open_clip has no weights of '{name}' named", tag, tags, listing)

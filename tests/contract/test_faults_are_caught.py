@@ -6,8 +6,8 @@ from torch import nn
 
 from vilavt_toolkit.contracts import Modulator
 from vilavt_toolkit.plugins import load_builtin
-from vilavt_toolkit.registry import NoSettings, isolated, modulators
-from vilavt_toolkit.testing import check_modulator
+from vilavt_toolkit.registry import NoSettings, inquiry_encoders, isolated, modulators
+from vilavt_toolkit.testing import bench, check_inquiry_encoder, check_modulator
 
 load_builtin()
 
@@ -63,10 +63,37 @@ class ForgetsAParameter(Gate):
         self.unused = nn.Parameter(torch.ones(3))
 
 
+class Words(bench.WordInquiryEncoder):
+    """An inquiry encoder that is correct as its tiny instance, and not as a variant."""
+
+    def __init__(self, config, language_model):
+        super().__init__()
+        self.offset = config
+
+    @classmethod
+    def tiny(cls):
+        return 0
+
+    @classmethod
+    def variants(cls):
+        return {"shifted": 1}
+
+    def forward(self, ids):
+        features, pooled = super().forward(ids)
+        return features, pooled + self.offset
+
+
 def check(cls):
     with isolated():
         modulators.register("under_test")(cls)
         check_modulator("under_test")
+
+
+def test_variants_of_an_inquiry_encoder_are_held_to_the_contract_too():
+    with isolated():
+        inquiry_encoders.register("under_test")(Words)
+        with pytest.raises(AssertionError, match="under_test, shifted: an empty inquiry does not pool to zero"):
+            check_inquiry_encoder("under_test")
 
 
 def test_a_correct_modulator_passes():

@@ -91,6 +91,51 @@ def test_check_reads_no_weights(tiny_recipe, tiny_model, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("gone.safetensors", "gone.safetensors' do not exist; correct the part's `file`"),
+        ("weights.pt", "convert once"),
+        ("broken.safetensors", "cannot be read"),
+    ],
+)
+def test_check_sees_that_a_file_of_weights_is_not_there(tiny_recipe, tmp_path, monkeypatch, capsys, file, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.safetensors").write_bytes(b"no weights")
+    tower = "{embed_dim: 8, text_cfg: {width: 8, heads: 1, layers: 1}}"
+    for part, override in {
+        "encoder": f"model.encoder.file={file}",
+        "inquiry_encoder": f"model.inquiry_encoder={{name: open_clip_text, config: {tower}, file: {file}}}",
+    }.items():
+        assert run(["check", str(tiny_recipe), override]) == 2
+        told = capsys.readouterr().err
+        assert f"model.{part}: Weights " in told and words in told and "Traceback" not in told
+
+
+def test_a_checkpoint_needs_the_file_of_weights_no_more(tiny_recipe, tiny_model, tmp_path):
+    tiny_model.language_model.save_assets(tmp_path / "language_model")
+    checked = load_recipe(tiny_recipe, [f"model.encoder.file={tmp_path / 'gone.safetensors'}"])
+    assert assemble(checked.recipe.model, saved=tmp_path)
+
+
+def test_check_refuses_points_of_other_features_than_the_encoder_takes(capsys):
+    assert run(["check", "point_clouds", "model.source.features=[colour, normal]"]) == 2
+    told = capsys.readouterr().err
+    assert (
+        "model.source: source 'point_cloud' gives 9 channels, coordinates included, but encoder 'point_cloud'" in told
+    )
+    assert "takes 6" in told
+    features = ["model.source.features=[]", "model.encoder.features=0"]
+    with torch.device("meta"):
+        assert assemble(load_recipe("point_clouds", features).recipe.model)
+
+
+def test_check_refuses_to_compile_what_cannot_be(tiny_recipe, capsys):
+    assert run(["check", str(tiny_recipe), "model.encoder.name=timm_stages", "train.compile=true"]) == 2
+    told = capsys.readouterr().err
+    assert "train.compile: " in told and "`compile: false`" in told
+
+
 def test_check_reports_all_misfits_and_exits_with_usage(tiny_recipe, capsys):
     bad = ["model.language_model.config.hidden_size=30", "model.encoder.config.num_heads=5"]
     assert run(["check", str(tiny_recipe), *bad]) == 2

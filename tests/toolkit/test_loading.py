@@ -7,7 +7,10 @@ import pytest
 import torch
 
 import vilavt_toolkit as vt
-from vilavt_toolkit.errors import InputError, RecipeErrors
+from vilavt_toolkit.assemble import PARTS, assemble
+from vilavt_toolkit.errors import InputError, RecipeErrors, RunError
+from vilavt_toolkit.recipe import load_recipe
+from vilavt_toolkit.weightless import assign
 
 
 def scene() -> np.ndarray:
@@ -68,3 +71,33 @@ def test_a_short_context_leaves_room_to_look(tiny_model, monkeypatch):
 def test_a_recipe_that_does_not_fit_says_so_when_built(tiny_recipe):
     with pytest.raises(RecipeErrors, match=r"model\.encoder"):
         vt.build(tiny_recipe, ["model.encoder.config.num_heads=5"])
+
+
+def test_a_run_is_loaded_in_the_type_that_is_asked_for(tiny_run):
+    model = vt.load(tiny_run, device="cpu", dtype="bfloat16")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in vt.load(tiny_run, device="cpu").parameters()} == {torch.float32}
+
+
+def test_a_type_that_is_none_is_refused(tiny_run):
+    with pytest.raises(InputError, match="dtype 'int8' is no type of weights"):
+        vt.load(tiny_run, dtype="int8")
+
+
+def test_a_folder_of_nothing_that_is_known_says_what_is_missing(tmp_path):
+    with pytest.raises(RunError, match="holds no checkpoint"):
+        vt.load(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(InputError, match="'llama', which no checkpoint format here reads"):
+        vt.load(tmp_path)
+
+
+def test_models_built_without_weights_compute_what_they_compute_for_themselves(tiny_recipe):
+    section = load_recipe(tiny_recipe).recipe.model
+    model, whole = assemble(section, filled=PARTS), assemble(section)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    kept = dict(model.named_buffers())
+    assert kept and not any(buffer.is_meta for buffer in kept.values())
+    assert all(torch.equal(kept[name], buffer) for name, buffer in whole.named_buffers())
+    assign(model, whole.state_dict())
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in model.state_dict().items())

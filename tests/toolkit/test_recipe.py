@@ -40,6 +40,14 @@ class OtherConfig:
     depth: int = setting(help="how deep")
 
 
+@dataclass(frozen=True, kw_only=True)
+class EyeConfig:
+    model: str | None = setting(None, help="by name", replaces=("config", "stem", "file"))
+    config: dict[str, Any] = setting(factory=dict, help="or by shape", replaces=("model", "file"))
+    stem: dict[str, Any] | None = setting(None, help="of a shape", replaces=("model",))
+    file: str | None = setting(None, help="weights of either")
+
+
 @pytest.fixture(autouse=True)
 def _toys() -> Iterator[None]:
     with isolated():
@@ -52,6 +60,7 @@ def register_toys() -> None:
         REGISTRIES[kind].register(f"toy_{kind}", ToyConfig)(type("Toy", (), {"__doc__": "A toy."}))
     for name, config in (("toy_film", ToyConfig), ("toy_deep", OtherConfig)):
         modulators.register(name, config)(type(name, (), {"__doc__": "A toy."}))
+    REGISTRIES["encoder"].register("toy_eye", EyeConfig)(type("Eye", (), {"__doc__": "A toy."}))
     for name in ("toy_decides", "toy_turns"):
         stopping_policies.register(name, ToyConfig)(type(name, (), {"__doc__": "A toy."}))
 
@@ -189,6 +198,73 @@ def test_naming_the_same_component_again_keeps_its_settings(base: Path) -> None:
     assert checked.recipe.model.modulator[0].config.width == 16
     assert checked.recipe.model.encoder.config.width == 32
     assert checked.notes == ()
+
+
+BY_SHAPE = "{name: toy_eye, config: {width: 8}, stem: {norm: a}, file: w}"
+BY_NAME = "{name: toy_eye, model: vit, file: w}"
+
+
+def with_encoder(base: Path, encoder: str) -> Path:
+    return write(base.parent / "eye.yaml", f"inherits: base\nmodel: {{encoder: {encoder}}}\n")
+
+
+@pytest.mark.parametrize(
+    ("inherited", "override", "expected", "gone"),
+    [
+        (BY_SHAPE, "model: vit", EyeConfig(model="vit"), "'model' ..., which go: config, stem, file."),
+        (BY_SHAPE, "model: vit, file: v", EyeConfig(model="vit", file="v"), "'model' ..., which go: config, stem."),
+        (BY_NAME, "config: {width: 3}", EyeConfig(config={"width": 3}), "'config' ..., which go: model, file."),
+        (BY_NAME, "model: bit", EyeConfig(model="bit", file="w"), None),
+        (BY_NAME, "config: {}", EyeConfig(model="vit", file="w"), None),
+    ],
+)
+def test_an_alternative_set_later_takes_the_place_of_the_inherited_ones(
+    base: Path, inherited: str, override: str, expected: EyeConfig, gone: str | None
+) -> None:
+    parent = with_encoder(base, inherited)
+    child = write(base.parent / "child.yaml", f"inherits: eye\nmodel: {{encoder: {{{override}}}}}\n")
+    layers = {
+        "command line": load_recipe(parent, [f"model.encoder={{{override}}}"]),
+        "child.yaml": load_recipe(child),
+    }
+    if ", " not in override:
+        key, _, value = override.partition(": ")
+        layers["command line "] = load_recipe(parent, [f"model.encoder.{key}={value}"])
+    for label, checked in layers.items():
+        assert checked.recipe.model.encoder.config == expected
+        told = gone and f"{label.strip()}: model.encoder: {gone.replace('...', 'replaces settings of eye.yaml')}"
+        assert [note for note in checked.notes if "of eye.yaml" in note] == ([told] if told else [])
+
+
+def test_a_key_inside_an_alternative_takes_the_place_too(base: Path) -> None:
+    checked = load_recipe(with_encoder(base, BY_NAME), ["model.encoder.config.width=3"])
+    assert checked.recipe.model.encoder.config == EyeConfig(config={"width": 3})
+
+
+def test_a_replaced_setting_leaves_a_recipe_that_reads_back_and_can_be_overridden_again(base: Path) -> None:
+    checked = load_recipe(with_encoder(base, BY_SHAPE), ["model.encoder.model=vit"])
+    resolved = write(base.parent / "resolved.yaml", dump(checked))
+    assert load_recipe(resolved).recipe == checked.recipe
+    again = load_recipe(resolved, ["model.encoder.config={width: 3}"])
+    assert again.recipe.model.encoder.config == EyeConfig(config={"width": 3})
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.encoder={name: toy_eye, model: vit, config: {width: 1}}"],
+        ["model.encoder.name=toy_eye", "model.encoder.model=vit", "model.encoder.config={width: 1}"],
+        ["model.encoder=toy_eye", "model.encoder.config.width=1", "model.encoder.model=vit"],
+    ],
+)
+def test_two_alternatives_of_one_layer_are_refused_naming_both_and_the_way_out(
+    base: Path, overrides: list[str]
+) -> None:
+    for recipe in (base, with_encoder(base, BY_SHAPE), with_encoder(base, BY_NAME)):
+        (error,) = complaints(recipe, *overrides)
+        assert "model.encoder.config: it and `model` (" in error
+        assert "command line" in error
+        assert error.endswith("are alternatives; leave one out, or write `model: null` or `config: {}`.")
 
 
 def test_one_part_is_overridden_alike_before_and_after_resolving(base: Path, tmp_path: Path) -> None:

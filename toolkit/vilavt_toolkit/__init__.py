@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vilavt_toolkit.chat.ask import Answer as Answer
     from vilavt_toolkit.chat.ask import ask as ask
     from vilavt_toolkit.contracts import Region as Region
+    from vilavt_toolkit.exporting import export as export
     from vilavt_toolkit.loading import build as build
     from vilavt_toolkit.loading import load as load
     from vilavt_toolkit.model import VisualChatModel as VisualChatModel
@@ -27,6 +28,7 @@ _PUBLIC = {
     "VisualChatModel": "vilavt_toolkit.model",
     "ask": "vilavt_toolkit.chat.ask",
     "build": "vilavt_toolkit.loading",
+    "export": "vilavt_toolkit.exporting",
     "load": "vilavt_toolkit.loading",
     "load_recipe": "vilavt_toolkit.recipe",
 }

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vilavt_toolkit.contracts import Dialogue, Encoder, LanguageModel
 from vilavt_toolkit.errors import BadConfig, RecipeErrors, VilavtError
 from vilavt_toolkit.model import VisualChatModel
 from vilavt_toolkit.registry import Part
 from vilavt_toolkit.schema import ModelSection
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
 from vilavt_toolkit.vision.integration import integrated_blocks
+from vilavt_toolkit.weightless import weightless
 
 T = TypeVar("T")
+PARTS = frozenset({"encoder", "modulator", "inquiry_encoder", "projector", "language_model"})
+"""The kinds of parts that have weights."""
+LANGUAGE_MODEL, INQUIRY_ENCODER = "language_model", "inquiry_encoder"
+"""The folders of a checkpoint that hold what these parts save."""
 
 
 class Collector:
@@ -45,34 +52,57 @@ class Collector:
             raise RecipeErrors(self.errors)
 
 
-def assemble(section: ModelSection, label: str = "recipe", saved: Path | None = None) -> VisualChatModel:
+def assemble(
+    section: ModelSection, label: str = "recipe", saved: Path | None = None, filled: frozenset[str] = frozenset()
+) -> VisualChatModel:
     """Build the model of a recipe, its weights at random; raises RecipeErrors with all that does not fit.
 
-    With `saved`, the language model's architecture and tokenizer come from a checkpoint's folder. Under
-    `torch.device("meta")` nothing is allocated.
+    With `saved`, a checkpoint's folder, the language model's architecture and all tokenizers come from there, and
+    files of weights need not be there any more. Under `torch.device("meta")` nothing is allocated; the parts whose
+    kinds are in `filled` have their weights on that device anyway.
     """
     collect = Collector(label)
+
+    def context(kind: str) -> AbstractContextManager[None]:
+        return weightless() if kind in filled else nullcontext()
+
     language = section.language_model
-    language_model = collect.build("model.language_model", lambda: _language_model(language, saved))
-    encoder = collect.build("model.encoder", lambda: _made(section.encoder))
+    with context("language_model"):
+        language_model = collect.build("model.language_model", lambda: _language_model(language, saved))
+    with context("encoder"):
+        encoder = collect.build("model.encoder", lambda: _made(section.encoder))
     dialogue = collect.build("model.dialogue", lambda: _made(section.dialogue))
     stopping = collect.build("model.stopping", lambda: [_made(part) for part in section.stopping])
     if encoder is not None:
-        collect.build("model.source", lambda: _agree_on_modality(section, encoder.spec.modality))
+        if collect.fits("model.source", lambda: _agree_on_modality(section, encoder.spec.modality)):
+            collect.build("model.source", lambda: _agree_on_channels(section, encoder.spec.channels))
+        if saved is None:
+            collect.build("model.encoder", encoder.check_weights)
+    if encoder is not None and dialogue is not None:
+        collect.build("model.dialogue", lambda: _agree_on_units(section, dialogue, encoder))
     collect.finish()
     assert language_model is not None and encoder is not None and dialogue is not None and stopping is not None
 
-    inquiry_encoder = collect.build("model.inquiry_encoder", lambda: _made(section.inquiry_encoder, language_model))
+    with context("inquiry_encoder"):
+        inquiry_encoder = collect.build(
+            "model.inquiry_encoder", lambda: _inquiry_encoder(section.inquiry_encoder, language_model, saved)
+        )
+    if inquiry_encoder is not None and saved is None:
+        collect.build("model.inquiry_encoder", inquiry_encoder.check_weights)
     collect.finish()
     modulators = [(part.entry.cls, part.config) for part in section.modulator]
     blocks = collect.build("model.integration", lambda: integrated_blocks(section.integration, encoder.spec))
     vision = None
     if blocks is not None:
         chosen = blocks
-        vision = collect.build("model.modulator", lambda: DynamicEncoder(encoder, modulators, chosen, inquiry_encoder))
-    projector = collect.build(
-        "model.projector", lambda: _made(section.projector, encoder.spec.out_width, language_model.width)
-    )
+        with context("modulator"):
+            vision = collect.build(
+                "model.modulator", lambda: DynamicEncoder(encoder, modulators, chosen, inquiry_encoder)
+            )
+    with context("projector"):
+        projector = collect.build(
+            "model.projector", lambda: _made(section.projector, encoder.spec.out_width, language_model.width)
+        )
     collect.finish()
     assert vision is not None and projector is not None
     return VisualChatModel(
@@ -93,7 +123,21 @@ def _made(part: Part, *context: Any) -> Any:
 
 
 def _language_model(part: Part, saved: Path | None) -> Any:
-    return _made(part) if saved is None else part.entry.cls.from_saved(part.config, saved)
+    return _made(part) if saved is None else part.entry.cls.from_saved(part.config, saved / LANGUAGE_MODEL)
+
+
+def _inquiry_encoder(part: Part, language_model: LanguageModel, saved: Path | None) -> Any:
+    if saved is None:
+        return _made(part, language_model)
+    return part.entry.cls.from_saved(part.config, language_model, saved / INQUIRY_ENCODER)
+
+
+def _agree_on_units(section: ModelSection, dialogue: Dialogue, encoder: Encoder) -> None:
+    if not dialogue.steps and type(encoder).extent is Encoder.extent:
+        raise BadConfig(
+            f"dialogue '{section.dialogue.name}' writes boxes in pixels of what was shown, which views of encoder "
+            f"'{section.encoder.name}' do not have; choose another dialogue or an encoder of images."
+        )
 
 
 def _agree_on_modality(section: ModelSection, wanted: str) -> None:
@@ -102,4 +146,13 @@ def _agree_on_modality(section: ModelSection, wanted: str) -> None:
         raise BadConfig(
             f"source '{section.source.name}' gives crops of modality '{given}', but encoder "
             f"'{section.encoder.name}' takes '{wanted}'; choose a source or an encoder of the same modality."
+        )
+
+
+def _agree_on_channels(section: ModelSection, wanted: int | None) -> None:
+    given = section.source.entry.cls.channels(section.source.config)
+    if None not in (given, wanted) and given != wanted:
+        raise BadConfig(
+            f"source '{section.source.name}' gives {given} channels, coordinates included, but encoder "
+            f"'{section.encoder.name}' takes {wanted}; change the settings of one of them."
         )

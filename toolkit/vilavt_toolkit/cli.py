@@ -38,6 +38,8 @@ app = typer.Typer(
 )
 new_app = typer.Typer(help="Write a new component and its test.", no_args_is_help=True)
 app.add_typer(new_app, name="new")
+data_app = typer.Typer(help="Look at data before it is learned from.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="Name of an installed recipe, or path of a YAML file.")
@@ -45,7 +47,16 @@ RecipeArgument = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys to change, like train.steps=100.")
 ]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="Folder of a run, folder of ViLaVT or Qwen2.5-VL weights, or a hub name like owner/name."
+    ),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+DtypeOption = Annotated[
+    str | None, typer.Option("--dtype", help="Type of the weights: float32, bfloat16, float16; else as stored.")
+]
 
 
 @app.command("list")
@@ -102,8 +113,14 @@ def reinforce(
 
 
 @app.command("eval")
-def evaluate(run: RunArgument, overrides: Overrides = None) -> None:
-    """Evaluate a run, arm by arm."""
+def evaluate(
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="Folder of a run, or a recipe with `model.checkpoint`, which needs none."),
+    ],
+    overrides: Overrides = None,
+) -> None:
+    """Evaluate a run, or the checkpoint that a recipe names, arm by arm."""
     _require_overrides(overrides)
     from vilavt_toolkit import commands
 
@@ -134,14 +151,19 @@ def compare(
 
 @app.command()
 def ask(
-    run: RunArgument,
+    run: ModelArgument,
     inputs: Annotated[list[str], typer.Argument(metavar="IMAGE... QUESTION", help="Images, last the question.")],
     trace: Annotated[Path | None, typer.Option("--trace", help="Draw regions and crops into this picture.")] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Add to the picture what the encoder attended to, word by word.")
     ] = False,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, help="Longest turn, in tokens; the paper's model has 2048.")
+    ] = 256,
 ) -> None:
-    """Ask a trained model about images."""
+    """Ask a model about images."""
     *images, question = inputs
     if not images:
         raise UsageError(f"give at least one image before the question; only {question!r} was given.")
@@ -149,7 +171,28 @@ def ask(
         raise UsageError("--explain draws into the picture of --trace; name one.")
     from vilavt_toolkit import commands
 
-    commands.ask(run, [Path(image) for image in images], question, trace=trace, explain=explain)
+    commands.ask(
+        commands.Asked(run, device, dtype, max_new_tokens),
+        [Path(image) for image in images],
+        question,
+        trace=trace,
+        explain=explain,
+    )
+
+
+@app.command("export")
+def export_model(
+    run: ModelArgument,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to write, new or empty.")],
+    format: Annotated[
+        str, typer.Option("--format", help="vilavt: as the paper's code reads it; native: ours, with its recipe.")
+    ] = "vilavt",
+    dtype: DtypeOption = None,
+) -> None:
+    """Write a model into a folder that other code, or this, loads."""
+    from vilavt_toolkit import commands
+
+    commands.export(run, to, format, dtype)
 
 
 @new_app.command("modulator")
@@ -166,6 +209,23 @@ def new_modulator(
     console.print(f"wrote {display(module)} and {display(test)}")
     console.print(f"test it:  pytest {display(test)}")
     console.print(f"use it:   plugins: [./{module.name}] in a recipe beside it, and model.modulator: {name}")
+
+
+@data_app.command("check")
+def check_data(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="JSON list, JSON lines, or shards: part-{000..010}.tar.")],
+    root: Annotated[str, typer.Option("--root", help="Folder that paths of images are relative to.")] = "",
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="Count tokens and patches as this recipe's model would.")
+    ] = None,
+    decode: Annotated[bool, typer.Option("--open", help="Decode every image, not only its header.")] = False,
+) -> None:
+    """Check a data file of any known format, and show how long its samples are."""
+    if recipe is not None:
+        _require_recipe(recipe, None)
+    from vilavt_toolkit.datafiles import command
+
+    command.check(file, root, recipe, decode)
 
 
 def _console() -> Console:

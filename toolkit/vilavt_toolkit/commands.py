@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from vilavt_toolkit import foreign
 from vilavt_toolkit.assemble import Collector, assemble
 from vilavt_toolkit.contracts import Task
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.model import VisualChatModel
-from vilavt_toolkit.recipe import CheckedRecipe, load_recipe
+from vilavt_toolkit.recipe import CheckedRecipe, load_recipe, recipe_names
 from vilavt_toolkit.schema import Part, RLSection
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ def _checked(recipe: CheckedRecipe) -> VisualChatModel:
     collect = Collector(str(recipe.path))
     with torch.device("meta"):
         model = collect.build("model", lambda: assemble(sections.model, str(recipe.path)))
+    if sections.model.checkpoint:
+        collect.build("model.checkpoint", lambda: _check_checkpoint(sections.model.checkpoint))
     task: Task | None = collect.build("task", lambda: _made(sections.task))
     if task is not None:
         made = task
@@ -56,6 +60,8 @@ def _checked(recipe: CheckedRecipe) -> VisualChatModel:
         whole = model
         if collect.fits("train.freeze", lambda: freeze(whole, sections.train.freeze)) and optimizer is not None:
             collect.fits("train.optimizer", lambda: try_optimizer(optimizer, whole))
+        if sections.train.compile:
+            collect.fits("train.compile", whole.encoder.check_compiles)
     if sections.rl is not None:
         for weight in learning:  # what the first stage freezes the second may train
             weight.requires_grad_(True)
@@ -63,6 +69,13 @@ def _checked(recipe: CheckedRecipe) -> VisualChatModel:
     collect.finish()
     assert model is not None
     return model
+
+
+def _check_checkpoint(name: str) -> None:
+    """Hold that a folder's weights are there and whole, reading none; a hub's are looked at when they are fetched."""
+    found = foreign.find(name, weights=False)
+    if not foreign.is_hub_name(name):
+        found.format.check(found.folder)
 
 
 def _check_reinforcement(collect: Collector, section: RLSection, model: VisualChatModel | None) -> None:
@@ -102,11 +115,24 @@ def reinforce(name: str, overrides: Sequence[str], resume: bool) -> None:
     _console().print(f"the run is in {run}; evaluate it with: vilavt eval {run}")
 
 
-def evaluate(run: Path, overrides: Sequence[str]) -> None:
-    """Evaluate a run under every arm; writes items, summary and an example into the run. Raises VilavtError."""
-    from vilavt_toolkit.evaluation.report import evaluate_run
+def evaluate(run: str, overrides: Sequence[str]) -> None:
+    """Evaluate a run, or a recipe's checkpoint, under every arm; writes items, summary and an example.
 
-    evaluate_run(run, overrides, _console())
+    Into the run, or the folder that would be the recipe's run. Raises VilavtError.
+    """
+    from vilavt_toolkit.evaluation.report import evaluate_recipe, evaluate_run
+
+    if not Path(run).is_dir() and (run.endswith((".yaml", ".yml")) or run in recipe_names()):
+        evaluate_recipe(_read(run, overrides), _console())
+    else:
+        evaluate_run(run, overrides, _console())
+
+
+def export(run: str, to: Path, format: str, dtype: str | None) -> None:
+    """Write a model into a folder that other code, or this, loads; raises VilavtError."""
+    from vilavt_toolkit.exporting import export as write
+
+    _console().print(f"the {format} model is in {write(run, to, format, dtype)}")
 
 
 def compare(runs: Sequence[Path], write: Path | None, encoders: bool = False) -> None:
@@ -143,13 +169,24 @@ def compare_stages(runs: Sequence[Path]) -> None:
         console.print(line)
 
 
-def ask(run: Path, images: Sequence[Path], question: str, trace: Path | None, explain: bool = False) -> None:
-    """Ask a run's model about images and print the answer; raises VilavtError."""
+@dataclass(frozen=True)
+class Asked:
+    """Which model is asked, and how."""
+
+    model: str
+    device: str = "auto"
+    dtype: str | None = None
+    max_new_tokens: int = 256
+
+
+def ask(asked: Asked, images: Sequence[Path], question: str, trace: Path | None, explain: bool = False) -> None:
+    """Ask a model about images and print the answer; raises VilavtError."""
     from vilavt_toolkit.chat.ask import ask as ask_model
     from vilavt_toolkit.loading import load
     from vilavt_toolkit.report.trace import draw_trace
 
-    answer = ask_model([str(image) for image in images], question, model=load(run))
+    model = load(asked.model, asked.device, asked.dtype)
+    answer = ask_model([str(image) for image in images], question, model=model, max_new_tokens=asked.max_new_tokens)
     console = _console()
     for turn in answer.trace.turns:
         if turn.thought:
@@ -213,7 +250,8 @@ def _parts(recipe: CheckedRecipe, model: VisualChatModel) -> Table:
     table.add_row("projector", section.projector.name, f"{_count(model.projector):,}", widths_in_out)
     shapes = f"width {language.width}, {language.vocab_size:,} tokens, context {language.context_length:,}"
     table.add_row("language model", section.language_model.name, f"{_count(language):,}", shapes)
-    table.add_row("dialogue", section.dialogue.name, "", f"boxes in {model.dialogue.steps} steps")
+    steps = model.dialogue.steps
+    table.add_row("dialogue", section.dialogue.name, "", f"boxes in {steps} steps" if steps else "boxes in pixels")
     table.add_row("stopping", ", ".join(part.name for part in section.stopping), "", "")
     table.add_row("task", recipe.recipe.task.name, "", "")
     return table

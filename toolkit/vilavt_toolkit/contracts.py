@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from vilavt_toolkit.dialogue.trajectory import Trajectory
+    from vilavt_toolkit.model import VisualChatModel
+    from vilavt_toolkit.schema import ModelSection
 
 Box = tuple[float, ...]
 """A part of a source in the source's own coordinates; only its source looks inside."""
@@ -64,11 +66,13 @@ class Crop:
     overview: bool
     """True for a first view of the source, False for a zoom: their budgets differ."""
     share: tuple[float, ...] = ()
-    """What part of its source it is along each axis, x first; empty where its source does not say."""
+    """What part of its source it is along each axis, x first; empty where it was cut out by itself."""
     scale: float = 0.0
-    """Units of the view it was named in per unit of its source, along x; 0 for a first view."""
+    """Units of the view it was named in per unit of its source, along x; 0 where it was named in none."""
     among: int = 1
     """How many first views are shown together with it, itself counted."""
+    max_pixels: int | None = None
+    """Most pixels of its view, beside what the encoder's own budget says; None: that alone."""
 
 
 class Source(Component, ABC):
@@ -113,6 +117,20 @@ class Source(Component, ABC):
     def overviews(self) -> Sequence[Box]:
         """The boxes of its first views, in the order in which they are shown, one or more: the whole, once."""
         return (self.extent,)
+
+    def share(self, box: Box) -> tuple[float, ...]:
+        """What part of the source a box is along each axis, x first. A first number with no second one is no axis."""
+        (lows, highs), (starts, ends) = _edges(box), _edges(self.extent)
+        lengths = [end - start for start, end in zip(starts, ends, strict=True)]
+        return tuple(
+            (high - start) / length - (low - start) / length if length else 1.0
+            for low, high, start, length in zip(lows, highs, starts, lengths, strict=True)
+        )
+
+    def scale(self, box: Box, units: float) -> float:
+        """How many units of a view of `box`, `units` wide, stand for one unit of the source along x."""
+        (start, *_), (end, *_) = _edges(self.extent)
+        return units / ((end - start) * self.share(box)[0])
 
     def label(self, box: Box) -> str:
         """What is said of a region beside its index where it is announced: its time in a video; empty for nothing."""
@@ -163,6 +181,8 @@ class Region:
     """Units of the view it was named in per unit of its source, along x; 0 for a first view."""
     among: int = 1
     """How many first views are shown together with it, itself counted."""
+    max_pixels: int | None = None
+    """Most pixels of its view, beside what the encoder's own budget says; None: that alone."""
 
     @property
     def extent(self) -> Box:
@@ -172,7 +192,14 @@ class Region:
     def crop(self) -> Crop:
         """Cut the region out of its source."""
         crop = self.source.crop(self.extent, overview=self.box is None)
-        return replace(crop, scale=self.scale, among=self.among)
+        share, most = self.source.share(self.extent), self.max_pixels
+        return replace(crop, share=share, scale=self.scale, among=self.among, max_pixels=most)
+
+
+def _edges(box: Box) -> tuple[Box, Box]:
+    """The lower edges of a box along its axes, and the upper ones."""
+    sides = box[len(box) % 2 :]
+    return sides[: len(sides) // 2], sides[len(sides) // 2 :]
 
 
 # --- Vision --------------------------------------------------------------------------------------------------------
@@ -435,6 +462,16 @@ class InquiryEncoder(nn.Module, Component, ABC):
     def load_weights(self) -> None:
         """Load pretrained weights where the settings name some; raises InputError."""
 
+    def save_assets(self, folder: Path) -> None:
+        """Write what building it again needs beside its settings into `folder`, which is there: nothing, usually."""
+
+    @classmethod
+    def from_saved(cls, config: Any, language_model: LanguageModel, folder: Path) -> InquiryEncoder:
+        """Build it from what `save_assets` wrote, weights still to come; `folder` may be missing. Raises InputError."""
+        make: Any = cls
+        made: InquiryEncoder = make(config, language_model)
+        return made
+
 
 class Projector(nn.Module, Component, ABC):
     """Encoder width to language width. `__init__(config, in_width, out_width)`."""
@@ -590,12 +627,18 @@ class Dialogue(Component, ABC):
 
     steps: int
     """Units per side of a region in which boxes are written; 0: the units of its view, which the encoder must have."""
+    around: tuple[str, str] = ("", "")
+    """What stands right before and behind the features of a region, in dialogues given word by word too."""
     overviews_together: bool = False
     """Whether the first views are one inquiry group, with an empty inquiry; else each is its own."""
 
     def units(self, extent: Grid) -> int | tuple[int, ...]:
         """Units along each side of a region whose view has `extent`."""
         return self.steps or extent
+
+    def contained(self) -> Any:
+        """Its settings with what they name in files taken in, so that a checkpoint needs nothing else; None: as is."""
+        return None
 
     @abstractmethod
     def opening(self, question: str, shown: Sequence[Shown], tool: bool) -> list[str | Slot]:
@@ -605,9 +648,13 @@ class Dialogue(Component, ABC):
     def observation(self, shown: Sequence[Shown], inquiry: str) -> list[str | Slot]:
         """The answer to a tool call: the regions it made."""
 
+    def concluded(self, observation: Sequence[str | Slot]) -> list[str | Slot]:
+        """The answer to the last tool call, which demands the answer too."""
+        return [*observation, self.demand()]
+
     @abstractmethod
     def feedback(self, problem: str) -> str:
-        """The answer to a turn that could not be carried out."""
+        """The answer to a turn that could not be carried out; behind `problem` the answer may be demanded."""
 
     @abstractmethod
     def demand(self) -> str:
@@ -726,6 +773,10 @@ class Sample:
     """
     conversation: Conversation | None = None
     """In place of a trace, what is learned from, word by word."""
+    max_pixels: int | None = None
+    """Most pixels of each of its views, beside the encoder's own budget; None: that alone."""
+    max_turns: int | None = None
+    """Turns without an answer after which it is demanded, beside what stopping policies say; None: that alone."""
 
 
 class Task(Component, ABC):
@@ -810,3 +861,49 @@ class PolicyLoss(Component, ABC):
 
         Over the whole optimizer step, so that no split into micro-batches changes a gradient. 0 for an empty one.
         """
+
+
+# --- Checkpoints of others -----------------------------------------------------------------------------------------
+
+
+class CheckpointFormat(Component, ABC):
+    """Folders of weights that others write and read, with a config.json. `__init__(config)`.
+
+    A folder is complete: what comes from a hub has been fetched, though perhaps without its weights where only
+    `section` is asked for.
+    """
+
+    @abstractmethod
+    def example(self) -> VisualChatModel:
+        """A small model that it can write, with weights drawn anew, for the contract tests."""
+
+    @abstractmethod
+    def recognises(self, config: Mapping[str, Any]) -> bool:
+        """Whether a folder with this config.json is of the format."""
+
+    @abstractmethod
+    def section(self, folder: Path) -> dict[str, Any]:
+        """The section `model` of a recipe that the folder is, every shape in it spelled out; raises InputError.
+
+        Of the folder it may name the tokenizers, which are saved with a run: what is trained needs it no more.
+        """
+
+    @abstractmethod
+    def filled(self, section: ModelSection, folder: Path) -> frozenset[str]:
+        """The kinds of parts of a recipe's model whose weights `load` fills; those of others are new, or their own."""
+
+    @abstractmethod
+    def check(self, folder: Path) -> None:
+        """Hold that the folder's files of weights are there and whole, reading no tensor; raises InputError."""
+
+    @abstractmethod
+    def load(self, model: VisualChatModel, folder: Path, parts: frozenset[str], dtype: torch.dtype | None) -> None:
+        """Put the folder's weights into the `parts` of a model, which may be on the meta device; raises InputError.
+
+        In `dtype`, or in the type they are stored in. On the CPU, with no second copy of them. Every key that is
+        missing, unexpected or of another shape is named in one error.
+        """
+
+    @abstractmethod
+    def save(self, model: VisualChatModel, folder: Path) -> None:
+        """Write a model into `folder`, which is there and empty; raises InputError where it cannot be written so."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, is_dataclass
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 from vilavt_toolkit.errors import BadConfig, UsageError
 from vilavt_toolkit.parsing import KeyPath, dotted, typed_fields
-from vilavt_toolkit.registry import REGISTRIES
+from vilavt_toolkit.registry import REGISTRIES, default_of
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+|\[\d+\])*)\}")
 _STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
@@ -48,15 +48,31 @@ class _Shape:
         """The shape of one part of a list."""
         return _Shape(None, self.part, False, self.default_names if len(self.default_names) == 1 else ())
 
-    def inside(self, key: Any, node: Any) -> _Shape:
-        """The shape under `key`; in a part, the settings of the component that `node` names."""
+    def settings(self, node: Any) -> dict[str, tuple[Field[Any], Any]]:
+        """The fields known here, with their types; in a part, those of the component that `node` names."""
         section = self.section
         if self.part:
             name = self.name_of(node)
             registry = REGISTRIES[self.part]
             section = registry.get(name).config if name in registry else None
-        known = typed_fields(section) if section else {}
+        return typed_fields(section) if section else {}
+
+    def inside(self, key: Any, node: Any) -> _Shape:
+        """The shape under `key`."""
+        known = self.settings(node)
         return _Shape.of(*known[key]) if key in known else _Shape()
+
+    def replaced(self, key: Any, value: Any, node: Mapping[str, Any]) -> list[str]:
+        """The settings of `node` whose place `key` takes, where it was not set before."""
+        known = self.settings(node)
+
+        def is_set(name: str, value: Any) -> bool:
+            return value is not None and value != default_of(known[name][0])
+
+        if key not in known or not is_set(key, value) or is_set(key, node.get(key)):
+            return []
+        others = known[key][0].metadata.get("replaces", ())
+        return [other for other in others if other in known and is_set(other, node.get(other))]
 
     def name_of(self, node: Any) -> Any:
         """The name of a part: given, or the default."""
@@ -93,10 +109,13 @@ class Layers:
 
     def _set(self, value: Any, path: KeyPath, label: str) -> Any:
         """Record that `label` set all of `value`, and return a copy that nobody shares."""
-        for known in [known for known in self.files if known[: len(path)] == path]:
-            del self.files[known]
+        self._forget(path)
         self.files[path] = label
         return copy.deepcopy(value)
+
+    def _forget(self, path: KeyPath) -> None:
+        for known in [known for known in self.files if known[: len(path)] == path]:
+            del self.files[known]
 
     def _merge(self, old: Any, new: Any, shape: _Shape, path: KeyPath, label: str) -> Any:
         if shape.many:
@@ -118,7 +137,25 @@ class Layers:
                 merged[key] = self._merge(old[key], value, shape.inside(key, old), (*path, key), label)
             else:
                 merged[key] = self._set(value, (*path, key), label)
+        for key in new:
+            gone = [other for other in shape.replaced(key, merged[key], old) if other not in new]
+            self._drop(merged, gone, (*path, key), label)
         return merged
+
+    def _drop(self, node: dict[str, Any], keys: Sequence[str], path: KeyPath, label: str) -> None:
+        """Take out of `node` what earlier layers set and the setting at `path` takes the place of; notes it."""
+        sources: dict[str, list[str]] = {}
+        for key in keys:
+            source = self.label((*path[:-1], key), "the recipe")
+            if key in node and source != label:  # of one layer none gives way: the parser refuses both
+                del node[key]
+                self._forget((*path[:-1], key))
+                sources.setdefault(source, []).append(key)
+        for source, dropped in sources.items():
+            names = ", ".join(dropped)
+            self.notes.append(
+                f"{label}: {dotted(path[:-1])}: '{path[-1]}' replaces settings of {source}, which go: {names}."
+            )
 
     def _renamed(
         self, old: Mapping[str, Any], new: Mapping[str, Any], shape: _Shape, path: KeyPath, label: str
@@ -152,11 +189,14 @@ class Layers:
             return self._assign_item(node, rest, value, _Shape(), path, label)
         if node is None:
             node = {}
+            self.files[path] = label
         if not isinstance(node, Mapping):
             raise UsageError(f"{dotted(path)} is no mapping and has no '{step}'; give {dotted(path)} itself.")
         key = str(step)
         inner = self._assign(node.get(key), rest[1:], value, shape.inside(key, node), (*path, key), label)
-        return {**node, key: inner}
+        assigned = {**node, key: inner}
+        self._drop(assigned, shape.replaced(key, inner, node), (*path, key), label)
+        return assigned
 
     def _assign_in_parts(self, node: Any, rest: KeyPath, value: Any, shape: _Shape, path: KeyPath, label: str) -> Any:
         if node is None and len(shape.default_names) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import types
@@ -10,7 +11,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from vilavt_toolkit.errors import BadConfig, RecipeErrors, UnknownName, VilavtError
-from vilavt_toolkit.registry import REGISTRIES, Part, Registry, did_you_mean
+from vilavt_toolkit.registry import REGISTRIES, Part, Registry, default_of, did_you_mean
 
 T = TypeVar("T")
 KeyPath = tuple[str | int, ...]
@@ -128,6 +129,7 @@ class Parser:
                 arguments[name] = self._default_parts(f, (*path, name))
             elif f.default is MISSING and f.default_factory is MISSING:
                 self._missing(f, (*path, name))
+        self._alternatives(known, arguments, path)
         if len(self.errors) > before:
             return INVALID
         try:
@@ -147,6 +149,22 @@ class Parser:
             (*path, key if isinstance(key, str) else repr(key)),
             f"{owner} has no {noun} {key!r}.{did_you_mean(key, tuple(known))}\n  {listed}",
         )
+
+    def _alternatives(
+        self, known: Mapping[str, tuple[Field[Any], Any]], given: Mapping[str, Any], path: KeyPath
+    ) -> None:
+        """Complain of every two settings that replace each other and are both set."""
+        pairs = {name: f.metadata.get("replaces", ()) for name, (f, _) in known.items()}
+        chosen = [name for name in given if pairs[name] and given[name] != default_of(known[name][0])]
+        for i, name in enumerate(chosen):
+            for other in chosen[:i]:
+                if other in pairs[name] and name in pairs[other]:
+                    unset = " or ".join(f"`{key}: {json.dumps(default_of(known[key][0]))}`" for key in (other, name))
+                    self.complain(
+                        (*path, name),
+                        f"it and `{other}` ({self.where((*path, other))}) are alternatives; leave one out, or write "
+                        f"{unset}.",
+                    )
 
     def _missing(self, f: Field[Any], path: KeyPath) -> None:
         text = f"missing, and has no default ({f.metadata.get('help', 'no help')})."

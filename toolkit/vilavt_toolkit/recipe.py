@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vilavt_toolkit import underlay
 from vilavt_toolkit.errors import BadConfig, BadRecipe, RecipeErrors, UsageError, VilavtError
 from vilavt_toolkit.layers import Layers, References, split_key
 from vilavt_toolkit.parsing import KeyPath, Parser, Where, parse_config, to_plain
@@ -57,6 +58,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Chec
         mapping = _read(file)
         mapping.pop("inherits", None)
         _take_plugins(mapping.pop("plugins", None), file.parent, display(file), plugins, errors)
+        underlay.resolve(mapping, file.parent)
         own.append((mapping, display(file)))
     assignments = _assignments(overrides, plugins, errors)
     # Components first: what a setting may be depends on the component that the recipe names.
@@ -66,6 +68,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Chec
             load_plugins([plugin])
         except BadRecipe as error:
             errors.append(BadRecipe(f"{label}: {error}"))
+    underlay.lay(layers, underlay.named([mapping for mapping, _ in own], assignments), label, errors)
     for mapping, where in own:
         layers.add(mapping, where)
     for keys, value in assignments:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, Field, dataclass, field
 from difflib import get_close_matches
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -40,9 +40,14 @@ def setting(
     factory: Callable[[], Any] | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
+    replaces: tuple[str, ...] = (),
 ) -> Any:
-    """Declare one setting of a component's config dataclass: default, help, inclusive range."""
-    facts = {"help": help, "minimum": minimum, "maximum": maximum}
+    """Declare one setting of a component's config dataclass: default, help, inclusive range.
+
+    Where a child recipe or the command line sets it anew, the inherited settings that it `replaces` go. Two that
+    replace each other are alternatives, and may not both be set.
+    """
+    facts = {"help": help, "minimum": minimum, "maximum": maximum, "replaces": replaces}
     if factory is not None:
         return field(default_factory=factory, metadata=facts)
     return field(default=default, metadata=facts)
@@ -62,6 +67,11 @@ def part(
     facts = {"help": help, "part": kind, "many": many, "default_names": names}
     # The true default needs the registries, so the parser fills it in; None only keeps the field optional.
     return field(default=MISSING if names is None else None, metadata=facts)
+
+
+def default_of(f: Field[Any]) -> Any:
+    """What a setting is where it is not set; MISSING where it must be."""
+    return f.default if f.default_factory is MISSING else f.default_factory()
 
 
 @dataclass(frozen=True)
@@ -222,6 +232,7 @@ optimizers: Registry[contracts.Optimizer] = Registry("optimizer")
 rewards: Registry[contracts.Reward] = Registry("reward")
 advantages: Registry[contracts.Advantage] = Registry("advantage")
 policy_losses: Registry[contracts.PolicyLoss] = Registry("policy_loss", "policy loss", "policy losses")
+formats: Registry[contracts.CheckpointFormat] = Registry("format", "checkpoint format")
 
 REGISTRIES: dict[str, Registry[Any]] = {
     registry.kind: registry
@@ -239,6 +250,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
         rewards,
         advantages,
         policy_losses,
+        formats,
     )
 }
 

@@ -14,6 +14,11 @@ __all__ = ["EvalSection", "ModelSection", "Part", "RLSection", "Recipe", "StageS
 class ModelSection:
     """What the model is assembled from."""
 
+    checkpoint: str = setting(
+        "",
+        help="checkpoint of others that it begins as: a folder (relative to the recipe, or to here) or hub name; its "
+        "parts are laid under the keys below, its weights loaded",
+    )
     source: Part = part("source", "what the originals are", "image")
     encoder: Part = part("encoder", "encodes regions")
     modulator: list[Part] = part("modulator", "changes the encoder's blocks under the inquiry", "none", True)
@@ -98,7 +103,9 @@ class RLSection(StageSection):
     steps: int = setting(help="rounds of rollouts, each followed by inner_epochs optimizer steps", minimum=1)
     prompts: int = setting(help="prompts a step asks", minimum=1)
     group: int = setting(help="rollouts of every prompt, which are compared with each other: at least two", minimum=2)
-    start: str = setting("", help="run or checkpoint that it starts from; empty: the recipe's run")
+    start: str = setting(
+        "", help="run or checkpoint that it starts from; empty: the recipe's run, without one model.checkpoint"
+    )
     run: str = setting("", help="folder of the run; empty: that of the recipe's run with -rl behind")
     split: str = setting("train", help="split of the task that prompts come from")
     rewards: list[Part] = part(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from vilavt_toolkit.contracts import Dialogue, RegionCall, Shown, Slot, Source, ToolCall, Turn
+from vilavt_components.dialogues._calls import CallProblem, read_call, write_call
+from vilavt_toolkit.contracts import Dialogue, Shown, Slot, Source, Turn
 from vilavt_toolkit.registry import dialogues, setting
 
 SYSTEM = """You answer questions about images. You can look closer: name regions of what you were shown and say, in \
@@ -108,9 +107,7 @@ class Native(Dialogue):
         thought = f"<think>{turn.thought}</think>"
         if turn.call is None:
             return f"{thought}<answer>{turn.answer}</answer>"
-        regions = [{"index": region.index, **region.box} for region in turn.call.regions]
-        body = json.dumps({"region": regions, "query": turn.call.inquiry}, ensure_ascii=False)
-        return f"{thought}<tool>{body}</tool>"
+        return f"{thought}<tool>{write_call(turn.call)}</tool>"
 
     def parse(self, text: str) -> Turn:
         """Read a turn; what is wrong with it stands in `Turn.problem`, in words for the model. Never raises."""
@@ -122,35 +119,6 @@ class Native(Dialogue):
             problem = "" if body.strip() else "The answer is empty. Write it between <answer> and </answer>."
             return Turn(thought, answer=body.strip() or None, problem=problem)
         try:
-            return Turn(thought, call=self._read_call(body))
-        except _CallProblem as problem:
+            return Turn(thought, call=read_call(body, self.config.max_regions))
+        except CallProblem as problem:
             return Turn(thought, problem=str(problem))
-
-    def _read_call(self, body: str) -> ToolCall:
-        try:
-            call = json.loads(body)
-            # NaN, Infinity and lone surrogates are read, but no file or tokenizer takes them.
-            json.dumps(call, ensure_ascii=False, allow_nan=False).encode()
-        except (ValueError, RecursionError):
-            raise _CallProblem("The tool call is not valid JSON.") from None
-        if not isinstance(call, dict) or set(call) != {"region", "query"}:
-            raise _CallProblem('The tool call must be an object with the keys "region" and "query".')
-        regions, inquiry = call["region"], call["query"]
-        if not isinstance(inquiry, str):
-            raise _CallProblem('"query" must be a text.')
-        if not isinstance(regions, list) or not 1 <= len(regions) <= self.config.max_regions:
-            raise _CallProblem(f'"region" must be a list of 1 to {self.config.max_regions} regions.')
-        return ToolCall(tuple(_read_region(number, region) for number, region in enumerate(regions)), inquiry)
-
-
-class _CallProblem(Exception):
-    """What is wrong with a tool call, in words for the model."""
-
-
-def _read_region(number: int, region: Any) -> RegionCall:
-    if not isinstance(region, dict) or "index" not in region:
-        raise _CallProblem(f'Region {number} must be an object with an "index" and a box.')
-    index = region["index"]
-    if isinstance(index, bool) or not isinstance(index, int):
-        raise _CallProblem(f'"index" of region {number} must be a whole number.')
-    return RegionCall(index, {key: value for key, value in region.items() if key != "index"})

@@ -39,7 +39,7 @@ class ImageEncoder(Encoder):
         from PIL import Image
 
         height, width = crop.data.shape[:2]
-        size = view_size(width, height, self.multiple, self.budget, crop.overview)
+        size = view_size(width, height, self.multiple, self.budget.within(crop.max_pixels), crop.overview)
         data = torch.as_tensor(crop.data)
         if size != (width, height):
             image = Image.fromarray(data.numpy()).resize(size, _resampling(self.interpolation))

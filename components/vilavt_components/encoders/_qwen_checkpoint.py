@@ -1,57 +1,32 @@
-"""Qwen2.5-VL checkpoints: their vision configuration, and their weights in our keys and back."""
+"""The vision tower in Qwen2.5-VL checkpoints: its configuration, and its weights in our keys and back."""
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vilavt_components import _qwen_checkpoint as files
+from vilavt_components._qwen_checkpoint import Origin as Origin
 from vilavt_components.encoders._qwen_tower import QwenVisionConfig
-from vilavt_components.language_models._tokenizer import explained
 from vilavt_toolkit.errors import BadConfig, InputError
 
 log = logging.getLogger(__name__)
 
 _PREFIXES = ("visual.", "model.visual.")
 _MODULATION = ".attn.instruct_"
-_FAMILIES = ("qwen2_5_vl", "vilavt")
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-_ADVICE = (
-    "Give a folder with config.json and safetensors weights of a Qwen2.5-VL model, or a hub name in reach or cached."
-)
 # Ours: the checkpoint's tensors that lie in it one after another, and their dimension that padding makes longer.
 _MLP: Mapping[str, tuple[tuple[str, ...], int]] = {
     "mlp.gate_up.weight": (("mlp.gate_proj.weight", "mlp.up_proj.weight"), 0),
     "mlp.gate_up.bias": (("mlp.gate_proj.bias", "mlp.up_proj.bias"), 0),
     "mlp.down_proj.weight": (("mlp.down_proj.weight",), 1),
 }
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a checkpoint is: a folder or hub name."""
-
-    name: str
-    revision: str | None
-    local_files_only: bool
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What transformers' readers take beside the name."""
-        return {"revision": self.revision, "local_files_only": self.local_files_only}
-
-    def file(self, name: str) -> str | None:
-        """Path of a file of the checkpoint, fetched if need be; None where it has no such file."""
-        from transformers.utils.hub import cached_file
-
-        path: str | None = cached_file(self.name, name, _raise_exceptions_for_missing_entries=False, **self.options)
-        return path
 
 
 def from_checkpoint(
@@ -65,7 +40,7 @@ def from_checkpoint(
     used: set[str] = set()
     wrong: list[str] = []
     for key, shape in shapes.items():
-        names, dimension = _sources(key)
+        names, dimension = sources(key)
         expected = list(shape)
         if dimension is not None:
             expected[dimension] = width
@@ -94,7 +69,7 @@ def to_checkpoint(state: Mapping[str, Tensor], width: int) -> dict[str, Tensor]:
     """The inverse of `from_checkpoint`: the checkpoint's tensors without `visual.`, padding cut off."""
     weights: dict[str, Tensor] = {}
     for key, value in state.items():
-        names, dimension = _sources(key)
+        names, dimension = sources(key)
         for name, part in zip(names, value.chunk(len(names)), strict=True):
             weights[name] = part if dimension is None else part.narrow(dimension, 0, width)
     return weights
@@ -102,14 +77,10 @@ def to_checkpoint(state: Mapping[str, Tensor], width: int) -> dict[str, Tensor]:
 
 def read_config(origin: Origin) -> QwenVisionConfig:
     """The shape of the checkpoint's vision tower; raises InputError."""
-    from transformers import PretrainedConfig
-
-    with explained(f"encoder {origin.name!r} cannot be read", _ADVICE):
-        found, _ = PretrainedConfig.get_config_dict(origin.name, **origin.options)
-        if not found:  # so transformers says that a folder lacks the file
-            raise ValueError("it has no config.json")
-        if found.get("model_type") not in _FAMILIES or "vision_config" not in found:
-            raise ValueError(f"its model type is {found.get('model_type')!r}, not {_FAMILIES[0]!r}")
+    found = files.read_config(origin)
+    with origin.explained("read"):
+        if "vision_config" not in found:
+            raise ValueError("its config.json has no vision_config")
         vision: dict[str, Any] = found["vision_config"]
         if vision.get("hidden_act", "silu") != "silu" or vision.get("in_chans", vision.get("in_channels", 3)) != 3:
             raise ValueError("its tower was not made for three channels and silu")
@@ -139,25 +110,19 @@ def read_statistics(origin: Origin | None) -> tuple[tuple[float, ...], tuple[flo
 
 def read_weights(origin: Origin) -> dict[str, Tensor]:
     """The checkpoint's vision tensors without `visual.`, its modulation left out; raises InputError."""
-    from safetensors import safe_open
-
-    weights: dict[str, Tensor] = {}
-    left = 0
-    with explained(f"encoder {origin.name!r} cannot be loaded", _ADVICE):
-        for file in _files(origin):
-            with safe_open(file, "pt") as shard:
-                for key in shard.keys():  # noqa: SIM118 (no mapping)
-                    name = _vision_name(key)
-                    if name is not None and _MODULATION in name:
-                        left += 1
-                    elif name is not None:
-                        weights[name] = shard.get_tensor(key)
-    if left:
+    found = files.read_tensors(origin, _vision_name)
+    weights = {name: value for name, value in found.items() if _MODULATION not in name}
+    if left := len(found) - len(weights):
         log.warning("'%s' holds %d tensors of a modulation, which the encoder does not load.", origin.name, left)
     return weights
 
 
-def _sources(key: str) -> tuple[tuple[str, ...], int | None]:
+def check_weights(origin: Origin) -> None:
+    """Hold that a folder has its weights, reading no tensor; raises InputError. The hub is not asked."""
+    files.check_files(origin, _vision_name)
+
+
+def sources(key: str) -> tuple[tuple[str, ...], int | None]:
     """The checkpoint's names of what lies in our tensor `key`, and the dimension along which it may be padded."""
     for ending, (names, dimension) in _MLP.items():
         if key.endswith(ending):
@@ -177,21 +142,3 @@ def _vision_name(key: str) -> str | None:
         if key.startswith(prefix):
             return key.removeprefix(prefix)
     return None
-
-
-def _files(origin: Origin) -> Iterator[str]:
-    """Paths of the safetensors files that hold vision weights."""
-    single = origin.file("model.safetensors")
-    if single is not None:
-        yield single
-        return
-    index = origin.file("model.safetensors.index.json")
-    if index is None:
-        raise ValueError("it holds no safetensors weights, and other formats can run code when read")
-    with open(index, encoding="utf-8") as file:
-        places: dict[str, str] = json.load(file)["weight_map"]
-    for name in sorted({shard for key, shard in places.items() if _vision_name(key) is not None}):
-        path = origin.file(name)
-        if path is None:
-            raise ValueError(f"its file {name} is missing")
-        yield path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -10,7 +11,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from vilavt_components.encoders._timm_models import from_name
+from vilavt_components._weights import Wanted, as_they_are
+from vilavt_components.encoders._timm_models import from_name, prefix_tokens
 from vilavt_toolkit.errors import BadConfig
 
 _WORKS = (
@@ -38,6 +40,8 @@ class Family:
     channels_last: bool = False
     """Whether maps are [n, h, w, D], and not [n, D, h, w]."""
     positions: Literal["relative", "none"] = "none"
+    wanted: Wanted = as_they_are
+    """timm's present names of a file's tensors"""
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,7 @@ def build_staged(name: str, args: Mapping[str, Any], stages: int | None) -> Stag
     """Build timm's model without weights, cut behind `stages` stages; raises BadConfig."""
     # YAML has no tuples.
     model = from_name(name, {key: tuple(value) if isinstance(value, list) else value for key, value in args.items()})
-    if type(model) not in families():
-        raise BadConfig(f"Encoder 'timm_stages' was not written for {type(model).__name__} ('{name}'); {_WORKS}.")
+    _check_family(model, name)
     family = families()[type(model)]
     depth = len(family.stages(model))
     used = depth if stages is None else stages
@@ -103,6 +106,16 @@ def build_staged(name: str, args: Mapping[str, Any], stages: int | None) -> Stag
     return Staged(model, stem_stride, strides, widths, norms, family.heads + dropped)
 
 
+def _check_family(model: Any, name: str) -> None:
+    if type(model) in prefix_tokens():
+        raise BadConfig(
+            f"Model '{name}' is a plain vision transformer ({type(model).__name__}), and encoder 'timm_stages' runs "
+            "models in stages; take encoder `timm` for it."
+        )
+    if type(model) not in families():
+        raise BadConfig(f"Encoder 'timm_stages' was not written for {type(model).__name__} ('{name}'); {_WORKS}.")
+
+
 @cache
 def families() -> Mapping[type, Family]:
     """Every model class that this was written for; by exact type, since a subclass may differ."""
@@ -120,6 +133,7 @@ def families() -> Mapping[type, Family]:
         heads=("norm.",),
         channels_last=True,
         positions="relative",
+        wanted=_swin_names,
     )
     convnext = Family(
         stem=lambda model, pixels: model.stem(pixels),
@@ -140,6 +154,16 @@ def families() -> Mapping[type, Family]:
         heads=("fc.",),
     )
     return {ConvNeXt: convnext, SwinTransformer: swin, SwinTransformerV2: swin, ResNet: resnet}
+
+
+def _swin_names(names: Sequence[str]) -> dict[str, str]:
+    """Where a stage ended with its downsampling, as in the authors' code, the next one begins with it now."""
+    if not any(name.startswith("layers.0.downsample.") for name in names):
+        return as_they_are(names)
+    return {
+        name: re.sub(r"^layers\.(\d+)\.downsample\.", lambda found: f"layers.{int(found[1]) + 1}.downsample.", name)
+        for name in names
+    }
 
 
 def _patch_size(model: Any) -> int:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from torch import Tensor, nn
 
-from vilavt_components._weights import fill, read_safetensors
+from vilavt_components._names import unknown
+from vilavt_components._weights import Wanted, as_they_are, check_safetensors, fill, fill_from_file
 from vilavt_components.encoders._timm_blocks import adapters, part_types
 from vilavt_toolkit.errors import BadConfig, InputError
-from vilavt_toolkit.registry import did_you_mean
 
 if TYPE_CHECKING:
     from vilavt_components.encoders.timm import StemConfig, TimmConfig
@@ -42,33 +42,44 @@ class Named(Protocol):
 
 def build_model(config: TimmConfig) -> Any:
     """Build timm's model without weights; raises BadConfig for blocks this encoder was not written for."""
-    if (config.model is None) == (config.config is None):
+    if config.model is None and config.config is None:
         raise BadConfig("Encoder 'timm' needs either `model` (a timm name) or `config` (arguments of a new one).")
+    if config.model is not None and config.config is not None:
+        raise BadConfig(
+            f"Encoder 'timm' has both `model` ('{config.model}') and `config`; leave out one, as in `config: null`."
+        )
     if config.pretrained and config.model is None:
         raise BadConfig("`pretrained` needs `model`; weights of a `config` model come from `file`.")
     if config.stem is not None and config.model is not None:
-        raise BadConfig("`stem` belongs to a `config` model; a model by name brings its own stem.")
+        raise BadConfig("`stem` belongs to a `config` model; a model by name brings its own, so write `stem: null`.")
     model = _from_config(config) if config.model is None else from_name(config.model, config.args)
-    _check(model)
+    _check(model, config.model)
     # The blocks take any grid; only the check of the input size stands in the way.
     model.patch_embed.strict_img_size = False
     model.reset_classifier(0, "")
     return model
 
 
-def load_weights(model: nn.Module, config: Named, unused: tuple[str, ...] = ()) -> None:
+def check_weights(config: Named) -> None:
+    """Hold that `file` is there, if it is set; raises InputError."""
+    if config.file is not None:
+        check_safetensors(Path(config.file))
+
+
+def load_weights(model: nn.Module, config: Named, unused: tuple[str, ...] = (), wanted: Wanted = as_they_are) -> None:
     """Load `file`, or timm's pretrained weights of `model`; raises InputError.
 
-    Weights whose names begin with one of `unused` are left out, where the model has none of that name.
+    Weights whose names begin with one of `unused` are left out, where the model has none of that name. `wanted` gives
+    a file's tensors timm's names.
     """
 
     def skipped(name: str) -> bool:
         return name.startswith(_HEADS + unused)
 
     if config.file is not None:
-        fill(model, read_safetensors(Path(config.file)), config.file, skipped)
+        fill_from_file(model, Path(config.file), skipped, wanted)
     elif config.pretrained:
-        fill(model, _pretrained(config), str(config.model), skipped)
+        fill(model, _pretrained(config), f"of '{config.model}'", skipped)
 
 
 def from_name(name: str, args: Mapping[str, Any]) -> Any:
@@ -79,11 +90,27 @@ def from_name(name: str, args: Mapping[str, Any]) -> Any:
         raise BadConfig(f"Model '{name}' is an address; give the timm name, or `file` for weights from elsewhere.")
     base = name.split(".")[0]
     if not timm.is_model(base):
-        raise BadConfig(f"timm has no model '{name}'.{did_you_mean(base, timm.list_models())}")
+        listing = "import timm; print(timm.list_models())"
+        raise BadConfig(unknown("timm has no model", name, timm.list_models(), listing))
+    _check_tag(name)
     try:
         return timm.create_model(name, pretrained=False, **args)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise BadConfig(f"timm cannot build '{name}' with args {dict(args)}: {error}") from error
+
+
+def _check_tag(name: str) -> None:
+    """Refuse a tag, what stands behind the dot, that timm does not know."""
+    import timm
+    from timm.models import get_pretrained_cfg
+
+    try:
+        get_pretrained_cfg(name)
+    except RuntimeError as error:
+        pattern = f"{name.partition('.')[0]}.*"
+        listing = f"import timm; print(timm.list_pretrained('{pattern}'))"
+        known = timm.list_pretrained(pattern)
+        raise BadConfig(unknown("timm has no weights", name, known, listing)) from error
 
 
 def _from_config(config: TimmConfig) -> Any:
@@ -137,17 +164,28 @@ def prefix_tokens() -> Mapping[type, tuple[str, ...]]:
     }
 
 
-def _check(model: Any) -> None:
+def _check(model: Any, name: str | None) -> None:
     """Refuse what the encoder's forward was not written for: exact types, subclasses may differ."""
     import timm.layers
 
     layers = cast(Any, timm.layers)
-    _only(model, prefix_tokens(), "the model")
+    _check_family(model, name)
     _only(model.patch_embed, (layers.PatchEmbed, layers.HybridEmbed), "its patch embedding")
     _check_stem(model.patch_embed, layers.HybridEmbed)
     _only(getattr(model, "patch_drop", None), (nn.Identity, type(None)), "patch dropout")
     for index, block in enumerate(model.blocks):
         _check_block(block, index, layers.LayerScale)
+
+
+def _check_family(model: Any, name: str | None) -> None:
+    from vilavt_components.encoders._stages_models import families
+
+    if type(model) in families():
+        raise BadConfig(
+            f"Model '{name}' is a staged one ({type(model).__name__}), and encoder 'timm' runs plain vision "
+            "transformers; take encoder `timm_stages` for it."
+        )
+    _only(model, prefix_tokens(), f"the model '{name}'" if name else "the model")
 
 
 def _check_block(block: Any, index: int, layer_scale: type) -> None:

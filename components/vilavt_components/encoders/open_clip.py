@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from vilavt_components._open_clip import OpenClipModel, OpenClipSettings, resolve
-from vilavt_components._weights import fill
 from vilavt_components.encoders._open_clip_tower import NativeTower
 from vilavt_components.encoders._open_clip_variants import TINY, variants
 from vilavt_components.encoders.timm import TimmConfig, TimmEncoder
@@ -109,13 +108,21 @@ class OpenClipEncoder(Encoder):
         """The patches, or what `features` says, after the last norm; [S, D] -> [F, D_out]."""
         return self.tower.readout(tokens)
 
+    def check_weights(self) -> None:
+        """Hold that the weights of `file` are there; raises InputError."""
+        self._origin.check_weights(self.config)
+
     def load_weights(self) -> None:
         """Load the image tower of the named weights; raises InputError."""
+        if self._origin.find_weights is None:
+            return
         prefix = "visual." if isinstance(self.tower, NativeTower) else "visual.trunk."
-        weights = self._origin.weights(lambda key: key.removeprefix(prefix) if key.startswith(prefix) else None)
-        if weights is not None:
-            unused = self.tower.unused if isinstance(self.tower, NativeTower) else _unused(self._origin, self.tower)
-            fill(self.tower.model, weights, self._origin.name, unused.__contains__)
+        unused = self.tower.unused if isinstance(self.tower, NativeTower) else _unused(self._origin, self.tower)
+        self._origin.fill(
+            self.tower.model,
+            lambda key: key.removeprefix(prefix) if key.startswith(prefix) else None,
+            unused.__contains__,
+        )
 
 
 def _tower(origin: OpenClipModel, config: OpenClipConfig) -> NativeTower | TimmEncoder:
@@ -170,8 +177,8 @@ def _timm_tower(origin: OpenClipModel, config: OpenClipConfig, part: Mapping[str
         return TimmEncoder(settings)
     except BadConfig as error:
         raise BadConfig(
-            f"The image tower of {origin.name} is timm's {name}, which is no plain vision transformer; take one with "
-            f"such (ViT-B-32, ViT-B-16-SigLIP, EVA02-B-16, ...), or encoder `timm_stages` for staged backbones: {error}"
+            f"The image tower of {origin.name} is timm's {name}, which encoder `timm` does not take, so name one "
+            f"with a plain vision transformer (ViT-B-32, ViT-B-16-SigLIP, EVA02-B-16, ...): {error}"
         ) from error
 
 

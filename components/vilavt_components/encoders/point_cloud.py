@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vilavt_components._weights import fill, read_safetensors
+from vilavt_components._weights import check_safetensors, fill_from_file
 from vilavt_components.encoders._cloud_net import Place, PointNet, in_own_ball
 from vilavt_components.encoders._cloud_sampling import boxed, farthest, neighbours, thinned
 from vilavt_components.encoders._timm_blocks import adapters
@@ -90,6 +90,7 @@ class PointCloudEncoder(Encoder):
             out_width=width,
             positions="absolute",
             full_attention=tuple(range(config.depth)),
+            channels=3 + config.features,
         )
 
     @classmethod
@@ -151,10 +152,15 @@ class PointCloudEncoder(Encoder):
         features: Tensor = self.norm(tokens.x)
         return features
 
+    def check_weights(self) -> None:
+        """Hold that `file` is there, if it is set; raises InputError."""
+        if self.config.file is not None:
+            check_safetensors(Path(self.config.file))
+
     def load_weights(self) -> None:
         """Load `file` where it is set; raises InputError."""
         if self.config.file is not None:
-            fill(self, read_safetensors(Path(self.config.file)), self.config.file, unused=lambda name: False)
+            fill_from_file(self, Path(self.config.file))
 
     def _checked(self, data: Any) -> Points:
         """The crop's points; raises InputError for another number of features, none, and what is not finite."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from vilavt_components.encoders import _qwen_checkpoint as checkpoint
 from vilavt_components.encoders import _qwen_windows as windows
 from vilavt_components.encoders._qwen_tower import Block, QwenVisionConfig, Tower
+from vilavt_components.encoders._qwen_views import Step, paper_steps, resized, shared
 from vilavt_toolkit.contracts import At, Attend, BlockSpec, Crop, Encoder, EncoderSpec, Grid, View
 from vilavt_toolkit.errors import BadConfig
 from vilavt_toolkit.registry import encoders, setting
@@ -29,10 +30,12 @@ _THETA = 10000.0
 class Qwen25VLConfig:
     """Settings of the `qwen2_5_vl` encoder: by `model` or `config`; by neither it is small."""
 
-    model: str | None = setting(None, help="folder or hub name of a Qwen2.5-VL checkpoint")
+    model: str | None = setting(None, help="folder or hub name of a Qwen2.5-VL checkpoint", replaces=("config",))
     revision: str | None = setting(None, help="hub revision of `model`")
     local_files_only: bool = setting(False, help="never ask the hub")
-    config: QwenVisionConfig | None = setting(None, help="shape of a new tower, as a checkpoint's vision_config")
+    config: QwenVisionConfig | None = setting(
+        None, help="shape of a new tower, as a checkpoint's vision_config", replaces=("model", "revision")
+    )
     pad_mlp: int = setting(
         1,
         help="make the MLPs' hidden width a multiple of this with units that give zero; 128 is faster on a GPU, "
@@ -50,11 +53,19 @@ class Qwen25VLConfig:
         help="fewest pixels of a view; small regions are enlarged to have them; null: 3,136, of the small tower none",
         minimum=0,
     )
+    overview_total: int | None = setting(
+        None, help="most pixels of the first views of a question together, which share them alike", minimum=1
+    )
     max_scale: float | None = setting(
         None,
         help="most view pixels along one original pixel of a region; the first view is not enlarged; null: 2, and 0.5 "
         "of the small tower",
         minimum=0.01,
+    )
+    resize: Literal["native", "paper"] = setting(
+        "native",
+        help="how views get their size: as large as the budget allows, or as the paper's code has it, which first "
+        "enlarges a region, to `max_scale` times the scale of the view it was named in",
     )
 
 
@@ -121,16 +132,20 @@ class Qwen25VLEncoder(Encoder):
 
     def prepare(self, crop: Crop) -> View:
         """Resize a crop uint8 [h, w, 3] within the pixel budget, to whole cells."""
-        from PIL import Image
-
-        height, width = crop.data.shape[:2]
-        size = view_size(width, height, self.shape.cell, self.budget, crop.overview)
-        data = torch.as_tensor(crop.data)
-        if size != (width, height):
-            image = Image.fromarray(data.numpy()).resize(size, Image.Resampling.BICUBIC)
-            data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size[1], size[0], 3)
-        grid = size[1] // self.shape.patch_size, size[0] // self.shape.patch_size
+        budget = shared(self.budget, self.config.overview_total, crop).within(crop.max_pixels)
+        cell = self.shape.cell
+        if self.config.resize == "paper":
+            steps = paper_steps(crop, cell, budget)
+        else:
+            height, width = crop.data.shape[:2]
+            steps = [Step(*view_size(width, height, cell, budget, crop.overview))]
+        data = resized(crop.data, steps)
+        grid = data.shape[0] // self.shape.patch_size, data.shape[1] // self.shape.patch_size
         return View(data.permute(2, 0, 1).contiguous(), grid)
+
+    def extent(self, view: View) -> Grid:
+        """Width and height of a view in pixels."""
+        return self.shape.patch_size * view.size[-1], self.shape.patch_size * view.size[-2]
 
     def tokens(self, size: Grid) -> int:
         """Patches of the grid (h, w) or (t, h, w)."""
@@ -215,6 +230,11 @@ class Qwen25VLEncoder(Encoder):
         parts = values.index_select(0, rows).split_with_sizes([math.prod(size) for size in layout.sizes])
         return [part.view(*size, -1) for part, size in zip(parts, layout.sizes, strict=True)]
 
+    def check_weights(self) -> None:
+        """Hold that the folder `model` has weights; raises InputError."""
+        if self._origin is not None:
+            checkpoint.check_weights(self._origin)
+
     def load_weights(self) -> None:
         """Load the vision weights of `model`; raises InputError."""
         if self._origin is None:
@@ -279,13 +299,18 @@ def _shape(config: Qwen25VLConfig, origin: checkpoint.Origin | None) -> QwenVisi
         return config.config or _SMALL
     if config.config is None:
         return checkpoint.read_config(origin)
-    raise BadConfig("Encoder 'qwen2_5_vl' takes its shape from `model` or from `config`, not from both; drop one.")
+    raise BadConfig(
+        "Encoder 'qwen2_5_vl' takes its shape from `model` or from `config`, not from both; leave out one, as in "
+        "`config: null`."
+    )
 
 
 def _budget(config: Qwen25VLConfig, usual: PixelBudget) -> PixelBudget:
     """The budget as set, and as usual where it is not."""
     names = {"overview": "overview_pixels", "zoom": "zoom_pixels", "minimum": "min_pixels", "max_scale": "max_scale"}
     given: dict[str, Any] = {name: getattr(config, key) for name, key in names.items()}
+    if config.overview_total is not None:  # which is then the limit, where no other is set beside it
+        usual = replace(usual, overview=None)
     return replace(usual, **{name: value for name, value in given.items() if value is not None})
 
 

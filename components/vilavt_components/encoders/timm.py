@@ -14,7 +14,13 @@ from torch.nn import functional as F
 from vilavt_components.encoders._images import ImageEncoder
 from vilavt_components.encoders._timm_bias import bias_of, bias_parts
 from vilavt_components.encoders._timm_blocks import adapters
-from vilavt_components.encoders._timm_models import build_model, data_config, load_weights, prefix_tokens
+from vilavt_components.encoders._timm_models import (
+    build_model,
+    check_weights,
+    data_config,
+    load_weights,
+    prefix_tokens,
+)
 from vilavt_components.encoders._timm_parts import Run
 from vilavt_components.encoders._timm_rope import Rope
 from vilavt_components.encoders._timm_variants import variants
@@ -39,16 +45,21 @@ class StemConfig:
 class TimmConfig:
     """Settings of the `timm` encoder: `model` by name, or `config` with an optional `stem`; by neither it is small."""
 
-    model: str | None = setting(None, help="timm model name, such as vit_base_patch16_224.augreg_in21k")
-    pretrained: bool = setting(False, help="load timm's weights of `model` when training starts")
+    model: str | None = setting(
+        None, help="timm model name, such as vit_base_patch16_224.augreg_in21k", replaces=("config", "stem", "file")
+    )
+    pretrained: bool = setting(False, help="load timm's weights of `model` when training starts", replaces=("file",))
     file: str | None = setting(None, help="local weights (.safetensors) to load instead")
     local_files_only: bool = setting(False, help="never download: take weights from the local cache")
     args: dict[str, Any] = setting(factory=dict, help="more arguments for timm.create_model")
     config: dict[str, Any] | None = setting(
         None,
         help="arguments of timm's VisionTransformer (embed_dim, depth, num_heads, img_size, patch_size, ...)",
+        replaces=("model", "pretrained", "args", "file"),
     )
-    stem: StemConfig | None = setting(None, help="convolutional stem of a `config` model; none: patches")
+    stem: StemConfig | None = setting(
+        None, help="convolutional stem of a `config` model; none: patches", replaces=("model",)
+    )
     overview_pixels: int | None = setting(
         None, help="most pixels of the first view of an image; null: those of the model's img_size", minimum=1
     )
@@ -145,6 +156,10 @@ class TimmEncoder(ImageEncoder):
         """
         features: Tensor = self.model.fc_norm(self.model.norm(self.patches(tokens.x, tokens.layout)))
         return features
+
+    def check_weights(self) -> None:
+        """Hold that `file` is there; raises InputError."""
+        check_weights(self.config)
 
     def load_weights(self) -> None:
         """Load `file`, or timm's pretrained weights of `model`; raises InputError."""

@@ -14,7 +14,7 @@ from vilavt_components.encoders._images import ImageEncoder
 from vilavt_components.encoders._stages_maps import to_maps, to_tokens
 from vilavt_components.encoders._stages_models import Staged, build_staged
 from vilavt_components.encoders._stages_variants import variants
-from vilavt_components.encoders._timm_models import data_config, load_weights
+from vilavt_components.encoders._timm_models import check_weights, data_config, load_weights
 from vilavt_toolkit.contracts import At, Attend, BlockSpec, EncoderSpec, Grid
 from vilavt_toolkit.errors import BadConfig
 from vilavt_toolkit.registry import encoders, setting
@@ -27,7 +27,7 @@ class TimmStagesConfig:
     """Settings of the `timm_stages` encoder; without `model` a small ConvNeXt, for views of 32 x 32 pixels or so."""
 
     model: str | None = setting(None, help="timm model name, such as convnext_tiny.fb_in22k; null: a small ConvNeXt")
-    pretrained: bool = setting(False, help="load timm's weights of `model` when training starts")
+    pretrained: bool = setting(False, help="load timm's weights of `model` when training starts", replaces=("file",))
     file: str | None = setting(None, help="local weights (.safetensors) to load instead")
     local_files_only: bool = setting(False, help="never download: take weights from the local cache")
     args: dict[str, Any] = setting(factory=dict, help="more arguments for timm.create_model")
@@ -141,9 +141,13 @@ class TimmStagesEncoder(ImageEncoder):
             tokens = tokens.with_x(self._over_maps(norm, tokens))
         return tokens.x
 
+    def check_weights(self) -> None:
+        """Hold that `file` is there; raises InputError."""
+        check_weights(self.config)
+
     def load_weights(self) -> None:
         """Load `file`, or timm's pretrained weights of `model`; raises InputError."""
-        load_weights(self.model, self.config, self._staged.unused)
+        load_weights(self.model, self.config, self._staged.unused, self._staged.family.wanted)
 
     def _over_maps(self, part: nn.Module, tokens: Tokens) -> Tensor:
         maps = to_maps(tokens.x, tokens.layout)

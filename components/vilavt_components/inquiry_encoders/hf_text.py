@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -22,11 +23,25 @@ from vilavt_toolkit.vision.tokens import runs, to_device
 class HFTextConfig:
     """Settings of inquiry encoder `hf_text`: `path` for a pretrained text model, or `config` for a new one."""
 
-    path: str | None = setting(None, help="hub name or local folder of a text model and its tokenizer")
+    path: str | None = setting(
+        None, help="hub name or local folder of a text model and its tokenizer", replaces=("config", "end_token")
+    )
     config: dict[str, Any] = setting(
         factory=dict,
         help="new instead: `model_type` and that family's transformers settings; reads the language model's tokens",
+        replaces=("path", "revision"),
     )
+    tokenizer: str | None = setting(
+        None,
+        help="folder or hub name of the tokenizer; null: `path`'s, else the language model's, which should then know "
+        "the text model's tokens by the same ids",
+        replaces=("end_token",),
+    )
+    end_token: str = setting(
+        "",
+        help="token put behind an inquiry read by the language model's tokenizer; Qwen3-Embedding's is <|endoftext|>",
+    )
+    frozen: bool = setting(False, help="leave the text model as it is, and train the linear map behind it alone")
     width: int = setting(0, help="width of the features after a linear map; 0: the model's own, no map", minimum=0)
     max_tokens: int = setting(50, help="tokens of an inquiry that are read; longer ones are cut", minimum=1)
     pooling: Literal["mean", "last"] = setting("mean", help="what stands for the whole inquiry: mean or last token")
@@ -46,14 +61,33 @@ class HFTextInquiryEncoder(KeepsFrequencies, InquiryEncoder):
         self.config = config
         # In a tuple, so that the language model is not registered, and saved, a second time here.
         self._language_model = (language_model,)
-        self._tokenizer = None if config.path is None else _tokenizer(config)
-        architecture = _architecture(config, language_model.vocab_size)
+        source = config.tokenizer or config.path
+        self.tokenizer = None if source is None else _tokenizer(source, config)
+        self._architecture = architecture = _architecture(config, language_model.vocab_size)
         self.model = _build(architecture, config)
         self._causal = _is_causal(self.model)
-        self.max_tokens = min(config.max_tokens, _longest(architecture), _longest(self._tokenizer))
+        self.max_tokens = min(config.max_tokens, _longest(architecture), _longest(self.tokenizer))
         own: int = architecture.hidden_size
         self.width = config.width or own
         self.projection = nn.Linear(own, config.width) if config.width else nn.Identity()
+        self._freeze()
+
+    @classmethod
+    def from_saved(cls, config: Any, language_model: LanguageModel, folder: Path) -> HFTextInquiryEncoder:
+        """Build it with the architecture and tokenizer that `save_assets` wrote, if it did; weights come after."""
+        if (folder / "config.json").is_file():
+            config = replace(config, path=str(folder), config={}, tokenizer=None, revision=None, local_files_only=True)
+        return cls(config, language_model)
+
+    def save_assets(self, folder: Path) -> None:
+        """Write architecture and tokenizer where it has a tokenizer of its own; else the settings say all."""
+        if self.tokenizer is not None:
+            self._architecture.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+
+    def _freeze(self) -> None:
+        if self.config.frozen:
+            self.model.requires_grad_(False)
 
     @classmethod
     def tiny(cls) -> HFTextConfig:
@@ -76,14 +110,24 @@ class HFTextInquiryEncoder(KeepsFrequencies, InquiryEncoder):
         text = text.strip()
         if not text:
             return []
-        if self._tokenizer is None:
-            return self._language_model[0].tokenizer.encode(text)[: self.max_tokens]
-        ids: list[int] = self._tokenizer.encode(text, truncation=True, max_length=self.max_tokens)
+        if self.tokenizer is None:
+            return self._with_end(self._language_model[0].tokenizer, text)
+        ids: list[int] = self.tokenizer.encode(text, truncation=True, max_length=self.max_tokens)
         return ids
+
+    def _with_end(self, tokenizer: Any, text: str) -> list[int]:
+        """Ids by the language model's tokenizer, `end_token` behind them."""
+        end = tokenizer.encode(self.config.end_token) if self.config.end_token else []
+        if self.config.end_token and len(end) != 1:
+            raise InputError(
+                f"hf_text: `end_token` {self.config.end_token!r} is {len(end)} tokens to the language model's "
+                "tokenizer; name one that it has, or give the text model's own in `tokenizer`."
+            )
+        return [*tokenizer.encode(text)[: self.max_tokens - len(end)], *end]
 
     def words(self, ids: Sequence[int]) -> list[str]:
         """The text of every token."""
-        tokenizer = self._tokenizer or self._language_model[0].tokenizer
+        tokenizer = self.tokenizer or self._language_model[0].tokenizer
         return [tokenizer.decode([token]) for token in ids]
 
     def forward(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -128,6 +172,7 @@ class HFTextInquiryEncoder(KeepsFrequencies, InquiryEncoder):
             if missing:
                 raise ValueError(f"its weights lack {missing[0]} and {len(missing) - 1} others")
         self.model = _reader(model)
+        self._freeze()
 
     def _project(self, hidden: Tensor) -> Tensor:
         if isinstance(self.projection, nn.Linear):
@@ -166,17 +211,16 @@ def _is_causal(model: Any) -> bool:
 
 
 def _explained(path: str) -> contextlib.AbstractContextManager[None]:
-    advice = "Give a folder with config.json, safetensors weights and a tokenizer, or a hub name in reach or cached."
-    return explained(f"text model {path!r} cannot be loaded", advice)
+    advice = "give a folder with config.json, safetensors weights and a tokenizer, or a hub name in reach or cached."
+    return explained(f"text model {path!r} cannot be loaded", advice, path)
 
 
-def _tokenizer(config: HFTextConfig) -> Any:
+def _tokenizer(source: str, config: HFTextConfig) -> Any:
     from transformers import AutoTokenizer
 
-    assert config.path is not None
-    with _explained(config.path):
+    with _explained(source):
         found = AutoTokenizer.from_pretrained(
-            config.path, revision=config.revision, local_files_only=config.local_files_only
+            source, revision=config.revision, local_files_only=config.local_files_only
         )
         # Without a file transformers makes an empty one for some families.
         if not found.encode("a", add_special_tokens=False):
@@ -204,7 +248,7 @@ def _architecture(config: HFTextConfig, vocab_size: int) -> Any:
             return found
     settings = {"vocab_size": vocab_size, "pad_token_id": 0, **config.config}
     family = settings.pop("model_type", None)
-    with explained("hf_text: `config` builds no text model", "Mend `config`."):
+    with explained("hf_text: `config` builds no text model", "mend `config`."):
         known = AutoConfig.for_model(family)
         # transformers keeps what it does not know, and a misspelt setting would do nothing.
         for key in set(config.config) - {"model_type"}:
@@ -219,7 +263,7 @@ def _build(architecture: Any, config: HFTextConfig) -> Any:
     from transformers.initialization import no_init_weights
 
     new = config.path is None
-    why = explained("hf_text: `config` builds no text model", "Mend `config`.") if new else _explained(str(config.path))
+    why = explained("hf_text: `config` builds no text model", "mend `config`.") if new else _explained(str(config.path))
     dtype = torch.get_default_dtype() if new else getattr(torch, config.dtype)
     with why, contextlib.nullcontext() if new else no_init_weights():
         build: Any = AutoModel.from_config  # untyped

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from vilavt_components._open_clip import OpenClipModel, OpenClipSettings, resolve
-from vilavt_components._weights import fill
 from vilavt_components.language_models._tokenizer import explained
 from vilavt_toolkit.contracts import InquiryEncoder, LanguageModel
 from vilavt_toolkit.errors import BadConfig
@@ -98,11 +97,13 @@ class OpenClipTextInquiryEncoder(InquiryEncoder):
         features, pooled = (self._shared(flat.index_select(0, to_device(index, device))) for index in (rows, ends))
         return features, pooled.new_zeros(len(ids), self.width).index_copy(0, to_device(groups, device), pooled)
 
+    def check_weights(self) -> None:
+        """Hold that the weights of `file` are there; raises InputError."""
+        self._origin.check_weights(self.config)
+
     def load_weights(self) -> None:
         """Load the text tower of the named weights; raises InputError."""
-        weights = self._origin.weights(_name)
-        if weights is not None:
-            fill(self.text, weights, self._origin.name, lambda name: False)
+        self._origin.fill(self.text, _name)
 
     @property
     def _whole(self) -> bool:
@@ -167,8 +168,8 @@ def _tokenizer(origin: OpenClipModel, part: Mapping[str, Any], local_files_only:
     more = _tokenizer_settings(part)
     if source:
         source = str(origin.folder or source)
-        advice = "Give a hub name in reach or cached, or a folder with the tokenizer's files."
-        with explained(f"tokenizer '{source}' of {origin.name} cannot be loaded", advice):
+        advice = "give a hub name in reach or cached, or a folder with the tokenizer's files."
+        with explained(f"tokenizer '{source}' of {origin.name} cannot be loaded", advice, source):
             theirs = HFTokenizer(source, context_length=context, local_files_only=local_files_only, **more)
             return theirs, int(theirs.tokenizer.pad_token_id)
     try:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from vilavt_components._quiet import quietly
 from vilavt_toolkit.contracts import Frames
 from vilavt_toolkit.errors import InputError
 
@@ -15,7 +17,17 @@ TEMPLATE = (
     "{% if message['role'] == 'assistant' %}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+TURN_END = "<|im_end|>"
+CHATML = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""The frames of Qwen's models."""
 SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+
+
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 class HFTokenizer:
@@ -45,29 +57,57 @@ class HFTokenizer:
 
 
 @contextmanager
-def explained(what: str, advice: str) -> Iterator[None]:
-    """Turn transformers' many ways to fail into an InputError of one sentence."""
+def explained(what: str, advice: str, place: str = "") -> Iterator[None]:
+    """Turn transformers' many ways to fail into an InputError of one sentence.
+
+    `place` is the folder or hub name that is read; a path that is no folder is refused before anyone asks the hub.
+    """
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     many = (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError)
     try:
+        if place and not _HUB_NAME.fullmatch(place) and not Path(place).is_dir():
+            raise ValueError("it is a file, not its folder" if Path(place).is_file() else "there is no such folder")
         yield
     except (*many, SafetensorError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
-        shown = reason if len(reason) <= 240 else f"{reason[:237]}..."
-        raise InputError(f"{what}: {shown}{'' if shown.endswith(('.', '?')) else '.'} {advice}") from error
+        reason = _first_sentence(str(error))
+        if isinstance(error, OSError) and place and not Path(place).is_dir():
+            reason = f"there is no such folder, and of the hub it is said: {reason}"
+        raise InputError(f"{what} ({reason}); {advice}") from error
 
 
-def load(path: str, placeholder: str, revision: str | None, local_files_only: bool) -> HFTokenizer:
-    """Load the tokenizer of a folder or hub name; raises InputError."""
+def _first_sentence(text: str) -> str:
+    """What libraries say first, in one line; the question whether another word was meant belongs to it."""
+    first = re.split(r"(?<=[.!?]) (?=(?!Did you mean)[A-Z])", " ".join(text.split()))[0].removesuffix(".")
+    return first if len(first) <= 240 else f"{first[:237]}..."
+
+
+def load(
+    path: str,
+    placeholder: str,
+    revision: str | None,
+    local_files_only: bool,
+    template: str | None = None,
+    family: Any = None,
+) -> HFTokenizer:
+    """Load the tokenizer of a folder or hub name; raises InputError.
+
+    One without a chat template gets `template` if it has the mark that ends turns there, `TURN_END`. `family` is
+    transformers' configuration of a model whose tokenizer it is, where the folder's own is not to be asked.
+    """
     from transformers import AutoTokenizer
 
-    with explained(f"no tokenizer can be loaded from {path!r}", "Name one in `tokenizer`."):
-        backend = AutoTokenizer.from_pretrained(path, revision=revision, local_files_only=local_files_only)
+    with explained(f"no tokenizer can be loaded from {path!r}", "name one in `tokenizer`.", path):
+        options: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+        options |= {"config": family} if family is not None else {}
+        with quietly():
+            backend = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
         # Without a file transformers makes an empty one for some families.
         if not backend.encode("a", add_special_tokens=False):
             raise ValueError("it holds none that knows the letter a")
+    if template and not backend.chat_template and TURN_END in backend.get_vocab():
+        backend.chat_template = template
     return HFTokenizer(backend, placeholder)
 
 

@@ -27,9 +27,28 @@ class MLPConfig:
     norm: bool = setting(True, help="LayerNorm of the merged features")
     center: bool = setting(
         False,
-        help="take away what all features have in common: a batch's mean in training, where they then depend on their "
-        "micro-batch; elsewhere its running mean",
+        help="take what all features have in common away before the last layer: in training the mean of what is encoded "
+        "together, so set micro_batch to batch_size; elsewhere its running mean",
     )
+
+
+class _Centre(nn.Module):
+    """Features without their mean: in training that of the batch, elsewhere its running mean."""
+
+    _MOMENTUM = 0.2
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.register_buffer("mean", torch.zeros(width))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[F, D] -> [F, D]."""
+        if not self.training or not len(features):
+            return features - self.mean.to(features.dtype)
+        mean = features.float().mean(0)
+        self.mean.lerp_(mean.detach().to(self.mean.dtype), self._MOMENTUM)
+        return features - mean.to(features.dtype)
 
 
 @projectors.register("mlp", MLPConfig)
@@ -39,8 +58,6 @@ class MLPProjector(Projector):
     A grid that m does not divide has its last row and column repeated. Untrained, nearly all of a feature is what all
     have in common, and learning what to say first makes that grow until little else is left; `center` prevents it.
     """
-
-    _MOMENTUM = 0.1
 
     def __init__(self, config: MLPConfig, in_width: int, out_width: int) -> None:
         super().__init__()
@@ -53,10 +70,10 @@ class MLPProjector(Projector):
         for index, (width, after) in enumerate(itertools.pairwise(widths)):
             layers += [nn.GELU()] if index else []
             layers.append(nn.Linear(width, after))
-        self.net = nn.Sequential(*layers)
         if config.center:
-            self.mean: Tensor
-            self.register_buffer("mean", torch.zeros(out_width))
+            # A bias would bring back what is taken away.
+            layers[-1:] = [_Centre(widths[-2]), nn.Linear(widths[-2], out_width, bias=False)]
+        self.net = nn.Sequential(*layers)
 
     @classmethod
     def tiny(cls) -> MLPConfig:
@@ -75,15 +92,7 @@ class MLPProjector(Projector):
     def forward(self, features: Tensor, sizes: Sequence[Grid]) -> Tensor:
         """Merge and project packed features of regions with grids `sizes`; [F_in, D_in] -> [F, D_out]."""
         projected: Tensor = self.net(features if self.config.merge == 1 else self._merged(features, sizes))
-        return self._centred(projected) if self.config.center and len(projected) else projected
-
-    def _centred(self, projected: Tensor) -> Tensor:
-        """Features without their mean; [F, D_out] -> [F, D_out]."""
-        if not self.training:
-            return projected - self.mean.to(projected.dtype)
-        mean = projected.float().mean(0)
-        self.mean.lerp_(mean.detach().to(self.mean.dtype), self._MOMENTUM)
-        return projected - mean.to(projected.dtype)
+        return projected
 
     def _merged(self, features: Tensor, sizes: Sequence[Grid]) -> Tensor:
         of_size: dict[Grid, list[int]] = {}

@@ -1,4 +1,4 @@
-"""Reads what an answer says: numbers, choices, yes or no, boxes, text. Nothing is searched for inside a longer text."""
+"""Reads what an answer says: numbers, choices, yes or no, boxes, moves. Nothing is searched for in a longer text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fractions import Fraction
 
 PlacedBox = tuple[int, tuple[float, ...]]
@@ -16,10 +16,10 @@ _LONGEST = 1000
 """No number, choice or box is longer; regular expressions and fractions stay quick."""
 _DECIMAL = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)"
 _NUMBER = re.compile(
-    rf"(?P<sign>[-+]?) ?(?P<top>{_DECIMAL})(?:[eE](?P<exponent>[-+]?[0-9]{{1,3}}))?"
+    rf"(?P<sign>[-+]?) ?(?:(?P<whole>[0-9]+) (?=[0-9]+ ?/))?(?P<top>{_DECIMAL})(?:[eE](?P<exponent>[-+]?[0-9]{{1,3}}))?"
     rf"(?: ?/ ?(?P<bottom>{_DECIMAL}))? ?(?P<percent>%?)"
 )
-_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
+_FRACTION = re.compile(r"\\[dt]?frac ?(?:\{([^{}]*)\} ?\{([^{}]*)\}|([0-9]) ?([0-9]))")
 _BOXED = re.compile(r"\\boxed\{(.*)\}", re.S)
 _LETTER = re.compile(r"(?:\(([a-z])\)|([a-z])\)?)[.:]?")
 _LABELLED = re.compile(r"(?:\(([a-z])\)[.:]?|([a-z])[.:)]) ?(.+)")
@@ -50,7 +50,7 @@ def _plain(character: str) -> str:
     if kind in ("<super>", "<sub>"):
         return character
     plain = unicodedata.normalize("NFKC", character).replace("\u2212", "-").replace("\u2044", "/")
-    return f" {plain}" if kind == "<fraction>" else plain
+    return f" {plain} " if kind == "<fraction>" else plain
 
 
 def same_text(truth: str, answer: str) -> bool:
@@ -60,10 +60,14 @@ def same_text(truth: str, answer: str) -> bool:
 
 
 def read_number(text: str) -> tuple[Fraction, bool] | None:
-    """The exact value of a decimal, fraction or percentage, and whether it is a percentage; None for anything else."""
+    """The exact value of a decimal, fraction or percentage, and whether it is a percentage; None for anything else.
+
+    A whole number before a fraction is added to it: 1 1/2, and so 1\\frac{1}{2}, is 3/2.
+    """
     if len(text) > _LONGEST:
         return None
-    match = _NUMBER.fullmatch(_FRACTION.sub(r"\1/\2", normalised(text)).replace("\\%", "%").strip())
+    plain = _FRACTION.sub(lambda found: f" {found[1] or found[3]}/{found[2] or found[4]} ", normalised(text))
+    match = _NUMBER.fullmatch(" ".join(plain.replace("\\%", "%").split()))
     if match is None:
         return None
     value = _decimal(match["top"]) * Fraction(10) ** int(match["exponent"] or 0)
@@ -72,8 +76,18 @@ def read_number(text: str) -> tuple[Fraction, bool] | None:
         if not bottom:
             return None
         value /= bottom
+    value += int(match["whole"] or 0)
     percent = bool(match["percent"])
     return (-value if match["sign"] == "-" else value) / (100 if percent else 1), percent
+
+
+def same_number(truth: tuple[Fraction, bool], found: tuple[Fraction, bool], tolerance: float = 0.0) -> bool:
+    """Whether two numbers, as `read_number` gives them, are equal up to a relative error."""
+    (wanted, percent), (value, found_percent) = truth, found
+    # Asked for a percentage, "25" means 25%, and "0.25" is the same number.
+    readings = [value, value / 100] if percent and not found_percent else [value]
+    allowed = Fraction(str(tolerance)) * abs(wanted)
+    return any(abs(reading - wanted) <= allowed for reading in readings)
 
 
 def _decimal(figures: str) -> Fraction:
@@ -114,6 +128,20 @@ def _option_texts(options: Sequence[str]) -> list[str]:
     labels = [_LABELLED.fullmatch(text) for text in texts]
     own = [label is not None and (label[1] or label[2]) == chr(ord("a") + index) for index, label in enumerate(labels)]
     return [normalised(label[3]) for label in labels if label is not None] if all(own) else texts
+
+
+def read_moves(text: str, names: Collection[str]) -> dict[str, Fraction] | None:
+    """How far each named move goes, "move_right:1.0,rotate_up:20", each named once; None for anything else."""
+    if len(text) > _LONGEST:
+        return None
+    moves: dict[str, Fraction] = {}
+    for item in normalised(text).split(","):
+        name, _, length = (each.strip() for each in item.partition(":"))
+        number = read_number(length)
+        if name not in names or name in moves or number is None or number[1]:
+            return None
+        moves[name] = number[0]
+    return moves
 
 
 def read_box(text: str) -> PlacedBox | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,16 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 from vilavt_toolkit.contracts import Box, Crop, Source
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.registry import setting, sources
-from vilavt_toolkit.vision.regions import BoxError, pixel_box, read_bbox, write_bbox
+from vilavt_toolkit.vision.regions import (
+    BoxError,
+    pixel_box,
+    read_bbox,
+    read_box,
+    relative,
+    shown,
+    truncated_box,
+    write_bbox,
+)
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +40,8 @@ Pixels = NDArray[np.uint8]
 _COLOURS = ("#ff4136", "#2ecc40", "#0d8bff", "#ffdc00", "#f012be", "#39cccc", "#ff851b", "#b10dc9")
 _PILLOW_LIMIT = threading.Lock()
 _IN_MEMORY = "the image in memory"
+# A zoom into less than a pixel, and into that, would be enlarged without end.
+_LEAST = 0.5
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,11 @@ class ImageConfig:
     """Settings of source `image`."""
 
     max_pixels: int = setting(400_000_000, help="most pixels an image may have when decoded", minimum=1)
+    rounding: Literal["outward", "truncate"] = setting(
+        "outward",
+        help="which pixels a box cuts out: all that it touches, or those between its edges cut to whole numbers, as "
+        "the paper's code does",
+    )
 
 
 @sources.register("image", ImageConfig)
@@ -47,9 +63,10 @@ class ImageSource(Source):
     modality: ClassVar[str] = "image"
     box_key: ClassVar[str] = "bbox_2d"
 
-    def __init__(self, pixels: Pixels, name: str = _IN_MEMORY) -> None:
+    def __init__(self, pixels: Pixels, name: str = _IN_MEMORY, rounding: str = "outward") -> None:
         self.pixels = pixels
         self._name = name
+        self._truncates = rounding == "truncate"
 
     @property
     def name(self) -> str:
@@ -71,12 +88,12 @@ class ImageSource(Source):
         from their own range.
         """
         if isinstance(original, np.ndarray):
-            return cls(_checked_array(original, config.max_pixels))
+            return cls(_checked_array(original, config.max_pixels), rounding=config.rounding)
         if isinstance(original, Image.Image):
-            return cls(_decoded(original, _IN_MEMORY, config.max_pixels))
+            return cls(_decoded(original, _IN_MEMORY, config.max_pixels), rounding=config.rounding)
         if isinstance(original, str | os.PathLike):
             path = Path(os.fspath(original))
-            return cls(_read(path, config.max_pixels), str(path))
+            return cls(_read(path, config.max_pixels), str(path), config.rounding)
         raise InputError(
             f"an image must be a path, a PIL image or an array of uint8 [h, w, 3], not {type(original).__name__}."
         )
@@ -94,16 +111,31 @@ class ImageSource(Source):
         for key in value:
             if key != self.box_key:
                 raise BoxError(f'"{str(key)[:40]}" does not belong to a region of an image; leave it out.')
+        if self._truncates:
+            return self._read_exactly(value[self.box_key], within, steps)
         return read_bbox(value[self.box_key], within, steps, self.box_key)
+
+    def _read_exactly(self, value: Any, within: Box, steps: int | tuple[int, ...]) -> Box:
+        """Read a box by way of fractions of the image: what is cut to whole pixels must be rounded as the paper's."""
+        part = read_box(value, (0.0, 0.0, 1.0, 1.0), steps, self.box_key)
+        outer, sides = relative(self.extent, within), 2 * self.extent[2:]
+        starts, lengths = 2 * outer[:2], 2 * (outer[2] - outer[0], outer[3] - outer[1])
+        edges = zip(part, starts, lengths, sides, strict=True)
+        box = tuple(min((start + edge * length) * side, side) for edge, start, length, side in edges)
+        if min(box[2] - box[0], box[3] - box[1]) < _LEAST:
+            raise BoxError(
+                f"{self.box_key} {shown(value)} is smaller than half a pixel of the image; choose a larger box."
+            )
+        return box
 
     def write_box(self, box: Box, within: Box, steps: int | tuple[int, ...]) -> dict[str, Any]:
         """Write `box` as {"bbox_2d": [x1, y1, x2, y2]}, rounded outward to whole steps of `within`."""
         return {self.box_key: write_bbox(box, within, steps)}
 
     def crop(self, box: Box, overview: bool = False) -> Crop:
-        """Cut the pixels that `box` touches out of the original; data uint8 [h, w, 3]."""
+        """Cut the pixels of `box`, as `rounding` says, out of the original; data uint8 [h, w, 3]."""
         height, width = self.pixels.shape[:2]
-        left, upper, right, lower = pixel_box(box, width, height)
+        left, upper, right, lower = (truncated_box if self._truncates else pixel_box)(box, width, height)
         return Crop(np.ascontiguousarray(self.pixels[upper:lower, left:right]), self.modality, overview)
 
     def draw(self, boxes: Sequence[Box], size: int | None = None) -> Image.Image:

@@ -96,6 +96,11 @@ class PointCloudSource(Source):
         return np.random.default_rng(0).random((500, 6), dtype=np.float32) * np.array([2, 1, 1, 1, 1, 1], np.float32)
 
     @classmethod
+    def channels(cls, config: PointCloudConfig) -> int:
+        """Return three coordinates and three numbers for every feature."""
+        return 3 + 3 * len(config.features)
+
+    @classmethod
     def open(cls, original: Any, config: PointCloudConfig) -> PointCloudSource:
         """Open a path, or an array [N, columns] of numbers; raises InputError naming the file and line or byte.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -130,9 +130,10 @@ class ShapeClouds(Task):
         )
 
     def corpus(self) -> Iterator[str]:
-        """Texts of the first training samples; no point is sampled for them."""
+        """Texts of training samples of every kind, whatever their shares; no point is sampled for them."""
+        usual = ShapeClouds(replace(self.config, no_zoom=1 / 3, close=1 / 3))
         for index in range(min(self.length("train"), _CORPUS_ITEMS)):
-            item, _, mode = self._item("train", index)
+            item, _, mode = usual._item("train", index)
             yield item.question
             for turn in _trace(item, mode):
                 yield from (text for text in (turn.thought, turn.inquiry, turn.answer) if text)

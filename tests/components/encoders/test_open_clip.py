@@ -206,17 +206,22 @@ def test_a_named_model_has_views_of_its_own_size():
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [
-        ({"model": "ViT-B-33"}, BadConfig, "no model 'ViT-B-33'; the nearest are .*ViT-B-32"),
-        ({"model": "vit-b-32"}, BadConfig, "nearest are ViT-B-32"),
-        ({"model": "ViT-B-32", "pretrained": "openia"}, BadConfig, "no weights 'openia' .* the nearest are openai"),
+        (
+            {"model": "ViT-B-33"},
+            BadConfig,
+            "no model 'ViT-B-33'. Did you mean 'ViT-B-32', .* To list all: .*list_models",
+        ),
+        ({"model": "zzz"}, BadConfig, "Did you mean"),
+        ({"model": "vit-b-32"}, BadConfig, "Did you mean 'ViT-B-32'"),
+        ({"model": "ViT-B-32", "pretrained": "openia"}, BadConfig, "'ViT-B-32' named 'openia'. Did you mean 'openai'"),
         ({"model": "ViT-M-32", "pretrained": "openai"}, BadConfig, "it has none"),
-        ({"model": "ViT-B-32", "config": config_of()}, BadConfig, "leave out one"),
+        ({"model": "ViT-B-32", "config": config_of()}, BadConfig, "leave out one of them, as in `config: null`"),
         ({"pretrained": "openai"}, BadConfig, "tag of a `model`"),
         ({"model": "hf-hub:a/b", "pretrained": "openai"}, BadConfig, "its own weights"),
         ({"model": "local-dir:here"}, BadConfig, "as `file`"),
         ({"file": "weights.safetensors"}, BadConfig, "say what its weights are of"),
         ({"model": "RN50"}, BadConfig, "not written for ModifiedResNet; .* ViT-B-32"),
-        ({"model": "convnext_tiny"}, BadConfig, "is timm's convnext_tiny.*`timm_stages`.*not written for ConvNeXt"),
+        ({"model": "convnext_tiny"}, BadConfig, "is timm's convnext_tiny.*ConvNeXt.*take encoder `timm_stages`"),
         ({"config": {"vision_cfg": VISION}}, BadConfig, "lacks `embed_dim`"),
         ({"config": config_of({"hedas": 3})}, BadConfig, "'hedas', which open_clip does not know"),
         ({"config": config_of({"widht": 3})}, BadConfig, "Did you mean 'width'"),
@@ -312,6 +317,29 @@ def test_weights_of_another_architecture_are_one_error_with_what_differs(saved):
         OpenClipEncoder(shallower).load_weights()
     with pytest.raises(InputError, match="another architecture"):
         OpenClipEncoder(OpenClipConfig(config=TRUNKS["token"], file=str(saved.file))).load_weights()
+
+
+def test_the_error_of_foreign_weights_names_their_file_and_what_they_look_like(tmp_path):
+    path = tmp_path / "foreign.safetensors"
+    save_file({f"blocks.{i}.attn.qkv.weight": torch.zeros(1) for i in range(9)}, path)
+    with pytest.raises(InputError) as caught:
+        OpenClipEncoder(OpenClipConfig(config=config_of(), file=str(path))).load_weights()
+    told = str(caught.value)
+    assert told.startswith(f"Weights '{path}' are of another architecture, by their names a plain vision transformer (")
+    assert "''" not in told and told.count(". ") == 0 and len(told) < 500
+
+
+def test_that_weights_are_there_is_seen_without_reading_them(saved, tmp_path):
+    for file in (saved.file, saved.folder):
+        config = None if file.is_dir() else config_of()
+        OpenClipEncoder(OpenClipConfig(config=config, file=str(file))).check_weights()
+    (saved.folder / "open_clip_model.safetensors").unlink()
+    for settings, words in (
+        ({"file": str(saved.folder)}, "should hold weights"),
+        ({"config": config_of(), "file": str(tmp_path / "gone.safetensors")}, "do not exist"),
+    ):
+        with pytest.raises(InputError, match=words):
+            OpenClipEncoder(OpenClipConfig(**settings)).check_weights()
 
 
 @torch.no_grad()

@@ -2,20 +2,26 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from vilavt_components.encoders import _qwen_checkpoint as checkpoint
 from vilavt_components.encoders import _qwen_windows as windows
 from vilavt_components.encoders._qwen_tower import QwenVisionConfig
+from vilavt_components.encoders._qwen_views import smart_size
 from vilavt_components.encoders.qwen2_5_vl import Qwen25VLConfig, Qwen25VLEncoder
 from vilavt_toolkit.contracts import Crop, View
 from vilavt_toolkit.errors import BadConfig, InputError
 from vilavt_toolkit.testing import bench
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
+from vilavt_toolkit.vision.regions import PixelBudget
 from vilavt_toolkit.vision.tokens import Layout
 
 SHAPE = {
@@ -236,8 +242,6 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
 
 
 def test_what_is_no_such_checkpoint_is_refused(tmp_path):
-    with pytest.raises(InputError, match="nowhere"):
-        Qwen25VLEncoder(Qwen25VLConfig(model=str(tmp_path / "nowhere"), local_files_only=True))
     with pytest.raises(InputError, match="'qwen2_vl'"):
         Qwen25VLEncoder(Qwen25VLConfig(model=str(save(tmp_path, {}, model_type="qwen2_vl")), local_files_only=True))
     save(tmp_path, {})
@@ -245,6 +249,44 @@ def test_what_is_no_such_checkpoint_is_refused(tmp_path):
     encoder = Qwen25VLEncoder(Qwen25VLConfig(model=str(tmp_path), local_files_only=True))
     with pytest.raises(InputError, match="no safetensors"):
         encoder.load_weights()
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("{}/nowhere", "there is no such folder"),
+        ("./nowhere", "there is no such folder"),
+        ("{}/file", "it is a file, not its folder"),
+        ("{}/empty", "it has no config.json"),
+        ("{}/broken", "not a valid JSON file"),
+        ("nowhere", "there is no such folder, and of the hub it is said: "),
+        ("owner/nowhere", "there is no such folder, and of the hub it is said: "),
+    ],
+)
+def test_a_place_without_a_checkpoint_is_one_sentence_with_what_is_there(tmp_path, model, reason):
+    for folder in ("empty", "broken"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    (tmp_path / "file").write_text("{}")
+    place = model.format(tmp_path)
+    with pytest.raises(InputError) as caught:
+        Qwen25VLEncoder(Qwen25VLConfig(model=place, local_files_only=True))
+    told = str(caught.value)
+    assert told.startswith(f"encoder '{place}' cannot be read (") and reason in told
+    assert told.endswith(
+        "); give a folder with config.json and safetensors weights of a Qwen2.5-VL model, or a hub "
+        "name in reach or cached."
+    )
+    assert len(re.findall(r"[.?!] [A-Z]", told)) == 0
+
+
+def test_that_weights_are_there_is_seen_without_reading_them(tmp_path):
+    weights = {f"visual.{key}": value for key, value in transformers_tower().state_dict().items()}
+    encoder = Qwen25VLEncoder(Qwen25VLConfig(model=str(save(tmp_path, weights)), local_files_only=True))
+    encoder.check_weights()
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="no safetensors"):
+        encoder.check_weights()
 
 
 @pytest.mark.parametrize(
@@ -284,3 +326,52 @@ def test_views_keep_to_their_budgets_in_whole_cells():
     for view in (overview, zoom, tiny):
         assert view.data.shape[1:] == tuple(14 * side for side in view.size)
         assert encoder.count(view.size) * 4 == encoder.tokens(view.size) == math.prod(view.size)
+
+
+SMART = json.loads((Path(__file__).parents[2] / "golden" / "smart_resize.json").read_text(encoding="utf-8"))
+THIN = {(14, 2800, 3136, 50176): (28, 1792)}
+"""(height, width, fewest, most pixels) to which the paper's code gives no pixels -> the size (h, w) that ours has."""
+
+
+def test_sizes_are_those_of_the_papers_smart_resize():
+    for height, width, least, most, expected in SMART["rows"]:
+        budget = PixelBudget(overview=most or 16384 * 28 * 28, minimum=least or 4 * 28 * 28)
+        found = smart_size(width, height, 28, budget, overview=True)[::-1]
+        thin = THIN.get((height, width, least, most))
+        assert found == (thin or tuple(expected)), (height, width, least, most)
+        assert not thin or thin != tuple(expected)
+
+
+def test_the_docs_list_exactly_the_sizes_that_differ():
+    text = (Path(__file__).parents[3] / "docs" / "vilavt-differences.md").read_text(encoding="utf-8")
+    section = text.split("\n## Sizes\n")[1].split("\n## ")[0]
+    rows = [line.split("|")[1].strip() for line in section.splitlines() if line.startswith("| `")]
+    assert rows == [f"`{height} x {width}, {least}..{most}`" for height, width, least, most in THIN]
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(2 * 56**2, 10**6))
+def test_resized_as_the_paper_does_a_view_has_whole_cells_within_the_budget(width, height, most):
+    assume(max(width, height) <= 200 * min(width, height))
+    size = smart_size(width, height, 28, PixelBudget(overview=most), overview=True)
+    assert min(size) >= 28 and not any(side % 28 for side in size) and math.prod(size) <= most
+
+
+def test_first_views_share_a_budget_and_zooms_have_their_own():
+    pixels = np.zeros((1000, 1000, 3), dtype=np.uint8)
+    for resize in ("native", "paper"):
+        encoder = encoder_of(overview_total=4 * 112 * 112, zoom_pixels=56 * 56, resize=resize)
+        sides = [encoder.extent(encoder.prepare(Crop(pixels, "image", True, among=among))) for among in (1, 4, 16)]
+        assert sides == [(224, 224), (112, 112), (56, 56)]
+        assert encoder.extent(encoder.prepare(Crop(pixels, "image", False, among=16))) == (56, 56)
+
+
+def test_more_first_views_than_a_budget_can_be_shared_by_are_refused():
+    encoder = encoder_of(overview_total=8 * 3136, min_pixels=3136)
+    with pytest.raises(InputError, match="9 first views share the 25,088 pixels of `overview_total`"):
+        encoder.prepare(Crop(np.zeros((56, 56, 3), dtype=np.uint8), "image", True, among=9))
+
+
+@pytest.mark.parametrize("resize", ["native", "paper"])
+def test_a_region_too_thin_for_a_view_is_refused(resize):
+    with pytest.raises(InputError, match="201 x 1 pixels cannot be used"):
+        encoder_of(resize=resize).prepare(Crop(np.zeros((1, 201, 3), dtype=np.uint8), "image", True))

@@ -162,16 +162,22 @@ def test_the_constructor_works_on_the_meta_device():
     ("config", "words"),
     [
         (TimmConfig(file="weights.safetensors"), "needs either `model`"),
-        (TimmConfig(model="vit_tiny_patch16_224", config=SMALL), "needs either `model`"),
+        (TimmConfig(model="vit_tiny_patch16_224", config=SMALL), r"both `model` \(.*\) and `config`; .*`config: null`"),
         (TimmConfig(model="vit_tiny_patch17_224"), "Did you mean 'vit_tiny_patch16_224'"),
         (TimmConfig(model="hf-hub:timm/resnet50"), "is an address"),
-        (TimmConfig(model="resnet18"), "not written for ResNet .* plain vision transformers work"),
+        (TimmConfig(model="resnet18"), r"'resnet18' is a staged one \(ResNet\).* take encoder `timm_stages`"),
+        (TimmConfig(model="ghostnet_050"), r"not written for GhostNet \(the model 'ghostnet_050'\); plain vision"),
+        (TimmConfig(model="zzz"), r"no model 'zzz'. Did you mean '.+', '.+' or '.+'\? To list all: .*list_models"),
+        (
+            TimmConfig(model="vit_tiny_patch16_224.augreg"),
+            r"no weights '.*'. Did you mean '.*\.augreg_in21k'.*list_pre",
+        ),
         (TimmConfig(config=SMALL | {"attn_drop_rate": 0.1}), "attention dropout"),
         (TimmConfig(config=SMALL | {"patch_drop_rate": 0.1}), "PatchDropout"),
         (TimmConfig(config=SMALL | {"num_heads": 5}), "timm cannot build"),
         (TimmConfig(config=SMALL | {"hedas": 5}), "hedas"),
         (TimmConfig(config=SMALL, pretrained=True), "`pretrained` needs `model`"),
-        (TimmConfig(model="vit_tiny_patch16_224", stem=StemConfig()), "brings its own stem"),
+        (TimmConfig(model="vit_tiny_patch16_224", stem=StemConfig()), "`stem: null`"),
         (TimmConfig(config=SMALL, stem=StemConfig((8,), (2, 2))), "equally long"),
         (TimmConfig(config=SMALL | {"img_size": 33}, stem=StemConfig()), "33 pixels .* multiple of its stride"),
     ],
@@ -204,6 +210,26 @@ def test_weights_that_do_not_fit_are_listed(weights):
     encoder = TimmEncoder(TimmConfig(config=SMALL | {"depth": 1}, file=str(weights)))
     with pytest.raises(InputError, match=r"unexpected: blocks\.1\."):
         encoder.load_weights()
+
+
+def test_the_error_of_foreign_weights_names_their_file_and_what_they_look_like(tmp_path):
+    path = tmp_path / "foreign.safetensors"
+    save_file({f"layer1.{i}.conv1.weight": torch.zeros(1) for i in range(9)}, path)
+    with pytest.raises(InputError) as caught:
+        TimmEncoder(TimmConfig(config=SMALL, file=str(path))).load_weights()
+    told = str(caught.value)
+    assert told.startswith(f"Weights '{path}' are of another architecture, by their names a ResNet (missing: ")
+    assert "unexpected: layer1.0.conv1.weight" in told and "and 5 more" in told
+    assert told.count(". ") == 0 and len(told) < 500
+
+
+def test_what_a_model_computes_itself_may_stand_in_a_checkpoint(tmp_path):
+    config = TimmEncoder.variants()["relative_table"]
+    model = TimmEncoder(config).model
+    computed = {name: value.clone() for name, value in model.named_buffers()}
+    assert not computed.keys() <= model.state_dict().keys()
+    save_file(model.state_dict() | computed, tmp_path / "w.safetensors")
+    TimmEncoder(replace(config, file=str(tmp_path / "w.safetensors"))).load_weights()
 
 
 def test_pickles_missing_and_broken_files_are_refused(tmp_path):

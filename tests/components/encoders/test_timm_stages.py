@@ -254,7 +254,11 @@ def test_compiling_is_refused_with_the_way_out():
     [
         (TimmStagesConfig(model="convnext_tinny"), "Did you mean 'convnext_tiny'"),
         (TimmStagesConfig(model="hf-hub:timm/resnet50"), "is an address"),
-        (TimmStagesConfig(model="vit_tiny_patch16_224"), "not written for VisionTransformer .*staged models work"),
+        (
+            TimmStagesConfig(model="vit_tiny_patch16_224"),
+            r"'vit_tiny_patch16_224' is a plain .*\(VisionTransformer\).* take encoder `timm`",
+        ),
+        (TimmStagesConfig(model="ghostnet_050"), "not written for GhostNet .'ghostnet_050'.*staged models work"),
         (TimmStagesConfig(model="resnet18", stages=5), "has 4 stages; set `stages` to 4 at most"),
         (TimmStagesConfig(model="resnet18", args={"blocks": 3}), "timm cannot build 'resnet18'"),
         (TimmStagesConfig(pretrained=True), "`pretrained` needs `model`"),
@@ -311,6 +315,47 @@ def test_of_a_whole_checkpoint_the_stages_that_are_used_are_loaded(checkpoint):
         encoder.load_weights()
         expected = whole_resnet().state_dict()
         assert all(torch.equal(value, expected[key]) for key, value in encoder.model.state_dict().items())
+
+
+SMALL_WHOLES = {
+    "swin": ("swin_tiny_patch4_window7_224", SWIN),
+    "swinv2": ("swinv2_tiny_window8_256", SWIN),
+    "convnext": ("convnext_tiny", {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}),
+    "resnet": ("resnet18", {"layers": (1, 1, 1, 1), "channels": (8, 16, 16, 16)}),
+}
+
+
+@pytest.mark.parametrize("family", SMALL_WHOLES)
+@pytest.mark.parametrize("stages", [None, 1])
+@pytest.mark.parametrize("buffers", [False, True])
+def test_what_timm_saves_of_a_whole_model_is_loaded_head_and_computed_buffers_and_all(
+    tmp_path, family, stages, buffers
+):
+    name, args = SMALL_WHOLES[family]
+    whole = timm.create_model(name, **args)
+    held = whole.state_dict() | (dict(whole.named_buffers()) if buffers else {})
+    assert any(key.startswith(("head.", "fc.")) for key in held)
+    path = tmp_path / "weights.safetensors"
+    save_file({key: value.clone() for key, value in held.items()}, path)
+    encoder = TimmStagesEncoder(TimmStagesConfig(model=name, args=args, stages=stages, file=str(path)))
+    encoder.load_weights()
+    expected = whole.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in encoder.model.state_dict().items())
+
+
+@pytest.mark.parametrize("stages", [None, 1])
+def test_a_swin_as_its_authors_saved_it_is_loaded(tmp_path, stages):
+    name, args = SMALL_WHOLES["swin"]
+    whole = timm.create_model(name, **args).state_dict()
+    old = whole
+    for stage in (1, 2):
+        old = {key.replace(f"layers.{stage}.down", f"layers.{stage - 1}.down"): value for key, value in old.items()}
+    assert old.keys() != whole.keys()
+    save_file(old, tmp_path / "weights.safetensors")
+    config = TimmStagesConfig(model=name, args=args, stages=stages, file=str(tmp_path / "weights.safetensors"))
+    encoder = TimmStagesEncoder(config)
+    encoder.load_weights()
+    assert all(torch.equal(value, whole[key]) for key, value in encoder.model.state_dict().items())
 
 
 def test_a_checkpoint_of_another_architecture_is_one_clear_error(checkpoint):

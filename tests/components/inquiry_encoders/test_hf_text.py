@@ -146,3 +146,40 @@ def test_a_changed_precision_leaves_rotary_frequencies_exact():
 def test_settings_that_make_no_model_are_explained(settings, words):
     with pytest.raises(InputError, match=words):
         encoder_of(**settings)
+
+
+class Letters:
+    """A language model's tokenizer: a token a letter, and one for the end."""
+
+    def encode(self, text):
+        return [63] if text == "<|end|>" else [ord(letter) - 96 for letter in text]
+
+
+@pytest.mark.parametrize(("text", "ids"), [("abc", [1, 2, 3, 63]), ("abcdefg", [1, 2, 3, 4, 63]), ("  ", [])])
+def test_an_end_token_stands_behind_what_is_left_of_an_inquiry(text, ids):
+    config = HFTextConfig(config=FAMILIES["qwen3"], end_token="<|end|>", max_tokens=5)
+    assert HFTextInquiryEncoder(config, SimpleNamespace(vocab_size=64, tokenizer=Letters())).tokenize(text) == ids
+
+
+def test_an_end_that_is_no_token_is_refused():
+    config = HFTextConfig(config=FAMILIES["qwen3"], end_token="end")
+    encoder = HFTextInquiryEncoder(config, SimpleNamespace(vocab_size=64, tokenizer=Letters()))
+    with pytest.raises(InputError, match="`end_token` 'end' is 3 tokens"):
+        encoder.tokenize("abc")
+
+
+def test_a_frozen_text_model_leaves_the_map_to_be_trained():
+    encoder = encoder_of(config=FAMILIES["qwen3"], width=7, frozen=True)
+    learning = {name for name, weight in encoder.named_parameters() if weight.requires_grad}
+    assert learning == {"projection.weight", "projection.bias"}
+
+
+def test_a_checkpoint_needs_the_text_models_folder_no_more(bert_folder, tmp_path_factory):
+    config = HFTextConfig(path=str(bert_folder), width=7)
+    language_model = SimpleNamespace(vocab_size=64, tokenizer=None)
+    encoder, saved = HFTextInquiryEncoder(config, language_model), tmp_path_factory.mktemp("saved")
+    encoder.save_assets(saved)
+    gone = HFTextConfig(path=str(bert_folder / "gone"), width=7)
+    again = HFTextInquiryEncoder.from_saved(gone, language_model, saved)
+    again.load_state_dict(encoder.state_dict())
+    assert again.tokenize("a red square") == encoder.tokenize("a red square")

@@ -192,7 +192,7 @@ def test_a_tokenizer_out_of_reach_is_one_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"model": "ViT-B-33"}, "nearest are .*ViT-B-32"),
+        ({"model": "ViT-B-33"}, "Did you mean .*ViT-B-32"),
         ({"model": "roberta-ViT-B-32"}, "transformers' roberta-base; take inquiry encoder `hf_text`"),
         ({"config": config_of({"pool_type": "none"})}, "needs a pooled vector"),
         ({"config": config_of({"vocab_size": 100})}, "`vocab_size` 100 .* below the 49408"),

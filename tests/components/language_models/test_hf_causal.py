@@ -103,7 +103,7 @@ def loaded(path: Path, **settings: object) -> HFCausal:
 
 
 def logits(model: HFCausal, ids: torch.Tensor) -> torch.Tensor:
-    positions = torch.arange(ids.shape[1]).expand_as(ids)
+    positions = torch.arange(ids.shape[1]).expand(1, *ids.shape)
     with torch.no_grad():
         return model(model.embed(ids), positions, torch.ones_like(ids, dtype=torch.bool))
 
@@ -182,7 +182,7 @@ def test_an_attention_window_ends_the_context_and_is_not_shortened_by_padding(fa
     mask = torch.ones_like(holed, dtype=torch.bool)
     mask[:, 5:35] = False
     with torch.no_grad():
-        found = model(model.embed(holed), (mask.cumsum(1) - 1).clamp(min=0), mask)[mask]
+        found = model(model.embed(holed), (mask.cumsum(1) - 1).clamp(min=0)[None], mask)[mask]
     kept = sayable(model)
     assert (found[:, kept] - alone[0][:, kept]).abs().max() < 1e-4
     model.save_assets(tmp_path)
@@ -312,7 +312,7 @@ def test_damaged_folders_are_one_sentence_each(folder, tmp_path):
     (path / "tokenizer.json").write_text("{")
     assert "tokenizer" in refusal(path=str(path)), "a broken tokenizer"
     (path / "tokenizer.json").unlink()
-    assert "Name one in `tokenizer`" in refusal(path=str(path)), "no tokenizer"
+    assert "name one in `tokenizer`" in refusal(path=str(path)), "no tokenizer"
     (path / "config.json").write_text("{")
     assert str(path) in refusal(path=str(path)), "a broken config"
     assert "nowhere" in refusal(path=str(tmp_path / "nowhere"), local_files_only=True)

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vilavt_components.answers import mean_relative_accuracy
 from vilavt_components.rewards._reading import overlap, read_box, read_choice, read_number, same_text
-from vilavt_components.rewards.answer import Answer, AnswerConfig, mean_relative_accuracy
+from vilavt_components.rewards.answer import Answer, AnswerConfig
 from vilavt_toolkit.contracts import Sample, Turn
 from vilavt_toolkit.dialogue.trajectory import Trajectory
 from vilavt_toolkit.errors import InputError
@@ -63,6 +64,10 @@ def test_a_text_that_several_options_share_names_none():
         ("0.5", "\\frac{1}{2}"),
         ("-1/2", "-\\frac{1}{2}"),
         ("0.5", "\u00bd"),
+        ("1.5", "1\u00bd"),
+        ("1.5", "1\\frac{1}{2}"),
+        ("-1.5", "-1 1/2"),
+        ("0.5", "\\frac12"),
         ("0.5", "50%"),
         ("25%", "0.25"),
         ("25%", "25"),
@@ -95,6 +100,7 @@ def test_numbers_are_equal_in_value(score, truth, answer):
         ("17", "seventeen"),
         ("102", "10\u00b2"),
         ("5.5", "1\u00bd1"),
+        ("5.5", "1\\frac{1}{2}"),
         ("0", "1/0"),
         ("1", "nan"),
         ("1", "inf"),
@@ -125,6 +131,26 @@ def test_mean_relative_accuracy_counts_thresholds_that_are_reached(score):
     assert score("mra", "0", "0") == 1
     assert score("mra", "0", "0.001") == 0
     assert score("mra", "4", "about 4") == 0
+
+
+def test_strict_mean_relative_accuracy_counts_thresholds_that_are_passed(score):
+    assert score("mra", "4", "3", strict=True) == 0.5
+    assert score("mra", "4", "2", strict=True) == 0
+    assert score("mra", "4", "4", strict=True) == score("mra", "0", "0", strict=True) == 1
+
+
+def test_a_view_change_is_scored_axis_by_axis(score):
+    truth = "move_right:1.0,rotate_up:20"
+    assert score("view_change", truth, "rotate_up:20, move_right:1") == 1
+    assert score("view_change", truth, "move_right:1.0,rotate_up:10") == pytest.approx(0.82)
+    assert score("view_change", truth, "move_left:1.0,rotate_up:20") == 0.8
+    assert score("view_change", truth, "move_right:2.0,move_left:1.0,rotate_up:20") == 1
+    assert score("view_change", truth, "move_right:1.0,rotate_up:20,move_up:0.25") == pytest.approx(0.92)
+
+
+@pytest.mark.parametrize("answer", ["", "move_right", "move_right:far", "jump:1", "move_right:1,move_right:2", "1.0"])
+def test_what_is_no_view_change_scores_nothing(score, answer):
+    assert score("view_change", "move_right:1.0", answer) == 0
 
 
 @settings(deadline=None)
@@ -218,7 +244,7 @@ def test_without_a_tag_an_answer_is_text(answering):
     assert Answer(AnswerConfig(kind="number")).score(sample, answering("1/2")) == 1
 
 
-@pytest.mark.parametrize("kind", ["choice", "number", "mra", "yes_no", "box"])
+@pytest.mark.parametrize("kind", ["choice", "number", "mra", "yes_no", "box", "view_change"])
 def test_a_truth_that_cannot_be_read_is_named_with_its_sample(ask, answering, kind):
     with pytest.raises(InputError, match=r"sample s1: its answer 'no such thing' is no"):
         Answer(AnswerConfig()).score(ask(kind, "no such thing"), answering("1"))
@@ -235,11 +261,11 @@ def test_an_unknown_kind_is_named_with_its_sample(ask, answering):
         Answer(AnswerConfig()).score(ask("essay", "1"), answering("1"))
 
 
-@pytest.mark.parametrize("kind", ["text", "choice", "number", "mra", "yes_no", "box"])
+@pytest.mark.parametrize("kind", ["text", "choice", "number", "mra", "math", "yes_no", "box", "view_change"])
 @settings(deadline=None)
 @given(answer=st.text())
 def test_no_answer_makes_it_stumble(kind, answer):
-    truths = {"choice": "B", "yes_no": "no", "box": "[1, 2, 3, 4]"}
+    truths = {"choice": "B", "yes_no": "no", "box": "[1, 2, 3, 4]", "view_change": "move_up:1"}
     sample = Sample("s1", "what?", truths.get(kind, "7"), (), tags={"answer_kind": kind, "options": OPTIONS})
     trajectory = Trajectory(turns=[Turn("seen", answer=answer)], feedback=[""])
     assert 0 <= Answer(AnswerConfig(iou=None)).score(sample, trajectory) <= 1

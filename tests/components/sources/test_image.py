@@ -263,6 +263,30 @@ def test_crops_are_pixels_of_the_original() -> None:
     assert np.array_equal(source.crop(source.extent, overview=True).data, array)
 
 
+def test_a_box_may_have_fractions() -> None:
+    source = ImageSource.open(np.zeros((20, 30, 3), np.uint8), CONFIG)
+    half = source.read_box({"bbox_2d": [2.5, 0, 7.5, 10]}, source.extent, 10)
+    assert half == source.read_box({"bbox_2d": [25, 0, 75, 100]}, source.extent, 100)
+
+
+def test_boxes_are_cut_outward_or_as_the_paper_cuts_them() -> None:
+    array = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
+    box = {"bbox_2d": [1, 1, 6, 6]}
+    for rounding, expected in (("outward", array[2:18, 4:26]), ("truncate", array[2:17, 4:25])):
+        source = ImageSource.open(array, ImageConfig(rounding=rounding))
+        assert np.array_equal(source.crop(source.read_box(box, source.extent, (7, 7))).data, expected)
+        assert np.array_equal(source.crop(source.extent).data, array)
+
+
+def test_a_box_cut_to_whole_pixels_has_a_pixel_at_least_and_is_no_smaller_than_half_of_one() -> None:
+    array = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
+    source = ImageSource.open(array, ImageConfig(rounding="truncate"))
+    small = source.read_box({"bbox_2d": [27, 18, 28, 19]}, source.extent, (45, 30))
+    assert np.array_equal(source.crop(small).data, array[12:13, 18:19])
+    with pytest.raises(BoxError, match="half a pixel"):
+        source.read_box({"bbox_2d": [0, 0, 1, 100]}, source.extent, 100)
+
+
 def test_a_tool_call_with_a_missing_or_foreign_key_is_told_so() -> None:
     source = ImageSource.open(corners(), CONFIG)
     with pytest.raises(BoxError, match=r'"bbox_2d": .* is missing'):

@@ -80,6 +80,12 @@ def test_boxes_are_relative_to_the_region_and_crops_come_from_the_original() -> 
     assert cloud.write_box(inner, half, 8) == {"bbox_3d": [0, 4, 0, 4, 8, 8]}
 
 
+def test_a_box_may_have_fractions() -> None:
+    cloud = spread()
+    half = cloud.read_box({"bbox_3d": [2.5, 0, 0, 7.5, 10, 10]}, cloud.extent, 10)
+    assert half == cloud.read_box({"bbox_3d": [25, 0, 0, 75, 100, 100]}, cloud.extent, 100)
+
+
 def test_units_may_differ_from_axis_to_axis() -> None:
     cloud = spread()
     assert cloud.read_box({"bbox_3d": [0, 0, 0, 2, 4, 6]}, cloud.extent, (2, 4, 6)) == cloud.extent

@@ -89,6 +89,7 @@ def test_a_video_is_asked_about_and_a_frame_that_was_never_shown_is_looked_into(
         (6, 0, 0, 32, 64), (4, 0, 0, 64, 64), (6, 0, 0, 16, 32), (9, 0, 0, 16, 64),
     ]  # fmt: skip
     assert [region.overview for region in answer.trajectory.regions[:3]] == [0, 1, 2]
+    assert [region.scale for region in answer.trajectory.regions[3:5]] == [0.5, 0.5], "frames of 64 pixels, shown as 32"
     said = model.language_model.tokenizer.decode(answer.trajectory.ids).replace("<|feature|>", "")
     assert "[0] 0 s\n[1] 0.6 s\n[2] 1.2 s\nwhat digit" in said
     assert "[3] 0.6 s\n[4] 0.4 s\n" in said and "[5] 0.6 s\n[6] 0.9 s\n" in said

@@ -78,31 +78,37 @@ def full_logprobs(model, sessions: list[Session], left: bool, temperature: float
     return rows
 
 
+@pytest.fixture(params=["tiny_model", "mrope_model"])
+def chat_model(request):
+    """A model whose positions have one axis, and one whose have three."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.mark.parametrize("left", [False, True], ids=["right-padded", "left-padded"])
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "ragged-batch"])
-def test_cached_logprobs_equal_one_full_forward(tiny_model, left, together):
-    sessions, scripts = dialogues(tiny_model)
+def test_cached_logprobs_equal_one_full_forward(chat_model, left, together):
+    sessions, scripts = dialogues(chat_model)
     decoding = Decoding(max_new_tokens=40, temperature=0.9, seed=5)
     if together:
-        Scripted(tiny_model, decoding, scripts).run(sessions)
+        Scripted(chat_model, decoding, scripts).run(sessions)
     else:
         for session, script in zip(sessions, scripts, strict=True):
-            Scripted(tiny_model, decoding, [script]).run([session])
+            Scripted(chat_model, decoding, [script]).run([session])
     assert sessions[0].calls == 2 and sessions[2].calls == 1 and sessions[3].calls == 1
     batches = [sessions] if together else [[session] for session in sessions]
     for rows in batches:
-        for session, full in zip(rows, full_logprobs(tiny_model, rows, left, 0.9), strict=True):
+        for session, full in zip(rows, full_logprobs(chat_model, rows, left, 0.9), strict=True):
             trajectory = session.trajectory
             cached = [p for p, own in zip(trajectory.logprobs, trajectory.produced, strict=True) if own]
             assert len(cached) > 20
             assert max(abs(a - b) for a, b in zip(cached, full, strict=True)) < 1e-4
 
 
-def test_a_batch_answers_as_its_dialogues_do_alone(tiny_model):
-    together, _ = dialogues(tiny_model)
-    Loop(tiny_model, Decoding(max_new_tokens=24)).run(together)
-    for number, alone in enumerate(dialogues(tiny_model)[0]):
-        Loop(tiny_model, Decoding(max_new_tokens=24)).run([alone])
+def test_a_batch_answers_as_its_dialogues_do_alone(chat_model):
+    together, _ = dialogues(chat_model)
+    Loop(chat_model, Decoding(max_new_tokens=24)).run(together)
+    for number, alone in enumerate(dialogues(chat_model)[0]):
+        Loop(chat_model, Decoding(max_new_tokens=24)).run([alone])
         assert alone.trajectory.ids == together[number].trajectory.ids
 
 

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 
-from vilavt_toolkit.contracts import GivenTurn, RegionCall, Sample, ToolCall, Turn
+from vilavt_toolkit.contracts import GivenTurn, Region, RegionCall, Sample, ToolCall, Turn
 from vilavt_toolkit.dialogue.session import CallError, ContextFull, Session, session_of
 from vilavt_toolkit.errors import InputError
 
@@ -84,6 +84,16 @@ def test_a_zoom_into_a_zoom_lands_in_the_originals_pixels(tiny_model):
     assert (
         session.views[2].data == tiny_model.encoder.encoder.prepare(session.sources[0].crop((32, 48, 48, 64))).data
     ).all()
+
+
+def test_a_zoom_knows_the_scale_of_the_view_it_was_named_in_and_its_share_of_the_image(tiny_model):
+    session = opened(tiny_model)
+    session.carry_out(call((0, [2, 2, 4, 4])))
+    session.carry_out(call((1, [0, 2, 2, 4])))
+    regions, encoder = session.trajectory.regions, tiny_model.encoder.encoder
+    first, second = (encoder.extent(view)[0] for view in session.views[:2])
+    assert [region.scale for region in regions] == [0.0, first / 64, second / 32]
+    assert Region(session.sources[0], regions[2].box).crop().share == (0.25, 0.25)
 
 
 def test_a_zoom_knows_which_of_several_images_it_is_in(tiny_model):

@@ -215,7 +215,11 @@ class Loop:
         encoded = sum(region.count for region in trajectory.regions)
         state = LoopState(tuple(trajectory.turns), session.calls, sum(trajectory.produced), encoded)
         decisions = (policy.decide(state) for policy in self.model.stopping)
-        return next((decision for decision in decisions if decision.action != "go_on"), GO_ON)
+        decision = next((decision for decision in decisions if decision.action != "go_on"), GO_ON)
+        most = session.max_turns
+        if decision.action == "go_on" and most is not None and len(trajectory.turns) >= most:
+            return Decision("answer", f"the turns of its sample ({most}) are used up")
+        return decision
 
     def _reply(self, session: Session, turn: Turn, demand: bool) -> None:
         problem = turn.problem or "You may look closer, or answer again."

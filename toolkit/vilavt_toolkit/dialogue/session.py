@@ -58,9 +58,19 @@ class _Parent(NamedTuple):
 class Session:
     """Sources, views and the trajectory of one dialogue. Everything added is added whole or not at all."""
 
-    def __init__(self, model: VisualChatModel, sources: Sequence[Source]) -> None:
+    def __init__(
+        self,
+        model: VisualChatModel,
+        sources: Sequence[Source],
+        max_pixels: int | None = None,
+        max_turns: int | None = None,
+    ) -> None:
         self.model = model
         self.sources = list(sources)
+        self.max_pixels = max_pixels
+        """Most pixels of a view, beside the encoder's budget."""
+        self.max_turns = max_turns
+        """Turns without an answer after which it is demanded, beside what stopping policies say."""
         self.trajectory = Trajectory()
         self.views: list[View] = []
         """The view of every region of the trajectory, in order."""
@@ -91,9 +101,15 @@ class Session:
     def _overviews(self) -> list[_Placed]:
         """The first views of every source, made ready."""
         named = [(number, which) for number, of in enumerate(self.sources) for which in range(len(of.overviews()))]
-        regions = [Region(self.sources[number], overview=which, among=len(named)) for number, which in named]
-        views = [self.model.prepare(region) for region in regions]
-        return [_Placed(number, *of) for (number, _), *of in zip(named, regions, views, strict=True)]
+        return self._first_views(named)
+
+    def _first_views(self, named: Sequence[tuple[int, int]]) -> list[_Placed]:
+        """First views that are shown together, as (number of the source, number of its overview), made ready."""
+        placed, most = [], self.max_pixels
+        for number, which in named:
+            region = Region(self.sources[number], overview=which, among=len(named), max_pixels=most)
+            placed.append(_Placed(number, region, self.model.prepare(region)))
+        return placed
 
     def _ungrouped(self, count: int) -> tuple[list[GroupInquiry], list[int]]:
         """The groups of so many first views, and which of them each is in."""
@@ -162,16 +178,16 @@ class Session:
             raise CallError(str(error)) from None
         inquiry = GroupInquiry(call.inquiry, tuple(self.model.tokenize_inquiry(call.inquiry)))
         frames = self.model.language_model.frames
-        closing = [self.model.dialogue.demand()] if demand else []
         observation = self.model.dialogue.observation(self._shown(placed), call.inquiry)
-        pieces = [frames.following, *observation, *closing, frames.reply]
+        closed = self.model.dialogue.concluded(observation) if demand else observation
+        pieces = [frames.following, *closed, frames.reply]
         self._write(pieces, placed, [inquiry], [len(self.trajectory.groups)] * len(placed), reserve)
         self.calls += 1
 
     def feed_back(self, problem: str, reserve: int = 0, demand: bool = False) -> None:
         """Tell the model what was wrong with its turn; raises ContextFull. With `demand`, demand the answer too."""
         closing = f"\n{self.model.dialogue.demand()}" if demand else ""
-        self._tell(self.model.dialogue.feedback(problem) + closing, reserve)
+        self._tell(self.model.dialogue.feedback(problem + closing), reserve)
         self.trajectory.feedback[-1] = problem
 
     def demand(self) -> None:
@@ -188,7 +204,7 @@ class Session:
         source = self.sources[parent.source]
         within = Region(source, parent.box, parent.overview).extent
         extent = self.model.encoder.encoder.extent(self.views[index])
-        scale = extent[0] / (within[len(within) // 2] - within[0]) if extent else 0.0
+        scale = source.scale(within, extent[0]) if extent else 0.0
         return _Parent(parent.source, source, within, self.model.dialogue.units(extent), scale)
 
     def _named(self, number: int, call: RegionCall) -> tuple[int, Region]:
@@ -201,7 +217,7 @@ class Session:
         parent = self._parent(call.index)
         try:
             box = parent.source.read_box(call.box, parent.within, parent.units)
-            return parent.number, Region(parent.source, box, scale=parent.scale)
+            return parent.number, Region(parent.source, box, scale=parent.scale, max_pixels=self.max_pixels)
         except BoxError as error:
             raise CallError(f"Region {number}: {error}") from None
 
@@ -300,13 +316,18 @@ class Session:
         shown = [part for part in content if isinstance(part, int)]
         if unknown := [number for number in shown if not 0 <= number < len(self.sources)]:
             raise CallError(f"it shows image {unknown[0]}, and there are {len(self.sources)}.")
-        regions = [Region(self.sources[number], among=len(shown)) for number in shown]
-        placed = [_Placed(number, r, self.model.prepare(r)) for number, r in zip(shown, regions, strict=True)]
+        placed = self._first_views([(n, which) for n in shown for which in range(len(self.sources[n].overviews()))])
         alone = [] if groups else [GroupInquiry()] * len(placed)
-        before = len(self.trajectory.groups)
-        of_region = [groups[number] for number in shown] if groups else [before + n for n in range(len(placed))]
+        before, (left, right) = len(self.trajectory.groups), self.model.dialogue.around
+        of_region = [groups[each.source] if groups else before + n for n, each in enumerate(placed)]
         slots = iter(range(len(self.trajectory.regions), len(self.trajectory.regions) + len(placed)))
-        pieces = [part if isinstance(part, str) else Slot(next(slots)) for part in content]
+        pieces: list[str | Slot] = []
+        for part in content:
+            if isinstance(part, str):
+                pieces.append(part)
+                continue
+            for _ in self.sources[part].overviews():
+                pieces += [left, Slot(next(slots)), right]
         self._write([beginning, *pieces, self.model.language_model.frames.reply], placed, alone, of_region)
 
     def _say(self, text: str, learned: bool) -> None:
@@ -335,12 +356,18 @@ def _text(message: Message) -> str:
     return "".join(part for part in message.content if isinstance(part, str))
 
 
+def opened(model: VisualChatModel, sample: Sample, images: bool = True) -> Session:
+    """A session of a sample's sources, or of none, in which nothing has been said; raises InputError."""
+    sources = [model.open_source(original) for original in sample.originals] if images else []
+    return Session(model, sources, sample.max_pixels, sample.max_turns)
+
+
 def session_of(model: VisualChatModel, sample: Sample) -> Session:
     """The session of a training sample: its sources opened, its trace written; raises InputError naming the sample."""
     try:
         if not sample.trace and sample.conversation is None:
             raise InputError("it has no trace to learn from.")
-        session = Session(model, [model.open_source(original) for original in sample.originals])
+        session = opened(model, sample)
         if sample.conversation is not None:
             session.replay(sample.conversation)
         else:

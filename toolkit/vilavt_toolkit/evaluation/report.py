@@ -17,29 +17,54 @@ from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.evaluation.runner import Item, evaluate, write_items
 from vilavt_toolkit.evaluation.summary import lines, summarise, table
 from vilavt_toolkit.files import atomic_write, write_json
+from vilavt_toolkit.loading import best_device, build_model
+from vilavt_toolkit.model import VisualChatModel
 from vilavt_toolkit.recipe import CheckedRecipe, load_recipe
 from vilavt_toolkit.training import checkpoints
+from vilavt_toolkit.training.run import dtype_of
 from vilavt_toolkit.versions import versions
 
 
 def evaluate_run(run: str | os.PathLike[str], overrides: Sequence[str], console: Console) -> dict[str, Any]:
     """Evaluate the newest checkpoint of a run and return the summary; raises VilavtError."""
     folder, allowed = checkpoints.find(run), _allowed(overrides)
-    model, _ = checkpoints.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
+    model, _ = checkpoints.load(folder, best_device())
     recipe = load_recipe(folder / "recipe.yaml", allowed)
+    return _evaluated(model, recipe, Path(run) / "eval", _provenance(folder, recipe), console)
+
+
+def evaluate_recipe(recipe: CheckedRecipe, console: Console) -> dict[str, Any]:
+    """Evaluate the checkpoint that a recipe's `model.checkpoint` names, and return the summary; raises VilavtError.
+
+    Its weights are of the type that `train.precision` has them in.
+    """
+    name = recipe.recipe.model.checkpoint
+    if not name:
+        raise UsageError(
+            f"{recipe.path} names no checkpoint to evaluate; set model.checkpoint, or train it and give its run."
+        )
+    torch.manual_seed(recipe.recipe.seed)
+    model = build_model(recipe, dtype_of(recipe.recipe.train.precision)).to(best_device()).eval()
+    facts = {"checkpoint": name, "step": 0, **_setting(recipe)}
+    run = checkpoints.run_folder(recipe.recipe.run)
+    return _evaluated(model, recipe, run / "eval", facts, console)
+
+
+def _evaluated(
+    model: VisualChatModel, recipe: CheckedRecipe, out: Path, provenance: dict[str, Any], console: Console
+) -> dict[str, Any]:
     task: Task = recipe.recipe.task.entry.cls(recipe.recipe.task.config)
     arms = recipe.recipe.eval.arms
     example = _Example("modulated" if "modulated" in arms else arms[0])
     results = evaluate(model, task, recipe.recipe.eval, recipe.recipe.seed, watch=example.see)
-    summary = {**summarise(results, task, recipe.recipe.seed), **_provenance(folder, recipe)}
-    out = Path(run) / "eval"
+    summary = {**summarise(results, task, recipe.recipe.seed), **provenance}
     write_items(out / "items.jsonl", results)
     write_json(out / "summary.json", summary)
     console.print(table(summary))
     for line in lines(summary):
         console.print(line)
     example.show(out, console)
-    console.print(f"run: {run}   items: {out / 'items.jsonl'}   summary: {out / 'summary.json'}")
+    console.print(f"run: {out.parent}   items: {out / 'items.jsonl'}   summary: {out / 'summary.json'}")
     return summary
 
 
@@ -52,13 +77,11 @@ def _allowed(overrides: Sequence[str]) -> Sequence[str]:
 
 
 def _provenance(folder: Path, recipe: CheckedRecipe) -> dict[str, Any]:
-    return {
-        "checkpoint": str(folder),
-        "step": checkpoints.read_step(folder),
-        "seed": recipe.recipe.seed,
-        "recipe": recipe.resolved,
-        "versions": versions(),
-    }
+    return {"checkpoint": str(folder), "step": checkpoints.read_step(folder), **_setting(recipe)}
+
+
+def _setting(recipe: CheckedRecipe) -> dict[str, Any]:
+    return {"seed": recipe.recipe.seed, "recipe": recipe.resolved, "versions": versions()}
 
 
 class _Example:

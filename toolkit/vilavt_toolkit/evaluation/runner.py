@@ -11,7 +11,7 @@ from typing import Any
 
 from vilavt_toolkit.chat.loop import Decoding, Loop, Rewrite
 from vilavt_toolkit.contracts import Sample, Task
-from vilavt_toolkit.dialogue.session import Session
+from vilavt_toolkit.dialogue.session import Session, opened
 from vilavt_toolkit.dialogue.trajectory import Trajectory
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.files import write_text
@@ -118,7 +118,7 @@ def _ask(
     sessions = []
     for sample in samples:
         try:
-            session = Session(model, [model.open_source(o) for o in sample.originals] if arm.images else [])
+            session = opened(model, sample, arm.images)
             session.open(sample.question, tool=arm.tool and sample.tool)
         except InputError as error:
             raise InputError(f"item {sample.id}: {error}") from None
@@ -134,7 +134,8 @@ def _ask(
 def _item(task: Task, arm: str, sample: Sample, session: Session) -> Item:
     score = task.score(sample, session.trajectory.answer)
     # Originals, sources and views would soon fill the memory of a machine.
-    return Item(arm, replace(sample, originals=(), trace=()), session.trajectory, session.calls, score)
+    kept = replace(sample, originals=(), trace=(), conversation=None)
+    return Item(arm, kept, session.trajectory, session.calls, score)
 
 
 def _rewrites(arm: Arm, modulated: Sequence[Item], seed: int) -> Rewrite | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from vilavt_toolkit.plugins import load_builtin
-from vilavt_toolkit.testing import encoders, language, learning, modulators, parts, reinforcement
+from vilavt_toolkit.testing import encoders, formats, language, learning, modulators, parts, reinforcement
 from vilavt_toolkit.testing.bench import no_synchronisation
 
 Claim = Callable[[str], None]
@@ -27,6 +27,7 @@ CLAIMS: Mapping[str, tuple[Claim, ...]] = {
     "reward": reinforcement.REWARD_CLAIMS,
     "advantage": reinforcement.ADVANTAGE_CLAIMS,
     "policy_loss": reinforcement.POLICY_LOSS_CLAIMS,
+    "format": formats.CLAIMS,
 }
 """The claims of every kind of component, by the registry's kind."""
 
@@ -103,6 +104,11 @@ def check_policy_loss(name: str) -> None:
     check("policy_loss", name)
 
 
+def check_format(name: str) -> None:
+    """Hold the registered checkpoint format to its contract."""
+    check("format", name)
+
+
 __all__ = [
     "CLAIMS",
     "Claim",
@@ -110,6 +116,7 @@ __all__ = [
     "check_advantage",
     "check_dialogue",
     "check_encoder",
+    "check_format",
     "check_inquiry_encoder",
     "check_language_model",
     "check_modulator",

@@ -84,9 +84,9 @@ def example_language_model() -> LanguageModel:
     return tiny_language_model(entries[0])
 
 
-def tiny_language_model(entry: Entry[Any]) -> LanguageModel:
-    """The tiny instance of a language model, with a tokenizer."""
-    model: LanguageModel = build(entry)
+def tiny_language_model(entry: Entry[Any], config: Any = None) -> LanguageModel:
+    """The tiny instance of a language model, or that of `config`, with a tokenizer."""
+    model: LanguageModel = build(entry, config=config)
     model.fit_tokenizer([*TEXTS, "0 1 2 3 4 5 6 7 8 9"] * 4, ["<answer>", "</answer>"])
     return model
 

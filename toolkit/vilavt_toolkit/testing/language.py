@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from torch import Tensor
 
 from vilavt_toolkit.contracts import (
     Dialogue,
+    Grid,
     LanguageModel,
     LoopState,
     RegionCall,
@@ -21,7 +25,7 @@ from vilavt_toolkit.contracts import (
     ToolCall,
     Turn,
 )
-from vilavt_toolkit.registry import dialogues, language_models, sources, stopping_policies
+from vilavt_toolkit.registry import Entry, dialogues, language_models, sources, stopping_policies
 from vilavt_toolkit.testing import bench
 
 _TOLERANCE = 1e-4
@@ -43,8 +47,31 @@ _GARBAGE = (
 )
 
 
-def _language_model(name: str) -> LanguageModel:
-    return bench.tiny_language_model(language_models.get(name))
+@dataclass(frozen=True)
+class _Small:
+    """A small instance of a language model: its tiny one, or one of its variants."""
+
+    entry: Entry[LanguageModel]
+    config: Any
+
+    def build(self) -> LanguageModel:
+        """Build it, with a tokenizer."""
+        return bench.tiny_language_model(self.entry, self.config)
+
+
+def _of_every_language_model(claim: Callable[[_Small], None]) -> Callable[[str], None]:
+    """Make a claim about one small language model one about the tiny one of a name and all its variants."""
+
+    @wraps(claim)
+    def claim_of_all(name: str) -> None:
+        entry = language_models.get(name)
+        for variant, config in {"": entry.cls.tiny(), **entry.cls.variants()}.items():
+            try:
+                claim(_Small(entry, config))
+            except AssertionError as error:
+                raise AssertionError(f"{name}, {variant}: {error}" if variant else str(error)) from error
+
+    return claim_of_all
 
 
 def _ragged(model: LanguageModel) -> tuple[Tensor, Tensor]:
@@ -68,14 +95,16 @@ def _logits(model: LanguageModel, ids: Tensor, mask: Tensor) -> Tensor:
     return logits
 
 
-def language_model_builds_on_the_meta_device(name: str) -> None:
+@_of_every_language_model
+def language_model_builds_on_the_meta_device(small: _Small) -> None:
     """Building it reads nothing and can be free of memory."""
-    bench.assert_builds_quickly(lambda: bench.build(language_models.get(name)))
+    bench.assert_builds_quickly(lambda: bench.build(small.entry, config=small.config))
 
 
-def language_model_ignores_what_is_masked(name: str) -> None:
+@_of_every_language_model
+def language_model_ignores_what_is_masked(small: _Small) -> None:
     """Padding left or right and holes change no logit of a real column."""
-    model = _language_model(name)
+    model = small.build()
     ids, mask = _ragged(model)
     with torch.no_grad():
         logits = _logits(model, ids, mask)
@@ -85,9 +114,10 @@ def language_model_ignores_what_is_masked(name: str) -> None:
             _assert_same(logits[row, mask[row]], alone[0], f"row {row} padded and alone")
 
 
-def language_model_goes_on_from_its_cache(name: str) -> None:
+@_of_every_language_model
+def language_model_goes_on_from_its_cache(small: _Small) -> None:
     """Logits from the cache, piece by piece, equal those of one full forward, ragged and with holes."""
-    model = _language_model(name)
+    model = small.build()
     ids, mask = _ragged(model)
     positions = _positions(model, mask)
     with torch.no_grad():
@@ -100,9 +130,10 @@ def language_model_goes_on_from_its_cache(name: str) -> None:
         _assert_same(torch.cat(pieces, dim=1)[mask], full[mask], "cached and full")
 
 
-def language_model_selects_rows_of_its_cache(name: str) -> None:
+@_of_every_language_model
+def language_model_selects_rows_of_its_cache(small: _Small) -> None:
     """After rows are dropped from the cache, the kept ones go on as before."""
-    model = _language_model(name)
+    model = small.build()
     ids, mask = _ragged(model)
     positions, rows = _positions(model, mask), torch.tensor([2, 0])
     with torch.no_grad():
@@ -115,9 +146,27 @@ def language_model_selects_rows_of_its_cache(name: str) -> None:
     _assert_same(rest[real], full[rows, 5:][real], "rows 2 and 0 after the others left")
 
 
-def language_model_never_says_the_placeholder(name: str) -> None:
+@_of_every_language_model
+def language_model_places_turns_as_it_places_the_whole(small: _Small) -> None:
+    """Columns added turn by turn stand where they would had they come at once, features of regions among them."""
+    model, grid = small.build(), (2, 3)
+    turns: list[tuple[int, list[tuple[int, Grid]]]] = [(4, []), (9, [(1, grid)]), (1, []), (14, [(0, grid), (8, grid)])]
+    first, column = 0, 0
+    parts, regions = [], []
+    for length, placed in turns:
+        parts.append(model.positions(length, placed, first))
+        first = int(parts[-1].max()) + 1
+        regions += [(column + start, size) for start, size in placed]
+        column += length
+    whole = model.positions(column, regions)
+    assert whole.shape == (model.axes, column), f"positions of {column} columns are {list(whole.shape)}"
+    assert torch.equal(torch.cat(parts, dim=1), whole), "turn by turn and at once differ"
+
+
+@_of_every_language_model
+def language_model_never_says_the_placeholder(small: _Small) -> None:
     """The placeholder's logit is -inf; `last` keeps the last columns only."""
-    model = _language_model(name)
+    model = small.build()
     ids, mask = _ragged(model)
     with torch.no_grad():
         logits = _logits(model, ids, mask)
@@ -128,20 +177,22 @@ def language_model_never_says_the_placeholder(name: str) -> None:
     _assert_same(last[real], logits[:, -2:][real], "the last two columns")
 
 
-def language_model_tokenizer_round_trips(name: str) -> None:
+@_of_every_language_model
+def language_model_tokenizer_round_trips(small: _Small) -> None:
     """Text survives encoding and decoding."""
-    tokenizer = _language_model(name).tokenizer
+    tokenizer = small.build().tokenizer
     for text in bench.TEXTS:
         found = tokenizer.decode(tokenizer.encode(text))
         assert found == text, f"{text!r} comes back as {found!r}"
 
 
-def language_model_comes_back_from_what_it_saved(name: str) -> None:
+@_of_every_language_model
+def language_model_comes_back_from_what_it_saved(small: _Small) -> None:
     """Saved assets and state dict make the same model: tokens, special ids and logits."""
-    model, cls = _language_model(name), language_models.get(name).cls
+    model = small.build()
     with tempfile.TemporaryDirectory() as folder:
         model.save_assets(Path(folder))
-        other = cls.from_saved(cls.tiny(), Path(folder)).eval()
+        other = small.entry.cls.from_saved(small.config, Path(folder)).eval()
     other.load_state_dict(model.state_dict())
     for text in bench.TEXTS:
         assert other.tokenizer.encode(text) == model.tokenizer.encode(text), f"{text!r} is tokenised differently"
@@ -223,6 +274,7 @@ LANGUAGE_MODEL_CLAIMS = (
     language_model_ignores_what_is_masked,
     language_model_goes_on_from_its_cache,
     language_model_selects_rows_of_its_cache,
+    language_model_places_turns_as_it_places_the_whole,
     language_model_never_says_the_placeholder,
     language_model_tokenizer_round_trips,
     language_model_comes_back_from_what_it_saved,

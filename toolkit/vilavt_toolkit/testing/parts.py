@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vilavt_toolkit.contracts import Grid, InquiryEncoder, LanguageModel, Projector
+from vilavt_toolkit.errors import BadConfig
 from vilavt_toolkit.registry import inquiry_encoders, projectors
 from vilavt_toolkit.testing import bench
 
@@ -15,21 +19,41 @@ _SIZES: list[Grid] = [(4, 4), (2, 3), (4, 4), (5, 1), (1, 1)]
 _IN, _OUT = 24, 40
 
 
-def _inquiry_encoder(name: str, model: LanguageModel | None = None, seed: int = 0) -> InquiryEncoder:
-    model = model or bench.example_language_model()
-    made: InquiryEncoder = bench.build(inquiry_encoders.get(name), model, seed=seed)
-    return made
+Make = Callable[..., InquiryEncoder]
+"""Builds a small inquiry encoder, on the example language model where none is given."""
 
 
-def inquiry_encoder_builds_on_the_meta_device(name: str) -> None:
+def _of_every_inquiry_encoder(claim: Callable[[Make], None]) -> Callable[[str], None]:
+    """Make a claim about one small inquiry encoder one about the tiny one of a name and all its variants."""
+
+    @wraps(claim)
+    def claim_of_all(name: str) -> None:
+        entry = inquiry_encoders.get(name)
+        for variant, config in {"": entry.cls.tiny(), **entry.cls.variants()}.items():
+
+            def make(model: LanguageModel | None = None, config: Any = config) -> InquiryEncoder:
+                made: InquiryEncoder = bench.build(entry, model or bench.example_language_model(), config=config)
+                return made
+
+            try:
+                claim(make)
+            except AssertionError as error:
+                raise AssertionError(f"{name}, {variant}: {error}" if variant else str(error)) from error
+
+    return claim_of_all
+
+
+@_of_every_inquiry_encoder
+def inquiry_encoder_builds_on_the_meta_device(made: Make) -> None:
     """Building it reads nothing and can be free of memory."""
     model = bench.example_language_model()
-    bench.assert_builds_quickly(lambda: _inquiry_encoder(name, model))
+    bench.assert_builds_quickly(lambda: made(model))
 
 
-def inquiry_encoder_reads_empty_text_as_nothing(name: str) -> None:
+@_of_every_inquiry_encoder
+def inquiry_encoder_reads_empty_text_as_nothing(made: Make) -> None:
     """An empty or blank text has no tokens and pools to zero."""
-    encoder = _inquiry_encoder(name)
+    encoder = made()
     assert encoder.tokenize("") == [] == encoder.tokenize("  \n"), "a blank text has tokens"
     with torch.no_grad():
         features, pooled = encoder([[], encoder.tokenize(bench.TEXTS[0]), []])
@@ -40,9 +64,10 @@ def inquiry_encoder_reads_empty_text_as_nothing(name: str) -> None:
     assert len(features) == len(encoder.tokenize(bench.TEXTS[0])), "empty inquiries have features"
 
 
-def inquiry_encoder_encodes_packed_as_alone(name: str) -> None:
+@_of_every_inquiry_encoder
+def inquiry_encoder_encodes_packed_as_alone(made: Make) -> None:
     """An inquiry has the same features alone and beside others, in any order."""
-    encoder = _inquiry_encoder(name)
+    encoder = made()
     ids = [encoder.tokenize(text) for text in bench.TEXTS]
     with torch.no_grad():
         features, pooled = encoder(ids)
@@ -53,9 +78,10 @@ def inquiry_encoder_encodes_packed_as_alone(name: str) -> None:
         bench.assert_close(encoder(ids[::-1])[1].flip(0), pooled, "pooled in reverse order")
 
 
-def inquiry_encoder_tells_inquiries_apart(name: str) -> None:
+@_of_every_inquiry_encoder
+def inquiry_encoder_tells_inquiries_apart(made: Make) -> None:
     """Different inquiries pool differently."""
-    encoder = _inquiry_encoder(name)
+    encoder = made()
     with torch.no_grad():
         _, pooled = encoder([encoder.tokenize(text) for text in bench.TEXTS[:3]])
     for first in range(3):
@@ -63,17 +89,19 @@ def inquiry_encoder_tells_inquiries_apart(name: str) -> None:
             assert (pooled[first] - pooled[second]).abs().max() > 1e-6, "two inquiries pool to the same vector"
 
 
-def inquiry_encoder_holds_no_second_language_model(name: str) -> None:
+@_of_every_inquiry_encoder
+def inquiry_encoder_holds_no_second_language_model(made: Make) -> None:
     """The language model's parameters are not saved and trained a second time through it."""
     model = bench.example_language_model()
     theirs = {id(parameter) for parameter in model.parameters()}
-    for key, parameter in _inquiry_encoder(name, model).named_parameters():
+    for key, parameter in made(model).named_parameters():
         assert id(parameter) not in theirs, f"'{key}' is the language model's parameter, registered twice"
 
 
-def inquiry_encoder_gives_gradients_without_waiting(name: str) -> None:
+@_of_every_inquiry_encoder
+def inquiry_encoder_gives_gradients_without_waiting(made: Make) -> None:
     """Every trainable parameter gets a finite gradient, and nothing synchronises."""
-    encoder = _inquiry_encoder(name).train()
+    encoder = made().train()
     ids = [encoder.tokenize(text) for text in bench.TEXTS]
     with bench.no_synchronisation():
         features, pooled = encoder(ids)
@@ -82,7 +110,13 @@ def inquiry_encoder_gives_gradients_without_waiting(name: str) -> None:
 
 
 def _projector(name: str, seed: int = 0) -> Projector:
-    made: Projector = bench.build(projectors.get(name), _IN, _OUT, seed=seed)
+    """The tiny projector between two widths, or of one where it refuses two before anything runs."""
+    made: Projector
+    entry = projectors.get(name)
+    try:
+        made = bench.build(entry, _IN, _OUT, seed=seed)
+    except BadConfig:
+        made = bench.build(entry, _IN, _IN, seed=seed)
     return made
 
 
@@ -108,17 +142,19 @@ def projector_projects_packed_as_alone(name: str) -> None:
     with torch.no_grad():
         alone = [projector(part, [size]) for part, size in zip(parts, _SIZES, strict=True)]
         for one, size in zip(alone, _SIZES, strict=True):
-            expected = (math.prod(projector.grid(size)), _OUT)
-            assert one.shape == expected, f"grid {size} gives {list(one.shape)}, not {expected}"
+            assert one.shape[1] in (_IN, _OUT), f"features are {one.shape[1]} wide, not {_OUT}"
+            count = math.prod(projector.grid(size))
+            assert len(one) == count, f"grid {size} gives {len(one)} features, not {count}"
         bench.assert_close(_project(projector), torch.cat(alone), "packed and alone")
 
 
 def projector_gives_gradients_without_waiting(name: str) -> None:
-    """Every trainable parameter gets a finite gradient, and nothing synchronises."""
-    projector = _projector(name).train()
+    """Every trainable parameter and the encoder get finite gradients, and nothing synchronises."""
+    projector, features = _projector(name).train(), _features().requires_grad_()
     with bench.no_synchronisation():
-        bench.backpropagate(_project(projector).square().sum())
+        bench.backpropagate(projector(features, _SIZES).square().sum())
     bench.assert_gradients(projector)
+    assert features.grad is not None and features.grad.isfinite().all(), "the encoder gets no finite gradient"
 
 
 def projector_keeps_its_state(name: str) -> None:

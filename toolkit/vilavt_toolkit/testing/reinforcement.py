@@ -26,7 +26,9 @@ _BAD = Turn(problem="The turn is not in the right form.")
 def example_samples() -> list[Sample]:
     """Samples of every kind of answer, without originals."""
     answers: Mapping[str, str] = {"text": "a red square", "choice": "B", "number": "0.5", "mra": "4"} | {
+        "math": "x + 1",
         "yes_no": "yes",
+        "view_change": "move_right:1.0",
         "box": "[1, 2, 5, 6]",
     }
     return [Sample(f"example/{kind}", "what?", a, (), tags={"answer_kind": kind}) for kind, a in answers.items()]

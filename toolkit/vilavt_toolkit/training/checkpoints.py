@@ -5,6 +5,7 @@ RUN/checkpoints/step-00000700/
     recipe.yaml            resolved; plugins/ holds the files it names
     model.safetensors      tied tensors once
     language_model/        architecture and tokenizer
+    inquiry_encoder/       what it saves: its own tokenizer, where it has one
     resume.safetensors     optimizer and random state, with resume.json; only where training can go on
 """
 
@@ -21,16 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor
 
-from vilavt_toolkit.assemble import assemble
+from vilavt_toolkit.assemble import INQUIRY_ENCODER, LANGUAGE_MODEL, PARTS, assemble
 from vilavt_toolkit.errors import InputError, RunError, VilavtError
 from vilavt_toolkit.files import write_json, write_text
 from vilavt_toolkit.model import VisualChatModel
+from vilavt_toolkit.parsing import to_plain
 from vilavt_toolkit.recipe import CheckedRecipe, dump, load_recipe
 from vilavt_toolkit.versions import versions
+from vilavt_toolkit.weightless import assign, converted, differs, listed_in_short, without_weights
 
 log = logging.getLogger(__name__)
 
@@ -73,14 +76,38 @@ def save(
 
 
 def _write(folder: Path, model: VisualChatModel, recipe: CheckedRecipe, step: int, state: TrainingState | None) -> None:
-    (folder / "language_model").mkdir()
-    model.language_model.save_assets(folder / "language_model")
-    save_model(model, str(folder / "model.safetensors"))
-    write_text(folder / "recipe.yaml", dump(_with_plugins(recipe, folder)))
+    write_model(folder, model, recipe)
     if state is not None:
         save_file(state.tensors, str(folder / "resume.safetensors"))
         write_json(folder / "resume.json", state.data)
     write_json(folder / "checkpoint.json", {"format": FORMAT, "step": step, "versions": versions()})
+
+
+def write_model(folder: Path, model: VisualChatModel, recipe: CheckedRecipe) -> None:
+    """Write all that loading a model needs, which names nothing outside the folder any more."""
+    (folder / LANGUAGE_MODEL).mkdir()
+    model.language_model.save_assets(folder / LANGUAGE_MODEL)
+    if model.encoder.inquiry_encoder is not None:
+        (folder / INQUIRY_ENCODER).mkdir()
+        model.encoder.inquiry_encoder.save_assets(folder / INQUIRY_ENCODER)
+    save_model(model, str(folder / "model.safetensors"))
+    write_text(folder / "recipe.yaml", dump(_with_plugins(_alone(_with_texts(recipe, model)), folder)))
+
+
+def _alone(recipe: CheckedRecipe) -> CheckedRecipe:
+    """Take out of the recipe which checkpoint its model was laid over: its shapes are spelled out."""
+    section = {**recipe.resolved["model"], "checkpoint": ""}
+    return replace(recipe, resolved={**recipe.resolved, "model": section})
+
+
+def _with_texts(recipe: CheckedRecipe, model: VisualChatModel) -> CheckedRecipe:
+    """Write the dialogue's texts into the recipe, where its settings name a file of them."""
+    settings = model.dialogue.contained()
+    if settings is None:
+        return recipe
+    section = recipe.resolved["model"]
+    dialogue = {"name": section["dialogue"]["name"], **to_plain(settings)}
+    return replace(recipe, resolved={**recipe.resolved, "model": {**section, "dialogue": dialogue}})
 
 
 def _with_plugins(recipe: CheckedRecipe, folder: Path) -> CheckedRecipe:
@@ -145,29 +172,55 @@ def read_step(folder: Path) -> int:
     return step
 
 
-def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> tuple[VisualChatModel, CheckedRecipe]:
-    """Load the model of a run or checkpoint folder with its recipe; raises RunError."""
+def load(
+    path: str | os.PathLike[str], device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> tuple[VisualChatModel, CheckedRecipe]:
+    """Load the model of a run or checkpoint folder with its recipe; raises RunError.
+
+    Its weights are in `dtype`, or in the type they were saved in.
+    """
     folder = find(path)
     read_step(folder)
     try:
         recipe = load_recipe(folder / "recipe.yaml")
-        model = assemble(recipe.recipe.model, str(folder / "recipe.yaml"), saved=folder / "language_model")
+        model = assemble(recipe.recipe.model, str(folder / "recipe.yaml"), saved=folder, filled=PARTS)
     except VilavtError as error:
         raise RunError(f"{folder} cannot be loaded: {error}") from error
-    load_into(model, folder)
+    load_into(model, folder, dtype)
     return model.to(device).eval(), recipe
 
 
-def load_into(model: VisualChatModel, folder: Path) -> None:
-    """Load a checkpoint's weights into a model of the same recipe; raises RunError."""
+def load_into(model: VisualChatModel, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Load a checkpoint's weights into a model of the same recipe; raises RunError.
+
+    Into one that has no weights yet they are mapped from their file, in `dtype` or as they were saved.
+    """
     file = folder / "model.safetensors"
     if not file.is_file():
         raise RunError(f"{file} is missing; use another checkpoint of the run.")
     try:
-        load_model(model, str(file))
-    except (SafetensorError, RuntimeError, OSError) as error:
+        if without_weights(model):
+            _map_into(model, file, dtype)
+        else:
+            load_model(model, str(file))
+    except (SafetensorError, RuntimeError, OSError, KeyError) as error:
         reason = " ".join(str(error).split())[:400]
         raise RunError(f"{file} does not fit its recipe or is damaged: {reason}") from error
+
+
+def _map_into(model: VisualChatModel, file: Path, dtype: torch.dtype | None) -> None:
+    """Assign a file's tensors, each of the shape that its place has; raises RuntimeError where they do not fit."""
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    weights = {}
+    with safe_open(str(file), "pt") as stored:
+        for name in stored.keys():  # noqa: SIM118
+            value = stored.get_tensor(name)
+            if value.shape != shapes.get(name):
+                raise RuntimeError(f"{name} is {list(value.shape)}, where the recipe has {list(shapes.get(name, []))}.")
+            weights[name] = converted(file, name, dtype) if differs(value, dtype) else value
+    assign(model, weights)
+    if missing := without_weights(model):
+        raise RuntimeError(f"it lacks {listed_in_short(missing)}.")
 
 
 def load_state(folder: Path) -> TrainingState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
@@ -10,13 +11,17 @@ from pathlib import Path
 
 from vilavt_toolkit.contracts import Task
 from vilavt_toolkit.errors import InputError, RunError, UsageError
+from vilavt_toolkit.loading import build_model
+from vilavt_toolkit.model import VisualChatModel
 from vilavt_toolkit.recipe import CheckedRecipe
 from vilavt_toolkit.schema import RLSection
 from vilavt_toolkit.training import checkpoints
 from vilavt_toolkit.training.engine import Stage, begin, run_stage
 from vilavt_toolkit.training.rl import PolicyModule, PolicyParts
 from vilavt_toolkit.training.rollouts import Prompter
-from vilavt_toolkit.training.run import made, restored, start_of
+from vilavt_toolkit.training.run import dtype_of, made, restored, start_of
+
+log = logging.getLogger(__name__)
 
 
 class StepNumbers:
@@ -54,21 +59,38 @@ def reinforce(recipe: CheckedRecipe, resume: bool = False) -> Path:
         return run
     if beginning.state is not None:
         _check_epochs(beginning.state, section, beginning.step)
-    start = beginning.folder or start_of(stage, section.start or recipe.recipe.run)
+    start = beginning.folder or _start(stage, section)
     task: Task = made(recipe.recipe.task)
-    model = restored(recipe, start)
+    task.length(section.split)  # files that are refused are refused here, before weights are loaded
+    model = _model(recipe, start)
     model.encoder.gradient_checkpointing = recipe.recipe.train.gradient_checkpointing
     prompter = Prompter(model, task, section, recipe.recipe.seed)
     prompter.stop = lambda: beginning.interruption.asked
-    reference = restored(recipe, start if beginning.folder is None else _reference(run)) if section.kl else None
+    reference = _model(recipe, start if beginning.folder is None else _reference(run)) if section.kl else None
     parts = PolicyParts(made(section.optimizer), made(section.advantage), made(section.policy_loss))
     module = PolicyModule(model, prompter, parts, section, beginning.step, reference, run)
 
     def keep_reference() -> None:
-        if section.kl and beginning.folder is None:
-            _copy(start, run / "reference")
+        if reference is not None and beginning.folder is None:
+            _keep(start, reference, recipe, run / "reference")
 
     return run_stage(stage, beginning, module, lambda: StepNumbers(beginning.step, stage.total), keep_reference)
+
+
+def _start(stage: Stage, section: RLSection) -> Path | None:
+    """The checkpoint that the policy begins as: of `rl.start`, else of the recipe's run; None: `model.checkpoint`."""
+    recipe = stage.recipe.recipe
+    trained = checkpoints.run_folder(recipe.run) / "checkpoints"
+    if recipe.model.checkpoint and not section.start and not trained.is_dir():
+        log.warning("there is no run %s yet: reinforcement starts from model.checkpoint.", recipe.run)
+        return None
+    return start_of(stage, section.start or recipe.run)
+
+
+def _model(recipe: CheckedRecipe, start: Path | None) -> VisualChatModel:
+    if start is None:
+        return build_model(recipe, dtype_of(recipe.recipe.train.precision))
+    return restored(recipe, start)
 
 
 def _reference(run: Path) -> Path:
@@ -90,11 +112,15 @@ def _check_epochs(state: checkpoints.TrainingState, section: RLSection, step: in
         raise RunError(f"The checkpoint of step {step} lacks the rollouts it was learning from; use another one.")
 
 
-def _copy(checkpoint: Path, target: Path) -> None:
-    """Copy a checkpoint's model, whole or not at all; raises InputError."""
+def _keep(checkpoint: Path | None, model: VisualChatModel, recipe: CheckedRecipe, target: Path) -> None:
+    """Copy a checkpoint's model, or write it where there is no checkpoint, whole or not at all; raises InputError."""
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
-        shutil.copytree(checkpoint, temporary, ignore=shutil.ignore_patterns("resume.*"))
+        if checkpoint is None:
+            temporary.mkdir(parents=True)
+            checkpoints.write_model(temporary, model, recipe)
+        else:
+            shutil.copytree(checkpoint, temporary, ignore=shutil.ignore_patterns("resume.*"))
         os.replace(temporary, target)
     except (OSError, shutil.Error) as error:
         raise InputError(f"{target} cannot be written ({error}); make room, then start again.") from error

@@ -13,7 +13,7 @@ import torch
 
 from vilavt_toolkit.chat.loop import Decoding, Loop
 from vilavt_toolkit.contracts import Reward, RewardSettings, Sample, Task
-from vilavt_toolkit.dialogue.session import Session
+from vilavt_toolkit.dialogue.session import Session, opened
 from vilavt_toolkit.dialogue.trajectory import Trajectory
 from vilavt_toolkit.errors import BadConfig, InputError, UsageError
 from vilavt_toolkit.model import VisualChatModel
@@ -132,9 +132,9 @@ class Prompter:
         sessions: list[Session] = []
         seeds: list[int] = []
         for prompt, sample in enumerate(samples):
-            opened = self._opened(sample)
+            first = self._opened(sample)
             for number in range(self.section.group):
-                sessions.append(_copied(opened))
+                sessions.append(_copied(first))
                 seeds.append(rollout_seed(self.seed, step, attempt, prompt, number))
         size = self.section.rollout_batch
         for start in range(0, len(sessions), size):
@@ -147,16 +147,16 @@ class Prompter:
 
     def _opened(self, sample: Sample) -> Session:
         try:
-            session = Session(self.model, [self.model.open_source(original) for original in sample.originals])
+            session = opened(self.model, sample)
             session.open(sample.question, sample.tool)
         except InputError as error:
             raise InputError(f"sample {sample.id}: {error}") from None
         return session
 
 
-def _copied(opened: Session) -> Session:
-    """A session of its own that begins as `opened`; sources and views are shared, being read only."""
-    session = Session(opened.model, opened.sources)
-    session.trajectory = copy.deepcopy(opened.trajectory)
-    session.views, session.tool = list(opened.views), opened.tool
+def _copied(first: Session) -> Session:
+    """A session of its own that begins as `first`; sources and views are shared, being read only."""
+    session = Session(first.model, first.sources, first.max_pixels, first.max_turns)
+    session.trajectory = copy.deepcopy(first.trajectory)
+    session.views, session.tool = list(first.views), first.tool
     return session

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vilavt_toolkit.assemble import assemble
 from vilavt_toolkit.contracts import Task
 from vilavt_toolkit.errors import UsageError
@@ -26,6 +28,9 @@ def train(recipe: CheckedRecipe, resume: bool = False) -> Path:
     if beginning is None:
         return stage.run
     task: Task = made(recipe.recipe.task)
+    # Before weights are loaded: files that are refused are refused here.
+    if not task.length("train"):
+        raise UsageError(f"split 'train' of {recipe.recipe.task} has no samples; choose another task or files.")
     model = _model(recipe, stage, beginning.folder)
     model.encoder.gradient_checkpointing = section.gradient_checkpointing
     if section.compile:
@@ -43,7 +48,7 @@ def _model(recipe: CheckedRecipe, stage: Stage, checkpoint: Path | None) -> Visu
     """The model as the checkpoint to go on from has it, else as `train.start` does, else new."""
     start = recipe.recipe.train.start
     if checkpoint is None and not start:
-        return build_model(recipe)
+        return build_model(recipe, dtype_of(recipe.recipe.train.precision))
     return restored(recipe, checkpoint or start_of(stage, start))
 
 
@@ -58,6 +63,11 @@ def start_of(stage: Stage, start: str) -> Path:
     return found
 
 
+def dtype_of(precision: str) -> torch.dtype:
+    """The type that weights are kept in under a precision in Lightning's words."""
+    return torch.bfloat16 if precision == "bf16-true" else torch.float32
+
+
 def made(part: Part) -> Any:
     """The component that a part names."""
     return part.entry.cls(part.config)
@@ -65,6 +75,6 @@ def made(part: Part) -> Any:
 
 def restored(recipe: CheckedRecipe, folder: Path) -> VisualChatModel:
     """The recipe's model with the weights of a checkpoint; raises VilavtError where they do not fit."""
-    model = assemble(recipe.recipe.model, str(recipe.path), saved=folder / "language_model")
+    model = assemble(recipe.recipe.model, str(recipe.path), saved=folder)
     checkpoints.load_into(model, folder)
     return model

@@ -72,11 +72,15 @@ class DynamicEncoder(nn.Module):
         Attention stays outside of the graphs, so that they serve every layout. Raises BadConfig where the encoder's
         blocks cannot be compiled.
         """
-        if self.encoder.compile_refused:
-            raise BadConfig(f"Encoder {type(self.encoder).__name__} is not compiled: {self.encoder.compile_refused}")
+        self.check_compiles()
         from vilavt_toolkit.vision.compiling import compiled_block
 
         self._compiled = compiled_block(self.encoder, **options)
+
+    def check_compiles(self) -> None:
+        """Raise BadConfig with the reason where the encoder's blocks cannot be compiled."""
+        if self.encoder.compile_refused:
+            raise BadConfig(f"Encoder {type(self.encoder).__name__} is not compiled: {self.encoder.compile_refused}")
 
     @torch.no_grad()
     def explain(

@@ -30,8 +30,7 @@ def integrated_blocks(integration: str | Sequence[int], spec: EncoderSpec) -> tu
             raise BadConfig(
                 f"Integration '{integration}' is unknown; choose one of {', '.join(_CHOICES)}, or list block indices."
             )
-        chosen = _CHOICES[integration]
-        blocks = tuple(block for block in range(spec.depth) if chosen(block, spec))
+        blocks = named_blocks(integration, spec)
         if not blocks:
             raise BadConfig(
                 f"Integration '{integration}' selects no block of this encoder; list block indices instead."
@@ -46,6 +45,11 @@ def integrated_blocks(integration: str | Sequence[int], spec: EncoderSpec) -> tu
         if blocks.count(_block_index(index, spec.depth)) > 1:
             raise BadConfig(f"Integration {list(integration)} names block {index} twice; name every block once.")
     return tuple(sorted(blocks))
+
+
+def named_blocks(name: str, spec: EncoderSpec) -> tuple[int, ...]:
+    """Indices of the blocks that a named integration selects, ascending; perhaps none."""
+    return tuple(block for block in range(spec.depth) if _CHOICES[name](block, spec))
 
 
 def _block_index(index: object, depth: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vilavt_toolkit.errors import BadConfig, InputError
@@ -107,13 +107,22 @@ def pixel_box(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
     return left, upper, right, lower
 
 
+def truncated_box(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
+    """Return the pixels of a `width` x `height` image between the edges of `box` cut to whole numbers; at least one.
+
+    As the paper's code has it: what `box` touches of a last row or column is left out.
+    """
+    left, upper = min(int(box[0]), width - 1), min(int(box[1]), height - 1)
+    return left, upper, min(max(int(box[2]), left + 1), width), min(max(int(box[3]), upper + 1), height)
+
+
 @dataclass(frozen=True)
 class PixelBudget:
     """How many pixels a view may have."""
 
-    overview: int | None = None
+    overview: float | None = None
     """Most pixels of the view of a whole source; None: no limit."""
-    zoom: int | None = None
+    zoom: float | None = None
     """Most pixels of the view of a region; None: no limit."""
     minimum: int = 0
     """Fewest pixels of a view; a small crop is enlarged to have them."""
@@ -123,6 +132,14 @@ class PixelBudget:
     Only `minimum` and rounding to whole tokens go beyond.
     """
 
+    def within(self, most: int | None) -> PixelBudget:
+        """The budget where no view may have more than `most` pixels, as a sample may say; None: this one."""
+        if most is None:
+            return self
+        overview = most if self.overview is None else min(most, self.overview)
+        zoom = most if self.zoom is None else min(most, self.zoom)
+        return replace(self, overview=overview, zoom=zoom, minimum=min(most, self.minimum))
+
 
 def view_size(width: int, height: int, multiple: int, budget: PixelBudget, overview: bool) -> tuple[int, int]:
     """Return the size (width, height) in pixels at which a crop of `width` x `height` becomes a view.
@@ -130,11 +147,28 @@ def view_size(width: int, height: int, multiple: int, budget: PixelBudget, overv
     As large as the budget allows, sides multiples of `multiple`, the aspect ratio kept as nearly as can be.
     Raises InputError for a crop longer than 200 times its breadth, BadConfig for a budget below one token.
     """
+    check_sides(width, height)
+    most = most_tokens(multiple, budget, overview)
+    least = min(math.ceil(budget.minimum / multiple**2), most)
+    area = width * height / multiple**2
+    # Enlarging a zoom gives its few pixels more tokens; of a whole source the budget would fill with nothing new.
+    largest = 1.0 if overview else budget.max_scale
+    scale = min(max(largest, math.sqrt(least / area)), math.sqrt(most / area))
+    columns, rows = _grid(width * scale / multiple, height * scale / multiple, least, most)
+    return columns * multiple, rows * multiple
+
+
+def check_sides(width: int, height: int) -> None:
+    """Raise InputError for a crop that cannot be made a view: empty, or longer than 200 times its breadth."""
     if width < 1 or height < 1 or max(width, height) > MAX_ASPECT * min(width, height):
         raise InputError(
             f"a region of {width} x {height} pixels cannot be used: its sides may differ by a factor of "
             f"{MAX_ASPECT} at most; crop it to a squarer part."
         )
+
+
+def most_tokens(multiple: int, budget: PixelBudget, overview: bool) -> float:
+    """Return how many tokens of `multiple` x `multiple` pixels a view may have; raises BadConfig for none."""
     limit = budget.overview if overview else budget.zoom
     most = math.inf if limit is None else limit // multiple**2
     if most < 1:
@@ -143,13 +177,7 @@ def view_size(width: int, height: int, multiple: int, budget: PixelBudget, overv
             f"the {key} pixel budget of {limit} is below one token of {multiple} x {multiple} pixels; "
             f"set it to {multiple**2} or more."
         )
-    least = min(math.ceil(budget.minimum / multiple**2), most)
-    area = width * height / multiple**2
-    # Enlarging a zoom gives its few pixels more tokens; of a whole source the budget would fill with nothing new.
-    largest = 1.0 if overview else budget.max_scale
-    scale = min(max(largest, math.sqrt(least / area)), math.sqrt(most / area))
-    columns, rows = _grid(width * scale / multiple, height * scale / multiple, least, most)
-    return columns * multiple, rows * multiple
+    return most
 
 
 def _axes(box: Box) -> str:

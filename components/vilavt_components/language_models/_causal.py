@@ -1,0 +1,159 @@
+"""What the language models of transformers have in common: settings, tokenizer, cache, what can never be said."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from torch import Tensor
+
+from vilavt_components.language_models import _tokenizer
+from vilavt_components.language_models._precision import KeepsFrequencies
+from vilavt_toolkit.contracts import Frames, LanguageModel
+from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.registry import did_you_mean, setting
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CausalConfig:
+    """Settings of a language model of transformers: `path` for a pretrained one, or `config` for one from scratch."""
+
+    path: str | None = setting(None, help="hub name or local folder of a pretrained causal LM", replaces=("config",))
+    config: dict[str, Any] = setting(
+        factory=dict,
+        help="from scratch instead: `model_type` and that family's transformers settings",
+        replaces=("path", "revision"),
+    )
+    vocab_size: int = setting(1024, help="from scratch: at most so many tokens, trained on the task", minimum=300)
+    tokenizer: str | None = setting(None, help="tokenizer to use instead of `path`'s or a trained one")
+    placeholder: str = setting("<|feature|>", help="token that stands where a feature goes; added if missing")
+    attention: str | None = setting(None, help="transformers' attention implementation; null: its own choice")
+    dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", help="type of pretrained weights")
+    revision: str | None = setting(None, help="hub revision of `path`")
+    local_files_only: bool = setting(False, help="never ask the hub")
+
+
+class CausalModel(KeepsFrequencies, LanguageModel):
+    """A language model around one of transformers, which stands in `model`; tokenizer loaded, or trained on the task.
+
+    A subclass calls `_begin` with transformers' text configuration, then makes `model`.
+    """
+
+    label: ClassVar[str]
+    """Its registered name, for errors."""
+    template: ClassVar[str | None] = None
+    """A chat template for tokenizers without one that know its marks."""
+    config: CausalConfig
+    model: Any
+
+    def _check(self, config: CausalConfig) -> None:
+        if bool(config.path) == bool(config.config):
+            raise InputError(f"{self.label}: set exactly one of `path` (pretrained) and `config` (from scratch).")
+        self.config = config
+
+    def _begin(self, text: Any) -> None:
+        """Load the tokenizer where there is one, and take widths and lengths from `text`."""
+        config = self.config
+        source = config.tokenizer or config.path
+        if source is not None:
+            family = None if config.tokenizer else self._family()
+            where = source, config.placeholder, config.revision, config.local_files_only
+            self._use(_tokenizer.load(*where, self.template, family))
+            text.vocab_size = max(text.vocab_size, len(self.tokenizer))
+        self.width: int = text.hidden_size
+        self.vocab_size: int = text.vocab_size
+        self.context_length = int(getattr(text, "max_position_embeddings", None) or 1 << 20)
+        # transformers slides its windows over columns, padding counted. Within one window there is no sliding.
+        self._window: int | None = getattr(text, "sliding_window", None)
+        if self._window and self._window < self.context_length:
+            log.warning("attention slides over %d tokens; the context ends there.", self._window)
+            self.context_length = self._window
+
+    def _family(self) -> Any:
+        """transformers' configuration that says what kind of tokenizer `path` has; None: what is there says it."""
+        return None
+
+    def _windowless(self, model: Any) -> Any:
+        if self._window:
+            model.config.get_text_config().sliding_window = 1 << 30
+        return model
+
+    @classmethod
+    def from_saved(cls, config: Any, folder: Path) -> Self:
+        """Build the model with the architecture and tokenizer that `save_assets` wrote; weights come after."""
+        return cls(replace(config, path=str(folder), config={}, tokenizer=None, revision=None, local_files_only=True))
+
+    def save_assets(self, folder: Path) -> None:
+        """Write the architecture and the tokenizer into `folder`."""
+        config = copy.deepcopy(self.model.config)
+        if self._window:
+            config.get_text_config().sliding_window = self._window
+        config.save_pretrained(folder)
+        self.tokenizer.backend.save_pretrained(folder)
+
+    def fit_tokenizer(self, corpus: Iterable[str], fixed: Sequence[str]) -> None:
+        """Train the tokenizer, unless one was loaded; `fixed` strings become single tokens."""
+        if self.config.path is None and self.config.tokenizer is None:
+            trained = _tokenizer.train(corpus, fixed, self.vocab_size, self.config.placeholder)
+            if len(trained) > self.vocab_size:
+                raise InputError(
+                    f"{self.label}: bytes and grammar strings alone are {len(trained)} tokens; set vocab_size to more "
+                    f"than its {self.vocab_size}."
+                )
+            self._use(trained)
+
+    def _use(self, tokenizer: _tokenizer.HFTokenizer) -> None:
+        self.tokenizer: _tokenizer.HFTokenizer = tokenizer
+        self.frames: Frames = tokenizer.frames
+        self.end_of_turn, self.placeholder = tokenizer.end_of_turn, tokenizer.placeholder
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings; [...] -> [..., D]."""
+        embedded: Tensor = self.model.get_input_embeddings()(ids)
+        return embedded
+
+    def forward(
+        self, embeddings: Tensor, positions: Tensor, mask: Tensor, cache: Any = None, last: int | None = None
+    ) -> Tensor:
+        """Logits [B, L, V] of new columns [B, L, D]; see the contract."""
+        logits = self._logits(embeddings, positions, mask, cache, last)
+        # Neither a placeholder nor a row without a token can be said, in sampling or in training.
+        logits[..., self.placeholder] = float("-inf")
+        logits[..., len(self.tokenizer) :] = float("-inf")
+        return logits
+
+    @abstractmethod
+    def _logits(self, embeddings: Tensor, positions: Tensor, mask: Tensor, cache: Any, last: int | None) -> Tensor:
+        """What `model` makes of the same; in a tensor of its own."""
+
+    def new_cache(self) -> Any:
+        """Return an empty cache."""
+        from transformers import DynamicCache
+
+        return DynamicCache()
+
+    def select_cache(self, cache: Any, rows: Tensor) -> None:
+        """Keep only `rows` of the cache, in place."""
+        cache.batch_select_indices(rows)
+
+
+def check_settings(family: str, given: Iterable[str], known: Any) -> None:
+    """Hold that transformers' configuration knows all settings: it keeps others, which then do nothing."""
+    for key in given:
+        if not hasattr(known, key):
+            raise ValueError(f"{family!r} has no setting {key!r}.{did_you_mean(key, tuple(known.to_dict()))}")
+
+
+@contextmanager
+def mended(label: str) -> Iterator[None]:
+    """Turn what goes wrong with settings from scratch into an InputError."""
+    with _tokenizer.explained(f"{label}: `config` builds no causal language model", "mend `config` or `attention`."):
+        yield

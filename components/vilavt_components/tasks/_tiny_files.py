@@ -1,0 +1,120 @@
+"""Made-up data files with their images, in a temporary folder that goes when the process ends."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+_COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
+
+
+@functools.cache
+def tiny_conversations() -> str:
+    """A folder with train.jsonl and test.json: zooms with inquiries, plain questions, and text alone."""
+    folder = _folder()
+    _pictures(folder, 12)
+    write_lines(folder / "train.jsonl", (conversation(number) for number in range(10)))
+    rows = [conversation(number) for number in range(10, 14)]
+    (folder / "test.json").write_text(json.dumps(rows), encoding="utf-8")
+    return str(folder)
+
+
+@functools.cache
+def tiny_questions() -> str:
+    """A folder with rl.jsonl, rl_test.jsonl, benchmark.json and benchmark_train.json."""
+    folder = _folder()
+    _pictures(folder, 12)
+    write_lines(folder / "rl.jsonl", (rl_question(number) for number in range(10)))
+    write_lines(folder / "rl_test.jsonl", (rl_question(number) for number in range(10, 15)))
+    for name, numbers in (("benchmark", range(6)), ("benchmark_train", range(6, 12))):
+        rows = [benchmark_question(number) for number in numbers]
+        (folder / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
+    return str(folder)
+
+
+def conversation(number: int) -> dict[str, Any]:
+    """A row of the conversation format: by turns with a zoom, with one image, and text alone."""
+    colour, picture = _COLOURS[number % len(_COLOURS)], f"images/{number % 12}.png"
+    if number % 3 == 2:
+        said = [("human", f"which colour is number {number}?"), ("gpt", f"{colour}, as number {number} is.")]
+        return {"id": number, "conversations": [{"from": role, "value": text} for role, text in said]}
+    question = {"from": "human", "value": f"<image>\nwhich colour is this, number {number}?"}
+    if number % 3 == 1:
+        reply = {"from": "gpt", "value": f"<think>it is plain</think>\n<answer>{colour}</answer>"}
+        return {"id": number, "images": [picture], "conversations": [question, reply]}
+    call = '{"region": [{"index": 0, "bbox_2d": [0, 0, 8, 8]}], "query": "the colour"}'
+    return {
+        "id": number,
+        "images": [picture, picture],
+        "queries": ["", "the colour"],
+        "image_to_query_mapping": [0, 1],
+        "max_pixels": 200704,
+        "conversations": [
+            {"from": "system", "value": "You may zoom."},
+            question,
+            {"from": "gpt", "value": f"<think>too small</think>\n<tool> {call} </tool>"},
+            {"from": "human", "value": "<tool_response><image></tool_response>"},
+            {"from": "gpt", "value": f"<think>now it is plain</think>\n<answer>{colour}</answer>"},
+        ],
+    }
+
+
+def rl_question(number: int) -> dict[str, Any]:
+    """A row of the format for reinforcement, of each question type by turns."""
+    kinds = [
+        ("multiple choice", "Which colour?\nA. red\nB. blue", "B"),
+        ("math", "What is a half of one?", "\\frac{1}{2}"),
+        ("numerical", "How many?", "3"),
+        ("regression", "How far in metres?", "2.5"),
+        ("judgment", "Is it red?", "No"),
+    ]
+    kind, question, answer = kinds[number % len(kinds)]
+    return {
+        "question": f"{question} (number {number})",
+        "answer": answer,
+        "image_path": [f"images/{number % 12}.png"],
+        "question_type": kind,
+        "data_type": "image",
+        "max_pixels": 200704,
+        "max_num_steps": 3,
+    }
+
+
+def benchmark_question(number: int) -> dict[str, Any]:
+    """A row of the benchmark format: with options, with a tag and options inside, and with a number."""
+    row: dict[str, Any] = {"question_id": str(number), "images": [f"images/{number % 12}.png"]}
+    if number % 3 == 0:
+        options = ["A. red", "B. blue", "C. green"]
+        return {**row, "question": f"Which colour, {number}?", "options": options, "answer": "A. red",
+                "problem_type": "multiple choice", "category": "colour"}  # fmt: skip
+    if number % 3 == 1:
+        return {**row, "question": f"<image>Which one is {number}? Choices: A. this. B. that.", "options": None,
+                "answer": "B", "problem_type": "multiple choice", "category": "place"}  # fmt: skip
+    return {**row, "question": f"How large is {number}?", "answer": "2.5", "problem_type": "regression",
+            "category": "size"}  # fmt: skip
+
+
+def write_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Write rows as JSON lines."""
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+
+
+def _folder() -> Path:
+    folder = tempfile.mkdtemp(prefix="vilavt-tiny-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def _pictures(folder: Path, count: int) -> None:
+    (folder / "images").mkdir()
+    for number in range(count):
+        size = (16 + 4 * (number % 3), 16)
+        Image.new("RGB", size, _COLOURS[number % len(_COLOURS)]).save(folder / "images" / f"{number}.png")

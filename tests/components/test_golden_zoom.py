@@ -1,0 +1,186 @@
+"""Zooms as the paper's code makes them: which calls are carried out, what is cut out, its size, its pixels.
+
+Every case goes through our own session, source, encoder and dialogue; where ours differs it is listed, with the reason.
+"""
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import PIL
+import pytest
+from PIL import Image
+
+from vilavt_components.encoders._qwen_views import enlarged_size
+from vilavt_toolkit.assemble import assemble
+from vilavt_toolkit.contracts import Region
+from vilavt_toolkit.dialogue.session import CallError, Session
+from vilavt_toolkit.recipe import load_recipe
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "zoomin.json").read_text(encoding="utf-8"))
+CASES = {case["name"]: case for case in GOLDEN["cases"]}
+UNLIMITED = 16384 * 28 * 28
+REFUSED = {
+    ("bad_04", 0): "an empty list of regions asks for nothing",
+    ("bad_20", 0): "a query is a text",
+    ("floats_and_numeric_strings", 1): "coordinates are numbers, not texts",
+}
+"""(case, step) that the paper's code carries out and ours does not, and why."""
+FLATTENED_FIRST = {"rgba": "what is transparent becomes white on opening, so that all views of an image agree"}
+"""Cases whose pixels differ, by a grey level in the mean at most, and why."""
+
+RECIPE = """
+model:
+  source: {{name: image, rounding: truncate}}
+  encoder:
+    name: qwen2_5_vl
+    config: {{depth: 1, hidden_size: 8, intermediate_size: 8, num_heads: 1, out_hidden_size: 8,
+             fullatt_block_indexes: [0]}}
+    resize: paper
+    {budget}
+  language_model:
+    name: hf_causal
+    vocab_size: 300
+    config: {{model_type: llama, hidden_size: 8, intermediate_size: 8, num_hidden_layers: 1, num_attention_heads: 1,
+             max_position_embeddings: 100000}}
+  integration: all
+  dialogue: vilavt
+task: {{name: digit_scenes}}
+train: {{steps: 1, batch_size: 1}}
+"""
+
+
+@pytest.fixture(scope="module")
+def model_of(tmp_path_factory):
+    """The model of a recipe with given budgets."""
+    path = tmp_path_factory.mktemp("recipe") / "zoom.yaml"
+
+    @cache
+    def build(budget):
+        path.write_text(RECIPE.format(budget=budget))
+        model = assemble(load_recipe(path).recipe.model)
+        model.language_model.fit_tokenizer(["index", "image", "find it"] * 4, [])
+        return model
+
+    return build
+
+
+def budget_of(case):
+    """The paper's budgets in our settings: what its first views have is their share of a total."""
+    zoom = case["max_pixels"]
+    if zoom is None:
+        return f"overview_pixels: {UNLIMITED}\n    zoom_pixels: {UNLIMITED}"
+    return f"overview_total: {case['max_pixels_first'] * len(case['sources'])}\n    zoom_pixels: {zoom}"
+
+
+def drawn(source):
+    """The source image of a case, by the pattern in its file."""
+    x, y = np.meshgrid(np.arange(source["width"]), np.arange(source["height"]))
+    channels = [(3 * x + 5 * y) % 256, (31 * (x // 7) + 17 * (y // 5)) % 256, (x * y // 11) % 256, (x + y) % 256]
+    return Image.fromarray(np.stack(channels[: len(source["mode"])], axis=-1).astype(np.uint8), source["mode"])
+
+
+@cache
+def stored(folder, identity, **_):
+    path = folder / f"{identity}.png"
+    if not path.exists():
+        drawn(next(s for case in CASES.values() for s in case["sources"] if s["id"] == identity)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return tmp_path_factory.mktemp("images")
+
+
+def opened(model, images, case):
+    session = Session(model, [model.open_source(stored(images, source["id"])) for source in case["sources"]])
+    session.open("Which one?")
+    return session
+
+
+def ask(session, arguments):
+    """Carry out what the model wrote; whether it could be."""
+    turn = session.model.dialogue.parse(f"<think>a</think><tool>{json.dumps(arguments)}</tool>")
+    if turn.call is None:
+        assert turn.problem
+        return False
+    try:
+        session.carry_out(turn.call)
+    except CallError as problem:
+        assert str(problem)
+        return False
+    return True
+
+
+def extents(session):
+    return [session.model.encoder.encoder.extent(view) for view in session.views]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_zooms_are_the_papers(name, model_of, images):
+    case = CASES[name]
+    session = opened(model_of(budget_of(case)), images, case)
+    assert extents(session) == [tuple(size) for size in case["initial_sizes"]]
+    for number, step in enumerate(case["steps"]):
+        before = len(session.views)
+        assert ask(session, step["tool_args"]) == (step["valid"] and (name, number) not in REFUSED)
+        if (name, number) in REFUSED:
+            assert step["valid"], "listed as different, and is not"
+            continue
+        assert len(session.views) - before == len(step["positions"])
+        for offset in range(len(step["positions"])):
+            assert_same_zoom(case, session, before + offset, {key: step[key][offset] for key in PER_CROP})
+
+
+PER_CROP = ("positions", "source_of", "crop_boxes", "scaled_sizes", "sizes", "sha256", "mean_rgb")
+
+
+def assert_same_zoom(case, session, index, expected):
+    placed, view = session.trajectory.regions[index], session.views[index]
+    source = session.sources[placed.source]
+    assert case["sources"][placed.source]["id"] == expected["source_of"]
+    width, height = source.extent[2:]
+    assert np.allclose(np.divide(placed.box, (width, height) * 2), expected["positions"], atol=1e-12)
+    left, upper, right, lower = expected["crop_boxes"]
+    crop = Region(source, placed.box, scale=placed.scale).crop()
+    assert np.array_equal(crop.data, source.pixels[upper:lower, left:right])
+    assert enlarged_size(crop, 2.0) == tuple(expected["scaled_sizes"])
+    assert session.model.encoder.encoder.extent(view) == tuple(expected["sizes"])
+    assert_same_pixels(case["name"], view.data.permute(1, 2, 0).contiguous().numpy(), expected)
+
+
+def assert_same_pixels(name, pixels, expected):
+    assert np.allclose(pixels.mean((0, 1)), expected["mean_rgb"], atol=1)
+    if PIL.__version__ == GOLDEN["pillow"]:
+        same = hashlib.sha256(pixels.tobytes()).hexdigest() == expected["sha256"]
+        assert same != (name in FLATTENED_FIRST)
+
+
+def test_the_docs_list_exactly_these_differences():
+    text = (Path(__file__).parents[2] / "docs" / "vilavt-differences.md").read_text(encoding="utf-8")
+    section = text.split("\n## Zooms\n")[1].split("\n## ")[0]
+    rows = {line.split("|")[1].strip() for line in section.splitlines() if line.startswith("| `")}
+    assert rows == {f"`{name}` {number}" for name, number in REFUSED} | {f"`{name}`" for name in FLATTENED_FIRST}
+
+
+def test_a_zoom_into_less_than_half_a_pixel_is_refused(model_of, images):
+    case = CASES["zero_area_on_source_smaller_than_view"]
+    session = opened(model_of(budget_of(case)), images, case)
+    assert ask(session, {"region": [{"index": 0, "bbox_2d": [10, 10, 11, 11]}], "query": "a pixel"})
+    assert not ask(session, {"region": [{"index": 1, "bbox_2d": [0, 0, 10, 10]}], "query": "a part of it"})
+
+
+def test_boxes_are_cut_at_whole_pixels_in_zooms_of_zooms_too(model_of, images):
+    """An image whose view has its own size: edges are whole pixels, which rounding on the way must not move far."""
+    model = model_of(budget_of(CASES["tiny_box"]))
+    pixels = np.random.default_rng(0).integers(0, 256, (448, 448, 3), dtype=np.uint8)
+    session = Session(model, [model.open_source(pixels)])
+    session.open("Which one?")
+    ask(session, {"region": [{"index": 0, "bbox_2d": [112, 112, 336, 336]}], "query": "the middle"})
+    ask(session, {"region": [{"index": 1, "bbox_2d": [112, 112, 336, 336]}], "query": "its middle"})
+    crops = [Region(session.sources[0], placed.box).crop().data for placed in session.trajectory.regions[1:]]
+    assert np.array_equal(crops[0], pixels[112:336, 112:336])
+    assert np.array_equal(crops[1], pixels[168:280, 168:280])
