@@ -45,6 +45,7 @@ encoder-%: $(VENV)/.installed
 
 # The quickstart's road on point clouds, and what may be claimed of it.
 point-clouds: $(VENV)/.installed
+	$(BIN)/vilavt train point_clouds_close
 	$(BIN)/vilavt train point_clouds
 	$(BIN)/vilavt eval runs/point_clouds
 

@@ -69,5 +69,6 @@ __all__ = [
     "vilavt",
     "vilavt_benchmark",
     "vilavt_format",
+    "vilavt_reward",
     "vilavt_rl",
 ]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import vilavt_toolkit as vt
 from vilavt_toolkit.assemble import PARTS, assemble
 from vilavt_toolkit.errors import InputError, RecipeErrors, RunError
 from vilavt_toolkit.recipe import load_recipe
-from vilavt_toolkit.weightless import assign
+from vilavt_toolkit.weightless import assign, built_without_weights
 
 
 def scene() -> np.ndarray:
@@ -101,3 +102,19 @@ def test_models_built_without_weights_compute_what_they_compute_for_themselves(t
     assert all(torch.equal(kept[name], buffer) for name, buffer in whole.named_buffers())
     assign(model, whole.state_dict())
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+class Halves(nn.Module):
+    """Computes with its weights as it is built, as some models of timm do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(2, 2)
+        self.register_buffer("half", self.map(torch.ones(2)).detach())
+
+
+def test_what_computes_with_its_weights_as_it_is_built_is_built_with_them():
+    model = built_without_weights(Halves)
+    assert not model.map.weight.is_meta
+    assert assign(model, {"map.weight": torch.ones(2, 2), "half": torch.zeros(2)}) == ["map.bias"]
+    assert torch.equal(model.map.weight, torch.ones(2, 2)) and not model.half.any()

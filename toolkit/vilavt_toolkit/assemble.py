@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +13,7 @@ from vilavt_toolkit.registry import Part
 from vilavt_toolkit.schema import ModelSection
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
 from vilavt_toolkit.vision.integration import integrated_blocks
-from vilavt_toolkit.weightless import weightless
+from vilavt_toolkit.weightless import built_without_weights
 
 T = TypeVar("T")
 PARTS = frozenset({"encoder", "modulator", "inquiry_encoder", "projector", "language_model"})
@@ -63,14 +62,13 @@ def assemble(
     """
     collect = Collector(label)
 
-    def context(kind: str) -> AbstractContextManager[None]:
-        return weightless() if kind in filled else nullcontext()
+    def build(kind: str, make: Callable[[], T]) -> T | None:
+        light = (lambda: built_without_weights(make)) if kind in filled else make
+        return collect.build(f"model.{kind}", light)
 
     language = section.language_model
-    with context("language_model"):
-        language_model = collect.build("model.language_model", lambda: _language_model(language, saved))
-    with context("encoder"):
-        encoder = collect.build("model.encoder", lambda: _made(section.encoder))
+    language_model = build("language_model", lambda: _language_model(language, saved))
+    encoder = build("encoder", lambda: _made(section.encoder))
     dialogue = collect.build("model.dialogue", lambda: _made(section.dialogue))
     stopping = collect.build("model.stopping", lambda: [_made(part) for part in section.stopping])
     if encoder is not None:
@@ -83,10 +81,7 @@ def assemble(
     collect.finish()
     assert language_model is not None and encoder is not None and dialogue is not None and stopping is not None
 
-    with context("inquiry_encoder"):
-        inquiry_encoder = collect.build(
-            "model.inquiry_encoder", lambda: _inquiry_encoder(section.inquiry_encoder, language_model, saved)
-        )
+    inquiry_encoder = build("inquiry_encoder", lambda: _inquiry_encoder(section.inquiry_encoder, language_model, saved))
     if inquiry_encoder is not None and saved is None:
         collect.build("model.inquiry_encoder", inquiry_encoder.check_weights)
     collect.finish()
@@ -95,14 +90,8 @@ def assemble(
     vision = None
     if blocks is not None:
         chosen = blocks
-        with context("modulator"):
-            vision = collect.build(
-                "model.modulator", lambda: DynamicEncoder(encoder, modulators, chosen, inquiry_encoder)
-            )
-    with context("projector"):
-        projector = collect.build(
-            "model.projector", lambda: _made(section.projector, encoder.spec.out_width, language_model.width)
-        )
+        vision = build("modulator", lambda: DynamicEncoder(encoder, modulators, chosen, inquiry_encoder))
+    projector = build("projector", lambda: _made(section.projector, encoder.spec.out_width, language_model.width))
     collect.finish()
     assert vision is not None and projector is not None
     return VisualChatModel(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from vilavt_toolkit.errors import InputError, VilavtError
+
+T = TypeVar("T")
 _ACTIVE: ContextVar[bool] = ContextVar("weightless", default=False)
 _register = nn.Module.register_parameter
 
@@ -37,10 +40,20 @@ def weightless() -> Iterator[None]:
         _ACTIVE.reset(token)
 
 
-def assign(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Make `weights` the parameters and buffers of those names, without a copy; shared ones stay shared.
+def built_without_weights(make: Callable[[], T]) -> T:
+    """What `make` builds, on the meta device where it can be; a few parts compute with weights as they are built."""
+    try:
+        with weightless():
+            return make()
+    except (RuntimeError, VilavtError):
+        return make()  # what is really wrong is told now
 
-    Names are those of the state dict, and shapes those of the model.
+
+def assign(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """Make `weights` the parameters and buffers of those names, without a copy; the names of those not given.
+
+    Names are those of the state dict, and shapes those of the model. Shared parameters stay shared, by whichever of
+    their names they are given.
     """
     places: dict[int, list[tuple[nn.Module, str]]] = {}
     named: dict[str, nn.Parameter] = {}
@@ -49,6 +62,8 @@ def assign(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             if parameter is not None:
                 places.setdefault(id(parameter), []).append((module, name))
                 named[f"{prefix}.{name}" if prefix else name] = parameter
+    given = {id(named[name]) for name in weights if name in named}
+    missing = [name for name in model.state_dict() if name not in weights and id(named.get(name)) not in given]
     buffers = dict(model.named_buffers(remove_duplicate=False))
     for name, value in weights.items():
         if name not in named:
@@ -57,6 +72,7 @@ def assign(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         made = nn.Parameter(value, requires_grad=named[name].requires_grad and value.is_floating_point())
         for module, own in places[id(named[name])]:
             module._parameters[own] = made
+    return missing
 
 
 def without_weights(model: nn.Module) -> list[str]:
@@ -84,8 +100,6 @@ def listed_in_short(names: Sequence[str], shown: int = 3) -> str:
 
 def as_dtype(value: Any) -> torch.dtype | None:
     """The type that `bfloat16`, `torch.bfloat16` or the type itself names; None for None. Raises InputError."""
-    from vilavt_toolkit.errors import InputError
-
     if value is None or isinstance(value, torch.dtype):
         return value
     found = getattr(torch, str(value).removeprefix("torch."), None)

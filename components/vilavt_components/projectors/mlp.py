@@ -27,8 +27,8 @@ class MLPConfig:
     norm: bool = setting(True, help="LayerNorm of the merged features")
     center: bool = setting(
         False,
-        help="take what all features have in common away before the last layer: in training the mean of what is encoded "
-        "together, so set micro_batch to batch_size; elsewhere its running mean",
+        help="take what all features have in common away before the last layer: in training the mean of what is "
+        "encoded together, so set micro_batch to batch_size; elsewhere its running mean",
     )
 
 

@@ -40,7 +40,7 @@ model:
     vocab_size: 400
     config: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2}
 task: {cells: 2, objects: 2, points: 60, train_items: 32, test_items: 6}
-train: {steps: 2, batch_size: 8, micro_batch: null, accelerator: cpu, workers: 0, checkpoint_every: 2}
+train: {start: '', steps: 2, batch_size: 8, micro_batch: null, accelerator: cpu, workers: 0, checkpoint_every: 2}
 rl:
   steps: 1
   prompts: 2

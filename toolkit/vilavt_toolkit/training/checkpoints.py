@@ -218,8 +218,7 @@ def _map_into(model: VisualChatModel, file: Path, dtype: torch.dtype | None) -> 
             if value.shape != shapes.get(name):
                 raise RuntimeError(f"{name} is {list(value.shape)}, where the recipe has {list(shapes.get(name, []))}.")
             weights[name] = converted(file, name, dtype) if differs(value, dtype) else value
-    assign(model, weights)
-    if missing := without_weights(model):
+    if missing := assign(model, weights):
         raise RuntimeError(f"it lacks {listed_in_short(missing)}.")
 
 
