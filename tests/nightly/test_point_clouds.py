@@ -42,8 +42,8 @@ def test_it_reads_marks_that_it_zooms_into_far_better_than_it_could_without_the_
     assert lower_end(summary, "single_pass", "needs a zoom") > 25
 
 
-def test_what_it_is_asked_decides_where_the_region_holds_two_marks(summary):
-    assert lower_end(summary, "shuffled", "several to read") > 5
+def test_other_inquiries_cost_something(summary):
+    assert lower_end(summary, "shuffled", "needs a zoom") > 0
 
 
 def test_it_can_be_asked_about_the_cloud_that_was_written_beside_the_example(summary):
