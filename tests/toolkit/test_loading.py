@@ -110,11 +110,11 @@ class Halves(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.map = nn.Linear(2, 2)
-        self.register_buffer("half", self.map(torch.ones(2)).detach())
+        self.register_buffer("middle", self.map(torch.ones(2)).detach())
 
 
 def test_what_computes_with_its_weights_as_it_is_built_is_built_with_them():
     model = built_without_weights(Halves)
     assert not model.map.weight.is_meta
-    assert assign(model, {"map.weight": torch.ones(2, 2), "half": torch.zeros(2)}) == ["map.bias"]
-    assert torch.equal(model.map.weight, torch.ones(2, 2)) and not model.half.any()
+    assert assign(model, {"map.weight": torch.ones(2, 2), "middle": torch.zeros(2)}) == ["map.bias"]
+    assert torch.equal(model.map.weight, torch.ones(2, 2)) and not model.middle.any()
