@@ -86,6 +86,8 @@ def numbers(module):
 
 def test_sft_is_of_the_papers_model_and_settings(tmp_path):
     base, text = described(tmp_path / "base", SEVEN_BILLION), described(tmp_path / "text", EMBEDDING)
+    plain = {"weight_map": {"visual.patch_embed.proj.weight": "model-00001-of-00005.safetensors"}}
+    (base / "model.safetensors.index.json").write_text(json.dumps(plain))
     recipe = load_recipe("vilavt_7b/sft", [f"model.checkpoint={base}", f"model.inquiry_encoder.path={text}"])
     with torch.device("meta"):
         model = assemble(recipe.recipe.model)

@@ -131,10 +131,14 @@ def _files(origin: Origin, wanted: Wanted) -> Iterator[str]:
         return
     index = origin.file(_INDEX)
     if index is None:
+        if Path(origin.name).is_dir() and any(Path(origin.name).glob("*.safetensors")):
+            raise ValueError(f"its {_INDEX}, which says what is in which of its files, is missing; copy it too")
         raise ValueError(
             f"it holds no safetensors weights, and other formats can run code when read: convert them once, {_CONVERT}"
         )
     for name in sorted({shard for key, shard in _places(index).items() if wanted(key) is not None}):
+        if Path(name).name != name:
+            raise ValueError(f"its {_INDEX} names {name!r}, which is no file of the checkpoint's own folder")
         path = origin.file(name)
         if path is None:
             raise ValueError(f"its file {name} is missing")
@@ -143,8 +147,11 @@ def _files(origin: Origin, wanted: Wanted) -> Iterator[str]:
 
 def _places(index: str) -> dict[str, str]:
     """The file of every tensor of a checkpoint in several."""
-    found = json.loads(Path(index).read_text(encoding="utf-8"))
+    try:
+        found = json.loads(Path(index).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"its {_INDEX} cannot be read ({error})") from error
     places = found.get("weight_map") if isinstance(found, dict) else None
-    if not isinstance(places, dict):
-        raise ValueError(f"its {_INDEX} has no weight_map")
+    if not isinstance(places, dict) or not all(isinstance(place, str) for place in places.values()):
+        raise ValueError(f"its {_INDEX} has no weight_map of names to files")
     return places

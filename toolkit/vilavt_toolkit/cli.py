@@ -162,6 +162,10 @@ def ask(
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", min=1, help="Longest turn, in tokens; the paper's model has 2048.")
     ] = 256,
+    revision: Annotated[str | None, typer.Option("--revision", help="Revision of a hub name.")] = None,
+    local_files_only: Annotated[
+        bool, typer.Option("--local-files-only", help="Of a hub name take what was fetched before; ask no hub.")
+    ] = False,
 ) -> None:
     """Ask a model about images."""
     *images, question = inputs
@@ -172,7 +176,7 @@ def ask(
     from vilavt_toolkit import commands
 
     commands.ask(
-        commands.Asked(run, device, dtype, max_new_tokens),
+        commands.Asked(run, device, dtype, max_new_tokens, revision, local_files_only),
         [Path(image) for image in images],
         question,
         trace=trace,

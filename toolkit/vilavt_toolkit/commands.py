@@ -177,6 +177,8 @@ class Asked:
     device: str = "auto"
     dtype: str | None = None
     max_new_tokens: int = 256
+    revision: str | None = None
+    local_files_only: bool = False
 
 
 def ask(asked: Asked, images: Sequence[Path], question: str, trace: Path | None, explain: bool = False) -> None:
@@ -185,7 +187,7 @@ def ask(asked: Asked, images: Sequence[Path], question: str, trace: Path | None,
     from vilavt_toolkit.loading import load
     from vilavt_toolkit.report.trace import draw_trace
 
-    model = load(asked.model, asked.device, asked.dtype)
+    model = load(asked.model, asked.device, asked.dtype, asked.revision, asked.local_files_only)
     answer = ask_model([str(image) for image in images], question, model=model, max_new_tokens=asked.max_new_tokens)
     console = _console()
     for turn in answer.trace.turns:

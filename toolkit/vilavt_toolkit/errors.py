@@ -54,6 +54,10 @@ class InputError(VilavtError):
     """A file or question that cannot be used: an image, a tokenizer, weights."""
 
 
+class MissingWeights(InputError):
+    """What only its weights tell of a checkpoint, of which but the descriptions are here."""
+
+
 class RunError(VilavtError):
     """A run folder that cannot be used."""
 

@@ -90,6 +90,8 @@ def _whole(target: Path) -> Iterator[Path]:
     """Yield a folder beside `target` that takes its place if the block ends well, and goes if not."""
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise InputError(f"{target} holds something already; name a folder that is new or empty.")
+    if target.resolve() == Path.cwd():  # it is replaced, and would be gone for whoever is in it
+        raise InputError(f"{target} is the folder you are in; name a new one, like {target / 'weights'}.")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         temporary.mkdir(parents=True)

@@ -36,7 +36,7 @@ def load(
     Qwen2.5-VL). Device `auto` is a GPU if there is one; weights are in `dtype`, or in the type they are stored in. On
     the CPU they are mapped from their files. `revision` and `local_files_only` are for the hub. Raises VilavtError.
     """
-    wanted, chosen = as_dtype(dtype), best_device() if device == "auto" else device
+    wanted, chosen = as_dtype(dtype), best_device() if device == "auto" else _reached(device)
     text = os.fspath(path)
     hub = foreign.Hub(revision, local_files_only)
     folder = foreign.fetched(text, hub) if foreign.is_hub_name(text) else checkpoints.run_folder(path)
@@ -50,6 +50,15 @@ def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _reached(device: torch.device | str) -> torch.device:
+    """A device that is there; raises InputError."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"device {str(device)!r} cannot be used ({reason}); give auto, cpu, cuda or mps.") from error
 
 
 def _is_run(folder: Path) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vilavt_toolkit.errors import RecipeErrors, VilavtError
+from vilavt_toolkit.errors import MissingWeights, RecipeErrors, VilavtError
 from vilavt_toolkit.layers import Layers
 from vilavt_toolkit.parsing import KeyPath
 
@@ -35,10 +35,15 @@ def lay(layers: Layers, name: str, label: str, errors: Sequence[VilavtError]) ->
     """Lay a checkpoint's parts down, under all that the recipe itself says; raises RecipeErrors without them."""
     if not name:
         return
-    from vilavt_toolkit.foreign import find
+    from vilavt_toolkit.foreign import find, is_hub_name
 
     try:
-        section = find(name, weights=False).section()
+        try:
+            section = find(name, weights=False).section()
+        except MissingWeights:
+            if not is_hub_name(name):
+                raise
+            section = find(name).section()
     except VilavtError as error:
         # Without its parts nearly every key of the recipe would be wrong.
         raise RecipeErrors([*errors, type(error)(f"{label}: model.checkpoint: {error}")]) from error

@@ -100,9 +100,10 @@ def listed_in_short(names: Sequence[str], shown: int = 3) -> str:
 
 def as_dtype(value: Any) -> torch.dtype | None:
     """The type that `bfloat16`, `torch.bfloat16` or the type itself names; None for None. Raises InputError."""
-    if value is None or isinstance(value, torch.dtype):
-        return value
-    found = getattr(torch, str(value).removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    if value is None:
+        return None
+    found: Any = getattr(torch, str(value).removeprefix("torch."), None)
+    if found not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise InputError(f"dtype {value!r} is no type of weights; give float32, bfloat16 or float16.")
-    return found
+    chosen: torch.dtype = found
+    return chosen

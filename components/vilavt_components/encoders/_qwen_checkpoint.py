@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +15,13 @@ from torch.nn import functional as F
 from vilavt_components import _qwen_checkpoint as files
 from vilavt_components._qwen_checkpoint import Origin as Origin
 from vilavt_components.encoders._qwen_tower import QwenVisionConfig
-from vilavt_toolkit.errors import BadConfig, InputError
+from vilavt_toolkit.errors import BadConfig, InputError, RecipeErrors
+from vilavt_toolkit.parsing import parse_config
 
 log = logging.getLogger(__name__)
 
 _PREFIXES = ("visual.", "model.visual.")
+_PROCESSOR = "preprocessor_config.json"
 _MODULATION = ".attn.instruct_"
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # Ours: the checkpoint's tensors that lie in it one after another, and their dimension that padding makes longer.
@@ -85,10 +88,12 @@ def read_config(origin: Origin) -> QwenVisionConfig:
         if vision.get("hidden_act", "silu") != "silu" or vision.get("in_chans", vision.get("in_channels", 3)) != 3:
             raise ValueError("its tower was not made for three channels and silu")
     known = {field.name: vision[field.name] for field in fields(QwenVisionConfig) if field.name in vision}
-    blocks = tuple(known.pop("fullatt_block_indexes", QwenVisionConfig().fullatt_block_indexes))
     try:
-        shape = QwenVisionConfig(**known, fullatt_block_indexes=blocks)
+        shape = parse_config(QwenVisionConfig, known, "vision_config")
         shape.check()
+    except RecipeErrors as errors:
+        wrong = " ".join(str(error) for error in errors.errors)
+        raise InputError(f"The configuration of '{origin.name}' makes no tower: {wrong}") from errors
     except BadConfig as error:
         raise InputError(f"The configuration of '{origin.name}' makes no tower: {error}") from error
     return shape
@@ -102,10 +107,17 @@ def read_statistics(origin: Origin | None) -> tuple[tuple[float, ...], tuple[flo
 
     try:
         found, _ = ImageProcessingMixin.get_image_processor_dict(origin.name, **origin.options)
-    except OSError:
+    except OSError as error:
+        if (Path(origin.name) / _PROCESSOR).exists():
+            raise InputError(f"{origin.name}: {_PROCESSOR} cannot be read ({error}); copy the file again.") from error
         log.info("'%s' has no image processor; its pixels are normalised as the family's.", origin.name)
         return _MEAN, _STD
-    return tuple(found.get("image_mean", _MEAN)), tuple(found.get("image_std", _STD))
+    if not isinstance(found, dict):
+        raise InputError(f"{origin.name}: {_PROCESSOR} holds no mapping; copy the file again.")
+    given = found.get("image_mean", _MEAN), found.get("image_std", _STD)
+    if not all(isinstance(each, list | tuple) and len(each) == 3 for each in given):
+        raise InputError(f"{origin.name}: {_PROCESSOR}: image_mean and image_std are not three numbers each.")
+    return tuple(given[0]), tuple(given[1])
 
 
 def read_weights(origin: Origin) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vilavt_components.dialogues.vilavt import Vilavt
+from vilavt_components.dialogues.vilavt import Vilavt, VilavtConfig
 from vilavt_components.encoders import _qwen_checkpoint as vision
 from vilavt_components.encoders.qwen2_5_vl import Qwen25VLEncoder
 from vilavt_components.formats import _vilavt_keys as keys
@@ -52,6 +52,11 @@ def parts_of(model: VisualChatModel) -> frozenset[str]:
     _require("language model", model.language_model, Qwen25VLLanguageModel)
     if not isinstance(model.dialogue, Vilavt):
         log.warning("the model's dialogue is not `vilavt`: code of others will ask it in other words than ours.")
+    elif model.dialogue.texts != Vilavt(VilavtConfig()).texts:
+        log.warning(
+            "the model's dialogue has wordings of its own, which a checkpoint of this format cannot hold: name them in "
+            "`model.dialogue.template` where it is loaded, or export it as native."
+        )
     listed = [list(cast(nn.ModuleList, each)) for each in encoder.modulators.values()]
     modulators = [each for block in listed for each in block]
     if all(isinstance(each, NoModulation) for each in modulators):

@@ -15,7 +15,7 @@ from vilavt_components.encoders import _qwen_checkpoint as vision
 from vilavt_components.encoders._qwen_tower import QwenVisionConfig
 from vilavt_components.formats._vilavt_keys import flat, modulated_blocks
 from vilavt_components.language_models.qwen2_5_vl import text_settings
-from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.errors import InputError, MissingWeights
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +99,11 @@ def _encoder(shape: QwenVisionConfig) -> dict[str, Any]:
 def _modulation(folder: Path, config: Mapping[str, Any], shape: QwenVisionConfig) -> dict[str, Any]:
     names = names_of(folder)
     integration = integration_of(config, names)
+    if integration is None and not names:
+        raise MissingWeights(
+            f"{folder / 'config.json'} does not say which blocks are query-aware, and the weights that would tell are "
+            "not here; give the whole checkpoint."
+        )
     if integration is None or (names and not modulated_blocks(names)):
         log.warning(
             "%s has no query-aware weights: it starts as the plain model, whose vision inquiries leave as it is "
@@ -147,6 +152,11 @@ def _measured(folder: Path) -> dict[str, Any]:
         "layers.0.self_attn.q_proj.weight": ("num_attention_heads", ""),
         "layers.0.self_attn.k_proj.weight": ("num_key_value_heads", ""),
     }
+    if not any(folder.glob("*.safetensors")):
+        raise MissingWeights(
+            f"{folder / 'config.json'} has no text_encoder_config, and the weights that tell the text encoder's shape "
+            "are not here; give the whole checkpoint."
+        )
     found = files.read_tensors(origin_of(folder), lambda key: _text_name(key))
     if missing := [name for name in wanted if name not in found]:
         raise InputError(
@@ -172,15 +182,15 @@ def _text_name(key: str) -> str | None:
 def _language_model(folder: Path, config: Mapping[str, Any], origin: files.Origin) -> dict[str, Any]:
     from transformers import Qwen2_5_VLTextConfig
 
-    told = text_settings(config)
     with origin.explained("read"):
-        known = Qwen2_5_VLTextConfig(**told)
+        told = text_settings(config)
+        known, step = Qwen2_5_VLTextConfig(**told), float(told["tokens_per_second"])
     settings = {**_settings(known, _LANGUAGE_SETTINGS), "tie_word_embeddings": told["tie_word_embeddings"]}
     return {
         "name": "qwen2_5_vl",
         "config": settings,
         "tokenizer": str(folder),
-        "time_step": float(told["tokens_per_second"]),
+        "time_step": step,
     }
 
 

@@ -165,6 +165,7 @@ class HFTextInquiryEncoder(KeepsFrequencies, InquiryEncoder):
                 local_files_only=self.config.local_files_only,
                 dtype=getattr(torch, self.config.dtype),
                 use_safetensors=True,
+                trust_remote_code=False,
                 output_loading_info=True,
             )
             # transformers would go on with random ones. The pooler is not used here.
@@ -220,7 +221,7 @@ def _tokenizer(source: str, config: HFTextConfig) -> Any:
 
     with _explained(source):
         found = AutoTokenizer.from_pretrained(
-            source, revision=config.revision, local_files_only=config.local_files_only
+            source, revision=config.revision, local_files_only=config.local_files_only, trust_remote_code=False
         )
         # Without a file transformers makes an empty one for some families.
         if not found.encode("a", add_special_tokens=False):
@@ -241,7 +242,10 @@ def _architecture(config: HFTextConfig, vocab_size: int) -> Any:
     if config.path is not None:
         with _explained(config.path):
             found = AutoConfig.from_pretrained(
-                config.path, revision=config.revision, local_files_only=config.local_files_only
+                config.path,
+                revision=config.revision,
+                local_files_only=config.local_files_only,
+                trust_remote_code=False,
             )
             if not hasattr(found, "hidden_size"):
                 raise ValueError(f"{found.model_type!r} is no text model")

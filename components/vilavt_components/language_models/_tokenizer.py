@@ -65,7 +65,7 @@ def explained(what: str, advice: str, place: str = "") -> Iterator[None]:
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
-    many = (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError)
+    many = (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError, ArithmeticError)
     try:
         if place and not _HUB_NAME.fullmatch(place) and not Path(place).is_dir():
             raise ValueError("it is a file, not its folder" if Path(place).is_file() else "there is no such folder")

@@ -54,6 +54,7 @@ class HFCausal(CausalModel):
                 attn_implementation=self.config.attention,
                 dtype=getattr(torch, self.config.dtype),
                 use_safetensors=True,
+                trust_remote_code=False,
                 output_loading_info=True,
             )
             # transformers would go on with random ones.
@@ -88,7 +89,10 @@ def _architecture(config: HFCausalConfig) -> Any:
     if config.path is not None:
         with _explained(config.path):
             return AutoConfig.from_pretrained(
-                config.path, revision=config.revision, local_files_only=config.local_files_only
+                config.path,
+                revision=config.revision,
+                local_files_only=config.local_files_only,
+                trust_remote_code=False,
             )
     settings = {"vocab_size": config.vocab_size, "use_cache": False, **config.config}
     family = settings.pop("model_type", None)

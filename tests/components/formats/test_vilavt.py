@@ -260,7 +260,25 @@ def too_shallow(path):
     folder(path, config={"vision_config": {**vision, "depth": 3}})
 
 
+def vision(**changes):
+    told = json.loads((FOLDER / "config.json").read_text())["vision_config"]
+    return lambda path: folder(path, config={"vision_config": told | changes})
+
+
+def processor(text):
+    return lambda path: (folder(path) / "preprocessor_config.json").write_text(text)
+
+
 BAD_FOLDERS = {
+    vision(hidden_size="64"): "vision_config.hidden_size: expected an int, got '64'",
+    vision(depth=None): "vision_config.depth: expected an int, got null",
+    vision(num_heads=0): "vision_config.num_heads",
+    vision(fullatt_block_indexes=7): "vision_config.fullatt_block_indexes",
+    vision(tokens_per_second=None): "cannot be read",
+    lambda path: folder(path, config={"text_config": "x"}): "cannot be read",
+    processor('{"image_mean": '): "preprocessor_config.json cannot be read",
+    processor("[]"): "preprocessor_config.json",
+    processor('{"image_mean": null}'): "image_mean and image_std are not three numbers each",
     lose_a_shard: "model-00002-of-00002.safetensors is missing",
     truncate: "its file model.safetensors cannot be read",
     pickled: "no safetensors weights, and other formats can run code.*save_file",
@@ -371,3 +389,85 @@ def test_an_interrupted_export_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="cannot be written"):
         exporting.save(load(FOLDER), tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+# --- Code of a checkpoint ---------------------------------------------
+
+
+def test_code_beside_a_tokenizer_is_never_run_nor_asked_about(tmp_path, monkeypatch):
+    made, ran = folder(tmp_path / "in"), tmp_path / "ran"
+    own = made / "text_encoder"
+    own.mkdir()
+    shutil.copyfile(FOLDER / "tokenizer.json", own / "tokenizer.json")
+    told = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    (own / "tokenizer_config.json").write_text(json.dumps(told))
+    (own / "own.py").write_text(
+        f"open({str(ran)!r}, 'w')\nfrom transformers import PreTrainedTokenizerFast\n"
+        "class Own(PreTrainedTokenizerFast): pass\n"
+    )
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *words: asked.append(words) or "y")
+    with pytest.raises(VilavtError, match="custom code"):
+        load(made)
+    assert not asked and not ran.exists()
+
+
+# --- The paper's numbers through `vt.load` ---------------------------------------------
+
+
+@torch.no_grad()
+def test_a_loaded_folder_of_the_papers_weights_gives_the_papers_logits(tmp_path):
+    kept = {name: value for name, value in weights().items() if "instruct" not in name or name[14] in "4567"}
+    made = folder(tmp_path / "in", kept, json.loads((GOLDEN / "config_late.json").read_text()))
+    model, inputs = load(made, dtype="float32"), load_file(GOLDEN / "inputs_A.safetensors")
+    expected = load_file(GOLDEN / "language.safetensors")
+    image = model.language_model.placeholder
+    ids, positions = inputs["input_ids"], expected["A_late.position_ids"]
+    slots = (ids.flatten() == image).nonzero().flatten()
+    embedded = model.embed(ids, slots, features(model))
+    found = model.language_model(embedded, positions, inputs["attention_mask"].bool())
+    said = torch.arange(1000) < len(model.language_model.tokenizer)
+    said[image] = False
+    torch.testing.assert_close(found[..., said], expected["A_late.logits"][..., said], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("device", ["gpu", "", "hpu:99"])
+def test_a_device_that_is_not_there_is_told_in_one_sentence(device):
+    with pytest.raises(InputError, match="cannot be used") as told:
+        vt.load(FOLDER, device=device)
+    assert "\n" not in str(told.value)
+
+
+def test_an_export_does_not_replace_the_folder_one_is_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="the folder you are in"):
+        exporting.save(load(FOLDER), ".")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_hub_checkpoint_whose_weights_tell_its_shape_is_fetched_for_it(tmp_path, monkeypatch):
+    """As ViLaVT is straight after SFT, when a recipe names it."""
+    import huggingface_hub
+
+    whole = folder(tmp_path / "whole", config={"model_type": "qwen2_5_vl", "text_encoder_config": None})
+    told = folder(tmp_path / "told", config={"model_type": "qwen2_5_vl", "text_encoder_config": None})
+    (told / "model.safetensors").unlink()
+    patterns = []
+
+    def download(name, **options):
+        patterns.append(options["allow_patterns"])
+        return str(whole if "*.safetensors" in options["allow_patterns"] else told)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("vilavt_7b/rl", ["model.checkpoint=owner/name"])
+    assert recipe.recipe.model.inquiry_encoder.config.config["hidden_size"] == 48
+    assert ["*.safetensors" in each for each in patterns] == [False, True]
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "int8", "complex64", "bfloat", torch.float8_e4m3fn])
+def test_a_type_that_nothing_here_computes_in_is_refused(dtype):
+    from vilavt_toolkit.weightless import as_dtype
+
+    with pytest.raises(InputError, match=r"is no type of weights; give float32, bfloat16 or float16"):
+        as_dtype(dtype)

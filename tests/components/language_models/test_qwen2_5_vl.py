@@ -294,7 +294,13 @@ def test_damaged_folders_are_one_sentence_each(golden_folder, tmp_path):
     assert "its file model-00001.safetensors is missing" in refusal(folder)
     (folder / "model.safetensors.index.json").write_text("{}")
     assert "model.safetensors.index.json has no weight_map" in refusal(folder)
+    outside = {"weight_map": {"model.norm.weight": "../model-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(outside))
+    assert "no file of the checkpoint's own folder" in refusal(folder)
     (folder / "model.safetensors.index.json").unlink()
+    assert "which says what is in which of its files, is missing" in refusal(folder)
+    for shard in folder.glob("*.safetensors"):
+        shard.unlink()
     torch.save({}, folder / "pytorch_model.bin")
     assert "convert them once" in refusal(folder)
     (folder / "tokenizer.json").unlink()
