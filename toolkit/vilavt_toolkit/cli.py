@@ -313,6 +313,8 @@ def main(arguments: list[str] | None = None) -> None:
     # spin slow it down where none does.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    # It tells every attempt to reach the hub, twice; what came of them is told in one sentence.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

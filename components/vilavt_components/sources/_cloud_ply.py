@@ -123,7 +123,9 @@ def _declare(path: Path, number: int, words: list[str], elements: list[Element])
     match words:
         case ["element", name, rows] if rows.isdecimal():
             elements.append(Element(name, int(rows), []))
-        case ["property", "list", count, kind, name] if elements and count in _TYPES and kind in _TYPES:
+        case ["property", "list", count, kind, name] if (
+            elements and _TYPES.get(count, "f")[0] in "iu" and kind in _TYPES
+        ):
             elements[-1].properties.append(Property(name, _TYPES[kind], _TYPES[count]))
         case ["property", kind, name] if elements and kind in _TYPES:
             elements[-1].properties.append(Property(name, _TYPES[kind]))

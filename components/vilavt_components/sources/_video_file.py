@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,9 @@ _TIMED = ("matroska,webm", "flv")
 """Formats whose header says how long they last."""
 _USUAL_RATE = 25
 _ENOUGH = 0.9
-"""Share of the promised duration from which a file counts as whole: sound may last longer than the pictures."""
+"""Share of the duration of a whole file from which it is not cut: its sound may last longer than its pictures."""
+_INTERVALS = 1.5
+"""Of the longest intervals between two frames, how many may be missing where the pictures' own duration is known."""
 _TS_SYNC, _TS_PACKETS = 0x47, ((0, 188), (4, 192), (0, 204))
 """The byte that the packets of an MPEG transport stream have in common, its place and their length."""
 
@@ -201,10 +204,28 @@ def _missing(container: InputContainer, stream: VideoStream, count: int, times: 
     # Other formats count slots of time there, not frames, or estimate how long they last.
     if "mp4" in container.format.name and len(stream.index_entries) > count:
         return f"of {len(stream.index_entries)} that were promised"
-    promised = (container.duration or 0) / 1e6
-    if container.format.name in _TIMED and (end_of(times) if times else 0) < _ENOUGH * promised:
+    if container.format.name not in _TIMED:
+        return ""
+    own = _own_duration(stream)
+    promised = own or (container.duration or 0) / 1e6
+    least = _ENOUGH * promised
+    if times and (own or len(container.streams) == 1):
+        longest = max((after - before for before, after in itertools.pairwise(times)), default=promised)
+        least = max(
+            least, promised - max(0.0, float((stream.start_time or 0) * (stream.time_base or 0))) - _INTERVALS * longest
+        )
+    if (end_of(times) if times else 0) < least:
         return f"of {promised:.1f} s that were promised"
     return ""
+
+
+def _own_duration(stream: VideoStream) -> float:
+    """Seconds that a Matroska file says its pictures last; 0 where it does not."""
+    hours, minutes, seconds = [*stream.metadata.get("DURATION", "").split(":"), "", "", ""][:3]
+    try:
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    except ValueError:
+        return 0.0
 
 
 def _without_frames(path: Path, why: str) -> InputError:
@@ -244,7 +265,12 @@ def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         if not len(container.streams):
             raise _without_frames(path, "")
         if not container.streams.video:
-            raise InputError(f"{path} has no video in it ({container.format.long_name}); give a file with pictures.")
+            # Of a cut index FFmpeg makes streams of nothing known.
+            kinds = {each.type for each in container.streams}
+            other = "" if kinds & {"audio", "subtitle"} else ", or is cut off"
+            raise InputError(
+                f"{path} has no video in it{other} ({container.format.long_name}); give a file with pictures."
+            )
         if container.streams.video[0].codec_context is None:
             raise InputError(
                 f"{path} is coded in a way that this PyAV cannot decode; convert it, for example to H.264."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ _SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png",
 _ANIMATED = ("GIF", "PNG", "WEBP", "AVIF", "JPEG", "BMP", "TIFF")
 _GIF_DEFAULT = 100
 """Milliseconds of a frame without a duration, as browsers show it."""
+_GIF_END = b";"
 
 
 class Frames(ABC):
@@ -108,6 +110,8 @@ class AnimationFrames(Frames):
                     check_size(*image.size, f"frame {index} of {self.name}", max_pixels)  # in a TIFF each has its own
                     image.load()
                     durations.append((image.info.get("duration") or _GIF_DEFAULT) / 1000)
+                if image.format == "GIF" and not _tail(path).endswith(_GIF_END):
+                    ended = "its end is missing"
             except (InputError, Image.DecompressionBombError):
                 raise
             except Exception as error:  # malformed data makes Pillow's decoders raise almost anything
@@ -131,6 +135,13 @@ class AnimationFrames(Frames):
                     raise InputError(
                         f"{self.named(index)} cannot be decoded ({error}); get the video again."
                     ) from error
+
+
+def _tail(path: Path) -> bytes:
+    """The last bytes of a file, without what some fill its end with."""
+    with path.open("rb") as file:
+        file.seek(-min(4096, path.stat().st_size), os.SEEK_END)
+        return file.read().rstrip(b"\0\r\n")
 
 
 def _count(image: Image.Image) -> int:

@@ -222,6 +222,7 @@ BAD = {
         (HEADER.format("ascii", 2).replace("float z", "float w"), "no x, y, z, only x, y, w"),
         (HEADER.format("ascii", 2).replace("vertex", "corner"), "has no vertices, only corner"),
         (HEADER.format("ascii", 2).replace("end_header\n", ""), "has no end"),
+        (LISTS.replace("list int", "list float").format("binary_little_endian", 1), "line 7: .* is no declaration"),
         ("plx\n", "does not begin with 'ply'"),
         ("", "is empty"),
         (HEADER.format("ascii", 2) + "0 0 0\n1 1 1\n\n2 2 2\n", r"line 11: .* promises 2 vertices and more follow"),

@@ -523,6 +523,24 @@ def test_a_film_cut_off_between_two_frames_is_measured_by_the_time_it_was_to_las
     assert len(opened(path).times) == 12 and "(of 1.0 s that were promised)" in caplog.text
 
 
+@pytest.mark.parametrize(("form", "codec"), [("mkv", "mpeg4"), ("flv", "flv")])
+def test_a_film_that_lost_its_last_frames_only_says_so_too(tmp_path, caplog, form, codec):
+    path = encoded(tmp_path / f"a.{form}", [grey(index % COUNT) for index in range(4 * COUNT)], codec=codec)
+    assert len(opened(path).times) == 4 * COUNT and not caplog.text, "a whole one says nothing"
+    with av.open(str(path)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+    path.write_bytes(path.read_bytes()[: places[-4]])
+    assert len(opened(path).times) == 4 * COUNT - 4 and f"a.{form} ends early: {4 * COUNT - 4} frames" in caplog.text
+
+
+def test_a_gif_that_is_cut_between_two_frames_says_so(tmp_path, caplog):
+    path = animated(tmp_path / "a.gif")
+    assert len(opened(path).times) == COUNT and not caplog.text
+    data = path.read_bytes()
+    path.write_bytes(data[: data.rindex(b"!\xf9\x04")])
+    assert len(opened(path).times) == COUNT - 1 and f"a.gif ends early: {COUNT - 1} frames" in caplog.text
+
+
 def test_a_cut_program_stream_loses_the_frames_that_were_cut_through(tmp_path, caplog):
     path = tmp_path / "a.mpg"
     with av.open(str(path), "w") as container:

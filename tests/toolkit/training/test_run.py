@@ -251,8 +251,13 @@ def test_resuming_what_was_never_trained_or_trained_otherwise_is_one_sentence(ti
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     with pytest.raises(RunError, match=r"train\.freeze"):
         run_of(tiny_recipe, run, "train.steps=6", "train.freeze=[encoder]", resume=True)
-    with pytest.raises(RunError, match="does not fit its recipe"):
+    with pytest.raises(
+        RunError, match=r"of another architecture \(mis-shaped: projector.* set `model` as in .*recipe"
+    ) as told:
         run_of(tiny_recipe, run, "train.steps=6", "model.projector.hidden=48", resume=True)
+    assert len(str(told.value)) < 600
+    with pytest.raises(RunError, match=r"of another architecture \(missing: encoder.*; unexpected: encoder"):
+        run_of(tiny_recipe, tmp_path / "eye", f"train.start={tiny_run}", "train.steps=1", "model.encoder=timm_stages")
     (run / "checkpoints" / "step-00000004" / "resume.json").unlink()
     with pytest.raises(RunError, match="no training state"):
         run_of(tiny_recipe, run, "train.steps=6", resume=True)

@@ -33,6 +33,12 @@ class CallError(Exception):
     """Why a tool call cannot be carried out, in words for the model."""
 
 
+_SHORTER = (
+    "Give the encoder smaller views (model.encoder.overview_pixels, zoom_pixels), or take a language model of a longer "
+    "context."
+)
+
+
 class ContextFull(Exception):
     """What should have been added does not fit into the language model's context; nothing was added."""
 
@@ -271,7 +277,9 @@ class Session:
         for number, given in enumerate(trace):
             try:
                 self._follow(given)
-            except (CallError, ContextFull) as error:
+            except ContextFull as full:
+                raise InputError(f"turn {number} of the trace: {full} {_SHORTER}") from None
+            except CallError as error:
                 raise InputError(f"turn {number} of the trace: {error}") from None
 
     def _follow(self, given: GivenTurn) -> None:

@@ -204,8 +204,37 @@ def load_into(model: VisualChatModel, folder: Path, dtype: torch.dtype | None = 
         else:
             load_model(model, str(file))
     except (SafetensorError, RuntimeError, OSError, KeyError) as error:
+        if found := _difference(model, file):
+            raise RunError(
+                f"{file} does not fit its recipe, whose model is of another architecture ({found}); set `model` as in "
+                f"{folder / 'recipe.yaml'}, or name another checkpoint."
+            ) from error
         reason = " ".join(str(error).split())[:400]
-        raise RunError(f"{file} does not fit its recipe or is damaged: {reason}") from error
+        raise RunError(f"{file} does not fit its recipe or is damaged: {reason}; use another checkpoint.") from error
+
+
+def _difference(model: VisualChatModel, file: Path) -> str:
+    """Which tensors of a file are not those of a model, the first of each kind; empty where it cannot be read."""
+    own = {name: list(value.shape) for name, value in model.state_dict().items()}
+    try:
+        with safe_open(str(file), "pt") as stored:
+            given = {name: list(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return ""
+    # What is tied to another tensor is not in the file, which is no fault of it.
+    kinds = {
+        "unexpected": [name for name in given if name not in own],
+        "mis-shaped": [
+            f"{name} {shape} for {own[name]}" for name, shape in given.items() if own.get(name, shape) != shape
+        ],
+    }
+    missing = [name for name in own if name not in given]
+    kinds = ({"missing": missing} if missing else {}) | kinds if any(kinds.values()) else {}
+    return "; ".join(
+        f"{kind}: {', '.join(names[:2])}" + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+        for kind, names in kinds.items()
+        if names
+    )
 
 
 def _map_into(model: VisualChatModel, file: Path, dtype: torch.dtype | None) -> None:
