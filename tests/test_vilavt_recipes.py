@@ -220,3 +220,23 @@ def test_a_checkpoint_that_is_not_there_is_all_that_is_complained_of(capsys):
     assert command(["check", "vilavt_7b/tiny_eval", "model.checkpoint=./nowhere"]) == 2
     (told,) = capsys.readouterr().err.strip().splitlines()
     assert "model.checkpoint: checkpoint './nowhere' does not exist" in told
+
+
+@pytest.mark.parametrize("stage", ["train", "rl"])
+def test_no_stage_starts_on_samples_that_its_model_cannot_take(tmp_path, monkeypatch, capsys, stage):
+    monkeypatch.chdir(ROOT)
+    if stage == "train":
+        rows = json.loads((DATA / "sft.json").read_text(encoding="utf-8"))
+        rows[1]["conversations"][0]["value"] += " word" * 30_000
+        recipe = "vilavt_7b/tiny_sft"
+    else:
+        rows = [json.loads(line) for line in (DATA / "rl.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows[1]["question"] += " word" * 30_000
+        recipe = "vilavt_7b/tiny_rl"
+    file = tmp_path / "long.json"
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    place = f"{'rl.' if stage == 'rl' else ''}run={tmp_path / 'run'}"
+    assert command([stage, recipe, f"task.files={file}", f"task.root={DATA}", place, "train.accelerator=cpu"]) == 1
+    told = capsys.readouterr().err
+    assert "1 of " in told and str(file) in told and "more than the context of 4,096" in told
+    assert not (tmp_path / "run" / "checkpoints").exists()

@@ -136,9 +136,13 @@ def _number(sample: Sample, answer: str, how: Comparison) -> bool:
 
 
 def _mra(sample: Sample, answer: str, how: Comparison) -> float:
-    truth, _ = _readable(read_number(sample.answer), sample, "number")
+    truth, percent = _readable(read_number(sample.answer), sample, "number")
     found = read_number(answer)
-    return 0.0 if found is None else mean_relative_accuracy(found[0], truth, how.strict)
+    if found is None:
+        return 0.0
+    # Asked for a percentage, "25" means 25%, and "0.25" is the same number.
+    readings = [found[0], found[0] / 100] if percent and not found[1] else [found[0]]
+    return max(mean_relative_accuracy(reading, truth, how.strict) for reading in readings)
 
 
 def _math(sample: Sample, answer: str, how: Comparison) -> bool:

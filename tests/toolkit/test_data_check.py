@@ -126,6 +126,8 @@ def test_training_lists_the_first_twenty_problems_and_counts_the_rest(folder):
         (b'[{"conversations": [}]', "line 1: no valid JSON .* mend the file"),
         (b'{\n "a": 1\n}', "is one JSON object over many lines; write a list of samples"),
         (b'{"name": 1}\n', "has the fields name where its samples should begin, and no format has those .known: conv"),
+        (b"\xe9\n", r"data.json, line 1: is no UTF-8 text \(byte 0\); convert it to UTF-8"),
+        (b'{"conversations": [}\n', r"data.json, line 1: is no valid JSON .*; mend or remove it"),
         (b"\x89PNG\0\0", "is no text file; give a JSON list, JSON lines, or a tar shard"),
     ],
 )
@@ -160,6 +162,20 @@ def test_every_pixel_is_looked_at_when_asked_for(folder, capsys):
     assert "a.png cannot be decoded" in problems[0] and "get the image again" in problems[0]
 
 
+@pytest.mark.parametrize("name", [{"path": "a.png"}, None, ""])
+def test_a_path_that_is_none_is_complained_of_once(folder, capsys, name):
+    problems, _ = refused(capsys, str(lines(folder, {**GOOD, "images": [name]})))
+    assert len(problems) == 1 and "line 1, images[0]: is " in problems[0]
+
+
+def test_a_sample_s_own_budget_that_holds_no_token_is_named(folder, capsys, tiny_recipe):
+    path = lines(folder, GOOD, {**GOOD, "id": 2, "max_pixels": 1})
+    assert run(["data", "check", str(path), "--recipe", str(tiny_recipe)]) == 1
+    assert re.search(
+        r"data\.jsonl, line 2: .*the sample's max_pixels of 1 are less than one token", capsys.readouterr().out
+    )
+
+
 def test_other_formats_are_told_by_their_fields(folder, capsys):
     rl = {"question": "Red?", "answer": "No", "image_path": ["a.png"], "question_type": "judgment"}
     bench = {"question_id": 1, "question": "Red?", "answer": "No", "problem_type": "judgment", "images": ["a.png"]}
@@ -176,7 +192,9 @@ def test_a_recipe_counts_its_own_tokens_and_refuses_what_its_context_does_not_ho
     path = lines(folder, GOOD, long)
     assert run(["data", "check", str(path), "--recipe", recipe]) == 1
     shown = capsys.readouterr()
-    assert re.search(r"data/long: [\d,]+ tokens are more than the context of 384; shorten the sample", shown.out)
+    assert re.search(
+        r"data\.jsonl, line 2: [\d,]+ tokens are more than the context of 384; shorten the sample", shown.out
+    )
     assert "1 problem in 2 samples" in shown.err
 
 

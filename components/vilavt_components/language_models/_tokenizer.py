@@ -39,6 +39,8 @@ class HFTokenizer:
             backend.add_special_tokens({"additional_special_tokens": [placeholder]}, replace_extra_special_tokens=False)
         self.placeholder: int = backend.convert_tokens_to_ids(placeholder)
         self.frames, self.end_of_turn = _framing(backend)
+        # What does not fit the context is told by those who know what it was.
+        backend.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
         # Not len(backend): ids may have gaps.
         self._size: int = max(backend.get_vocab().values()) + 1
 

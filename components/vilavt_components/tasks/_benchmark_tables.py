@@ -21,9 +21,28 @@ _VSI = {
 """Question type of VSI-Bench (arXiv 2412.14171) -> what its tables call it."""
 _LEVELS = ("easy", "medium", "hard")
 _SPAR = {
-    "Low": ("depth_prediction_oc", "depth_prediction_oc_mv", "depth_prediction_oo", "distance_prediction_oo_mv"),
+    "Low": (
+        "depth_prediction_oc",
+        "depth_prediction_oc_mv",
+        "depth_prediction_oo",
+        "depth_prediction_oo_mv",
+        "distance_prediction_oc",
+        "distance_prediction_oc_mv",
+        "distance_prediction_oo",
+        "distance_prediction_oo_mv",
+    ),
     "Medium": ("camera_motion_infer", "position_matching", "view_change_infer"),
-    "High": ("distance_infer_center_oo", "obj_spatial_relation_oo_mv", "spatial_imagination_oc"),
+    "High": (
+        "distance_infer_center_oo",
+        "distance_infer_center_oo_mv",
+        "obj_spatial_relation_oc_mv",
+        "obj_spatial_relation_oo",
+        "obj_spatial_relation_oo_mv",
+        "spatial_imagination_oc",
+        "spatial_imagination_oc_mv",
+        "spatial_imagination_oo",
+        "spatial_imagination_oo_mv",
+    ),
 }
 """Level of SPAR-Bench (arXiv 2503.22976) -> its question types."""
 

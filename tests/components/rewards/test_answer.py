@@ -298,3 +298,8 @@ def test_a_box_reads_back(box):
 def test_equality_of_texts_is_symmetric_and_holds_for_itself(first, second):
     assert same_text(first, first)
     assert same_text(first, second) == same_text(second, first)
+
+
+@pytest.mark.parametrize(("answer", "earned"), [("25%", 1), ("25", 1), ("0.25", 1), ("20", 0.6), ("2500%", 0)])
+def test_a_percentage_may_be_written_without_its_sign_where_nearness_counts(score, answer, earned):
+    assert score("mra", "25%", answer, strict=True) == pytest.approx(earned)

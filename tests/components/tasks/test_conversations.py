@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -321,5 +322,9 @@ def test_a_bad_shard_is_named_with_what_to_do(tmp_path):
         Conversations(ConversationsConfig(files=packed)).sample("train", 0)
     (tmp_path / "cut.tar").write_bytes(part.read_bytes()[:1500])
     assert "cut.tar is no sound tar file" in told("cut.tar")
+    with tarfile.open(part) as tar:
+        last = tar.getmembers()[-1]
+    (tmp_path / "short.tar").write_bytes(part.read_bytes()[: last.offset_data + -(-last.size // 512) * 512])
+    assert "short.tar ends without a tar file's mark of its end" in told("short.tar")
     assert "is compressed, and its samples cannot be found by their place; unpack it" in told("part.tar.gz")
     assert "part-07.tar does not exist" in told("part-{07..08}.tar")

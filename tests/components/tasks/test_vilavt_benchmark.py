@@ -78,6 +78,26 @@ def test_the_table_is_told_by_the_question_types():
     assert by_category(["b", "a", "b", ""], [1, 0, 0, 1]) == {"a": [0], "b": [1, 0]}
 
 
+SPAR = {
+    "Low": [f"{kind}_prediction_{way}" for kind in ("depth", "distance") for way in ("oc", "oc_mv", "oo", "oo_mv")],
+    "Medium": ["position_matching", "camera_motion_infer", "view_change_infer"],
+    "High": [
+        *("distance_infer_center_oo", "distance_infer_center_oo_mv"),
+        *("obj_spatial_relation_oc_mv", "obj_spatial_relation_oo", "obj_spatial_relation_oo_mv"),
+        *(f"spatial_imagination_{way}" for way in ("oc", "oc_mv", "oo", "oo_mv")),
+    ],
+}
+"""The levels and types of SPAR-Bench as the paper's scorer has them; the made-up vectors hold ten of the twenty."""
+
+
+def test_every_type_of_sparbench_is_in_its_level_and_in_the_total():
+    types = [kind for kinds in SPAR.values() for kind in kinds]
+    found = sparbench(types, [1.0] * len(types))
+    assert len(types) == 20 and table_of(types) == "sparbench"
+    assert {level: len(found[level]) for level in SPAR} == {level: len(kinds) for level, kinds in SPAR.items()}
+    assert len(found["Total"]) == 20 and set(types) < set(found)
+
+
 def test_metrics_are_grouped_by_what_the_file_groups_by(tmp_path):
     rows = [row(question_id=str(n), category=kind) for n, kind in enumerate(["single", "cross", "single"])]
     task = task_of(tmp_path, *rows)

@@ -89,3 +89,13 @@ def test_a_sample_may_have_smaller_views_than_the_encoder_allows(tmp_path, tiny_
         session.open(sample.question)
         views.append(tiny_model.encoder.encoder.extent(session.views[0]))
     assert views[0][0] * views[0][1] <= 256 < views[1][0] * views[1][1]
+
+
+def test_a_row_in_a_shard_that_names_no_image_shows_those_beside_it(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    row = {"question": "<image>Is it red?", "answer": "Yes", "question_type": "judgment"}
+    with webdataset.ShardWriter(f"{tmp_path}/part-%02d.tar", verbose=False) as writer:
+        writer.write({"__key__": "0", "json": row, "0.png": (tmp_path / "a.png").read_bytes()})
+    sample = VilavtRL(VilavtRLConfig(files=f"{tmp_path}/part-00.tar")).sample("train", 0)
+    assert [original.size for original in sample.originals] == [(64, 64)]

@@ -195,6 +195,11 @@ def test_a_ribbon_is_refused_by_its_size() -> None:
         view_size(2010, 10, 8, PixelBudget(), overview=True)
 
 
+def test_a_sample_s_budget_below_one_token_is_the_sample_s_fault() -> None:
+    with pytest.raises(InputError, match="the sample's max_pixels of 100 are less than one token of 28 x 28 pixels"):
+        view_size(64, 64, 28, PixelBudget(overview=10_000).within(100), overview=True)
+
+
 def test_a_budget_below_one_token_is_refused() -> None:
     with pytest.raises(BadConfig, match="overview pixel budget of 100 is below one token of 16 x 16"):
         view_size(100, 100, 16, PixelBudget(overview=100), overview=True)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vilavt_toolkit.datafiles.checking import PATCH, Checker, Facts
-from vilavt_toolkit.datafiles.lengths import Lengths, Meter
+from vilavt_toolkit.datafiles.lengths import Lengths, Meter, weightless_model
 from vilavt_toolkit.datafiles.originals import Inspector
 from vilavt_toolkit.datafiles.rows import BadRow, Rows, open_rows
 from vilavt_toolkit.datafiles.shards import expand
@@ -54,7 +54,7 @@ def check(name: str, root: str, recipe: str | None, decode: bool) -> None:
     if found.problems:
         raise InputError(
             f"{name}: {_count(found.problems, 'problem')} in {_count(found.samples, 'sample')}; mend them, training "
-            "does not start on this file."
+            f"{'would stop at them' if decode else 'does not start on this file'}."
         )
     console.print(f"{name}: every sample is right")
 
@@ -63,6 +63,11 @@ def _task(files: Sequence[Rows], name: str, root: str, recipe: CheckedRecipe | N
     """The task that reads these files, set as the recipe's where that is of the same kind."""
     entry = _format(files[0])
     part = recipe.recipe.task if recipe is not None else None
+    if recipe is not None and part is not None and part.entry is not entry and issubclass(part.entry.cls, FileTask):
+        raise InputError(
+            f"{name} is of the format of task '{entry.name}', and recipe {recipe.name} reads '{part.entry.name}'; give "
+            "a recipe of that task, or leave --recipe out."
+        )
     if part is not None and part.entry is entry:
         config = replace(part.config, files=name, root=root or part.config.root)
     else:
@@ -75,10 +80,12 @@ def _format(rows: Rows) -> Entry[Any]:
     """The task that a file's first rows are for; raises InputError where there is none."""
     known = [(entry, entry.cls) for entry in tasks.entries() if issubclass(entry.cls, FileTask)]
     keys: list[str] = []
+    wrong = ""
     for index in range(min(len(rows), _LOOKED_AT)):
         try:
             row = rows.read(index)
-        except BadRow:
+        except BadRow as problem:
+            wrong = wrong or f"{rows.path}, {rows.place(index)}: {problem}"
             continue
         if not isinstance(row, Mapping):
             continue
@@ -86,6 +93,8 @@ def _format(rows: Rows) -> Entry[Any]:
         for entry, reader in known:
             if reader.recognises(row):
                 return entry
+    if wrong and not keys:
+        raise InputError(wrong)
     has = f"has the fields {', '.join(keys[:12])}" if keys else "has no JSON object"
     names = ", ".join(entry.name for entry, _ in known)
     raise InputError(f"{rows.path}: {has} where its samples should begin, and no format has those (known: {names}).")
@@ -103,21 +112,16 @@ def _problems(console: Console, task: FileTask, files: Sequence[Rows], decode: b
 
 def _measure(console: Console, recipe: CheckedRecipe, task: FileTask, samples: int) -> int:
     """Print lengths by the recipe's model; the number of samples that it cannot take."""
-    meter, split = Meter(recipe), "train" if task.trains else "test"
+    meter, split = Meter(weightless_model(recipe)), "train" if task.trains else "test"
     size = task.length(split)
     for number in track(range(size), size, "measuring"):
         meter.add(number, task.sample(split, number))
     lengths = meter.lengths
-    for number, why in lengths.refused:
-        console.print(f"{task.sample(split, number).id}: {why}")
-    cut = lengths.too_long()
-    for number, length in cut:
-        console.print(
-            f"{task.sample(split, number).id}: {length:,} tokens are more than the context of {lengths.context:,}; "
-            "shorten the sample, show fewer or smaller images, or remove it."
-        )
+    problems = lengths.problems()
+    for number, why in problems:
+        console.print(f"{task.place(split, number)}: {why}")
     _show_lengths(console, recipe.name, lengths)
-    return len(lengths.refused) + len(cut)
+    return len(problems)
 
 
 # --- Showing ----------------------------------------------------------------------------------------

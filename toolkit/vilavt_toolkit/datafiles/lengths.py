@@ -11,15 +11,20 @@ import numpy as np
 import torch
 
 from vilavt_toolkit.assemble import assemble
-from vilavt_toolkit.contracts import Region, Sample, Source, View
+from vilavt_toolkit.contracts import Region, Sample, Source, Task, View
 from vilavt_toolkit.datafiles.originals import Inspector
 from vilavt_toolkit.datafiles.rows import BadRow
 from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.progress import track
 
 if TYPE_CHECKING:
     from vilavt_toolkit.model import VisualChatModel
     from vilavt_toolkit.recipe import CheckedRecipe
+
+
+_TOLD = 20
+"""Problems that are told one by one."""
 
 
 @dataclass
@@ -41,6 +46,18 @@ class Lengths:
     def too_long(self) -> list[tuple[int, int]]:
         """The samples that the context does not hold, each with its tokens."""
         return [pair for pair in zip(self.numbers, self.tokens, strict=True) if pair[1] > self.context]
+
+    def problems(self) -> list[tuple[int, str]]:
+        """What cannot be learned from: (number of the sample, why)."""
+        long = [
+            (
+                number,
+                f"{length:,} tokens are more than the context of {self.context:,}; shorten the sample, show fewer or "
+                "smaller images, or remove it.",
+            )
+            for number, length in self.too_long()
+        ]
+        return [*self.refused, *long]
 
 
 class _Unbounded:
@@ -74,15 +91,35 @@ class _Measured:
         return self._views[key]
 
 
-class Meter:
-    """Measures samples as a recipe's model would take them."""
+def weightless_model(recipe: CheckedRecipe) -> VisualChatModel:
+    """A recipe's model as far as lengths are concerned: with its tokenizer, and without a weight."""
+    section, task = recipe.recipe.model, recipe.recipe.task
+    with torch.device("meta"):
+        model = assemble(section, str(recipe.path))
+    fixed = model.dialogue.fixed_strings(section.source.entry.cls.box_key)
+    model.language_model.fit_tokenizer(task.entry.cls(task.config).corpus(), fixed)
+    return model
 
-    def __init__(self, recipe: CheckedRecipe) -> None:
-        section, task = recipe.recipe.model, recipe.recipe.task
-        with torch.device("meta"):
-            model = assemble(section, str(recipe.path))
-        fixed = model.dialogue.fixed_strings(section.source.entry.cls.box_key)
-        model.language_model.fit_tokenizer(task.entry.cls(task.config).corpus(), fixed)
+
+def check_lengths(model: VisualChatModel, task: Task, split: str) -> None:
+    """Raise InputError with the samples of a split of data files that the model cannot take; other tasks pass."""
+    from vilavt_toolkit.datafiles.task import FileTask
+
+    if not isinstance(task, FileTask):
+        return
+    meter, size = Meter(model), task.length(split)
+    for number in track(range(size), size, "measuring samples"):
+        meter.add(number, task.sample(split, number))
+    if problems := [f"{task.place(split, number)}: {why}" for number, why in meter.lengths.problems()]:
+        more = f"\n  and {len(problems) - _TOLD:,} more" if len(problems) > _TOLD else ""
+        told = "\n  ".join(problems[:_TOLD])
+        raise InputError(f"{len(problems):,} of {size:,} samples cannot be learned from:\n  {told}{more}")
+
+
+class Meter:
+    """Measures samples as a model would take them."""
+
+    def __init__(self, model: VisualChatModel) -> None:
         self.model = model
         self.lengths = Lengths(model.language_model.context_length)
         self._measured = cast("VisualChatModel", _Measured(model))

@@ -72,6 +72,8 @@ class Shard(Rows):
                     tar.members = []  # type: ignore[attr-defined]  # or the whole list would stay in memory
         except tarfile.TarError as error:
             raise InputError(f"{path} is no sound tar file ({error}); write the shard again.") from error
+        if self._keys and path.stat().st_size < end + tarfile.BLOCKSIZE:  # an archive ends with empty blocks
+            raise InputError(f"{path} ends without a tar file's mark of its end, cut off perhaps; copy it again.")
         self._starts.append(end)
 
     def __len__(self) -> int:
@@ -89,7 +91,8 @@ class Shard(Rows):
             row = parse_json(_bytes(tar, found["json"]))
         if isinstance(row, dict) and not any(row.get(key) for key in ("images", "image", "image_path", "video")):
             beside = sorted((suffix for suffix in found if _is_image(suffix)), key=_natural)
-            row = {**row, "images": beside} if beside else row
+            key = "image_path" if "question_type" in row else "images"  # what the format of the row calls them
+            row = {**row, key: beside} if beside else row
         return row
 
     def original(self, index: int, name: str, root: Path, decode: bool = True) -> Image:

@@ -82,6 +82,10 @@ class FileTask(Task):
             raise IndexError(f"split '{split}' of '{self.name}' has {len(indices)} samples; no {index}.")
         return self._corpus(self._source(split)).sample(int(indices[index]))
 
+    def place(self, split: str, index: int) -> str:
+        """Where the sample at `index` stands: its file, and its line there."""
+        return self._corpus(self._source(split)).place(int(self._indices(split)[index]))
+
     def corpus(self) -> Iterator[str]:
         """The texts of the training samples."""
         for index in range(self.length("train")):
@@ -162,10 +166,20 @@ class Corpus:
         count = min(max(1, round(share * len(known))), len(known) - 1)
         return np.isin(self.groups, known[np.argsort(order)[:count]])
 
+    def place(self, index: int) -> str:
+        """The file of a row, and where it stands there."""
+        number, row = self._found(index)
+        return f"{self.files[number].path}, {self.files[number].place(row)}"
+
+    def _found(self, index: int) -> tuple[int, int]:
+        """The number of a row's file, and its own in that."""
+        number = int(np.searchsorted(self._ends, index, side="right")) - 1
+        return number, index - int(self._ends[number])
+
     def sample(self, index: int) -> Sample:
         """The sample of a row, its originals as `Source.open` takes them; raises InputError."""
-        number = int(np.searchsorted(self._ends, index, side="right")) - 1
-        rows, row = self.files[number], index - int(self._ends[number])
+        number, row = self._found(index)
+        rows = self.files[number]
         try:
             value = rows.read(row)
             if not isinstance(value, Mapping):

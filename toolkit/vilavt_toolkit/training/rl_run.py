@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vilavt_toolkit.contracts import Task
+from vilavt_toolkit.datafiles.lengths import check_lengths
 from vilavt_toolkit.errors import InputError, RunError, UsageError
 from vilavt_toolkit.loading import build_model
 from vilavt_toolkit.model import VisualChatModel
@@ -63,6 +64,8 @@ def reinforce(recipe: CheckedRecipe, resume: bool = False) -> Path:
     task: Task = made(recipe.recipe.task)
     task.length(section.split)  # files that are refused are refused here, before weights are loaded
     model = _model(recipe, start)
+    if beginning.folder is None:
+        check_lengths(model, task, section.split)
     model.encoder.gradient_checkpointing = recipe.recipe.train.gradient_checkpointing
     prompter = Prompter(model, task, section, recipe.recipe.seed)
     prompter.stop = lambda: beginning.interruption.asked

@@ -9,6 +9,7 @@ import torch
 
 from vilavt_toolkit.assemble import assemble
 from vilavt_toolkit.contracts import Task
+from vilavt_toolkit.datafiles.lengths import check_lengths
 from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.loading import build_model
 from vilavt_toolkit.model import VisualChatModel
@@ -32,6 +33,8 @@ def train(recipe: CheckedRecipe, resume: bool = False) -> Path:
     if not task.length("train"):
         raise UsageError(f"split 'train' of {recipe.recipe.task} has no samples; choose another task or files.")
     model = _model(recipe, stage, beginning.folder)
+    if beginning.folder is None:
+        check_lengths(model, task, "train")
     model.encoder.gradient_checkpointing = section.gradient_checkpointing
     if section.compile:
         model.encoder.compile_blocks()

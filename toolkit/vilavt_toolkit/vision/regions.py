@@ -131,6 +131,8 @@ class PixelBudget:
 
     Only `minimum` and rounding to whole tokens go beyond.
     """
+    own: int | None = None
+    """What the sample itself allows, where it says so."""
 
     def within(self, most: int | None) -> PixelBudget:
         """The budget where no view may have more than `most` pixels, as a sample may say; None: this one."""
@@ -138,7 +140,7 @@ class PixelBudget:
             return self
         overview = most if self.overview is None else min(most, self.overview)
         zoom = most if self.zoom is None else min(most, self.zoom)
-        return replace(self, overview=overview, zoom=zoom, minimum=min(most, self.minimum))
+        return replace(self, overview=overview, zoom=zoom, minimum=min(most, self.minimum), own=most)
 
 
 def view_size(width: int, height: int, multiple: int, budget: PixelBudget, overview: bool) -> tuple[int, int]:
@@ -168,7 +170,15 @@ def check_sides(width: int, height: int) -> None:
 
 
 def most_tokens(multiple: int, budget: PixelBudget, overview: bool) -> float:
-    """Return how many tokens of `multiple` x `multiple` pixels a view may have; raises BadConfig for none."""
+    """Return how many tokens of `multiple` x `multiple` pixels a view may have.
+
+    Where that is none, raises InputError if the sample says so, else BadConfig.
+    """
+    if budget.own is not None and budget.own < multiple**2:
+        raise InputError(
+            f"the sample's max_pixels of {budget.own} are less than one token of {multiple} x {multiple} pixels; "
+            f"set it to {multiple**2} or more."
+        )
     limit = budget.overview if overview else budget.zoom
     most = math.inf if limit is None else limit // multiple**2
     if most < 1:
