@@ -79,8 +79,10 @@ def read_ply(path: Path, most: int) -> Columns:
         for element in before:
             reader.skip(element)
         start, table = reader.read(vertex)
-        if vertex is header.elements[-1]:
-            reader.end_behind(vertex)
+        # Passed over too: what is left at the end, or missing, shows that the header lies of its vertices.
+        for element in header.elements[header.elements.index(vertex) + 1 :]:
+            reader.skip(element)
+        reader.end_behind(header.elements[-1])
 
         def byte(index: int) -> str:
             return f"byte {start + index * table.itemsize}" if not vertex.has_lists else f"vertex {index}"

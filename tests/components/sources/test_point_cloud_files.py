@@ -403,3 +403,21 @@ def test_a_million_points_are_read_at_once(tmp_path: Path) -> None:
     begun = time.process_time()
     assert np.array_equal(read(tmp_path / "a.ply"), xyz)
     assert time.process_time() - begun < 2
+
+
+def test_a_binary_ply_that_promises_too_few_vertices_is_refused_where_faces_follow_too(tmp_path):
+    from vilavt_components.sources._cloud_ply import read_ply
+
+    def ply(promised):
+        header = (
+            f"ply\nformat binary_little_endian 1.0\nelement vertex {promised}\nproperty float x\nproperty float y\n"
+            "property float z\nelement face 2\nproperty list uchar int vertex_indices\nend_header\n"
+        )
+        faces = b"".join(bytes([3]) + np.array([0, 1, 2], "<i4").tobytes() for _ in range(2))
+        path = tmp_path / f"{promised}.ply"
+        path.write_bytes(header.encode() + np.zeros((4, 3), "<f4").tobytes() + faces)
+        return path
+
+    assert len(read_ply(ply(4), 100).xyz) == 4
+    with pytest.raises(InputError, match=r"2\.ply"):
+        read_ply(ply(2), 100)
