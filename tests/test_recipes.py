@@ -12,6 +12,7 @@ from vilavt_components.sources.image import ImageConfig, ImageSource
 from vilavt_toolkit.assemble import assemble
 from vilavt_toolkit.contracts import Region
 from vilavt_toolkit.recipe import load_recipe, recipe_names
+from vilavt_toolkit.registry import stopping_policies
 
 ROOT = Path(__file__).parents[1]
 EYES = ["open_clip", "qwen2_5_vl", "timm", "timm_stages"]
@@ -93,6 +94,16 @@ def test_encoders_are_compared_with_nothing_else_changed(name):
     for changed in (base, recipe):
         del changed["model"]["encoder"], changed["run"]
     assert recipe == base
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in stopping_policies.entries()])
+def test_every_stopping_policy_has_a_recipe_of_one_run_that_changes_only_when_it_stops(name):
+    base, recipe = load_recipe("stopping/base").resolved, load_recipe(f"stopping/{name}").resolved
+    stopping = recipe["model"].pop("stopping")
+    assert name in {part["name"] for part in (stopping if isinstance(stopping, list) else [stopping])}
+    assert recipe["model"] | {"stopping": base["model"]["stopping"]} == base["model"]
+    assert (recipe["task"], recipe["eval"]) == (base["task"], base["eval"])
+    assert recipe["train"]["start"] == load_recipe("quickstart").recipe.run
 
 
 @pytest.mark.parametrize(("variable", "folder"), [("MODULATIONS", "modulation"), ("ENCODERS", "encoders")])

@@ -15,7 +15,16 @@ from vilavt_components.rewards import answer, format, gated, overlong_cost, reen
 from vilavt_components.rewards import vilavt as vilavt_reward
 from vilavt_components.sources import image, video
 from vilavt_components.sources import point_cloud as point_cloud_source
-from vilavt_components.stopping import max_turns, model_decides
+from vilavt_components.stopping import (
+    all_of,
+    any_of,
+    budget,
+    confidence,
+    converged,
+    learned_halt,
+    max_turns,
+    model_decides,
+)
 from vilavt_components.tasks import (
     conversations,
     digit_scenes,
@@ -28,7 +37,12 @@ from vilavt_components.tasks import (
 
 __all__ = [
     "adamw",
+    "all_of",
     "answer",
+    "any_of",
+    "budget",
+    "confidence",
+    "converged",
     "conversations",
     "cross_attention",
     "dapo",
@@ -45,6 +59,7 @@ __all__ = [
     "image",
     "joint_attention",
     "language_model",
+    "learned_halt",
     "lora_gated",
     "max_turns",
     "mlp",

@@ -16,7 +16,7 @@ from vilavt_components.inquiry_encoders.hf_text import HFTextConfig, HFTextInqui
 from vilavt_components.language_models.qwen2_5_vl import Qwen25VLLanguageConfig, Qwen25VLLanguageModel
 from vilavt_components.modulators.joint_attention import JointAttention
 from vilavt_components.projectors.identity import IdentityProjector
-from vilavt_toolkit.chat.cache import RaggedCache
+from vilavt_toolkit.chat.cache import KeyValues
 from vilavt_toolkit.contracts import View
 from vilavt_toolkit.dialogue.batch import collate
 from vilavt_toolkit.dialogue.trajectory import GroupInquiry, PlacedRegion, Trajectory
@@ -179,11 +179,18 @@ def test_greedy_generation_with_a_cache_is_the_papers(golden_folder):
     assert trajectory.ids == expected["prompt_ids"][0].tolist()
     batch = collate(trajectories, views, model.language_model)
     features = model.encode(batch.views, batch.groups, batch.inquiries)
-    cache = RaggedCache(model.language_model, 1, torch.device("cpu"))
-    steps = [cache.extend(model.embed(batch.ids, batch.slots, features), batch.mask, batch.positions)]
+    cache = KeyValues(1, torch.device("cpu"))
+
+    def read(embedded, positions):
+        length, mask = embedded.shape[1], torch.ones(embedded.shape[:2], dtype=torch.bool)
+        logits = model.language_model(embedded, positions, mask, cache.extension([0], [length], embedded.dtype))
+        cache.commit([0], [length], [int(positions.max()) + 1])
+        return logits[:, -1]
+
+    steps = [read(model.embed(batch.ids, batch.slots, features), batch.positions)]
     for _ in range(11):
         token = steps[-1].argmax(-1, keepdim=True)
-        steps.append(cache.extend(model.language_model.embed(token), torch.ones(1, 1, dtype=torch.bool)))
+        steps.append(read(model.language_model.embed(token), torch.full((3, 1, 1), cache.free[0])))
     logits = torch.stack(steps, dim=1)
     assert torch.equal(logits.argmax(-1), expected["generated_ids"])
     assert_equal(logits[..., SAID], expected["step_logits"][..., SAID])

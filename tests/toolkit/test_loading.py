@@ -48,24 +48,19 @@ def test_asking_leaves_the_model_in_the_mode_it_was_in(tiny_recipe):
     assert model.training
 
 
-def test_a_short_context_leaves_room_to_look(tiny_model, monkeypatch):
+def test_a_short_context_leaves_room_to_look(tiny_model):
     """The longest turn allowed may be as long as the context; a call must still be carried out."""
-    from vilavt_toolkit.chat.loop import Decoding, Loop
+    from vilavt_toolkit.chat.loop import Decoding
     from vilavt_toolkit.dialogue.session import Session
+    from vilavt_toolkit.testing.scripted import Scripted
 
     session = Session(tiny_model, [tiny_model.open_source(scene())])
     session.open("what digit is on the red square?")
     words = tiny_model.language_model.tokenizer.encode(
         '<think>a</think><tool>{"region": [{"index": 0, "bbox_2d": [0, 0, 2, 2]}], "query": "red"}</tool>'
     )
-    sample = Loop._draw
-
-    def scripted(loop, rows, logits, alive):
-        tokens, logprobs = sample(loop, rows, logits, alive)
-        return ([words.pop(0)] if words else tokens), logprobs
-
-    monkeypatch.setattr(Loop, "_draw", scripted)
-    Loop(tiny_model, Decoding(max_new_tokens=tiny_model.language_model.context_length)).run([session])
+    decoding = Decoding(max_new_tokens=tiny_model.language_model.context_length)
+    Scripted(tiny_model, decoding, lambda number: words).run([session])
     assert session.calls == 1
 
 

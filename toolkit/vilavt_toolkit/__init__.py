@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vilavt_toolkit.chat.ask import Answer as Answer
     from vilavt_toolkit.chat.ask import ask as ask
+    from vilavt_toolkit.chat.chat import Chat as Chat
+    from vilavt_toolkit.chat.chat import ask_all as ask_all
+    from vilavt_toolkit.chat.decoding import Decoding as Decoding
     from vilavt_toolkit.contracts import Region as Region
     from vilavt_toolkit.exporting import export as export
     from vilavt_toolkit.loading import build as build
@@ -24,9 +27,12 @@ __version__ = "0.1.0"
 # Names that are imported when first used: torch costs seconds, and the command line's help needs none of it.
 _PUBLIC = {
     "Answer": "vilavt_toolkit.chat.ask",
+    "Chat": "vilavt_toolkit.chat.chat",
+    "Decoding": "vilavt_toolkit.chat.decoding",
     "Region": "vilavt_toolkit.contracts",
     "VisualChatModel": "vilavt_toolkit.model",
     "ask": "vilavt_toolkit.chat.ask",
+    "ask_all": "vilavt_toolkit.chat.chat",
     "build": "vilavt_toolkit.loading",
     "export": "vilavt_toolkit.exporting",
     "load": "vilavt_toolkit.loading",

@@ -16,8 +16,10 @@ from vilavt_toolkit.vision.integration import integrated_blocks
 from vilavt_toolkit.weightless import built_without_weights
 
 T = TypeVar("T")
-PARTS = frozenset({"encoder", "modulator", "inquiry_encoder", "projector", "language_model"})
+PARTS = frozenset({"encoder", "modulator", "inquiry_encoder", "projector", "language_model", "stopping"})
 """The kinds of parts that have weights."""
+STOPPING = "stopping"
+"""The part of the model that holds what stopping policies learn."""
 LANGUAGE_MODEL, INQUIRY_ENCODER = "language_model", "inquiry_encoder"
 """The folders of a checkpoint that hold what these parts save."""
 
@@ -70,7 +72,6 @@ def assemble(
     language_model = build("language_model", lambda: _language_model(language, saved))
     encoder = build("encoder", lambda: _made(section.encoder))
     dialogue = collect.build("model.dialogue", lambda: _made(section.dialogue))
-    stopping = collect.build("model.stopping", lambda: [_made(part) for part in section.stopping])
     if encoder is not None:
         if collect.fits("model.source", lambda: _agree_on_modality(section, encoder.spec.modality)):
             collect.build("model.source", lambda: _agree_on_channels(section, encoder.spec.channels))
@@ -79,7 +80,7 @@ def assemble(
     if encoder is not None and dialogue is not None:
         collect.build("model.dialogue", lambda: _agree_on_units(section, dialogue, encoder))
     collect.finish()
-    assert language_model is not None and encoder is not None and dialogue is not None and stopping is not None
+    assert language_model is not None and encoder is not None and dialogue is not None
 
     inquiry_encoder = build("inquiry_encoder", lambda: _inquiry_encoder(section.inquiry_encoder, language_model, saved))
     if inquiry_encoder is not None and saved is None:
@@ -92,8 +93,10 @@ def assemble(
         chosen = blocks
         vision = build("modulator", lambda: DynamicEncoder(encoder, modulators, chosen, inquiry_encoder))
     projector = build("projector", lambda: _made(section.projector, encoder.spec.out_width, language_model.width))
+    # Last, so that one that learns takes no random number that another part would have drawn.
+    stopping = build("stopping", lambda: [_made(part, language_model.width) for part in section.stopping])
     collect.finish()
-    assert vision is not None and projector is not None
+    assert vision is not None and projector is not None and stopping is not None
     return VisualChatModel(
         vision, projector, language_model, dialogue, section.source.entry.cls, section.source.config, stopping
     )

@@ -58,7 +58,7 @@ def _checked(recipe: CheckedRecipe) -> VisualChatModel:
     learning = [weight for weight in model.parameters() if weight.requires_grad] if model is not None else []
     if model is not None:
         whole = model
-        if collect.fits("train.freeze", lambda: freeze(whole, sections.train.freeze)) and optimizer is not None:
+        if collect.fits("train.freeze", lambda: freeze(whole, sections.train.frozen)) and optimizer is not None:
             collect.fits("train.optimizer", lambda: try_optimizer(optimizer, whole))
         if sections.train.compile:
             collect.fits("train.compile", whole.encoder.check_compiles)
@@ -89,7 +89,7 @@ def _check_reinforcement(collect: Collector, section: RLSection, model: VisualCh
     optimizer = collect.build("rl.optimizer", lambda: _made(section.optimizer))
     if model is None:
         return
-    if collect.fits("rl.freeze", lambda: freeze(model, section.freeze, "rl")) and optimizer is not None:
+    if collect.fits("rl.freeze", lambda: freeze(model, section.frozen, "rl")) and optimizer is not None:
         collect.fits("rl.optimizer", lambda: try_optimizer(optimizer, model, "rl"))
 
 
@@ -254,7 +254,8 @@ def _parts(recipe: CheckedRecipe, model: VisualChatModel) -> Table:
     table.add_row("language model", section.language_model.name, f"{_count(language):,}", shapes)
     steps = model.dialogue.steps
     table.add_row("dialogue", section.dialogue.name, "", f"boxes in {steps} steps" if steps else "boxes in pixels")
-    table.add_row("stopping", ", ".join(part.name for part in section.stopping), "", "")
+    learned = _count(model.stopping)
+    table.add_row("stopping", ", ".join(part.name for part in section.stopping), f"{learned:,}" if learned else "", "")
     table.add_row("task", recipe.recipe.task.name, "", "")
     return table
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -146,6 +146,18 @@ class Source(Component, ABC):
     @abstractmethod
     def write_box(self, box: Box, within: Box, steps: int | tuple[int, ...]) -> dict[str, Any]:
         """Write `box` as a tool call's keys, relative to `within`; the inverse of `read_box` up to rounding."""
+
+    def box_schema(
+        self, within: Box, steps: int | tuple[int, ...], begun: tuple[int, ...] = ()
+    ) -> Mapping[str, Any] | None:
+        """JSON schema of a tool call's keys beside `index`, for a box whose first numbers are `begun`.
+
+        Its properties come in the order of `write_box`, the box first: an array whose `prefixItems` are whole numbers,
+        `begun` as constants, the others with a `minimum` and a `maximum`. Those of the next number are exact: whatever
+        lies between can be gone on with to a box that `read_box` takes and whose crop can be made a view. Further
+        properties are numbers. Raises BoxError where nothing can be gone on with; None: it cannot be said.
+        """
+        return None
 
     @abstractmethod
     def crop(self, box: Box, overview: bool = False) -> Crop:
@@ -510,6 +522,26 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
+@runtime_checkable
+class SpelledTokenizer(Tokenizer, Protocol):
+    """A tokenizer that says how its tokens are spelled, as decoding under a grammar must know."""
+
+    def spellings(self) -> Sequence[bytes]:
+        """The bytes of every token as `decode` writes it behind others; empty for marks, and for ids without one."""
+        ...
+
+
+class CacheView(Protocol):
+    """What one forward sees of a cache, and adds to it."""
+
+    mask: Tensor
+    """[B, 1, L, C] to be added to attention logits: 0 where a new column sees a kept one, -inf elsewhere."""
+
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add keys and values [B, H, L, d] of the new columns, rotated; return those of all columns, [B, H, C, d]."""
+        ...
+
+
 class LanguageModel(nn.Module, Component, ABC):
     """Embeddings in, logits out, with a cache the chat keeps. Owns its tokenizer. `__init__(config)`."""
 
@@ -539,21 +571,24 @@ class LanguageModel(nn.Module, Component, ABC):
 
     @abstractmethod
     def forward(
-        self, embeddings: Tensor, positions: Tensor, mask: Tensor, cache: Any = None, last: int | None = None
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        cache: CacheView | None = None,
+        last: int | None = None,
     ) -> Tensor:
-        """Logits [B, L, V] (of the `last` columns only, if given) of new columns [B, L, D] at positions [P, B, L].
+        """Logits [B, L, V] (of the `last` columns only, if given) of columns [B, L, D] at positions [P, B, L].
 
-        `mask` [B, L_cached + L] is True on real columns; holes are allowed anywhere. `cache` is extended in place.
+        `mask` [B, L] is True on real columns; holes are allowed anywhere. With `cache` they follow what it holds,
+        `cache.mask` says what each sees, and every layer adds its keys and values to it.
         The placeholder's logit is -inf, in sampling as in training.
         """
 
+    @property
     @abstractmethod
-    def new_cache(self) -> Any:
-        """An empty cache."""
-
-    @abstractmethod
-    def select_cache(self, cache: Any, rows: Tensor) -> None:
-        """Keep only `rows` of the cache, in place."""
+    def head(self) -> nn.Module:
+        """The module that turns last hidden states [B, L, D] into logits: what goes into it is the hidden state."""
 
     def fit_tokenizer(self, corpus: Iterable[str], fixed: Sequence[str]) -> None:
         """Train the tokenizer where the settings ask for it; `fixed` strings become single tokens."""
@@ -622,6 +657,10 @@ class Shown:
     """Units along each axis of its view, x first, as the encoder says: pixels of an image."""
 
 
+BoxSchema = Callable[[tuple[int, ...]], Mapping[str, Any]]
+"""What `Source.box_schema` says of a box in one region, by the box's first numbers; raises BoxError."""
+
+
 class Dialogue(Component, ABC):
     """Prompts, the turn grammar, and how sources and crops are announced. `__init__(config)`."""
 
@@ -686,10 +725,63 @@ class Dialogue(Component, ABC):
         """Grammar strings that a tokenizer trained on this dialogue should hold as single tokens."""
         return ()
 
+    def grammar(self, written: str, boxes: Sequence[BoxSchema], call: bool) -> str | None:
+        """How a turn may go on behind `written`: a Lark grammar as llguidance reads it; empty where it is complete.
+
+        It describes a turn that `parse` finds nothing wrong with: a call, where `call` allows one, names regions that
+        are there, at places that `boxes`, by the region's index, allow. It may end where what follows depends on what
+        was written: as soon as what is written matches, it is asked for again. None: the dialogue has none.
+        """
+        return None
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a dialogue has cost since a question was asked; what is kept from before costs nothing."""
+
+    patches: int = 0
+    """Tokens that went through the encoder."""
+    features: int = 0
+    """Features that went into the context."""
+    read: int = 0
+    """Other tokens that were given."""
+    written: int = 0
+    """Tokens that the model wrote."""
+    probed: int = 0
+    """Tokens that were read and written to probe the answer, and taken back."""
+    flops: float = 0.0
+    """Multiplications and additions, by the count of `chat.costs`."""
+    seconds: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """All that the language model read and wrote, features included."""
+        return self.features + self.read + self.written + self.probed
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The answer that the model would give now: its greedy turn after the demand, taken back unless it is accepted."""
+
+    answer: str | None
+    """None where the turn was no answer."""
+    probability: float
+    """Of the answer's own tokens, given what the model wrote before them; 0 where there is none."""
+    turn_probability: float = 0.0
+    """Of the whole turn, its thought included."""
+
 
 @dataclass(frozen=True)
 class LoopState:
-    """What a stopping policy sees after each turn."""
+    """What a stopping policy sees: the state of the dialogue since the last question.
+
+    Policies are asked after each turn, before its call is carried out, and again at each look: when everything that was
+    asked for has been read and the model would write its next turn, the first one included. What a policy `needs` is
+    there at looks only.
+    """
 
     turns: tuple[Turn, ...]
     calls: int
@@ -698,6 +790,17 @@ class LoopState:
     """Tokens the model has written."""
     encoded: int
     """Features encoded so far."""
+    spent: Spent = Spent()
+    planned: Spent = Spent()
+    """After a turn: what carrying out its call would add, answering not counted."""
+    look: bool = False
+    """Whether this is a look."""
+    probes: tuple[Probe, ...] = ()
+    """The answers probed so far, one for every look; there at a look where a policy needs `probe`."""
+    features: tuple[Tensor, ...] = ()
+    """The mean feature [D] of the first views and of each call since, where a policy needs `features`; on the CPU."""
+    hidden: Tensor | None = None
+    """The last hidden state [D] at a look, where a policy needs `hidden`."""
 
 
 @dataclass(frozen=True)
@@ -706,17 +809,32 @@ class Decision:
 
     action: Literal["go_on", "answer", "stop"]
     why: str = ""
+    call: bool = True
+    """Of `answer`, after a turn that calls the tool: whether that call is still carried out."""
 
 
 GO_ON = Decision("go_on")
 
 
-class StoppingPolicy(Component, ABC):
-    """Decides after each turn. In a list of policies the first that does not say go on decides. `__init__(config)`."""
+class StoppingPolicy(nn.Module, Component, ABC):
+    """Decides after each turn and at each look. `__init__(config, width)`, the width of the model's hidden states.
+
+    In a list of policies the first that does not say go on decides.
+    """
+
+    needs: frozenset[Literal["probe", "features", "hidden"]] = frozenset()
+    """What the loop must find out for it at each look."""
 
     @abstractmethod
     def decide(self, state: LoopState) -> Decision:
-        """Say go on, answer now (and why), or stop (and why)."""
+        """Say go on, answer now (and why), or stop (and why). Pure: the same state, the same decision."""
+
+    def loss(self, hidden: Tensor, answered: Tensor) -> Tensor | None:
+        """What a policy learns from traces: the sum over turns of its loss, a scalar; None where it learns nothing.
+
+        `hidden` [N, D] where each turn begins, `answered` [N] 1 where that turn answered, 0 where it looked again.
+        """
+        return None
 
 
 # --- Learning ------------------------------------------------------------------------------------------------------

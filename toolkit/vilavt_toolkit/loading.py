@@ -126,6 +126,7 @@ def _with_weights(model: VisualChatModel) -> frozenset[str]:
         "inquiry_encoder": model.encoder.inquiry_encoder if listening else None,
         "projector": model.projector,
         "language_model": model.language_model,
+        "stopping": model.stopping,
     }
     return frozenset(
         kind for kind, module in modules.items() if module is not None and next(module.parameters(), None) is not None

@@ -41,8 +41,14 @@ class VisualChatModel(nn.Module):
         self.projector = projector
         self.language_model = language_model
         self.dialogue = dialogue
-        self.stopping = tuple(stopping)
+        self.stopping = nn.ModuleList(stopping)
+        """Policies; the first that does not say go on decides."""
         self._source, self._source_config = source, source_config
+
+    @property
+    def policies(self) -> list[StoppingPolicy]:
+        """The stopping policies, in their order."""
+        return [policy for policy in self.stopping if isinstance(policy, StoppingPolicy)]
 
     @property
     def device(self) -> torch.device:

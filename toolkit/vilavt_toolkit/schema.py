@@ -50,9 +50,14 @@ class StageSection:
     max_skipped: int = setting(
         10, help="optimizer steps left out because loss or gradient is no finite number before the run stops", minimum=0
     )
-    freeze: list[Literal["encoder", "modulator", "inquiry_encoder", "projector", "language_model"]] = setting(
-        help="parts that are not trained", factory=list
+    freeze: list[Literal["encoder", "modulator", "inquiry_encoder", "projector", "language_model", "stopping"]] = (
+        setting(help="parts that are not trained", factory=list)
     )
+
+    @property
+    def frozen(self) -> list[str]:
+        """All parts that the stage does not train."""
+        return list(self.freeze)
 
     def __post_init__(self) -> None:
         if self.gradient_clip == 0:
@@ -135,6 +140,11 @@ class RLSection(StageSection):
         if self.temperature == 0:
             raise ValueError("temperature 0 makes all rollouts of a prompt the same; give a positive one, like 1.")
 
+    @property
+    def frozen(self) -> list[str]:
+        """All parts that the stage does not train: stopping policies learn from traces only."""
+        return [*super().frozen, "stopping"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSection:
@@ -148,6 +158,9 @@ class EvalSection:
     )
     batch_size: int = setting(64, help="dialogues that run at once", minimum=1)
     max_new_tokens: int = setting(64, help="longest turn, in tokens", minimum=1)
+    grammar: bool = setting(
+        False, help="whether only turns that can be carried out can be written; needs the extra `grammar`"
+    )
 
     def __post_init__(self) -> None:
         if not self.arms:

@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vilavt_components.dialogues._calls import CallProblem, read_call, write_call
-from vilavt_toolkit.contracts import Dialogue, Shown, Slot, Source, Turn
+from vilavt_components.dialogues._grammar import Form, turn_grammar
+from vilavt_toolkit.contracts import BoxSchema, Dialogue, Shown, Slot, Source, Turn
+from vilavt_toolkit.dialogue.calls import CallProblem, read_call, write_call
 from vilavt_toolkit.registry import dialogues, setting
 
 SYSTEM = """You answer questions about images. You can look closer: name regions of what you were shown and say, in \
@@ -101,6 +102,10 @@ class Native(Dialogue):
     def demand(self) -> str:
         """The prompt that demands the answer, now."""
         return self.config.demand
+
+    def grammar(self, written: str, boxes: Sequence[BoxSchema], call: bool) -> str:
+        """How a turn may go on behind `written`, as `write` writes it."""
+        return turn_grammar(Form("", ("<tool>", "</tool>"), self.config.max_regions), written, boxes, call)
 
     def write(self, turn: Turn) -> str:
         """Write a turn as the model should; the inverse of `parse`."""

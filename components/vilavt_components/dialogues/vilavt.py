@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vilavt_components.dialogues._calls import CallProblem, read_call, write_call
+from vilavt_components.dialogues._grammar import Form, turn_grammar
 from vilavt_components.dialogues._vilavt_texts import REQUIRED, filled, read_texts
-from vilavt_toolkit.contracts import Dialogue, Shown, Slot, Source, Turn
+from vilavt_toolkit.contracts import BoxSchema, Dialogue, Shown, Slot, Source, Turn
+from vilavt_toolkit.dialogue.calls import CallProblem, read_call, write_call
 from vilavt_toolkit.registry import dialogues, setting
 
 _TURN = re.compile(r"(?P<before>.*?)<(?P<kind>tool|answer)>(?P<body>.*?)</(?P=kind)>\s*", re.S)
@@ -131,6 +132,10 @@ class Vilavt(Dialogue):
     def demand(self) -> str:
         """The prompt that demands the answer, now."""
         return self.texts["demand"]
+
+    def grammar(self, written: str, boxes: Sequence[BoxSchema], call: bool) -> str:
+        """How a turn may go on behind `written`, as `write` writes it: with a thought."""
+        return turn_grammar(Form("\n", ("<tool> ", " </tool>"), self.config.max_regions), written, boxes, call)
 
     def write(self, turn: Turn) -> str:
         """Write a turn as the model should; the inverse of `parse`."""

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vilavt_components.language_models import _tokenizer
 from vilavt_components.language_models._precision import KeepsFrequencies
-from vilavt_toolkit.contracts import Frames, LanguageModel
+from vilavt_toolkit.contracts import CacheView, Frames, LanguageModel
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.registry import did_you_mean, setting
 
@@ -121,10 +121,19 @@ class CausalModel(KeepsFrequencies, LanguageModel):
         return embedded
 
     def forward(
-        self, embeddings: Tensor, positions: Tensor, mask: Tensor, cache: Any = None, last: int | None = None
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        cache: CacheView | None = None,
+        last: int | None = None,
     ) -> Tensor:
-        """Logits [B, L, V] of new columns [B, L, D]; see the contract."""
-        logits = self._logits(embeddings, positions, mask, cache, last)
+        """Logits [B, L, V] of columns [B, L, D]; see the contract."""
+        if cache is None:
+            logits = self._logits(embeddings, positions, mask, None, last)
+        else:
+            with self._masked_attention():
+                logits = self._logits(embeddings, positions, cache.mask, _Cache(cache), last)
         # Neither a placeholder nor a row without a token can be said, in sampling or in training.
         logits[..., self.placeholder] = float("-inf")
         logits[..., len(self.tokenizer) :] = float("-inf")
@@ -134,15 +143,42 @@ class CausalModel(KeepsFrequencies, LanguageModel):
     def _logits(self, embeddings: Tensor, positions: Tensor, mask: Tensor, cache: Any, last: int | None) -> Tensor:
         """What `model` makes of the same; in a tensor of its own."""
 
-    def new_cache(self) -> Any:
-        """Return an empty cache."""
-        from transformers import DynamicCache
+    @property
+    def head(self) -> nn.Module:
+        """The module that turns last hidden states into logits."""
+        found: nn.Module = self.model.get_output_embeddings()
+        return found
 
-        return DynamicCache()
+    @contextmanager
+    def _masked_attention(self) -> Iterator[None]:
+        """Attention that takes any mask, where the chosen implementation takes none but padding."""
+        config = self.model.config.get_text_config()
+        chosen = config._attn_implementation
+        if chosen in ("sdpa", "eager"):
+            yield
+            return
+        config._attn_implementation = "sdpa"
+        try:
+            yield
+        finally:
+            config._attn_implementation = chosen
 
-    def select_cache(self, cache: Any, rows: Tensor) -> None:
-        """Keep only `rows` of the cache, in place."""
-        cache.batch_select_indices(rows)
+
+class _Cache:
+    """A chat's cache as transformers' models use theirs."""
+
+    is_compileable = False
+
+    def __init__(self, view: CacheView) -> None:
+        self._view = view
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Add to a layer; what all columns have there."""
+        return self._view.update(layer, keys, values)
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        """Columns before the new ones: what is asked for it has been decided by positions and mask."""
+        return 0
 
 
 def check_settings(family: str, given: Iterable[str], known: Any) -> None:

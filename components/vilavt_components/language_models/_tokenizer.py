@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ CHATML = (
 SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 
 
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+"""The name of a token that is a byte, in vocabularies that fall back to bytes."""
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -56,6 +59,41 @@ class HFTokenizer:
         """The text of `ids`, special tokens included."""
         text: str = self.backend.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
+
+    def spellings(self) -> list[bytes]:
+        """The bytes of every token as `decode` writes it behind others; empty for marks, and for ids without one."""
+        names: list[str | None] = self.backend.convert_ids_to_tokens(list(range(len(self))))
+        (before,) = self.encode("a")[-1:]
+        texts = self.backend.batch_decode(
+            [[before, token] for token in range(len(self))],
+            skip_special_tokens=False,
+            clean_up_tokenization_spaces=False,
+        )
+        begun = len(self.decode([before]))
+        marks = {token for token, added in self.backend.added_tokens_decoder.items() if added.special}
+        marks |= {*self.backend.all_special_ids, *(token for token, name in enumerate(names) if name is None)}
+        return [
+            b"" if token in marks or name is None else _spelled(name, text[begun:])
+            for token, (name, text) in enumerate(zip(names, texts, strict=True))
+        ]
+
+
+def _spelled(name: str, text: str) -> bytes:
+    """The bytes of a token, from its name in the vocabulary where its text is but a part of a letter."""
+    if "\ufffd" not in text:
+        return text.encode()
+    if byte := _BYTE.fullmatch(name):
+        return bytes([int(byte[1], 16)])
+    alphabet = _byte_alphabet()
+    return bytes(alphabet[letter] for letter in name) if alphabet.keys() >= set(name) else text.encode()
+
+
+@cache
+def _byte_alphabet() -> dict[str, int]:
+    """The byte that each letter of a byte-level vocabulary stands for: itself if it can be seen, else one from 256."""
+    seen = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in seen]
+    return {chr(byte): byte for byte in seen} | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
 @contextmanager

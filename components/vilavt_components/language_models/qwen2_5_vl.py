@@ -107,6 +107,11 @@ class Qwen25VLLanguageModel(CausalModel):
             column = start + len(time) * len(row) * len(place)
         return torch.cat([*parts, _text(free, length - column)], dim=1)
 
+    @property
+    def head(self) -> nn.Module:
+        """The module that turns last hidden states into logits."""
+        return self.lm_head
+
     def _family(self) -> Any:
         # transformers does not know the paper's model type, nor that it has Qwen's tokenizer.
         from transformers import Qwen2_5_VLConfig

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
+from vilavt_components.sources._box_ranges import Edge, along, box_array, edges_of, image_axes, image_range, keys_of
 from vilavt_toolkit.contracts import Box, Crop, Source
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.registry import setting, sources
@@ -118,15 +119,32 @@ class ImageSource(Source):
     def _read_exactly(self, value: Any, within: Box, steps: int | tuple[int, ...]) -> Box:
         """Read a box by way of fractions of the image: what is cut to whole pixels must be rounded as the paper's."""
         part = read_box(value, (0.0, 0.0, 1.0, 1.0), steps, self.box_key)
-        outer, sides = relative(self.extent, within), 2 * self.extent[2:]
-        starts, lengths = 2 * outer[:2], 2 * (outer[2] - outer[0], outer[3] - outer[1])
-        edges = zip(part, starts, lengths, sides, strict=True)
-        box = tuple(min((start + edge * length) * side, side) for edge, start, length, side in edges)
+        edges = self._exact_edges(within)
+        box = tuple(edges[place % 2](share) for place, share in enumerate(part))
         if min(box[2] - box[0], box[3] - box[1]) < _LEAST:
             raise BoxError(
                 f"{self.box_key} {shown(value)} is smaller than half a pixel of the image; choose a larger box."
             )
         return box
+
+    def _exact_edges(self, within: Box) -> list[Edge]:
+        """Where shares of the region `within` are along x and y, by way of fractions of the image."""
+        outer = relative(self.extent, within)
+
+        def edge(axis: int) -> Edge:
+            start, length, side = outer[axis], outer[2 + axis] - outer[axis], self.extent[2 + axis]
+            return lambda share: min((start + share * length) * side, side)
+
+        return [edge(0), edge(1)]
+
+    def box_schema(self, within: Box, steps: int | tuple[int, ...], begun: tuple[int, ...] = ()) -> Mapping[str, Any]:
+        """JSON schema of {"bbox_2d": [x1, y1, x2, y2]}: large enough to be read, not too long for its breadth."""
+        units, (height, width) = along(steps, 2), self.pixels.shape[:2]
+        if self._truncates:
+            axes = image_axes(self._exact_edges(within), units, (width, height), truncated_box, _LEAST)
+        else:
+            axes = image_axes(edges_of(within), units, (width, height))
+        return keys_of({self.box_key: box_array(begun, image_range(axes, begun), units, self.box_key)})
 
     def write_box(self, box: Box, within: Box, steps: int | tuple[int, ...]) -> dict[str, Any]:
         """Write `box` as {"bbox_2d": [x1, y1, x2, y2]}, rounded outward to whole steps of `within`."""

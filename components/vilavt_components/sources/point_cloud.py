@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vilavt_components.sources import _cloud_drawing as drawing
+from vilavt_components.sources._box_ranges import along, box_array, edges_of, keys_of
 from vilavt_components.sources._cloud_files import (
     Column,
     Feature,
@@ -135,6 +137,29 @@ class PointCloudSource(Source):
                 f"{self.box_key} {shown(value[self.box_key])} holds no points; choose a box that holds some."
             )
         return box
+
+    def box_schema(self, within: Box, steps: int | tuple[int, ...], begun: tuple[int, ...] = ()) -> Mapping[str, Any]:
+        """JSON schema of {"bbox_3d": [x1, y1, z1, x2, y2, z2]}, a box that holds points."""
+        units = along(steps, 3)
+        following = self._following(within, units, begun) if len(begun) < 6 else range(0)
+        return keys_of({self.box_key: box_array(begun, following, units, self.box_key)})
+
+    def _following(self, within: Box, units: tuple[int, ...], begun: tuple[int, ...]) -> range:
+        """What the next number of a box may be, so that points are left that it can hold."""
+        edges = edges_of(within)
+
+        def at(number: int, axis: int) -> float:
+            return edges[axis](number / units[axis])
+
+        axis, known = len(begun) % 3, [at(number, place % 3) for place, number in enumerate(begun)]
+        left = self.points[self._inside((*known, *within[len(known) :])), axis]
+        if not len(left):
+            return range(0)
+        if len(begun) < 3:
+            starts, farthest = range(units[axis]), left.max()
+            return starts[: bisect_left(starts, True, key=lambda number: bool(_up(at(number, axis)) > farthest))]
+        ends, nearest = range(begun[axis] + 1, units[axis] + 1), left.min()
+        return ends[bisect_left(ends, True, key=lambda number: bool(_down(at(number, axis)) >= nearest)) :]
 
     def write_box(self, box: Box, within: Box, steps: int | tuple[int, ...]) -> dict[str, Any]:
         """Write `box` as {"bbox_3d": [x1, y1, z1, x2, y2, z2]}, rounded outward to whole steps of `within`."""

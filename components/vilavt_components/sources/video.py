@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from vilavt_components.sources._box_ranges import along, box_array, edges_of, image_axes, image_range, keys_of
 from vilavt_components.sources._video_choice import chosen, end_of, nearest, written
 from vilavt_components.sources._video_drawing import Tile, strip
 from vilavt_components.sources._video_file import FileFrames
@@ -26,6 +27,8 @@ from vilavt_toolkit.vision.regions import BoxError, pixel_box, read_bbox, shown,
 
 _FRAMES = 8
 """Frames shown where neither their number nor their rate is set."""
+_TICKS = 10**6
+"""Parts of a second in which a box names a moment."""
 _RECENT = 4
 """Decoded frames that are kept for the next region."""
 _LONGEST = 65_535
@@ -162,14 +165,25 @@ class VideoSource(Source):
     def _frame_at(self, moment: Any) -> int:
         if isinstance(moment, bool) or not isinstance(moment, int | float):
             raise BoxError(f'"{self.time_key}" must be a number of seconds, not {shown(moment)}.')
-        # The last frame lasts a while, and what was written may be rounded.
-        end = max(end_of(self.times), float(written(self.times, len(self.times) - 1)))
-        if not 0 <= moment <= end:
+        if not 0 <= moment <= self._end:
             last = written(self.times, len(self.times) - 1)
             raise BoxError(
                 f'"{self.time_key}" {shown(moment)} is out of range: the video runs from 0 to {last} seconds.'
             )
         return nearest(self.times, moment)
+
+    @property
+    def _end(self) -> float:
+        """The last moment that a box may name: the last frame lasts a while, and what was written may be rounded."""
+        return max(end_of(self.times), float(written(self.times, len(self.times) - 1)))
+
+    def box_schema(self, within: Box, steps: int | tuple[int, ...], begun: tuple[int, ...] = ()) -> Mapping[str, Any]:
+        """JSON schema of {"bbox_2d": [x1, y1, x2, y2], "time": 2.5}, the time in any case within the video."""
+        units = along(steps, 2)
+        axes = image_axes(edges_of(within[1:]), units, (self.width, self.height))
+        last = math.floor(self._end * _TICKS) / _TICKS
+        time = {"type": "number", "minimum": 0, "maximum": last, "multipleOf": 1 / _TICKS}
+        return keys_of({self.box_key: box_array(begun, image_range(axes, begun), units, self.box_key)}, {"time": time})
 
     def write_box(self, box: Box, within: Box, steps: int | tuple[int, ...]) -> dict[str, Any]:
         """Write `box` as {"bbox_2d": [x1, y1, x2, y2]}, with the "time" of its frame where `within` is of another."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vilavt_components.stopping._state import ending
 from vilavt_toolkit.contracts import GO_ON, Decision, LoopState, StoppingPolicy
 from vilavt_toolkit.registry import setting, stopping_policies
 
@@ -19,7 +20,8 @@ class MaxTurnsConfig:
 class MaxTurns(StoppingPolicy):
     """After so many turns, failed tool calls counted, the answer is demanded."""
 
-    def __init__(self, config: MaxTurnsConfig) -> None:
+    def __init__(self, config: MaxTurnsConfig, width: int) -> None:
+        super().__init__()
         self.config = config
 
     @classmethod
@@ -31,4 +33,4 @@ class MaxTurns(StoppingPolicy):
         """Demand the answer once the turns are used up."""
         if len(state.turns) < self.config.turns:
             return GO_ON
-        return Decision("answer", f"{self.config.turns} turns are used up")
+        return Decision(ending(state), f"{self.config.turns} turns are used up")

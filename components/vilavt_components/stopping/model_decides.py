@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vilavt_components.stopping._state import answered
 from vilavt_toolkit.contracts import GO_ON, Decision, LoopState, StoppingPolicy
 from vilavt_toolkit.registry import stopping_policies
 
@@ -17,7 +18,8 @@ class ModelDecidesConfig:
 class ModelDecides(StoppingPolicy):
     """The loop ends when the model has written an answer."""
 
-    def __init__(self, config: ModelDecidesConfig) -> None:
+    def __init__(self, config: ModelDecidesConfig, width: int) -> None:
+        super().__init__()
         self.config = config
 
     @classmethod
@@ -27,5 +29,4 @@ class ModelDecides(StoppingPolicy):
 
     def decide(self, state: LoopState) -> Decision:
         """Stop after an answer."""
-        answered = bool(state.turns) and state.turns[-1].answer is not None
-        return Decision("stop", "answered") if answered else GO_ON
+        return Decision("stop", "answered") if answered(state) else GO_ON

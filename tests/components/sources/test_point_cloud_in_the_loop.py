@@ -94,8 +94,8 @@ def zoomed(recipe, run):
 
 
 def test_a_trace_draws_the_cloud_with_its_boxes_and_what_they_held(zoomed, tmp_path):
-    session, sample = zoomed
-    answer = answer_of(session, sample.question)
+    session, _ = zoomed
+    answer = answer_of(session)
     ((region,),) = [turn.regions for turn in answer.trace.turns if turn.regions]
     assert region.crop.shape[1] == 6 and len(region.crop) >= 60
     answer.draw(tmp_path / "trace.png")

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 import vilavt_toolkit as vt
-from vilavt_toolkit.chat.loop import Loop
 from vilavt_toolkit.cli import run
 from vilavt_toolkit.contracts import GivenTurn, RegionCall, Sample, Task, ToolCall, Turn
 from vilavt_toolkit.dialogue.session import Session, session_of
 from vilavt_toolkit.dialogue.trajectory import Trajectory
 from vilavt_toolkit.recipe import load_recipe
 from vilavt_toolkit.registry import isolated, setting, tasks
+from vilavt_toolkit.testing.scripted import Scripted
 from vilavt_toolkit.training.run import train
 
 VIDEO = ("model.source.name=video", "model.source.frames=3")
@@ -60,12 +60,9 @@ def scripted(monkeypatch):
         encode = model.language_model.tokenizer.encode
         left = [token for turn in turns for token in encode(model.dialogue.write(turn))]
 
-        class Scripted(Loop):
-            def _draw(self, rows, logits, open_rows):
-                tokens, logprobs = super()._draw(rows, logits, open_rows)
-                return ([left.pop(0)] if left else tokens), logprobs
-
-        monkeypatch.setattr("vilavt_toolkit.chat.ask.Loop", Scripted)
+        monkeypatch.setattr(
+            "vilavt_toolkit.chat.chat.Loop", lambda model, decoding: Scripted(model, decoding, lambda number: left)
+        )
 
     return script
 

@@ -10,6 +10,7 @@ from vilavt_toolkit.chat.loop import Decoding, Loop
 from vilavt_toolkit.contracts import RegionCall, ToolCall, Turn
 from vilavt_toolkit.dialogue.batch import collate
 from vilavt_toolkit.dialogue.session import Session
+from vilavt_toolkit.testing.scripted import Scripted
 from vilavt_toolkit.training.losses import target_logprobs
 
 
@@ -29,23 +30,6 @@ def opened(model, images: list[int], question: str, tool: bool = True) -> Sessio
 def call(model, *boxes: tuple[int, list[int]], inquiry: str = "red square") -> list[int]:
     turn = Turn("look", call=ToolCall(tuple(RegionCall(i, {"bbox_2d": b}) for i, b in boxes), inquiry))
     return model.language_model.tokenizer.encode(model.dialogue.write(turn))
-
-
-class Scripted(Loop):
-    """The loop with its real cache and encoding, but with some rows' tokens chosen instead of sampled."""
-
-    def __init__(self, model, decoding, scripts):
-        super().__init__(model, decoding)
-        self.scripts = scripts
-
-    def _draw(self, rows, logits, open_rows):
-        tokens, logprobs = super()._draw(rows, logits, open_rows)
-        full = (logits.float() / (self.decoding.temperature or 1.0)).log_softmax(-1)
-        for index, row in enumerate(rows):
-            if open_rows[index] and self.scripts[row.number]:
-                tokens[index] = self.scripts[row.number].pop(0)
-                logprobs[index] = full[index, tokens[index]].item()
-        return tokens, logprobs
 
 
 def dialogues(model) -> tuple[list[Session], list[list[int]]]:
@@ -90,10 +74,10 @@ def test_cached_logprobs_equal_one_full_forward(chat_model, left, together):
     sessions, scripts = dialogues(chat_model)
     decoding = Decoding(max_new_tokens=40, temperature=0.9, seed=5)
     if together:
-        Scripted(chat_model, decoding, scripts).run(sessions)
+        Scripted(chat_model, decoding, scripts.__getitem__).run(sessions)
     else:
         for session, script in zip(sessions, scripts, strict=True):
-            Scripted(chat_model, decoding, [script]).run([session])
+            Scripted(chat_model, decoding, [script].__getitem__).run([session])
     assert sessions[0].calls == 2 and sessions[2].calls == 1 and sessions[3].calls == 1
     batches = [sessions] if together else [[session] for session in sessions]
     for rows in batches:
@@ -127,7 +111,7 @@ def test_nothing_is_prefilled_or_encoded_twice(tiny_model, monkeypatch):
 
     monkeypatch.setattr(type(tiny_model.language_model), "forward", counting_forward)
     monkeypatch.setattr(type(tiny_model), "encode", counting_encode)
-    Scripted(tiny_model, Decoding(max_new_tokens=40), scripts).run(sessions)
+    Scripted(tiny_model, Decoding(max_new_tokens=40), scripts.__getitem__).run(sessions)
     assert sum(fed) <= sum(len(session.trajectory.ids) for session in sessions)
     assert sum(encoded) == sum(len(session.trajectory.regions) for session in sessions)
 
@@ -147,7 +131,7 @@ def test_sampling_is_reproducible_and_seeded_per_dialogue(tiny_model):
 def test_a_sampled_dialogue_does_not_depend_on_its_neighbours(tiny_model):
     def ids(neighbour: list[int]) -> list[int]:
         sessions = [opened(tiny_model, [0], QUESTIONS[0]) for _ in range(2)]
-        Scripted(tiny_model, Decoding(20, temperature=1.0, seed=1), [neighbour, []]).run(sessions)
+        Scripted(tiny_model, Decoding(20, temperature=1.0, seed=1), [neighbour, []].__getitem__).run(sessions)
         return sessions[1].trajectory.ids
 
     ends_early = tiny_model.language_model.tokenizer.encode("<think>a</think><answer>7</answer>")
@@ -156,7 +140,7 @@ def test_a_sampled_dialogue_does_not_depend_on_its_neighbours(tiny_model):
 
 def run_script(model, script: list[int], turns: int = 3) -> Session:
     session = opened(model, [0], QUESTIONS[0])
-    Scripted(model, Decoding(max_new_tokens=60), [script]).run([session])
+    Scripted(model, Decoding(max_new_tokens=60), [script].__getitem__).run([session])
     return session
 
 
@@ -212,7 +196,7 @@ def test_a_full_context_rolls_the_turn_back_whole(tiny_model):
     before = len(session.trajectory.ids)
     assert session.room < 150
     zoom = call(tiny_model, *[(0, [0, 0, 2, 2])] * 6)
-    Scripted(tiny_model, Decoding(max_new_tokens=80), [zoom]).run([session])
+    Scripted(tiny_model, Decoding(max_new_tokens=80), [zoom].__getitem__).run([session])
     trajectory = session.trajectory
     assert trajectory.why == "the context is full"
     assert len(trajectory.regions) == len(session.views) == 1 and len(trajectory.groups) == 1

@@ -22,6 +22,7 @@ from vilavt_toolkit.evaluation.report import evaluate_run
 from vilavt_toolkit.evaluation.runner import ARMS, Item, evaluate, permuted_inquiries
 from vilavt_toolkit.recipe import load_recipe
 from vilavt_toolkit.schema import EvalSection
+from vilavt_toolkit.testing.scripted import Scripted
 
 SMALL = EvalSection(items=7, batch_size=3, max_new_tokens=40)
 
@@ -44,7 +45,7 @@ class Heard:
 
     def __init__(self, model, monkeypatch):
         self.told: list[tuple[tuple[int, ...], ...]] = []
-        encode, sample = type(model).encode, runner.Loop._sample_turns
+        encode = type(model).encode
         turns = ['<think>a</think><tool>{"region": [{"index": 0, "bbox_2d": [0, 0, 2, 2]}], "query": "%s"}</tool>']
         turns.append("<think>b</think><answer>7</answer>")
         words = ["red square", "blue circle", "green triangle"]
@@ -53,27 +54,21 @@ class Heard:
             self.told.append(tuple(tuple(inquiries[group]) for group in groups))
             return encode(this, views, groups, inquiries)
 
-        def scripted(loop, rows, cache, logits):
-            said = sample(loop, rows, cache, logits)
-            result = []
-            for row, _ in zip(rows, said, strict=True):
-                zooms = bool(row.session.sources) and not row.session.calls
-                text = turns[0] % words[row.number % 3] if zooms else turns[1]
-                ids = model.language_model.tokenizer.encode(text)
-                row.fed = min(row.fed, len(row.session.trajectory.ids))
-                result.append((ids, [-1.0] * len(ids)))
-            return result
+        def script(seat) -> list[int]:
+            zoom = turns[0] % words[seat.number % 3] if seat.session.sources else ""
+            return model.language_model.tokenizer.encode(zoom + turns[1])
+
+        class Zooming(Scripted):
+            def __init__(self, model, decoding, rewrite):
+                super().__init__(model, decoding, lambda number: [], rewrite)
+
+            def _draw(self, seats, logits):
+                for seat in seats:
+                    self._left.setdefault(seat, script(seat))
+                return super()._draw(seats, logits)
 
         monkeypatch.setattr(type(model), "encode", noting)
-        monkeypatch.setattr(runner.Loop, "_sample_turns", scripted)
-        # The scripted words are not in the cache; what the model says is of no interest here.
-        monkeypatch.setattr(runner.Loop, "_step", lambda loop, rows, cache, tokens, alive: cache_logits(loop, rows))
-
-
-def cache_logits(loop, rows):
-    import torch
-
-    return torch.zeros(len(rows), loop.model.language_model.vocab_size)
+        monkeypatch.setattr(runner, "Loop", Zooming)
 
 
 def arm(model, task, name, monkeypatch, section=SMALL, watch=None):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,12 +9,13 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from vilavt_toolkit.chat.loop import Decoding, Loop
+from vilavt_toolkit.chat.loop import Decoding
 from vilavt_toolkit.contracts import RegionCall, ToolCall, Turn
 from vilavt_toolkit.loading import build
 from vilavt_toolkit.model import VisualChatModel
 from vilavt_toolkit.recipe import load_recipe
 from vilavt_toolkit.registry import isolated
+from vilavt_toolkit.testing.scripted import Scripted
 from vilavt_toolkit.training.pending import Pending
 from vilavt_toolkit.training.rl import PolicyModule, PolicyParts
 from vilavt_toolkit.training.rl_run import StepNumbers
@@ -55,28 +55,6 @@ def rl_recipe(tiny_recipe: Path):
     tiny_recipe.write_text(tiny_recipe.read_text() + RL)
     with isolated():
         yield tiny_recipe
-
-
-class Scripted(Loop):
-    """The loop with its real cache and encoding, but with the first tokens of sessions chosen instead of sampled."""
-
-    def __init__(self, model, decoding, script: Callable[[int], list[int]]):
-        super().__init__(model, decoding)
-        self.script = script
-        self.left: dict[int, list[int]] = {}
-
-    def run(self, sessions, seeds=None):
-        self.left = {number: self.script(number) for number in range(len(sessions))}
-        super().run(sessions, seeds)
-
-    def _draw(self, rows, logits, open_rows):
-        tokens, logprobs = super()._draw(rows, logits, open_rows)
-        full = (logits.float() / self.decoding.temperature).log_softmax(-1)
-        for index, row in enumerate(rows):
-            if open_rows[index] and self.left[row.number]:
-                tokens[index] = self.left[row.number].pop(0)
-                logprobs[index] = full[index, tokens[index]].item()
-        return tokens, logprobs
 
 
 def zoom(model, number: int) -> list[int]:

@@ -1,16 +1,15 @@
-"""One question about images, asked and answered, with everything that happened on the way."""
+"""One question and its answer, with everything that happened on the way."""
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vilavt_toolkit.chat.loop import Decoding, Loop
+from vilavt_toolkit.chat.looked import looked_at
 from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.dialogue.trajectory import Trajectory
 from vilavt_toolkit.errors import InputError
@@ -30,13 +29,26 @@ class Answer:
     why: str
     """Why the loop stopped."""
     cost: Mapping[str, float]
-    """Turns, tokens read and written, regions and features encoded, seconds."""
+    """Turns, tokens read and written, regions, patches and features encoded, operations, seconds: of this question."""
     trajectory: Trajectory
+    """The whole dialogue up to here."""
     session: Session = field(repr=False, compare=False)
-    """The dialogue that led to it, with its model."""
+    """The dialogue that led to it, with its model; of a chat that goes on, as it was."""
 
     def __str__(self) -> str:
         return self.text if self.text is not None else f"(no answer: {self.why})"
+
+    @property
+    def logprobs(self) -> list[tuple[str, float]]:
+        """Every token that the model wrote for this question, with its log-probability at the sampling temperature."""
+        trajectory, tokenizer = self.trajectory, self.session.model.language_model.tokenizer
+        first = trajectory.questions[-1].turn if trajectory.questions else 0
+        start = trajectory.starts[first] if first < len(trajectory.starts) else len(trajectory.ids)
+        return [
+            (tokenizer.decode([trajectory.ids[index]]), trajectory.logprobs[index])
+            for index in range(start, len(trajectory.ids))
+            if trajectory.produced[index]
+        ]
 
     def explain(self) -> dict[int, Explanation]:
         """What the encoder attended to in every region that has an inquiry, by the region's index.
@@ -49,26 +61,28 @@ class Answer:
             raise InputError("Nothing was encoded under an inquiry here, so there is nothing to explain.")
         views = [self.session.views[index] for index in asked]
         groups = [trajectory.regions[index].group for index in asked]
-        with _evaluating(model):
+        with evaluating(model):
             found = model.encoder.explain_views(views, groups, [group.ids for group in trajectory.groups])
         return dict(zip(asked, found, strict=True))
 
     def draw(self, path: str | os.PathLike[str], explain: bool = False) -> None:
         """Draw the regions on the images and the crops beside them into a picture; raises InputError.
 
-        With `explain`, heat maps show what the encoder attended to in each region, as `explain` says.
+        With `explain`, heat maps show what the encoder attended to, as `explain` says.
         """
         draw_trace(self.trace, Path(path), self.explain() if explain else None)
 
 
 @contextmanager
-def _evaluating(model: VisualChatModel) -> Iterator[None]:
-    training = model.training
+def evaluating(model: VisualChatModel) -> Iterator[None]:
+    """The model in evaluation mode; behind it, every module in the mode that it was in."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
 
 
 def ask(
@@ -81,54 +95,58 @@ def ask(
     seed: int = 0,
 ) -> Answer:
     """Ask one question about one original or a list of them (paths, PIL images, uint8 arrays); raises InputError."""
+    from vilavt_toolkit.chat.chat import Chat
+    from vilavt_toolkit.chat.decoding import Decoding
+
     originals = list(images) if isinstance(images, list | tuple) else [images]
-    started = time.perf_counter()
-    session = Session(model, [model.open_source(original) for original in originals])
-    session.open(question)
-    with _evaluating(model):
-        Loop(model, Decoding(max_new_tokens, temperature, seed)).run([session])
-    return answer_of(session, question, time.perf_counter() - started)
+    return Chat(model, originals, Decoding(max_new_tokens, temperature, seed)).ask(question)
 
 
-def answer_of(session: Session, question: str, seconds: float | None = None) -> Answer:
-    """The answer of a session that has run to its end."""
+def answer_of(session: Session, question: str | None = None) -> Answer:
+    """The answer to the last question of a session that has run to its end; a trace may name the question otherwise."""
     trajectory = session.trajectory
-    cost = _cost(session)
-    if seconds is not None:
-        cost["seconds"] = round(seconds, 3)
-    sources = tuple(session.sources)
-    trace = Trace(question, sources, tuple(_turns(session)), trajectory.why, cost)
-    return Answer(trajectory.answer, trace, trajectory.why, cost, trajectory, session)
+    asked, cost = trajectory.questions[-1], _cost(session)
+    trace = Trace(
+        asked.text if question is None else question,
+        tuple(session.sources),
+        tuple(_turns(session)),
+        trajectory.why,
+        cost,
+    )
+    answered = trajectory.answer if len(trajectory.turns) > asked.turn else None
+    return Answer(answered, trace, trajectory.why, cost, trajectory, session)
 
 
 def _cost(session: Session) -> dict[str, float]:
-    trajectory = session.trajectory
-    features = sum(region.count for region in trajectory.regions)
-    produced = sum(trajectory.produced)
-    return {
-        "turns": len(trajectory.turns),
-        "tokens_read": len(trajectory.ids) - produced - features,
-        "tokens_written": produced,
-        "regions": len(trajectory.regions),
-        "features": features,
+    trajectory, spent = session.trajectory, session.spent
+    first = trajectory.questions[-1].start
+    cost: dict[str, float] = {
+        "turns": len(trajectory.turns) - trajectory.questions[-1].turn,
+        "tokens_read": spent.read,
+        "tokens_written": spent.written,
+        "regions": sum(region.start >= first for region in trajectory.regions),
+        "patches": spent.patches,
+        "features": spent.features,
+        "gflops": round(spent.flops / 1e9, 6),
+        "seconds": round(spent.seconds, 3),
     }
+    return cost | ({"tokens_probed": spent.probed} if spent.probed else {})
 
 
 def _turns(session: Session) -> Sequence[TraceTurn]:
-    trajectory = session.trajectory
-    following = iter(index for index, region in enumerate(trajectory.regions) if region.box is not None)
+    """The turns of the last question."""
+    trajectory, asked = session.trajectory, session.trajectory.questions[-1]
+    first = next((n for n, region in enumerate(trajectory.regions) if region.start >= asked.start), None)
+    made = looked_at(session, range(first, len(trajectory.regions))) if first is not None else ()
+    following = iter(made)
+    left = session.calls - session.calls_before
     turns = []
-    for turn, feedback in zip(trajectory.turns, trajectory.feedback, strict=True):
-        regions: list[TraceRegion] = []
-        if turn.call is not None and not feedback and session.calls:
-            regions = [_region(session, index) for _, index in zip(turn.call.regions, following, strict=False)]
+    said = zip(trajectory.turns[asked.turn :], trajectory.feedback[asked.turn :], strict=True)
+    for turn, feedback in said:
+        regions: tuple[TraceRegion, ...] = ()
+        if turn.call is not None and not feedback and left > 0:
+            regions = tuple(region for _, region in zip(turn.call.regions, following, strict=False))
+            left -= 1
         inquiry = turn.call.inquiry if turn.call is not None else ""
-        turns.append(TraceTurn(turn.thought, inquiry, tuple(regions), feedback, turn.answer))
+        turns.append(TraceTurn(turn.thought, inquiry, regions, feedback, turn.answer))
     return turns
-
-
-def _region(session: Session, index: int) -> TraceRegion:
-    placed = session.trajectory.regions[index]
-    source = session.sources[placed.source]
-    assert placed.box is not None
-    return TraceRegion(index, placed.source, source, placed.box, source.crop(placed.box).data)

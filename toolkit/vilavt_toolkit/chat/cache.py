@@ -1,36 +1,192 @@
-"""The language model's cache over a ragged batch: rows grow by different lengths, columns are shared."""
+"""The language model's keys and values, a row per dialogue: each as long as what it has read, none read twice."""
 
 from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from vilavt_toolkit.contracts import LanguageModel
+_ROUND = 64
+"""Columns are made room for in such steps, and by a quarter of what there is, so that growing costs little in all."""
 
 
-class RaggedCache:
-    """Keys and values of B rows. A row without a token in a column has a hole there, masked and without position."""
+class KeyValues:
+    """Keys and values of at most `rows` dialogues, side by side; row b holds its first `lengths[b]` columns."""
 
-    def __init__(self, language_model: LanguageModel, rows: int, device: torch.device) -> None:
-        self._language_model = language_model
-        self._cache = language_model.new_cache()
-        self._mask = torch.zeros(rows, 0, dtype=torch.bool, device=device)
-        self._next = torch.zeros(rows, dtype=torch.long, device=device)  # the first free position of every row
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self.device = device
+        self.lengths = [0] * rows
+        self.free = [0] * rows
+        """The first free position of every row: M-RoPE's run slower than columns."""
+        self.layers: list[tuple[Tensor, Tensor]] = []
+        """Of every layer keys and values [rows, H, columns, d]; made by the first forward, which knows their shapes."""
+        self._columns = 0
+        self.protected = 0
+        """Of a single row: columns that several dialogues hold."""
+        self.owner: weakref.ref[Kept] | None = None
+        """Of a single row: the dialogue that may write behind what is protected."""
 
-    def extend(self, embeddings: Tensor, valid: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Add columns [B, L, D] where `valid` [B, L]; logits [B, V] of the last column.
+    @property
+    def columns(self) -> int:
+        """Columns that there is room for."""
+        return self._columns
 
-        `positions` [P, B, L], each row's counted from 0; None: text only.
-        """
-        if positions is None:
-            positions = (valid.cumsum(1) - 1).clamp(min=0).expand(self._language_model.axes, -1, -1)
-        placed = self._next[:, None] + positions
-        self._next = torch.where(valid, placed + 1, self._next[:, None]).amax((0, 2))
-        self._mask = torch.cat([self._mask, valid], dim=1)
-        logits: Tensor = self._language_model(embeddings, placed, self._mask, cache=self._cache, last=1)
-        return logits[:, -1]
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        return sum(part.nbytes for layer in self.layers for part in layer)
 
-    def select(self, rows: Tensor) -> None:
-        """Keep only `rows`, in their order."""
-        self._language_model.select_cache(self._cache, rows)
-        self._mask, self._next = self._mask.index_select(0, rows), self._next.index_select(0, rows)
+    @torch.inference_mode()
+    def reserve(self, columns: int) -> None:
+        """Make room for so many columns; what is held stays."""
+        if columns <= self._columns:
+            return
+        grown = max(columns, self._columns + self._columns // 4)
+        self._columns = -(-grown // _ROUND) * _ROUND
+        held = max(self.lengths)
+        for index, layer in enumerate(self.layers):
+            self.layers[index] = self._grown(layer[0], held), self._grown(layer[1], held)
+
+    def _grown(self, part: Tensor, held: int) -> Tensor:
+        rows, heads, _, width = part.shape
+        larger = part.new_zeros(rows, heads, self._columns, width)
+        larger[:, :, :held] = part[:, :, :held]
+        return larger
+
+    def layer(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and values of a layer, made to fit the first that come."""
+        while len(self.layers) <= index:
+            rows = len(self.lengths)
+            # Zeros: what is masked is multiplied by 0, and 0 times what memory happens to hold may be no number.
+            empty = [part.new_zeros(rows, part.shape[1], self._columns, part.shape[3]) for part in (keys, values)]
+            self.layers.append((empty[0], empty[1]))
+        return self.layers[index]
+
+    def truncate(self, row: int, length: int, free: int | None = None) -> None:
+        """Forget a row's columns from `length` on; all of them text, unless the `free` position there is given."""
+        self.free[row] = self.free[row] - (self.lengths[row] - length) if free is None else free
+        self.lengths[row] = length
+
+    @torch.inference_mode()
+    def copy_row(self, source: KeyValues, there: int, here: int) -> None:
+        """Let row `here` hold what row `there` of `source` holds."""
+        length = source.lengths[there]
+        self.reserve(length)
+        for index, (keys, values) in enumerate(source.layers):
+            own_keys, own_values = self.layer(index, keys, values)
+            own_keys[here, :, :length] = keys[there, :, :length]
+            own_values[here, :, :length] = values[there, :, :length]
+        self.lengths[here], self.free[here] = length, source.free[there]
+
+    def extension(self, rows: Sequence[int], counts: Sequence[int], dtype: torch.dtype) -> Extension:
+        """What one forward adds to `rows`: `counts` new columns each, padded on the left; makes room for them."""
+        self.reserve(max(self.lengths[row] + count for row, count in zip(rows, counts, strict=True)))
+        return Extension(self, rows, counts, dtype)
+
+    def commit(self, rows: Sequence[int], counts: Sequence[int], free: Sequence[int]) -> None:
+        """Keep what a forward has added; `free` positions behind it. Without this, the next one overwrites it."""
+        for row, count, first in zip(rows, counts, free, strict=True):
+            self.lengths[row] += count
+            self.free[row] = first
+
+
+class Extension:
+    """New columns of some rows: where they are written, and what each of them sees. A `CacheView`."""
+
+    def __init__(self, cache: KeyValues, rows: Sequence[int], counts: Sequence[int], dtype: torch.dtype) -> None:
+        self._cache, length = cache, max(counts)
+        self._columns = max(cache.lengths[row] + count for row, count in zip(rows, counts, strict=True))
+        first = [cache.lengths[row] - (length - count) for row, count in zip(rows, counts, strict=True)]
+        into = torch.tensor(first)[:, None] + torch.arange(length)
+        # Columns of padding would be written before the row's own new ones; they are not written at all.
+        real = torch.arange(length) >= length - torch.tensor(counts)[:, None]
+        at = real.nonzero(as_tuple=True)
+        self._from = None if bool(real.all()) else (at[0] * length + at[1]).to(cache.device)
+        self._into = torch.tensor(rows)[at[0]].to(cache.device), into[at].to(cache.device)
+        self._rows = None if list(rows) == list(range(len(rows))) else torch.tensor(rows).to(cache.device)
+        self._count = len(rows)
+        # Padding sees the first column, since attention to nothing is no number.
+        last = into.clamp(min=0).to(cache.device)
+        hidden = torch.arange(self._columns, device=cache.device) > last[:, :, None]
+        self.mask = torch.zeros(hidden.shape, dtype=dtype, device=cache.device).masked_fill_(hidden, -torch.inf)[
+            :, None
+        ]
+
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add keys and values [B, H, L, d] of the new columns, rotated; return those of all columns, [B, H, C, d]."""
+        kept = self._cache.layer(layer, keys, values)
+        return self._add(kept[0], keys), self._add(kept[1], values)
+
+    def _add(self, kept: Tensor, new: Tensor) -> Tensor:
+        packed = new.transpose(1, 2).flatten(0, 1)
+        rows, columns = self._into
+        kept[rows, :, columns] = (packed if self._from is None else packed[self._from]).to(kept.dtype)
+        held = kept[:, :, : self._columns]
+        return (held[: self._count] if self._rows is None else held.index_select(0, self._rows)).to(new.dtype)
+
+
+class Kept:
+    """What one dialogue has read, from question to question; shared with its forks until one of them reads on."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._cache: KeyValues | None = None
+        self.length = 0
+        """Ids that have been read."""
+        self.free = 0
+        """The first free position."""
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes, together with those that it is shared with."""
+        return 0 if self._cache is None else self._cache.bytes
+
+    def fork(self) -> Kept:
+        """Another that holds the same; nothing is copied before both read on."""
+        other = Kept(self._device)
+        other._cache, other.length, other.free = self._cache, self.length, self.free
+        if self._cache is not None:
+            self._cache.protected = max(self._cache.protected, self.length)
+        return other
+
+    def truncate(self, length: int, free: int) -> None:
+        """Forget what was read from `length` on; `free` is the first free position there."""
+        self.length, self.free = length, free
+
+    def writable(self) -> KeyValues:
+        """Its keys and values as a cache of one row, to read on in; a copy where others hold what would change."""
+        cache = self._cache
+        if cache is None or not self._may_write(cache):
+            self._cache = KeyValues(1, self._device)
+            self._cache.owner = weakref.ref(self)
+            if cache is not None and self.length:
+                cache.lengths[0] = max(cache.lengths[0], self.length)
+                self._cache.copy_row(cache, 0, 0)
+        assert self._cache is not None
+        self._cache.lengths[0], self._cache.free[0] = self.length, self.free
+        return self._cache
+
+    def _may_write(self, cache: KeyValues) -> bool:
+        owner = cache.owner() if cache.owner is not None else None
+        if self.length < cache.protected or (owner is not None and owner is not self):
+            return False
+        cache.owner = weakref.ref(self)
+        return True
+
+    def take(self, cache: KeyValues, row: int) -> None:
+        """Hold what a row of a cache has read."""
+        if cache is not self._cache:
+            self._cache = KeyValues(1, self._device)
+            self._cache.owner = weakref.ref(self)
+            self._cache.copy_row(cache, row, 0)
+        self.length, self.free = cache.lengths[row], cache.free[row]
+
+    def give(self, cache: KeyValues, row: int) -> None:
+        """Let a row of a cache hold what this has read."""
+        if self._cache is None:
+            cache.lengths[row] = cache.free[row] = 0
+            return
+        self._cache.lengths[0], self._cache.free[0] = self.length, self.free
+        cache.copy_row(self._cache, 0, row)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -32,6 +32,10 @@ class Batch:
     """Inquiry group of every view."""
     inquiries: tuple[tuple[int, ...], ...]
     """Ids of every group's inquiry."""
+    starts: Tensor
+    """[M] the flattened [B * L] columns that the M turns the model wrote begin behind: each predicts a first token."""
+    answered: Tensor
+    """[M] float32, 1 where that turn answers, 0 where it calls the tool; turns that do neither are left out."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch with its tensors on `device`; views move when they are embedded."""
@@ -58,6 +62,7 @@ def collate(
     slots: list[Tensor] = []
     groups: list[int] = []
     inquiries: list[tuple[int, ...]] = []
+    begun: list[tuple[int, bool]] = []
     for row, trajectory in enumerate(trajectories):
         size = len(trajectory.ids)
         start = length - size if left else 0
@@ -66,6 +71,7 @@ def collate(
         produced[row, span] = torch.tensor(trajectory.produced)
         mask[row, span] = True
         positions[:, row, span] = trajectory.positions(language_model)
+        begun += [(row * length + start + column, answers) for column, answers in _beginnings(trajectory)]
         for region in trajectory.regions:
             first = row * length + start + region.start
             slots.append(torch.arange(first, first + region.count))
@@ -74,4 +80,15 @@ def collate(
     placed = torch.cat(slots) if slots else torch.zeros(0, dtype=torch.long)
     packed = tuple(view for row in views for view in row)
     targets = produced.flatten().nonzero()[:, 0]
-    return Batch(ids, positions, mask, targets, placed, packed, tuple(groups), tuple(inquiries))
+    starts = torch.tensor([column for column, _ in begun], dtype=torch.long)
+    answered = torch.tensor([answers for _, answers in begun], dtype=torch.float32)
+    return Batch(ids, positions, mask, targets, placed, packed, tuple(groups), tuple(inquiries), starts, answered)
+
+
+def _beginnings(trajectory: Trajectory) -> Iterator[tuple[int, bool]]:
+    """The column before each turn that the model wrote and that answers or calls, and whether it answers."""
+    # Records from before turns' starts were kept have none.
+    for start, turn in zip(trajectory.starts, trajectory.turns, strict=bool(trajectory.starts)):
+        written = start < len(trajectory.produced) and trajectory.produced[start]
+        if written and start and (turn.answer is not None or turn.call is not None):
+            yield start - 1, turn.answer is not None

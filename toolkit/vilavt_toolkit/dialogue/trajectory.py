@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from torch import Tensor
@@ -29,6 +29,19 @@ class PlacedRegion:
     """The grid of its features, as the language model sees them."""
     scale: float = 0.0
     """Units of the view it was named in per unit of its source; 0 for a first view."""
+    among: int = 1
+    """How many first views were shown together with it, itself counted."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question of the dialogue."""
+
+    text: str
+    turn: int
+    """The number of the first turn after it."""
+    start: int
+    """Where its user turn begins in the ids."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,9 @@ class Trajectory:
     regions: list[PlacedRegion] = field(default_factory=list)
     groups: list[GroupInquiry] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    """Where each turn begins in the ids."""
+    questions: list[Asked] = field(default_factory=list)
     feedback: list[str] = field(default_factory=list)
     """What each turn was told when it could not be carried out; empty for a good turn."""
     why: str = ""
@@ -86,6 +102,11 @@ class Trajectory:
         self.produced.extend([produced] * len(ids))
         self.logprobs.extend(logprobs)
 
+    def copy(self) -> Trajectory:
+        """A trajectory of its own that begins as this one."""
+        lists: dict[str, Any] = {item.name: list(value) for item in fields(self) if isinstance(value := getattr(self, item.name), list)}
+        return replace(self, **lists)
+
     def to_json(self) -> dict[str, Any]:
         """Plain data; `from_json` reads it back."""
         return asdict(self)
@@ -105,7 +126,9 @@ class Trajectory:
             for r in data["regions"]
         ]
         groups = [GroupInquiry(g["text"], tuple(g["ids"])) for g in data["groups"]]
-        return cls(**{**data, "regions": regions, "groups": groups, "turns": [_turn(t) for t in data["turns"]]})
+        turns = [_turn(turn) for turn in data["turns"]]
+        questions = [Asked(**asked) for asked in data.get("questions", ())]
+        return cls(**{**data, "regions": regions, "groups": groups, "turns": turns, "questions": questions})
 
 
 def _turn(data: Mapping[str, Any]) -> Turn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,33 +22,60 @@ from vilavt_toolkit.loading import best_device, build_model
 from vilavt_toolkit.model import VisualChatModel
 from vilavt_toolkit.recipe import CheckedRecipe, load_recipe
 from vilavt_toolkit.training import checkpoints
-from vilavt_toolkit.training.run import dtype_of
+from vilavt_toolkit.training.run import dtype_of, filled_from
 from vilavt_toolkit.versions import versions
+from vilavt_toolkit.weightless import listed_in_short
+
+log = logging.getLogger(__name__)
+
+_STOPPING = ("model.stopping=", "model.stopping.", "model.stopping[")
 
 
 def evaluate_run(run: str | os.PathLike[str], overrides: Sequence[str], console: Console) -> dict[str, Any]:
     """Evaluate the newest checkpoint of a run and return the summary; raises VilavtError."""
     folder, allowed = checkpoints.find(run), _allowed(overrides)
-    model, _ = checkpoints.load(folder, best_device())
+    stopping = [override for override in allowed if override.startswith(_STOPPING)]
+    model, _ = checkpoints.load(folder, best_device(), overrides=stopping)
     recipe = load_recipe(folder / "recipe.yaml", allowed)
     return _evaluated(model, recipe, Path(run) / "eval", _provenance(folder, recipe), console)
 
 
 def evaluate_recipe(recipe: CheckedRecipe, console: Console) -> dict[str, Any]:
-    """Evaluate the checkpoint that a recipe's `model.checkpoint` names, and return the summary; raises VilavtError.
+    """Evaluate what a recipe begins as, untrained, and return the summary; raises VilavtError.
 
-    Its weights are of the type that `train.precision` has them in.
+    That is the checkpoint of others that `model.checkpoint` names, in the type that `train.precision` has weights in,
+    or the run that `train.start` does.
     """
     name = recipe.recipe.model.checkpoint
+    if not name and recipe.recipe.train.start:
+        return _evaluated_start(recipe, console)
     if not name:
         raise UsageError(
-            f"{recipe.path} names no checkpoint to evaluate; set model.checkpoint, or train it and give its run."
+            f"{recipe.path} names nothing to evaluate; set model.checkpoint or train.start, or train it and give its "
+            "run."
         )
     torch.manual_seed(recipe.recipe.seed)
     model = build_model(recipe, dtype_of(recipe.recipe.train.precision)).to(best_device()).eval()
     facts = {"checkpoint": name, "step": 0, **_setting(recipe)}
     run = checkpoints.run_folder(recipe.recipe.run)
     return _evaluated(model, recipe, run / "eval", facts, console)
+
+
+def _evaluated_start(recipe: CheckedRecipe, console: Console) -> dict[str, Any]:
+    """Evaluate the run that a recipe would begin training with, under the recipe's own stopping policies."""
+    run = checkpoints.run_folder(recipe.recipe.run)
+    if (run / "checkpoints").is_dir():
+        raise UsageError(f"{recipe.path} has been trained; evaluate its run: vilavt eval {run}")
+    folder = checkpoints.find(recipe.recipe.train.start)
+    model, new = filled_from(recipe, folder, other_stopping=True)
+    if new:
+        raise UsageError(
+            f"{folder} holds no weights {listed_in_short(new)}, which a stopping policy of {recipe.path} has to learn "
+            f"first: vilavt train {recipe.name}"
+        )
+    log.warning("%s is evaluated untrained, with the weights of %s.", recipe.path, folder)
+    out = run / "eval"
+    return _evaluated(model.to(best_device()).eval(), recipe, out, _provenance(folder, recipe), console)
 
 
 def _evaluated(
@@ -69,10 +97,12 @@ def _evaluated(
 
 
 def _allowed(overrides: Sequence[str]) -> Sequence[str]:
-    """Only what is asked may change, never the model that was trained."""
+    """Only what is asked, and when the model stops looking, may change, never the model that was trained."""
     for override in overrides:
-        if not override.startswith(("eval.", "task.", "seed=")):
-            raise UsageError(f"{override!r} cannot change after training; change eval.*, task.* or seed.")
+        if not override.startswith(("eval.", "task.", "seed=", *_STOPPING)):
+            raise UsageError(
+                f"{override!r} cannot change after training; change eval.*, task.*, model.stopping or seed."
+            )
     return overrides
 
 
@@ -101,7 +131,7 @@ class _Example:
         if self.kept is None or not self.kept[1].sources:
             return
         sample, file = self.kept[0].sample, out / "example.png"
-        answer = answer_of(self.kept[1], sample.question)
+        answer = answer_of(self.kept[1])
         answer.draw(file)
         # The bare originals beside it are something to ask about at once.
         for number, source in enumerate(self.kept[1].sources):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from vilavt_toolkit.chat.loop import Decoding, Loop, Rewrite
 from vilavt_toolkit.contracts import Sample, Task
 from vilavt_toolkit.dialogue.session import Session, opened
 from vilavt_toolkit.dialogue.trajectory import Trajectory
-from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.errors import InputError, VilavtError
 from vilavt_toolkit.files import write_text
 from vilavt_toolkit.model import VisualChatModel
 from vilavt_toolkit.progress import track
@@ -81,19 +81,22 @@ def evaluate(
     """Ask every item under every arm; raises InputError naming the item that cannot be asked."""
     size = task.length(section.split)
     count = min(section.items or size, size)
-    decoding = Decoding(section.max_new_tokens, seed=seed)
+    decoding = Decoding(section.max_new_tokens, seed=seed, grammar=section.grammar)
     results: dict[str, list[Item]] = {}
     for name in _ordered(section.arms):
         rewrite = _rewrites(ARMS[name], results.get("modulated", []), seed)
-        batches = _batches(count, section.batch_size)
-        results[name] = []
-        for indices in track(batches, len(batches), name):
-            samples = [task.sample(section.split, index) for index in indices]
-            sessions = _ask(model, ARMS[name], samples, decoding, rewrite, indices[0])
-            for sample, session in zip(samples, sessions, strict=True):
-                results[name].append(_item(task, name, sample, session))
-                if watch is not None:
-                    watch(results[name][-1], session)
+        asked: dict[int, Sample] = {}
+        found: dict[int, Item] = {}
+        sessions = _opened(model, ARMS[name], (task.sample(section.split, index) for index in range(count)), asked)
+        seats = Loop(model, decoding, rewrite).each(sessions, section.batch_size)
+        for seat in track(seats, count, name):
+            sample = asked.pop(seat.number)
+            if seat.error is not None:
+                raise _of_item(sample, seat.error)
+            found[seat.number] = _item(task, name, sample, seat.session)
+            if watch is not None:
+                watch(found[seat.number], seat.session)
+        results[name] = [found[number] for number in range(count)]
     return {name: results[name] for name in section.arms}
 
 
@@ -102,33 +105,24 @@ def _ordered(arms: Sequence[str]) -> list[str]:
     return sorted(arms, key=lambda arm: arm == "shuffled")
 
 
-def _batches(count: int, size: int) -> list[list[int]]:
-    return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
-
-
-def _ask(
-    model: VisualChatModel,
-    arm: Arm,
-    samples: Sequence[Sample],
-    decoding: Decoding,
-    rewrite: Rewrite | None,
-    first: int,
-) -> list[Session]:
-    """The sessions of some samples, run to their end; `first` is the number of the first among all items."""
-    sessions = []
-    for sample in samples:
+def _opened(model: VisualChatModel, arm: Arm, samples: Iterable[Sample], asked: dict[int, Sample]) -> Iterator[Session]:
+    """The sessions of samples, each opened when there is room for it; `asked` remembers whose they are."""
+    for number, sample in enumerate(samples):
         try:
             session = opened(model, sample, arm.images)
             session.open(sample.question, tool=arm.tool and sample.tool)
         except InputError as error:
-            raise InputError(f"item {sample.id}: {error}") from None
-        sessions.append(session)
-    shifted: Rewrite | None = None
-    if rewrite is not None:
-        own = rewrite
-        shifted = lambda number, ids: own(first + number, ids)  # noqa: E731
-    Loop(model, decoding, shifted).run(sessions)
-    return sessions
+            raise _of_item(sample, error) from None
+        asked[number] = sample
+        yield session
+
+
+def _of_item(sample: Sample, error: Exception) -> Exception:
+    """An error with the item's name; what is a fault of the code stays what it is, with a note."""
+    if isinstance(error, VilavtError):
+        return type(error)(f"item {sample.id}: {error}")
+    error.add_note(f"while item {sample.id} was asked")
+    return error
 
 
 def _item(task: Task, arm: str, sample: Sample, session: Session) -> Item:

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from vilavt_toolkit.chat.cache import KeyValues
+from vilavt_toolkit.chat.hidden import hidden_states
 from vilavt_toolkit.contracts import (
     Dialogue,
     Grid,
     LanguageModel,
     LoopState,
+    Probe,
     RegionCall,
     Shown,
     Slot,
     Source,
+    Spent,
     StoppingPolicy,
     ToolCall,
     Turn,
@@ -114,36 +119,59 @@ def language_model_ignores_what_is_masked(small: _Small) -> None:
             _assert_same(logits[row, mask[row]], alone[0], f"row {row} padded and alone")
 
 
+def _read(model: LanguageModel, cache: KeyValues, rows: Sequence[int], new: Sequence[Tensor]) -> list[Tensor]:
+    """Logits [L, V] of new ids [L] of each of some rows, read together behind what the cache holds of them."""
+    counts = [len(ids) for ids in new]
+    length = max(counts)
+    padded = torch.stack([functional.pad(ids, (length - len(ids), 0), value=1) for ids in new])
+    mask = torch.arange(length) >= length - torch.tensor(counts)[:, None]
+    free = torch.tensor([cache.free[row] for row in rows])[:, None]
+    embedded, positions = model.embed(padded), _positions(model, mask) + free
+    logits = model(embedded, positions, mask, cache.extension(rows, counts, embedded.dtype))
+    cache.commit(rows, counts, [cache.free[row] + count for row, count in zip(rows, counts, strict=True)])
+    return [row[length - count :] for row, count in zip(logits, counts, strict=True)]
+
+
 @_of_every_language_model
 def language_model_goes_on_from_its_cache(small: _Small) -> None:
-    """Logits from the cache, piece by piece, equal those of one full forward, ragged and with holes."""
+    """Logits from the cache, piece by piece, equal those of one full forward; rows go on at their own pace."""
     model = small.build()
-    ids, mask = _ragged(model)
-    positions = _positions(model, mask)
+    ids, _ = _ragged(model)
+    whole = torch.ones_like(ids, dtype=torch.bool)
+    rounds = [([0, 1, 2], (4, 1, 3)), ([0, 1, 2], (1, 1, 1)), ([2, 0], (5, 2)), ([0, 1], (2, 7))]
     with torch.no_grad():
-        full = _logits(model, ids, mask)
-        cache = model.new_cache()
-        pieces = []
-        for start, end in ((0, 4), (4, 5), (5, 9)):
-            part = model.embed(ids[:, start:end])
-            pieces.append(model(part, positions[:, :, start:end], mask[:, :end], cache))
-        _assert_same(torch.cat(pieces, dim=1)[mask], full[mask], "cached and full")
+        full, cache = _logits(model, ids, whole), KeyValues(3, torch.device("cpu"))
+        for rows, counts in rounds:
+            starts = [cache.lengths[row] for row in rows]
+            new = [ids[row, start : start + count] for row, start, count in zip(rows, starts, counts, strict=True)]
+            for row, start, found in zip(rows, starts, _read(model, cache, rows, new), strict=True):
+                _assert_same(found, full[row, start : start + len(found)], f"row {row} from its cache and in full")
+    assert cache.lengths == [9, 9, 9], "the rounds are not whole"
 
 
 @_of_every_language_model
-def language_model_selects_rows_of_its_cache(small: _Small) -> None:
-    """After rows are dropped from the cache, the kept ones go on as before."""
+def language_model_takes_back_what_it_read(small: _Small) -> None:
+    """Behind columns that were taken back, and in a row copied from another, it goes on as if they had never been."""
+    model = small.build()
+    ids, _ = _ragged(model)
+    with torch.no_grad():
+        full = _logits(model, ids, torch.ones_like(ids, dtype=torch.bool))
+        cache = KeyValues(2, torch.device("cpu"))
+        _read(model, cache, [0, 1], [torch.cat([ids[0, :5], ids[1, :4]]), ids[1, :2]])
+        cache.truncate(0, 5)
+        cache.copy_row(cache, 0, 1)
+        for row, found in enumerate(_read(model, cache, [0, 1], [ids[0, 5:], ids[0, 5:7]])):
+            _assert_same(found, full[0, 5 : 5 + len(found)], f"row {row} behind what was taken back")
+
+
+@_of_every_language_model
+def language_model_shows_its_hidden_states(small: _Small) -> None:
+    """What goes into `head` is one vector a column, of its width."""
     model = small.build()
     ids, mask = _ragged(model)
-    positions, rows = _positions(model, mask), torch.tensor([2, 0])
-    with torch.no_grad():
-        full = _logits(model, ids, mask)
-        cache = model.new_cache()
-        model(model.embed(ids[:, :5]), positions[:, :, :5], mask[:, :5], cache)
-        model.select_cache(cache, rows)
-        rest = model(model.embed(ids[rows, 5:]), positions[:, rows, 5:], mask[rows], cache)
-    real = mask[rows, 5:]
-    _assert_same(rest[real], full[rows, 5:][real], "rows 2 and 0 after the others left")
+    with torch.no_grad(), hidden_states(model) as seen:
+        _logits(model, ids, mask)
+    assert [list(states.shape) for states in seen] == [[3, 9, model.width]], "the head takes no hidden states"
 
 
 @_of_every_language_model
@@ -252,28 +280,129 @@ def _example_source() -> Source:
     raise AssertionError("no registered source has an example")
 
 
-def _state(turns: tuple[Turn, ...], calls: int) -> LoopState:
-    settings: dict[str, Any] = {"produced": 20 * len(turns), "encoded": 16 * (calls + 1)}
-    return LoopState(turns, calls, **settings)
+_WIDTH = 12
+"""Of the hidden states that stopping policies are shown."""
 
 
-def stopping_decides_and_says_why(name: str) -> None:
-    """Every decision is a legal one, the same for the same state, and one to end says why."""
-    policy: StoppingPolicy = bench.build(stopping_policies.get(name))
+@dataclass(frozen=True)
+class _SmallPolicy:
+    """A small instance of a stopping policy: its tiny one, or one of its variants."""
+
+    entry: Entry[StoppingPolicy]
+    config: Any
+
+    def build(self, seed: int = 0) -> StoppingPolicy:
+        """Build it for hidden states of `_WIDTH` numbers."""
+        made: StoppingPolicy = bench.build(self.entry, _WIDTH, seed=seed, config=self.config)
+        return made
+
+
+def _of_every_policy(claim: Callable[[_SmallPolicy], None]) -> Callable[[str], None]:
+    """Make a claim about one small policy one about the tiny one of a name and all its variants."""
+
+    @wraps(claim)
+    def claim_of_all(name: str) -> None:
+        entry = stopping_policies.get(name)
+        for variant, config in {"": entry.cls.tiny(), **entry.cls.variants()}.items():
+            try:
+                claim(_SmallPolicy(entry, config))
+            except AssertionError as error:
+                raise AssertionError(f"{name}, {variant}: {error}" if variant else str(error)) from error
+
+    return claim_of_all
+
+
+def _states() -> list[LoopState]:
+    """States after turns, and at looks between them with all that a policy may need."""
     call, answer, broken = _TURNS[2], _TURNS[0], Turn(problem="not in the right form")
-    for turns in ((call,), (answer,), (broken,), (call, answer), (call,) * 50):
-        state = _state(turns, sum(turn.call is not None for turn in turns))
+    dialogues = ((), (call,), (answer,), (broken,), (call, answer), (call, call), (call,) * 50)
+    return [_state_after(turns, look) for turns in dialogues for look in (False, True) if turns or look]
+
+
+def _state_after(turns: tuple[Turn, ...], look: bool) -> LoopState:
+    calls = sum(turn.call is not None for turn in turns)
+    generator = torch.Generator().manual_seed(len(turns))
+    spent = Spent(16 * (calls + 1), 4 * (calls + 1), 40 * (calls + 1), 20 * len(turns), 8 * calls, 1e6 * calls, 0.1)
+    planned = Spent(patches=16, features=4, read=40) if turns and turns[-1].call and not look else Spent()
+    seen: dict[str, Any] = {}
+    if look:
+        answers = [Probe("7", 0.95, 0.9), Probe(None, 0.0), *([Probe("7", 0.95, 0.9)] * len(turns))]
+        mean = torch.randn(_WIDTH, generator=generator)
+        seen = {
+            "probes": tuple(answers[: len(turns) + 1]),
+            "features": (torch.zeros(_WIDTH), *[mean] * calls),
+            "hidden": torch.randn(_WIDTH, generator=generator),
+        }
+    return LoopState(turns, calls, 20 * len(turns), 16 * (calls + 1), spent, planned, look, **seen)
+
+
+@_of_every_policy
+def stopping_builds_on_the_meta_device(small: _SmallPolicy) -> None:
+    """Building it reads nothing and can be free of memory."""
+    bench.assert_builds_quickly(small.build)
+
+
+@_of_every_policy
+def stopping_decides_and_says_why(small: _SmallPolicy) -> None:
+    """Every decision, after turns and at looks, is a legal one, the same for the same state; one to end says why."""
+    policy = small.build()
+    assert policy.needs <= {"probe", "features", "hidden"}, f"the loop finds out none of {sorted(policy.needs)}"
+    for state in _states():
         decision = policy.decide(state)
         assert decision.action in ("go_on", "answer", "stop"), f"'{decision.action}' is no action"
         assert decision.action == "go_on" or decision.why, f"'{decision.action}' has no reason"
         assert decision == policy.decide(state), "the same state gets another decision"
 
 
+@_of_every_policy
+def stopping_looks_only_at_what_it_needs(small: _SmallPolicy) -> None:
+    """What a policy does not say it needs may be missing at a look, and changes no decision."""
+    policy = small.build()
+    missing: dict[str, tuple[str, Any]] = {
+        "probe": ("probes", ()),
+        "features": ("features", ()),
+        "hidden": ("hidden", None),
+    }
+    bare = dict(value for need, value in missing.items() if need not in policy.needs)
+    for state in _states():
+        assert policy.decide(replace(state, **bare)) == policy.decide(state), f"it reads {', '.join(bare)} unasked"
+
+
+@_of_every_policy
+def stopping_learns_from_all_turns_alike(small: _SmallPolicy) -> None:
+    """What learns has a finite loss, a sum over turns that may be none, and passes no gradient to the model."""
+    policy = small.build()
+    hidden = torch.randn(6, _WIDTH, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    answered = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.0])
+    loss = policy.loss(hidden, answered)
+    learns = any(weight.requires_grad for weight in policy.parameters())
+    assert (loss is not None) == learns, "it has a loss and no parameter that learns, or the other way round"
+    if loss is None:
+        return
+    parts = [policy.loss(hidden[rows], answered[rows]) for rows in (slice(0, 4), slice(4, 6), slice(6, 6))]
+    summed = torch.stack([part for part in parts if part is not None]).sum()
+    assert loss.shape == () and loss.isfinite(), f"the loss is {loss}"
+    bench.assert_close(summed, loss, "the losses of two parts of the turns and of none, and of all")
+    bench.backpropagate(loss)
+    bench.assert_gradients(policy)
+    assert hidden.grad is None or not hidden.grad.any(), "it changes the model whose hidden states it reads"
+
+
+@_of_every_policy
+def stopping_keeps_what_it_learned(small: _SmallPolicy) -> None:
+    """A state dict carries everything: another instance with it decides alike."""
+    first, second = small.build(seed=0), small.build(seed=1)
+    second.load_state_dict(first.state_dict())
+    for state in _states():
+        assert second.decide(state) == first.decide(state), "it decides otherwise after loading another's state"
+
+
 LANGUAGE_MODEL_CLAIMS = (
     language_model_builds_on_the_meta_device,
     language_model_ignores_what_is_masked,
     language_model_goes_on_from_its_cache,
-    language_model_selects_rows_of_its_cache,
+    language_model_takes_back_what_it_read,
+    language_model_shows_its_hidden_states,
     language_model_places_turns_as_it_places_the_whole,
     language_model_never_says_the_placeholder,
     language_model_tokenizer_round_trips,
@@ -284,4 +413,10 @@ DIALOGUE_CLAIMS = (
     dialogue_explains_what_it_cannot_read,
     dialogue_shows_every_region_once,
 )
-STOPPING_CLAIMS = (stopping_decides_and_says_why,)
+STOPPING_CLAIMS = (
+    stopping_builds_on_the_meta_device,
+    stopping_decides_and_says_why,
+    stopping_looks_only_at_what_it_needs,
+    stopping_learns_from_all_turns_alike,
+    stopping_keeps_what_it_learned,
+)

@@ -17,6 +17,8 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor
 
-from vilavt_toolkit.assemble import INQUIRY_ENCODER, LANGUAGE_MODEL, PARTS, assemble
+from vilavt_toolkit.assemble import INQUIRY_ENCODER, LANGUAGE_MODEL, PARTS, STOPPING, assemble
 from vilavt_toolkit.errors import InputError, RunError, VilavtError
 from vilavt_toolkit.files import write_json, write_text
 from vilavt_toolkit.model import VisualChatModel
@@ -173,36 +175,59 @@ def read_step(folder: Path) -> int:
 
 
 def load(
-    path: str | os.PathLike[str], device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    path: str | os.PathLike[str],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    overrides: Sequence[str] = (),
 ) -> tuple[VisualChatModel, CheckedRecipe]:
-    """Load the model of a run or checkpoint folder with its recipe; raises RunError.
+    """Load the model of a run or checkpoint folder with its recipe; raises RunError, RecipeErrors for `overrides`.
 
-    Its weights are in `dtype`, or in the type they were saved in.
+    Its weights are in `dtype`, or in the type they were saved in. Of the model, overrides may change `stopping` only.
     """
     folder = find(path)
     read_step(folder)
-    try:
-        recipe = load_recipe(folder / "recipe.yaml")
-        model = assemble(recipe.recipe.model, str(folder / "recipe.yaml"), saved=folder, filled=PARTS)
-    except VilavtError as error:
-        raise RunError(f"{folder} cannot be loaded: {error}") from error
-    load_into(model, folder, dtype)
+    file = folder / "recipe.yaml"
+    with _loading(folder):
+        recipe = load_recipe(file)
+    if overrides:
+        recipe = load_recipe(file, overrides)
+    with _loading(folder):
+        model = assemble(recipe.recipe.model, str(file), saved=folder, filled=PARTS)
+    if new := load_into(model, folder, dtype, other_stopping=bool(overrides)):
+        raise RunError(
+            f"{folder} holds no weights {listed_in_short(new)}, which a stopping policy has to learn first; train it, "
+            f"with train.start={path}."
+        )
     return model.to(device).eval(), recipe
 
 
-def load_into(model: VisualChatModel, folder: Path, dtype: torch.dtype | None = None) -> None:
+@contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except VilavtError as error:
+        raise RunError(f"{folder} cannot be loaded: {error}") from error
+
+
+def load_into(
+    model: VisualChatModel, folder: Path, dtype: torch.dtype | None = None, other_stopping: bool = False
+) -> list[str]:
     """Load a checkpoint's weights into a model of the same recipe; raises RunError.
 
-    Into one that has no weights yet they are mapped from their file, in `dtype` or as they were saved.
+    Into one that has no weights yet they are mapped from their file, in `dtype` or as they were saved. With
+    `other_stopping` its stopping policies may be others: the names of their weights that the checkpoint lacks, and
+    that stay as they are, come back.
     """
     file = folder / "model.safetensors"
     if not file.is_file():
         raise RunError(f"{file} is missing; use another checkpoint of the run.")
     try:
-        if without_weights(model):
-            _map_into(model, file, dtype)
-        else:
-            load_model(model, str(file))
+        missing, unexpected = _fill(model, file, dtype)
+        if strange := [name for name in unexpected if not (other_stopping and name.startswith(f"{STOPPING}."))]:
+            raise RuntimeError(f"the recipe has no {listed_in_short(strange)}.")
+        if lacking := [name for name in missing if not (other_stopping and name.startswith(f"{STOPPING}."))]:
+            raise RuntimeError(f"it lacks {listed_in_short(lacking)}.")
+        return missing
     except (SafetensorError, RuntimeError, OSError, KeyError) as error:
         if found := _difference(model, file):
             raise RunError(
@@ -211,6 +236,14 @@ def load_into(model: VisualChatModel, folder: Path, dtype: torch.dtype | None = 
             ) from error
         reason = " ".join(str(error).split())[:400]
         raise RunError(f"{file} does not fit its recipe or is damaged: {reason}; use another checkpoint.") from error
+
+
+def _fill(model: VisualChatModel, file: Path, dtype: torch.dtype | None) -> tuple[list[str], list[str]]:
+    """Fill a model from a file; the names that the file lacks, and those that the model does."""
+    if without_weights(model):
+        return _map_into(model, file, dtype)
+    missing, unexpected = load_model(model, str(file), strict=False)
+    return sorted(missing), sorted(unexpected)
 
 
 def _difference(model: VisualChatModel, file: Path) -> str:
@@ -237,18 +270,20 @@ def _difference(model: VisualChatModel, file: Path) -> str:
     )
 
 
-def _map_into(model: VisualChatModel, file: Path, dtype: torch.dtype | None) -> None:
-    """Assign a file's tensors, each of the shape that its place has; raises RuntimeError where they do not fit."""
+def _map_into(model: VisualChatModel, file: Path, dtype: torch.dtype | None) -> tuple[list[str], list[str]]:
+    """Assign a file's tensors, each of the shape that its place has; as `_fill`. Raises RuntimeError for shapes."""
     shapes = {name: value.shape for name, value in model.state_dict().items()}
-    weights = {}
+    weights, unexpected = {}, []
     with safe_open(str(file), "pt") as stored:
         for name in stored.keys():  # noqa: SIM118
+            if name not in shapes:
+                unexpected.append(name)
+                continue
             value = stored.get_tensor(name)
-            if value.shape != shapes.get(name):
-                raise RuntimeError(f"{name} is {list(value.shape)}, where the recipe has {list(shapes.get(name, []))}.")
+            if value.shape != shapes[name]:
+                raise RuntimeError(f"{name} is {list(value.shape)}, where the recipe has {list(shapes[name])}.")
             weights[name] = converted(file, name, dtype) if differs(value, dtype) else value
-    if missing := assign(model, weights):
-        raise RuntimeError(f"it lacks {listed_in_short(missing)}.")
+    return assign(model, weights), unexpected
 
 
 def load_state(folder: Path) -> TrainingState:

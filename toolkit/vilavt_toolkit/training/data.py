@@ -145,6 +145,8 @@ class StepBatch:
         self.order = tuple(order)
         """Which of the step's samples each row is, counted through the micro-batches."""
         self.produced = sum(len(batch.targets) for batch in self.micro)
+        self.turns = sum(len(batch.starts) for batch in self.micro)
+        """How many turns of the model's own there are that answer or call the tool."""
 
     def to(self, device: torch.device | str) -> StepBatch:
         """The batch with its tensors on `device`."""

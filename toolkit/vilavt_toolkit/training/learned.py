@@ -25,6 +25,7 @@ def freeze(model: VisualChatModel, parts: Sequence[str], section: str = "train")
         "inquiry_encoder": model.encoder.inquiry_encoder,
         "projector": model.projector,
         "language_model": model.language_model,
+        "stopping": model.stopping,
     }
     for part in parts:
         module = modules[part]

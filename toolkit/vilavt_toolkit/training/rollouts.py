@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -134,13 +133,15 @@ class Prompter:
         for prompt, sample in enumerate(samples):
             first = self._opened(sample)
             for number in range(self.section.group):
-                sessions.append(_copied(first))
+                sessions.append(first.copy())
                 seeds.append(rollout_seed(self.seed, step, attempt, prompt, number))
-        size = self.section.rollout_batch
-        for start in range(0, len(sessions), size):
+        if self.stop():
+            raise StoppedBetweenSteps
+        for seat in self._loop.each(sessions, self.section.rollout_batch, seeds):
+            if seat.error is not None:
+                raise seat.error
             if self.stop():
                 raise StoppedBetweenSteps
-            self._loop.run(sessions[start : start + size], seeds[start : start + size])
         # Under autocast the loop's casts of the weights have no gradient, and the update would be given them.
         torch.clear_autocast_cache()
         return sessions
@@ -153,10 +154,3 @@ class Prompter:
             raise InputError(f"sample {sample.id}: {error}") from None
         return session
 
-
-def _copied(first: Session) -> Session:
-    """A session of its own that begins as `first`; sources and views are shared, being read only."""
-    session = Session(first.model, first.sources, first.max_pixels, first.max_turns)
-    session.trajectory = copy.deepcopy(first.trajectory)
-    session.views, session.tool = list(first.views), first.tool
-    return session

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from vilavt_toolkit.training import checkpoints
 from vilavt_toolkit.training.data import step_loader, step_sampler
 from vilavt_toolkit.training.engine import Stage, begin, run_stage
 from vilavt_toolkit.training.sft import SupervisedModule
+from vilavt_toolkit.weightless import listed_in_short
+
+log = logging.getLogger(__name__)
 
 
 def train(recipe: CheckedRecipe, resume: bool = False) -> Path:
@@ -52,7 +56,7 @@ def _model(recipe: CheckedRecipe, stage: Stage, checkpoint: Path | None) -> Visu
     start = recipe.recipe.train.start
     if checkpoint is None and not start:
         return build_model(recipe, dtype_of(recipe.recipe.train.precision))
-    return restored(recipe, checkpoint or start_of(stage, start))
+    return restored(recipe, checkpoint or start_of(stage, start), resume=checkpoint is not None)
 
 
 def start_of(stage: Stage, start: str) -> Path:
@@ -76,8 +80,18 @@ def made(part: Part) -> Any:
     return part.entry.cls(part.config)
 
 
-def restored(recipe: CheckedRecipe, folder: Path) -> VisualChatModel:
-    """The recipe's model with the weights of a checkpoint; raises VilavtError where they do not fit."""
-    model = assemble(recipe.recipe.model, str(recipe.path), saved=folder)
-    checkpoints.load_into(model, folder)
+def restored(recipe: CheckedRecipe, folder: Path, resume: bool = False) -> VisualChatModel:
+    """The recipe's model with the weights of a checkpoint; raises VilavtError where they do not fit.
+
+    Unless it is to `resume`, stopping policies may be others than the checkpoint's, and begin anew where it has none.
+    """
+    model, new = filled_from(recipe, folder, other_stopping=not resume)
+    if new:
+        log.warning("%s has no weights of the recipe's stopping policies; new are %s.", folder, listed_in_short(new))
     return model
+
+
+def filled_from(recipe: CheckedRecipe, folder: Path, other_stopping: bool) -> tuple[VisualChatModel, list[str]]:
+    """The recipe's model with a checkpoint's weights, and the names of those that `checkpoints.load_into` left new."""
+    model = assemble(recipe.recipe.model, str(recipe.path), saved=folder)
+    return model, checkpoints.load_into(model, folder, other_stopping=other_stopping)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from vilavt_toolkit.contracts import Optimizer
+from vilavt_toolkit.chat.hidden import hidden_states
+from vilavt_toolkit.contracts import Optimizer, StoppingPolicy
+from vilavt_toolkit.dialogue.batch import Batch
 from vilavt_toolkit.model import VisualChatModel
 from vilavt_toolkit.schema import TrainSection
 from vilavt_toolkit.training.data import StepBatch
+from vilavt_toolkit.training.learned import trained
 from vilavt_toolkit.training.losses import target_logprobs_and_hits
 from vilavt_toolkit.training.stage import StageModule
 
@@ -35,6 +39,7 @@ class SupervisedModule(StageModule):
         model.train()
         super().__init__(model, optimizer, section, section.steps, start)
         self._names = names
+        self._stopping = [policy for policy in model.stopping if trained(policy)]
 
     @property
     def step(self) -> int:
@@ -42,24 +47,40 @@ class SupervisedModule(StageModule):
         return self.start + self.global_step
 
     def training_step(self, batch: StepBatch, index: int) -> None:
-        """Take one optimizer step; the loss is the mean over all produced tokens of the step."""
+        """Take one optimizer step; the loss is the mean over all produced tokens of the step.
+
+        Where stopping policies learn, the mean of their loss over the step's turns is added.
+        """
         step, optimizer = self.step, self.begin_step()
         # bf16 counts to 256 only, and is the default number format under bf16-true.
-        loss, hits = torch.zeros(2, device=self.device, dtype=torch.float32)
+        loss, hits, stopping = torch.zeros(3, device=self.device, dtype=torch.float32)
         seen: list[Tensor] = []
         for micro in batch.micro:
-            logits = self.model(micro)
+            logits, lost = self._forward(micro)
             logprobs, right = target_logprobs_and_hits(logits, micro)
-            part = -logprobs.sum() / batch.produced
+            lost = lost / max(1, batch.turns)
+            part = lost - logprobs.sum() / batch.produced
             self.manual_backward(part)
-            loss, hits = loss + part.detach(), hits + right.sum()
+            loss, hits, stopping = loss + part.detach(), hits + right.sum(), stopping + lost.detach()
             seen.append(logprobs.detach())
         self.end_step(optimizer, loss, lambda: self._culprits(step, batch, seen))
         numbers = [optimizer.param_groups[0]["lr"], float(batch.produced), float(self.skipped)]
         rate, tokens, skipped = torch.tensor(numbers, dtype=torch.float32)
         shown = {"loss": loss, "token_accuracy": hits / batch.produced}
-        self.log_dict(shown, prog_bar=True)
+        self.log_dict(shown | ({"stopping_loss": stopping} if self._stopping else {}), prog_bar=True)
         self.log_dict({"gradient_norm": self._norm, "learning_rate": rate, "tokens": tokens, "skipped": skipped})
+
+    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits [B, L, V], and the loss of the stopping policies that learn, summed over the batch's turns."""
+        lost = torch.zeros((), device=self.device, dtype=torch.float32)
+        if not self._stopping:
+            return self.model(batch), lost
+        with hidden_states(self.model.language_model) as seen:
+            logits = self.model(batch)
+        # The policies read the model and do not change it: what it learns does not depend on them.
+        begun = seen[-1].detach().flatten(0, 1).index_select(0, batch.starts)
+        losses = [cast(StoppingPolicy, policy).loss(begun, batch.answered) for policy in self._stopping]
+        return logits, sum((loss for loss in losses if loss is not None), lost)
 
     def _culprits(self, step: int, batch: StepBatch, seen: Sequence[Tensor]) -> list[str]:
         """The samples with a log-probability that is no finite number; all of the step where there is none."""

@@ -51,7 +51,7 @@ class StageModule(pl.LightningModule):
         self._norm = torch.zeros(())
         self._loss = torch.zeros(())
         self._sound = True
-        freeze(model, section.freeze, self.key)
+        freeze(model, section.frozen, self.key)
 
     @property
     @abstractmethod

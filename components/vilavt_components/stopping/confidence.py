@@ -1,0 +1,47 @@
+"""Stopping policy `confidence`: the answer that the model would give now is taken once it is probable enough."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vilavt_toolkit.contracts import GO_ON, Decision, LoopState, StoppingPolicy
+from vilavt_toolkit.registry import setting, stopping_policies
+
+
+@dataclass(frozen=True)
+class ConfidenceConfig:
+    """Settings of stopping policy `confidence`."""
+
+    threshold: float = setting(0.9, help="least probability of the probed answer", minimum=0, maximum=1)
+    of: Literal["answer", "turn"] = setting(
+        "answer", help="whose probability: of the answer's own tokens, or of the whole turn with its thought"
+    )
+    after: int = setting(0, help="looks at which the model goes on whatever it would answer", minimum=0)
+
+
+@stopping_policies.register("confidence", ConfidenceConfig)
+class Confidence(StoppingPolicy):
+    """At each look the answer is probed, and demanded as soon as its probability reaches a threshold."""
+
+    needs = frozenset({"probe"})
+
+    def __init__(self, config: ConfidenceConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def tiny(cls) -> ConfidenceConfig:
+        """Return the defaults."""
+        return ConfidenceConfig()
+
+    def decide(self, state: LoopState) -> Decision:
+        """Demand the answer where the last probe is an answer that is probable enough."""
+        if not state.look or len(state.probes) <= self.config.after or state.probes[-1].answer is None:
+            return GO_ON
+        probe, of = state.probes[-1], self.config.of
+        found = probe.probability if of == "answer" else probe.turn_probability
+        if not found >= self.config.threshold:
+            return GO_ON
+        what = "the probed answer" if of == "answer" else "the probed turn"
+        return Decision("answer", f"{what} has a probability of {found:.3f}, at least {self.config.threshold:g}")

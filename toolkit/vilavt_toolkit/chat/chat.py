@@ -1,0 +1,181 @@
+"""The chat: one conversation about images, in which nothing is computed twice."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vilavt_toolkit.chat import saving, tool
+from vilavt_toolkit.chat.ask import Answer, answer_of, evaluating
+from vilavt_toolkit.chat.cache import Kept
+from vilavt_toolkit.chat.decoding import Decoding
+from vilavt_toolkit.chat.events import Answered, Event
+from vilavt_toolkit.chat.loop import Loop
+from vilavt_toolkit.chat.seat import Seat
+from vilavt_toolkit.dialogue.session import Session
+from vilavt_toolkit.dialogue.trajectory import Trajectory
+from vilavt_toolkit.errors import UsageError
+from vilavt_toolkit.model import VisualChatModel
+
+
+class Chat:
+    """Holds what was shown and said, and what the language model has read of it. A question costs what is new in it.
+
+    A question that fails, is interrupted, or is left before its end, is taken back whole: the chat is as before it.
+    """
+
+    def __init__(self, model: VisualChatModel, images: Iterable[Any] = (), decoding: Decoding = Decoding()) -> None:
+        self.model = model
+        self.decoding = decoding
+        self.session = Session(model, [])
+        """The dialogue: sources, views, trajectory."""
+        self.kept = Kept(model.device)
+        """What the language model has read of it."""
+        self._busy = False
+        for image in images:
+            self.add(image)
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """What was said and shown, token by token."""
+        return self.session.trajectory
+
+    def add(self, image: Any) -> int:
+        """Add an original (path, PIL image, array, Source), to be shown with the next question; its number.
+
+        Raises InputError, nothing added, where it cannot be opened or does not fit.
+        """
+        self._hold_still()
+        self.session.add(self.model.open_source(image))
+        return len(self.session.sources) - 1
+
+    # --- Asking ----------------------------------------------------------------------------------------------------
+
+    def ask(self, question: str, images: Iterable[Any] = ()) -> Answer:
+        """Ask a question about `images` and whatever was shown before; raises InputError."""
+        with self.question(question, images):
+            for _ in Loop(self.model, self.decoding).alone(self.seat()):
+                pass
+        return answer_of(self.session.copy())
+
+    def stream(self, question: str, images: Iterable[Any] = ()) -> Iterator[Event]:
+        """Ask a question and tell what happens while it does, `Answered` at the end; raises InputError."""
+        events: list[Event] = []
+        with self.question(question, images):
+            for _ in Loop(self.model, self.decoding).alone(self.seat(events)):
+                yield from events
+                events.clear()
+        yield Answered(answer_of(self.session.copy()))
+
+    async def ask_async(self, question: str, images: Iterable[Any] = ()) -> Answer:
+        """`ask`, while the event loop goes on; cancelled, the question is taken back."""
+        async for event in self.stream_async(question, images):
+            if isinstance(event, Answered):
+                return event.answer
+        raise AssertionError("A stream ends with the answer.")
+
+    async def stream_async(self, question: str, images: Iterable[Any] = ()) -> AsyncIterator[Event]:
+        """`stream`, while the event loop goes on; cancelled, the question is taken back."""
+        events = self.stream(question, images)
+        step: asyncio.Future[Event | None] | None = None
+        try:
+            while True:
+                step = asyncio.ensure_future(asyncio.to_thread(next, events, None))
+                event = await asyncio.shield(step)
+                if event is None:
+                    return
+                yield event
+        finally:
+            # A step that is under way in its thread cannot be stopped; what it belongs to is taken back behind it.
+            if step is not None and not step.done():
+                await asyncio.wait([step])
+            events.close()  # type: ignore[attr-defined]
+
+    def seat(self, events: list[Event] | None = None) -> Seat:
+        """The open question's place in a loop; what happens is put into `events`."""
+        seed = self.decoding.seed * 1_000_003 + len(self.trajectory.questions) - 1
+        return Seat(self.session, seed=seed, kept=self.kept, emit=events.append if events is not None else None)
+
+    @contextmanager
+    def question(self, question: str, images: Iterable[Any] = ()) -> Iterator[None]:
+        """Open a question, and take it back if what happens inside does not come to its end."""
+        with self._whole(), evaluating(self.model):
+            for image in images:
+                self.session.add(self.model.open_source(image))
+            self.session.open(question)
+            yield
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Take back all that happens inside if it does not come to its end."""
+        self._hold_still()
+        session, kept = self.session, self.kept
+        if kept.length > session.settled:
+            kept.truncate(session.settled, kept.free - (kept.length - session.settled))
+        mark, shown, read = session.mark(), len(session.sources), (kept.length, kept.free)
+        self._busy = True
+        try:
+            yield
+        except BaseException:
+            session.rollback(mark)
+            del session.sources[shown:]
+            kept.truncate(*read)
+            raise
+        finally:
+            self._busy = False
+
+    def _hold_still(self) -> None:
+        if self._busy:
+            raise UsageError("the chat is answering a question; let its stream end, or close it, before the next.")
+
+    # --- As a tool -------------------------------------------------------------------------------------------------
+
+    def tool_schema(self) -> dict[str, Any]:
+        """The re-encoding as a function that another agent may call, in the JSON schema of function calling."""
+        return tool.schema(self.session)
+
+    def call_tool(self, arguments: str | Mapping[str, Any]) -> tool.ToolResult:
+        """Carry out a call that another agent wrote, as JSON or read from it; what is wrong with it is in the result.
+
+        What it shows joins the conversation, so that the next question may be about it.
+        """
+        return tool.call(self, arguments, self._whole)
+
+    # --- Copies ----------------------------------------------------------------------------------------------------
+
+    def fork(self) -> Chat:
+        """Another chat that begins as this one; what was read is shared, and copied when both read on."""
+        self._hold_still()
+        other = Chat(self.model, decoding=self.decoding)
+        other.session, other.kept = self.session.copy(), self.kept.fork()
+        return other
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write what was said and shown into a folder, new or a chat's, not what was read of it; raises InputError."""
+        self._hold_still()
+        saving.save(self.session, self.decoding, Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], model: VisualChatModel) -> Chat:
+        """Read a chat that `save` wrote; the next question reads it all, once. Raises InputError."""
+        session, decoding = saving.load(Path(folder), model)
+        chat = cls(model, decoding=decoding)
+        chat.session = session
+        return chat
+
+
+def ask_all(
+    asked: Iterable[tuple[Chat, str]], slots: int = 32, decoding: Decoding | None = None
+) -> list[Answer | Exception]:
+    """Ask many chats of one model a question each, `slots` at a time; an answer each, or what went wrong with it.
+
+    The same answers as one by one. None waits for another, and regions that several look at in the same step are
+    encoded in one packed call. A chat whose question failed is as it was before.
+    """
+    from vilavt_toolkit.chat.many import ask_many
+
+    return ask_many(list(asked), slots, decoding)

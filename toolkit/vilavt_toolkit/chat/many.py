@@ -1,0 +1,80 @@
+"""Many chats at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vilavt_toolkit.chat.ask import Answer, answer_of, evaluating
+from vilavt_toolkit.chat.decoding import Decoding
+from vilavt_toolkit.chat.loop import Loop
+from vilavt_toolkit.chat.seat import Seat
+from vilavt_toolkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from vilavt_toolkit.chat.chat import Chat
+
+
+def ask_many(
+    asked: Sequence[tuple[Chat, str]], slots: int, decoding: Decoding | None = None
+) -> list[Answer | Exception]:
+    """Ask every chat its question; see `ask_all`."""
+    if not asked:
+        return []
+    agreed = _agreed([chat for chat, _ in asked], slots, decoding)
+    answers: list[Answer | Exception | None] = [None] * len(asked)
+    opened: dict[int, ExitStack] = {}
+
+    def seats() -> Iterator[Seat]:
+        for number, (chat, question) in enumerate(asked):
+            stack = ExitStack()
+            try:
+                stack.enter_context(chat.question(question))
+            except Exception as error:
+                answers[number] = error
+                continue
+            opened[number] = stack
+            seat = chat.seat()
+            seat.number = number
+            yield seat
+
+    model = asked[0][0].model
+    try:
+        with evaluating(model):
+            for seat in Loop(model, agreed).seated(seats(), slots):
+                _close(opened.pop(seat.number), seat.error)
+                answers[seat.number] = seat.error or answer_of(seat.session.copy())
+    except BaseException as stopped:
+        for stack in opened.values():
+            _close(stack, stopped)
+        raise
+    return [answer for answer in answers if answer is not None]
+
+
+def _close(question: ExitStack, error: BaseException | None) -> None:
+    """Let a question be over; with an error, taken back."""
+    try:
+        question.__exit__(type(error) if error is not None else None, error, None)
+    except BaseException as raised:
+        if raised is not error:
+            raise
+
+
+def _agreed(chats: Sequence[Chat], slots: int, decoding: Decoding | None) -> Decoding:
+    """The decoding that all chats share; raises UsageError for what cannot be asked together."""
+    if slots < 1:
+        raise UsageError(f"slots {slots} leaves no chat a place; give 1 or more.")
+    seen: dict[int, int] = {}
+    for number, chat in enumerate(chats):
+        if chat.model is not chats[0].model:
+            raise UsageError(f"chat {number} has another model than chat 0; ask the chats of each model by themselves.")
+        if (first := seen.setdefault(id(chat), number)) != number:
+            raise UsageError(f"chat {number} is chat {first} again; ask it one question after the other, or a fork.")
+    if decoding is not None:
+        return decoding
+    for number, chat in enumerate(chats):
+        if replace(chat.decoding, seed=0) != replace(chats[0].decoding, seed=0):
+            raise UsageError(f"chat {number} is decoded otherwise than chat 0; give `decoding` for all.")
+    return chats[0].decoding

@@ -1,0 +1,27 @@
+"""Text that comes token by token."""
+
+from __future__ import annotations
+
+from vilavt_toolkit.contracts import Tokenizer
+
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+
+
+class Spelled:
+    """What each token adds to a text; tokens may be parts of characters, and look different alone."""
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+        self._told = ""
+
+    def add(self, token: int, tokenizer: Tokenizer) -> str:
+        """The text that a token completes; empty in the middle of a character."""
+        self._ids.append(token)
+        text = tokenizer.decode(self._ids)
+        if text.endswith(_UNFINISHED):
+            return ""
+        new = text[len(self._told) :]
+        # The last token stays, as some are written without their space where nothing stands before them.
+        self._ids = self._ids[-1:]
+        self._told = tokenizer.decode(self._ids)
+        return new
