@@ -1,8 +1,8 @@
 """Accuracy against cost of one trained run under every stopping policy, each over a range of its setting.
 
-python benchmarks/stopping.py runs/quickstart --halt runs/stopping/learned_halt          # 1,000 items
-python benchmarks/stopping.py runs/quickstart --halt runs/stopping/learned_halt --write  # and into docs/stopping.md
-python benchmarks/stopping.py runs/quickstart --items 100 --only confidence budget
+python benchmarks/stopping.py runs/stopping/base --halt runs/stopping/learned_halt          # 1,000 items
+python benchmarks/stopping.py runs/stopping/base --halt runs/stopping/learned_halt --write  # into docs/stopping.md too
+python benchmarks/stopping.py runs/stopping/base --items 100 --only confidence budget
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ SWEEPS: Mapping[str, tuple[str, Sequence[Any]]] = {
     "model_decides": ("", [""]),
     "max_turns": ("{name: max_turns, turns: %s}", [1, 2, 3, 4]),
     "budget": ("{name: budget, patches: %s}", [16, 32, 48, 64]),
-    "confidence": ("{name: confidence, threshold: %s}", [0.2, 0.3, 0.4, 0.5, 0.7, 0.9, 0.99]),
+    "confidence": ("{name: confidence, threshold: %s}", [0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.9]),
     "converged": ("{name: converged, what: %s}", ["answer", "features"]),
-    "learned_halt": ("{name: learned_halt, hidden: 128, threshold: %s}", [0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.9]),
+    "learned_halt": ("{name: learned_halt, hidden: 128, threshold: %s}", [0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.9]),
     "all_of": (
         "{name: all_of, policies: [{name: confidence, threshold: %s}, {name: converged, what: answer}]}",
         [0.3, 0.5, 0.9],
@@ -157,7 +157,7 @@ def _stopping(name: str, setting: Any) -> str:
 def _measured(run: Path, name: str, setting: Any, options: argparse.Namespace, tasks: dict[str, Task]) -> Measured:
     model, recipe = checkpoints.load(run, overrides=[f"model.stopping={_stopping(name, setting)}"])
     task = tasks.setdefault(str(recipe.recipe.task.config), Kept(made(recipe.recipe.task)))
-    section = replace(recipe.recipe.eval, arms=[ARM], items=options.items, batch_size=options.batch, grammar=True)
+    section = replace(recipe.recipe.eval, arms=[ARM], items=options.items, batch_size=options.batch)
     spent: list[Spent] = []
 
     def watch(item: Item, session: Session) -> None:
@@ -172,9 +172,7 @@ def _measured(run: Path, name: str, setting: Any, options: argparse.Namespace, t
     total = sum(spent, Spent())
     mean = Spent(**{key: value / len(spent) for key, value in asdict(total).items()})
     label = f"{_UNITS.get(name, 'threshold')} {setting}" if setting else ""
-    done = Measured(
-        name, f"{_UNITS.get(name, 'threshold')} {setting}" if setting else "", every, zoomed, none, mean, calls, why
-    )
+    done = Measured(name, label, every, zoomed, none, mean, calls, why)
     _say(done.row())
     return done
 

@@ -58,6 +58,14 @@ DtypeOption = Annotated[
     str | None, typer.Option("--dtype", help="Type of the weights: float32, bfloat16, float16; else as stored.")
 ]
 
+MaxNewTokensOption = Annotated[
+    int, typer.Option("--max-new-tokens", min=1, help="Longest turn, in tokens; the paper's model has 2048.")
+]
+RevisionOption = Annotated[str | None, typer.Option("--revision", help="Revision of a hub name.")]
+LocalFilesOption = Annotated[
+    bool, typer.Option("--local-files-only", help="Of a hub name take what was fetched before; ask no hub.")
+]
+
 
 @app.command("list")
 def list_components(
@@ -159,13 +167,9 @@ def ask(
     ] = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, help="Longest turn, in tokens; the paper's model has 2048.")
-    ] = 256,
-    revision: Annotated[str | None, typer.Option("--revision", help="Revision of a hub name.")] = None,
-    local_files_only: Annotated[
-        bool, typer.Option("--local-files-only", help="Of a hub name take what was fetched before; ask no hub.")
-    ] = False,
+    max_new_tokens: MaxNewTokensOption = 256,
+    revision: RevisionOption = None,
+    local_files_only: LocalFilesOption = False,
 ) -> None:
     """Ask a model about images."""
     *images, question = inputs
@@ -182,6 +186,30 @@ def ask(
         trace=trace,
         explain=explain,
     )
+
+
+@app.command()
+def chat(
+    run: ModelArgument,
+    images: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Images to begin with.")] = None,
+    load: Annotated[Path | None, typer.Option("--load", metavar="DIR", help="Go on with a saved conversation.")] = None,
+    temperature: Annotated[float, typer.Option("--temperature", help="0: always the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Draw from the likeliest tokens of this probability.")] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="What is drawn with a temperature, drawn again.")] = 0,
+    grammar: Annotated[
+        bool, typer.Option("--grammar", help="Let only turns be written that can be carried out.")
+    ] = False,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
+    max_new_tokens: MaxNewTokensOption = 256,
+    revision: RevisionOption = None,
+    local_files_only: LocalFilesOption = False,
+) -> None:
+    """Hold a conversation with a model: a line is a question, or a command; /help lists them."""
+    from vilavt_toolkit import commands
+
+    asked = commands.Asked(run, device, dtype, max_new_tokens, revision, local_files_only)
+    raise typer.Exit(commands.chat(asked, images or [], temperature, top_p, seed, grammar, load))
 
 
 @app.command("export")

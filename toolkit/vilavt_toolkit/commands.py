@@ -184,6 +184,7 @@ class Asked:
 def ask(asked: Asked, images: Sequence[Path], question: str, trace: Path | None, explain: bool = False) -> None:
     """Ask a model about images and print the answer; raises VilavtError."""
     from vilavt_toolkit.chat.ask import ask as ask_model
+    from vilavt_toolkit.chat.telling import priced
     from vilavt_toolkit.loading import load
     from vilavt_toolkit.report.trace import draw_trace
 
@@ -198,11 +199,30 @@ def ask(asked: Asked, images: Sequence[Path], question: str, trace: Path | None,
         if turn.feedback:
             console.print(f"told: {turn.feedback}", style="dim")
     console.print(str(answer), style="bold")
-    spent = ", ".join(f"{value:g} {name.replace('_', ' ')}" for name, value in answer.cost.items())
-    console.print(f"stopped: {answer.why}; cost: {spent}", style="dim")
+    console.print(f"stopped: {answer.why}; cost: {priced(answer.cost)}", style="dim")
     if trace is not None:
         draw_trace(answer.trace, trace, _explained(answer) if explain else None)
         console.print(f"trace: {trace}")
+
+
+def chat(
+    asked: Asked, images: Sequence[Path], temperature: float, top_p: float, seed: int, grammar: bool, saved: Path | None
+) -> int:
+    """Hold a conversation over standard input; its exit code. Raises VilavtError where it cannot begin."""
+    from vilavt_toolkit.chat.chat import Chat
+    from vilavt_toolkit.chat.decoding import Decoding
+    from vilavt_toolkit.chat.terminal import converse
+    from vilavt_toolkit.loading import load
+
+    decoding = Decoding(asked.max_new_tokens, temperature, seed, top_p, grammar=grammar)
+    model = load(asked.model, asked.device, asked.dtype, asked.revision, asked.local_files_only)
+    conversation = Chat(model, decoding=decoding)
+    if saved is not None:
+        conversation = Chat.load(saved, model)
+        conversation.decoding = decoding
+    for image in images:
+        conversation.add(str(image))
+    return converse(conversation, asked.model, _console(), Console(stderr=True, markup=False, highlight=False))
 
 
 def _explained(answer: Answer) -> Mapping[int, Explanation]:

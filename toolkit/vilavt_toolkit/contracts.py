@@ -534,8 +534,11 @@ class SpelledTokenizer(Tokenizer, Protocol):
 class CacheView(Protocol):
     """What one forward sees of a cache, and adds to it."""
 
-    mask: Tensor
-    """[B, 1, L, C] to be added to attention logits: 0 where a new column sees a kept one, -inf elsewhere."""
+    mask: Tensor | None
+    """[B, 1, L, C] to be added to attention logits: 0 where a new column sees a kept one, -inf elsewhere.
+
+    None: every new column sees all before it and itself, and there is no padding; of several, they are the first.
+    """
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add keys and values [B, H, L, d] of the new columns, rotated; return those of all columns, [B, H, C, d]."""
@@ -849,6 +852,8 @@ class GivenTurn:
     boxes: tuple[tuple[int, Box], ...] = ()
     """(index of the region zoomed into, box) pairs; empty in the turn that answers."""
     answer: str | None = None
+    demanded: bool = False
+    """Of a turn that zooms: whether the answer is demanded with what it shows."""
 
 
 @dataclass(frozen=True)

@@ -158,9 +158,6 @@ class EvalSection:
     )
     batch_size: int = setting(64, help="dialogues that run at once", minimum=1)
     max_new_tokens: int = setting(64, help="longest turn, in tokens", minimum=1)
-    grammar: bool = setting(
-        False, help="whether only turns that can be carried out can be written; needs the extra `grammar`"
-    )
 
     def __post_init__(self) -> None:
         if not self.arms:

@@ -99,8 +99,8 @@ class _Rules:
             alike.setdefault((key, json.dumps(properties[key]["prefixItems"][0])), []).append(index)
         kinds = []
         for (key, first), indices in alike.items():
-            index = "|".join(map(str, indices))
-            kinds.append(f"/{index}/ {_text(f', {json.dumps(key)}: [')} {self._value(json.loads(first))} {_text(',')}")
+            named = "|".join(map(str, indices))
+            kinds.append(f"/{named}/ {_text(f', {json.dumps(key)}: [')} {self._value(json.loads(first))} {_text(',')}")
         return f"({' | '.join(kinds)})" if kinds else ""
 
     def _further(self, key: str, schema: Mapping[str, Any]) -> str:

@@ -140,8 +140,10 @@ class CausalModel(KeepsFrequencies, LanguageModel):
         return logits
 
     @abstractmethod
-    def _logits(self, embeddings: Tensor, positions: Tensor, mask: Tensor, cache: Any, last: int | None) -> Tensor:
-        """What `model` makes of the same; in a tensor of its own."""
+    def _logits(
+        self, embeddings: Tensor, positions: Tensor, mask: Tensor | None, cache: Any, last: int | None
+    ) -> Tensor:
+        """What `model` makes of the same; in a tensor of its own. Without a mask, plainly causal."""
 
     @property
     def head(self) -> nn.Module:
@@ -179,6 +181,14 @@ class _Cache:
     def get_seq_length(self, layer: int = 0) -> int:
         """Columns before the new ones: what is asked for it has been decided by positions and mask."""
         return 0
+
+    def get_query_offset(self, layer: int = 0) -> int:
+        """The same; asked for where no mask is given."""
+        return 0
+
+    def get_mask_sizes(self, length: int, layer: int) -> tuple[int, int]:
+        """Columns that a mask would be made for; none is, where none is given."""
+        return length, 0
 
 
 def check_settings(family: str, given: Iterable[str], known: Any) -> None:

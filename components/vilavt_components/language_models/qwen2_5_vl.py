@@ -153,7 +153,9 @@ class Qwen25VLLanguageModel(CausalModel):
         if self.tied:
             self.lm_head.weight = self.model.get_input_embeddings().weight
 
-    def _logits(self, embeddings: Tensor, positions: Tensor, mask: Tensor, cache: Any, last: int | None) -> Tensor:
+    def _logits(
+        self, embeddings: Tensor, positions: Tensor, mask: Tensor | None, cache: Any, last: int | None
+    ) -> Tensor:
         hidden = self.model(
             inputs_embeds=embeddings,
             position_ids=positions,

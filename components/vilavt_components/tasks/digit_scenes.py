@@ -22,7 +22,7 @@ from vilavt_toolkit.registry import setting, tasks
 
 _SPLITS = ("train", "val", "test")
 _CORPUS_ITEMS = 2000
-_FAMILY_DRAW, _NEEDLESS_DRAW = 1, 2
+_FAMILY_DRAW, _NEEDLESS_DRAW, _DEMANDED_DRAW = 1, 2, 3
 """Set these draws apart from those of a sample's scene, which are the same whatever else there is."""
 
 Family = Literal["one_image", "two_images", "video", "referring"]
@@ -77,6 +77,9 @@ class DigitScenesConfig:
     )
     needless: float = setting(
         0.0, help="share of training samples that need no zoom and are shown one; to be unlearned", minimum=0, maximum=1
+    )
+    demanded: float = setting(
+        0.0, help="share of training samples whose answer is demanded with what a zoom shows", minimum=0, maximum=1
     )
     train_items: int = setting(20_000, help="training samples", minimum=1)
     val_items: int = setting(1_000, help="validation samples", minimum=1)
@@ -168,7 +171,7 @@ class DigitScenes(Task):
             question=item.question,
             answer=answer,
             originals=() if mode == "blind" else _drawn(rng, item, drafts, style),
-            trace=self._trace(item, answer, mode),
+            trace=self._trace(item, answer, mode, self._demands(split, index)),
             tool=mode in ("tool", "needless"),
             tags={
                 "needs_zoom": bool(item.looks),
@@ -222,18 +225,23 @@ class DigitScenes(Task):
         if split != "train":
             return item, rng, "tool"
         if drawn >= config.forced + config.blind:
-            needless = np.random.default_rng([*place, _NEEDLESS_DRAW]).random() < config.needless
+            needless = _drawn_at(place, _NEEDLESS_DRAW) < config.needless
             return item, rng, "needless" if needless and item.spare and not item.looks else "tool"
         return item, rng, "blind" if drawn < config.blind else "forced"
 
     def _family(self, place: Sequence[int]) -> str:
         """The family of the sample at a place."""
-        left = float(np.random.default_rng([*place, _FAMILY_DRAW]).random())
+        left = _drawn_at(place, _FAMILY_DRAW)
         for family, share in self._shares.items():
             left -= share
             if left < 0:
                 return family
         return family
+
+    def _demands(self, split: str, index: int) -> bool:
+        """Whether the answer to a sample is demanded with what a zoom shows."""
+        place = [self.config.seed, _SPLITS.index(split), index]
+        return split == "train" and _drawn_at(place, _DEMANDED_DRAW) < self.config.demanded
 
     def _style(self, split: str, item: Item) -> Style:
         config = self.config
@@ -252,7 +260,7 @@ class DigitScenes(Task):
         image, thing = item.target
         return boxes.written(outline(drafts[image], thing, style), style.size, self.config.steps)
 
-    def _trace(self, item: Item, answer: str, mode: Mode) -> tuple[GivenTurn, ...]:
+    def _trace(self, item: Item, answer: str, mode: Mode, demanded: bool = False) -> tuple[GivenTurn, ...]:
         """The turns that lead to the answer."""
         if mode == "blind":
             return (GivenTurn("no image", answer=answer),)
@@ -262,9 +270,14 @@ class DigitScenes(Task):
         cell = self.config.size // self.config.cells
         regions: list[tuple[int, Box]] = [(image, tuple(float(side * cell) for side in span)) for image, span in looks]
         return (
-            GivenTurn(item.thought, inquiry=item.inquiry, boxes=tuple(regions)),
+            GivenTurn(item.thought, inquiry=item.inquiry, boxes=tuple(regions), demanded=demanded),
             GivenTurn(item.found, answer=answer),
         )
+
+
+def _drawn_at(place: Sequence[int], number: int) -> float:
+    """Draw from [0, 1) for the sample at a place, apart from its other draws."""
+    return float(np.random.default_rng([*place, number]).random())
 
 
 def _drafts(rng: np.random.Generator, item: Item, style: Style) -> list[Draft]:

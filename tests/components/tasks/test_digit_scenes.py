@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -184,6 +185,17 @@ def test_some_training_samples_go_without_tool_or_image_and_no_others() -> None:
     assert 0.02 < len(blind) / len(train) < 0.06 and 0.09 < len(forced) / len(train) < 0.15
     assert all(not s.tool and len(s.trace) == 1 and s.trace[0].answer == s.answer for s in blind + forced)
     assert all(s.tool and s.originals for split in ("val", "test") for s in (TASK.sample(split, i) for i in range(300)))
+
+
+def test_an_answer_may_be_demanded_with_what_a_zoom_shows_in_training_only() -> None:
+    demanding = DigitScenes(DigitScenesConfig(demanded=0.5))
+    zooms = []
+    for index in range(300):
+        plain, sample = TASK.sample("train", index), demanding.sample("train", index)
+        assert [replace(turn, demanded=False) for turn in sample.trace] == list(plain.trace)
+        zooms += [turn.demanded for turn in sample.trace if turn.boxes]
+        assert not any(turn.demanded for turn in demanding.sample("test", index).trace)
+    assert 0.4 < sum(zooms) / len(zooms) < 0.6
 
 
 def test_needless_zooms_are_shown_in_training_only_and_change_nothing_else() -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vilavt_toolkit.chat.looked import looked_at
+from vilavt_toolkit.chat.shared import evaluating, exclusively
 from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.dialogue.trajectory import Trajectory
 from vilavt_toolkit.errors import InputError
@@ -61,7 +61,7 @@ class Answer:
             raise InputError("Nothing was encoded under an inquiry here, so there is nothing to explain.")
         views = [self.session.views[index] for index in asked]
         groups = [trajectory.regions[index].group for index in asked]
-        with evaluating(model):
+        with evaluating(model), exclusively(model):
             found = model.encoder.explain_views(views, groups, [group.ids for group in trajectory.groups])
         return dict(zip(asked, found, strict=True))
 
@@ -71,18 +71,6 @@ class Answer:
         With `explain`, heat maps show what the encoder attended to, as `explain` says.
         """
         draw_trace(self.trace, Path(path), self.explain() if explain else None)
-
-
-@contextmanager
-def evaluating(model: VisualChatModel) -> Iterator[None]:
-    """The model in evaluation mode; behind it, every module in the mode that it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def ask(

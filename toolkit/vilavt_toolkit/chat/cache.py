@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from vilavt_toolkit.chat.graphs import Graphs
 
 _ROUND = 64
 """Columns are made room for in such steps, and by a quarter of what there is, so that growing costs little in all."""
@@ -22,6 +26,8 @@ class KeyValues:
         """The first free position of every row: M-RoPE's run slower than columns."""
         self.layers: list[tuple[Tensor, Tensor]] = []
         """Of every layer keys and values [rows, H, columns, d]; made by the first forward, which knows their shapes."""
+        self.graphs: Graphs | None = None
+        """Steps that were captured over it, on a GPU; they live as long as its tensors."""
         self._columns = 0
         self.protected = 0
         """Of a single row: columns that several dialogues hold."""
@@ -44,16 +50,12 @@ class KeyValues:
         if columns <= self._columns:
             return
         grown = max(columns, self._columns + self._columns // 4)
-        self._columns = -(-grown // _ROUND) * _ROUND
-        held = max(self.lengths)
-        for index, layer in enumerate(self.layers):
-            self.layers[index] = self._grown(layer[0], held), self._grown(layer[1], held)
-
-    def _grown(self, part: Tensor, held: int) -> Tensor:
-        rows, heads, _, width = part.shape
-        larger = part.new_zeros(rows, heads, self._columns, width)
-        larger[:, :, :held] = part[:, :, :held]
-        return larger
+        room, held = -(-grown // _ROUND) * _ROUND, max(self.lengths)
+        # Interrupted, or out of memory, it can be done again: layers with more room than they need do no harm.
+        for index, (keys, values) in enumerate(self.layers):
+            if keys.shape[2] < room:
+                self.layers[index] = _grown(keys, held, room), _grown(values, held, room)
+        self._columns = room
 
     def layer(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and values of a layer, made to fit the first that come."""
@@ -70,15 +72,24 @@ class KeyValues:
         self.lengths[row] = length
 
     @torch.inference_mode()
-    def copy_row(self, source: KeyValues, there: int, here: int) -> None:
-        """Let row `here` hold what row `there` of `source` holds."""
-        length = source.lengths[there]
+    def clear(self, row: int, start: int = 0) -> None:
+        """Put zeros where nothing is held, from column `start` of a row on: what went wrong there may be no number."""
+        for part in (part for layer in self.layers for part in layer):
+            part[row, :, start:] = 0
+
+    @torch.inference_mode()
+    def copy_row(
+        self, source: KeyValues, there: int, here: int, length: int | None = None, free: int | None = None
+    ) -> None:
+        """Let row `here` hold what row `there` of `source` holds, or the first `length` columns, up to `free`."""
+        length = source.lengths[there] if length is None else length
+        free = source.free[there] if free is None else free
         self.reserve(length)
         for index, (keys, values) in enumerate(source.layers):
             own_keys, own_values = self.layer(index, keys, values)
             own_keys[here, :, :length] = keys[there, :, :length]
             own_values[here, :, :length] = values[there, :, :length]
-        self.lengths[here], self.free[here] = length, source.free[there]
+        self.lengths[here], self.free[here] = length, free
 
     def extension(self, rows: Sequence[int], counts: Sequence[int], dtype: torch.dtype) -> Extension:
         """What one forward adds to `rows`: `counts` new columns each, padded on the left; makes room for them."""
@@ -90,6 +101,13 @@ class KeyValues:
         for row, count, first in zip(rows, counts, free, strict=True):
             self.lengths[row] += count
             self.free[row] = first
+
+
+def _grown(part: Tensor, held: int, columns: int) -> Tensor:
+    rows, heads, _, width = part.shape
+    larger = part.new_zeros(rows, heads, columns, width)
+    larger[:, :, :held] = part[:, :, :held]
+    return larger
 
 
 class Extension:
@@ -107,12 +125,19 @@ class Extension:
         self._into = torch.tensor(rows)[at[0]].to(cache.device), into[at].to(cache.device)
         self._rows = None if list(rows) == list(range(len(rows))) else torch.tensor(rows).to(cache.device)
         self._count = len(rows)
-        # Padding sees the first column, since attention to nothing is no number.
-        last = into.clamp(min=0).to(cache.device)
-        hidden = torch.arange(self._columns, device=cache.device) > last[:, :, None]
-        self.mask = torch.zeros(hidden.shape, dtype=dtype, device=cache.device).masked_fill_(hidden, -torch.inf)[
-            :, None
-        ]
+        self.mask = None if self._plain(first, length) else self._masked(into.clamp(min=0), dtype)
+
+    def _plain(self, first: Sequence[int], length: int) -> bool:
+        """Whether every new column sees all before it, and nothing else is there: kernels need no mask for that."""
+        return self._from is None and (
+            self._columns == length or (length == 1 and all(start == self._columns - 1 for start in first))
+        )
+
+    def _masked(self, last: Tensor, dtype: torch.dtype) -> Tensor:
+        """What new columns see up to their `last` [B, L]; padding the first one: attention to nothing is no number."""
+        last = last.to(self._cache.device)
+        hidden = torch.arange(self._columns, device=last.device) > last[:, :, None]
+        return torch.zeros(hidden.shape, dtype=dtype, device=last.device).masked_fill_(hidden, -torch.inf)[:, None]
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add keys and values [B, H, L, d] of the new columns, rotated; return those of all columns, [B, H, C, d]."""
@@ -159,13 +184,12 @@ class Kept:
         """Its keys and values as a cache of one row, to read on in; a copy where others hold what would change."""
         cache = self._cache
         if cache is None or not self._may_write(cache):
-            self._cache = KeyValues(1, self._device)
-            self._cache.owner = weakref.ref(self)
+            own = KeyValues(1, self._device)
+            own.owner = weakref.ref(self)
             if cache is not None and self.length:
-                cache.lengths[0] = max(cache.lengths[0], self.length)
-                self._cache.copy_row(cache, 0, 0)
-        assert self._cache is not None
-        self._cache.lengths[0], self._cache.free[0] = self.length, self.free
+                own.copy_row(cache, 0, 0, self.length, self.free)
+            self._cache = cache = own
+        cache.lengths[0], cache.free[0] = self.length, self.free
         return self._cache
 
     def _may_write(self, cache: KeyValues) -> bool:
@@ -178,9 +202,10 @@ class Kept:
     def take(self, cache: KeyValues, row: int) -> None:
         """Hold what a row of a cache has read."""
         if cache is not self._cache:
-            self._cache = KeyValues(1, self._device)
-            self._cache.owner = weakref.ref(self)
-            self._cache.copy_row(cache, row, 0)
+            own = KeyValues(1, self._device)
+            own.owner = weakref.ref(self)
+            own.copy_row(cache, row, 0)
+            self._cache = own
         self.length, self.free = cache.lengths[row], cache.free[row]
 
     def give(self, cache: KeyValues, row: int) -> None:
@@ -188,5 +213,5 @@ class Kept:
         if self._cache is None:
             cache.lengths[row] = cache.free[row] = 0
             return
-        self._cache.lengths[0], self._cache.free[0] = self.length, self.free
-        cache.copy_row(self._cache, 0, row)
+        # Whoever shares it may be reading on: its own lengths stay theirs.
+        cache.copy_row(self._cache, 0, row, self.length, self.free)

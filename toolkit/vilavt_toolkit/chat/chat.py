@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from vilavt_toolkit.chat import saving, tool
-from vilavt_toolkit.chat.ask import Answer, answer_of, evaluating
+from vilavt_toolkit.chat.ask import Answer, answer_of
 from vilavt_toolkit.chat.cache import Kept
 from vilavt_toolkit.chat.decoding import Decoding
 from vilavt_toolkit.chat.events import Answered, Event
 from vilavt_toolkit.chat.loop import Loop
 from vilavt_toolkit.chat.seat import Seat
+from vilavt_toolkit.chat.shared import evaluating
+from vilavt_toolkit.chat.streams import AsyncEvents
 from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.dialogue.trajectory import Trajectory
 from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.model import VisualChatModel
+
+
+_ASKING = "the chat is answering a question; let its stream end, or close it, before the next."
 
 
 class Chat:
@@ -35,7 +40,7 @@ class Chat:
         """The dialogue: sources, views, trajectory."""
         self.kept = Kept(model.device)
         """What the language model has read of it."""
-        self._busy = False
+        self._asking = Lock()
         for image in images:
             self.add(image)
 
@@ -60,16 +65,20 @@ class Chat:
         with self.question(question, images):
             for _ in Loop(self.model, self.decoding).alone(self.seat()):
                 pass
-        return answer_of(self.session.copy())
+            return answer_of(self.session.copy())
 
-    def stream(self, question: str, images: Iterable[Any] = ()) -> Iterator[Event]:
-        """Ask a question and tell what happens while it does, `Answered` at the end; raises InputError."""
+    def stream(self, question: str, images: Iterable[Any] = ()) -> Generator[Event, None, None]:
+        """Ask a question and tell what happens while it is answered, `Answered` at the end; raises InputError.
+
+        The question begins with the first event. Left by `break`, or closed, it is taken back.
+        """
         events: list[Event] = []
         with self.question(question, images):
             for _ in Loop(self.model, self.decoding).alone(self.seat(events)):
                 yield from events
                 events.clear()
-        yield Answered(answer_of(self.session.copy()))
+            answer = answer_of(self.session.copy())
+        yield Answered(answer)
 
     async def ask_async(self, question: str, images: Iterable[Any] = ()) -> Answer:
         """`ask`, while the event loop goes on; cancelled, the question is taken back."""
@@ -78,26 +87,13 @@ class Chat:
                 return event.answer
         raise AssertionError("A stream ends with the answer.")
 
-    async def stream_async(self, question: str, images: Iterable[Any] = ()) -> AsyncIterator[Event]:
+    def stream_async(self, question: str, images: Iterable[Any] = ()) -> AsyncEvents:
         """`stream`, while the event loop goes on; cancelled, the question is taken back."""
-        events = self.stream(question, images)
-        step: asyncio.Future[Event | None] | None = None
-        try:
-            while True:
-                step = asyncio.ensure_future(asyncio.to_thread(next, events, None))
-                event = await asyncio.shield(step)
-                if event is None:
-                    return
-                yield event
-        finally:
-            # A step that is under way in its thread cannot be stopped; what it belongs to is taken back behind it.
-            if step is not None and not step.done():
-                await asyncio.wait([step])
-            events.close()  # type: ignore[attr-defined]
+        return AsyncEvents(self.stream(question, images))
 
-    def seat(self, events: list[Event] | None = None) -> Seat:
+    def seat(self, events: list[Event] | None = None, decoding: Decoding | None = None) -> Seat:
         """The open question's place in a loop; what happens is put into `events`."""
-        seed = self.decoding.seed * 1_000_003 + len(self.trajectory.questions) - 1
+        seed = (decoding or self.decoding).seed * 1_000_003 + len(self.trajectory.questions) - 1
         return Seat(self.session, seed=seed, kept=self.kept, emit=events.append if events is not None else None)
 
     @contextmanager
@@ -112,25 +108,26 @@ class Chat:
     @contextmanager
     def _whole(self) -> Iterator[None]:
         """Take back all that happens inside if it does not come to its end."""
-        self._hold_still()
-        session, kept = self.session, self.kept
-        if kept.length > session.settled:
-            kept.truncate(session.settled, kept.free - (kept.length - session.settled))
-        mark, shown, read = session.mark(), len(session.sources), (kept.length, kept.free)
-        self._busy = True
+        if not self._asking.acquire(blocking=False):
+            raise UsageError(_ASKING)
         try:
-            yield
-        except BaseException:
-            session.rollback(mark)
-            del session.sources[shown:]
-            kept.truncate(*read)
-            raise
+            session, kept = self.session, self.kept
+            if kept.length > session.settled:
+                kept.truncate(session.settled, kept.free - (kept.length - session.settled))
+            mark, shown, read = session.mark(), len(session.sources), (kept.length, kept.free)
+            try:
+                yield
+            except BaseException:
+                session.rollback(mark)
+                del session.sources[shown:]
+                kept.truncate(*read)
+                raise
         finally:
-            self._busy = False
+            self._asking.release()
 
     def _hold_still(self) -> None:
-        if self._busy:
-            raise UsageError("the chat is answering a question; let its stream end, or close it, before the next.")
+        if self._asking.locked():
+            raise UsageError(_ASKING)
 
     # --- As a tool -------------------------------------------------------------------------------------------------
 
@@ -174,7 +171,8 @@ def ask_all(
     """Ask many chats of one model a question each, `slots` at a time; an answer each, or what went wrong with it.
 
     The same answers as one by one. None waits for another, and regions that several look at in the same step are
-    encoded in one packed call. A chat whose question failed is as it was before.
+    encoded in one packed call. A chat whose question failed is as it was before; interrupted, so are those that were
+    not answered yet, and the others keep their answers. With `decoding`, its seed takes the place of the chats' own.
     """
     from vilavt_toolkit.chat.many import ask_many
 

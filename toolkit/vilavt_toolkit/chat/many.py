@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from traceback import clear_frames
 from typing import TYPE_CHECKING
 
-from vilavt_toolkit.chat.ask import Answer, answer_of, evaluating
+from vilavt_toolkit.chat.ask import Answer, answer_of
 from vilavt_toolkit.chat.decoding import Decoding
 from vilavt_toolkit.chat.loop import Loop
 from vilavt_toolkit.chat.seat import Seat
+from vilavt_toolkit.chat.shared import evaluating
 from vilavt_toolkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,21 +38,42 @@ def ask_many(
                 answers[number] = error
                 continue
             opened[number] = stack
-            seat = chat.seat()
+            seat = chat.seat(decoding=decoding)
             seat.number = number
             yield seat
 
     model = asked[0][0].model
     try:
         with evaluating(model):
-            for seat in Loop(model, agreed).seated(seats(), slots):
-                _close(opened.pop(seat.number), seat.error)
-                answers[seat.number] = seat.error or answer_of(seat.session.copy())
+            for seat in Loop(model, agreed).seated(seats(), min(slots, len(asked))):
+                answers[seat.number] = _ended(opened.pop(seat.number), seat)
     except BaseException as stopped:
         for stack in opened.values():
             _close(stack, stopped)
         raise
-    return [answer for answer in answers if answer is not None]
+    found = [answer for answer in answers if answer is not None]
+    for answer in found:
+        if isinstance(answer, Exception):
+            _release(answer)
+    return found
+
+
+def _ended(question: ExitStack, seat: Seat) -> Answer | Exception:
+    """The answer that a question led to; or what went wrong with it, and the question is taken back."""
+    answer: Answer | Exception
+    try:
+        answer = seat.error or answer_of(seat.session.copy())
+    except Exception as error:
+        answer = error
+    _close(question, answer if isinstance(answer, Exception) else None)
+    return answer
+
+
+def _release(error: BaseException | None) -> None:
+    """Let go of what the frames of an error hold, all chats' keys and values among it, as long as it is kept."""
+    while error is not None:
+        clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _close(question: ExitStack, error: BaseException | None) -> None:

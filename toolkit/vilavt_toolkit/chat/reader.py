@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vilavt_toolkit.chat.cache import KeyValues
 from vilavt_toolkit.chat.costs import Costs
+from vilavt_toolkit.chat.graphs import Graphs
 from vilavt_toolkit.chat.hidden import hidden_states
 from vilavt_toolkit.chat.seat import Seat
 from vilavt_toolkit.contracts import Spent, View
@@ -214,20 +215,29 @@ class Reader:
 
     def step(self, seats: Sequence[Seat], live: int) -> Tensor:
         """Read the last token of every draft: logits [live, V] of all rows, of which the others' mean nothing."""
-        language_model, cache, device = self.model.language_model, self.cache, self.model.device
-        ids, rows = [0] * live, list(range(live))
+        cache, ids = self.cache, [0] * live
         for seat in seats:
             assert seat.draft is not None
             ids[seat.row] = seat.draft.ids[-1]
+        writing = [seat.row for seat in seats]
+        cache.reserve(max(cache.lengths[:live]) + 1)
+        if cache.graphs is None:
+            cache.graphs = Graphs(self.model.language_model, cache)
+        logits = cache.graphs.step(ids)
+        if logits is None:
+            logits = self._step(ids, writing)
+        cache.commit(writing, [1] * len(writing), [cache.free[row] + 1 for row in writing])
+        return logits
+
+    def _step(self, ids: Sequence[int], writing: Sequence[int]) -> Tensor:
+        language_model, cache, device, live = self.model.language_model, self.cache, self.model.device, len(ids)
         # Rows that do not write go along: what they add is not committed, and their next real column overwrites it.
         # Leaving them out would copy all the others' keys and values.
         positions = torch.tensor(cache.free[:live]).expand(language_model.axes, -1)[:, :, None]
         embedded = language_model.embed(torch.tensor(ids, device=device)[:, None])
-        extension = cache.extension(rows, [1] * live, embedded.dtype)
-        writing = [seat.row for seat in seats]
+        extension = cache.extension(range(live), [1] * live, embedded.dtype)
         mask = torch.zeros(live, 1, dtype=torch.bool).index_fill_(0, torch.tensor(writing), True)
         logits: Tensor = language_model(embedded, positions.to(device), mask.to(device), extension, last=1)[:, -1]
-        cache.commit(writing, [1] * len(writing), [cache.free[row] + 1 for row in writing])
         return logits
 
 

@@ -68,9 +68,7 @@ def load(folder: Path, model: VisualChatModel) -> tuple[Session, Decoding]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} cannot be read ({error!r}); save the chat again.") from None
     if model.language_model.tokenizer.decode(trajectory.ids) != text:
-        raise InputError(
-            f"{file} was written with another tokenizer; load it with the chat's own model."
-        )
+        raise InputError(f"{file} was written with another tokenizer; load it with the chat's own model.")
     session.sources = [model.open_source(original) for original in originals]
     session.trajectory = trajectory
     _prepare(session, file)

@@ -53,6 +53,8 @@ class Seat:
         self.row = -1
         """Its row of the cache."""
         self.draft: Draft | None = None
+        self.waited = 0
+        """Steps that it has been waiting to be read."""
         self.over = False
         self.error: Exception | None = None
         """What ended it, if something that should not have."""

@@ -486,7 +486,7 @@ class Session:
                 raise CallError(str(error)) from None
         call = ToolCall(tuple(regions), given.inquiry)
         self._give_right(Turn(given.thought, call=call))
-        self.carry_out(call)
+        self.carry_out(call, demand=given.demanded)
 
     def replay(self, conversation: Conversation) -> None:
         """Write a dialogue word by word, its crops as they were cut; raises InputError naming the message."""

@@ -104,7 +104,8 @@ class Trajectory:
 
     def copy(self) -> Trajectory:
         """A trajectory of its own that begins as this one."""
-        lists: dict[str, Any] = {item.name: list(value) for item in fields(self) if isinstance(value := getattr(self, item.name), list)}
+        values = ((item.name, getattr(self, item.name)) for item in fields(self))
+        lists: dict[str, Any] = {name: list(value) for name, value in values if isinstance(value, list)}
         return replace(self, **lists)
 
     def to_json(self) -> dict[str, Any]:

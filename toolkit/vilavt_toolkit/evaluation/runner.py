@@ -81,7 +81,7 @@ def evaluate(
     """Ask every item under every arm; raises InputError naming the item that cannot be asked."""
     size = task.length(section.split)
     count = min(section.items or size, size)
-    decoding = Decoding(section.max_new_tokens, seed=seed, grammar=section.grammar)
+    decoding = Decoding(section.max_new_tokens, seed=seed)
     results: dict[str, list[Item]] = {}
     for name in _ordered(section.arms):
         rewrite = _rewrites(ARMS[name], results.get("modulated", []), seed)
