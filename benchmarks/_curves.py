@@ -92,7 +92,7 @@ def draw(path: Path, axes: Sequence[str], series: Mapping[str, Sequence[Point]])
         most = 1.05 * max(point.costs[number] for point in points)
         panel = _Panel(image, number * _WIDTH, most, span)
         panel.axes(name)
-        for colour, of in zip(_COLOURS, series.values(), strict=False):
+        for colour, of in reversed(list(zip(_COLOURS, series.values(), strict=False))):  # the first on top
             panel.curve([(point.costs[number], point) for point in of], colour)
     _legend(image, list(series), size[0])
     image.resize(size, Image.Resampling.LANCZOS).save(path, optimize=True)

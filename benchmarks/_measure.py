@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -88,13 +89,19 @@ def wait(device: torch.device) -> None:
 
 
 def compared(
-    device: torch.device, what: str, sides: Mapping[str, Work], repeats: int, at_most: float = 0, at_least: float = 0
+    device: torch.device,
+    what: str,
+    sides: Mapping[str, Work],
+    repeats: int,
+    at_most: float = 0,
+    at_least: float = 0,
+    warm: int = 2,
 ) -> Row:
     """Time two sides, the first ours, and hold the ratio to a target.
 
     The ratio is ours over the peer's where there is an upper bound, else the peer's over ours: how often faster.
     """
-    (ours, mine), (peer, theirs) = interleaved(sides, device, repeats).items()
+    (ours, mine), (peer, theirs) = interleaved(sides, device, repeats, warm).items()
     pairs = zip(mine, theirs, strict=True)
     ratio = Spread.of([a / b if at_most or not at_least else b / a for a, b in pairs])
     met = None
@@ -132,6 +139,17 @@ def facts(device: str, command: str) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **versions()},
         "command": command,
     }
+
+
+def put_between(page: Path, name: str, text: str) -> None:
+    """Replace what stands between a page's marks `<!-- name -->` and `<!-- end name -->`."""
+    begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+    old = page.read_text(encoding="utf-8")
+    pattern = re.escape(begin) + ".*?" + re.escape(end)
+    new, count = re.subn(pattern, lambda _: f"{begin}\n\n{text}\n\n{end}", old, flags=re.DOTALL)
+    if count != 1:
+        raise SystemExit(f"{page} has no one place between {begin} and {end}; put the two lines back.")
+    page.write_text(new, encoding="utf-8")
 
 
 def markdown(rows: list[Row]) -> str:

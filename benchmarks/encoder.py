@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from _cases import GroupCost, Place, groups_cost, kernels, loop, missing, modulation, packing, tower
 from _encoders import every_encoder, preparing_clouds
 from _encoders import missing as missing_encoders
-from _measure import Row, facts, markdown
+from _measure import Row, facts, markdown, put_between
 from _models import QUICK, SIZES
 from _plot import line_plot
 
@@ -104,20 +103,13 @@ def _section(section: dict[str, Any]) -> str:
 
 def _write(device: str, text: str, cost: GroupCost | None) -> None:
     """Replace the device's part of the page, and its plot."""
-    page = DOCS / "performance.md"
-    begin, end = f"<!-- {device} -->", f"<!-- end {device} -->"
     if cost is not None:
         name = f"groups-{device}.svg"
         points = [(n, s.median, s.low, s.high) for n, s in zip(cost.counts, cost.spreads, strict=True)]
         title = f"Cost by the number of inquiry groups ({cost.modulator}, {device})"
         (DOCS / name).write_text(line_plot(title, "inquiry groups", "ms, forward and backward", points, cost.line))
         text += f"\n\n![Milliseconds by the number of groups]({name})"
-    old = page.read_text(encoding="utf-8")
-    pattern = re.escape(begin) + ".*?" + re.escape(end)
-    new, count = re.subn(pattern, lambda _: f"{begin}\n\n{text}\n\n{end}", old, flags=re.DOTALL)
-    if count != 1:
-        raise SystemExit(f"{page} has no one place between {begin} and {end}; put the two lines back.")
-    page.write_text(new, encoding="utf-8")
+    put_between(DOCS / "performance.md", device, text)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ SWEEPS: Mapping[str, tuple[str, Sequence[Any]]] = {
     ),
     "any_of": (
         "{name: any_of, policies: [{name: budget, patches: 32}, {name: confidence, threshold: %s}]}",
-        [0.3, 0.5, 0.9],
+        [0.15, 0.2, 0.9],
     ),
 }
 _UNITS = {"max_turns": "turns", "budget": "patches", "converged": "of"}

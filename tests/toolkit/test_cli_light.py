@@ -19,6 +19,7 @@ LIGHT = [
     ["--help"],
     [],
     ["train", "--help"],
+    ["chat", "--help"],
     ["no_such_command"],
     ["train"],
     ["train", "no_such_recipe"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
@@ -20,6 +21,8 @@ from vilavt_toolkit.model import VisualChatModel
 from vilavt_toolkit.registry import did_you_mean, formats
 from vilavt_toolkit.training import checkpoints
 from vilavt_toolkit.versions import versions
+
+log = logging.getLogger(__name__)
 
 NATIVE = "native"
 MODEL_TYPE = "vilavt_toolkit"
@@ -42,7 +45,7 @@ def export(
         if format == NATIVE:
             _write_native(source, temporary, dtype)
         else:
-            foreign.make(format).save(load(source, "cpu", dtype), temporary)
+            _write_foreign(load(source, "cpu", dtype), temporary, format)
     return target
 
 
@@ -51,8 +54,14 @@ def save(model: VisualChatModel, folder: str | os.PathLike[str], format: str = "
     _check_format(format, native=False)
     target = checkpoints.run_folder(folder)
     with _whole(target) as temporary:
-        foreign.make(format).save(model, temporary)
+        _write_foreign(model, temporary, format)
     return target
+
+
+def _write_foreign(model: VisualChatModel, folder: Path, format: str) -> None:
+    if next(model.stopping.parameters(), None) is not None:
+        log.warning("format %r has no place for what stopping policies have learned, which is left out.", format)
+    foreign.make(format).save(model, folder)
 
 
 def _check_format(format: str, native: bool = True) -> None:

@@ -214,12 +214,14 @@ class VideoSource(Source):
         return strip(tiles, (self.width, self.height), size)
 
     def save(self, path: Path) -> None:
-        """Write the first views into an animated PNG, each shown until the next begins."""
-        ends = [*(self.times[frame] for frame in self.shown[1:]), end_of(self.times)]
-        lasting = [_milliseconds(end - self.times[frame]) for frame, end in zip(self.shown, ends, strict=True)]
-        first, *others = [Image.fromarray(self._view(frame)) for frame in self.shown]
+        """Write the first views into an animated PNG, each shown until the next begins; a video in memory, whole."""
+        whole = isinstance(self._reader, ArrayFrames)
+        shown, pixels = (range(len(self.times)), self._frame) if whole else (self.shown, self._view)
+        ends = [*(self.times[frame] for frame in shown[1:]), end_of(self.times)]
+        lasting = [_milliseconds(end - self.times[frame]) for frame, end in zip(shown, ends, strict=True)]
+        first, *others = [Image.fromarray(pixels(frame)) for frame in shown]
         # Frames alike would become one, were they not laid over each other by turns; without transparency it looks so.
-        turns = [number % 2 for number in range(len(self.shown))]
+        turns = [number % 2 for number in range(len(shown))]
         first.save(path, format="PNG", save_all=True, append_images=others, duration=lasting, blend=turns)
 
     # --- Frames -----------------------------------------------------------------------------------------

@@ -60,6 +60,7 @@ def test_the_quickstarts_samples_are_what_they_were() -> None:
             everything = dataclasses.asdict(dataclasses.replace(sample, originals=(), tags=tags))
             said = ("id", "question", "answer", "originals", "trace", "tool", "tags")
             plain = {name: everything[name] for name in said}
+            assert not any(turn.pop("demanded") for turn in plain["trace"])
             texts.update(json.dumps(plain, sort_keys=True).encode())
             for original in sample.originals:
                 pixels.update(original.tobytes())

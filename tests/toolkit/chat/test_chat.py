@@ -1,74 +1,30 @@
-"""The chat: questions follow each other at the cost of what is new, fork, are saved, and are taken back whole."""
+"""The chat: questions follow each other at the cost of what is new, fork, stream, and leave nothing behind."""
 
 from __future__ import annotations
 
-import numpy as np
+import gc
+import weakref
+
 import pytest
-import torch
 
 import vilavt_toolkit as vt
-from vilavt_toolkit.contracts import RegionCall, ToolCall, Turn
-from vilavt_toolkit.dialogue.batch import collate
-from vilavt_toolkit.testing.scripted import Scripted
-from vilavt_toolkit.training.losses import target_logprobs
+from vilavt_toolkit.chat.cache import KeyValues
+from vilavt_toolkit.chat.events import Answered, Called, Demanded, Looked, Told, Written
+from vilavt_toolkit.contracts import Turn
+from vilavt_toolkit.errors import UsageError
 
 SHORT = vt.Decoding(max_new_tokens=12)
-
-
-def picture(seed: int, side: int = 64) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
-
-
-@pytest.fixture(params=["tiny_model", "mrope_model"])
-def chat_model(request):
-    """A model whose positions have one axis, and one whose have three."""
-    return request.getfixturevalue(request.param)
-
-
-def written(model, *turns: Turn) -> list[int]:
-    return [token for turn in turns for token in model.language_model.tokenizer.encode(model.dialogue.write(turn))]
-
-
-def look(*boxes: tuple[int, list[int]], inquiry: str = "red square") -> Turn:
-    return Turn("look", call=ToolCall(tuple(RegionCall(i, {"bbox_2d": b}) for i, b in boxes), inquiry))
-
-
 ANSWER = Turn("seen", answer="7")
 
 
-@pytest.fixture
-def says(monkeypatch):
-    """Lets chats say given turns first, question after question."""
-
-    def script(model, *turns: Turn) -> None:
-        left = written(model, *turns)
-
-        def loop(model, decoding):
-            return Scripted(model, decoding, lambda number: left)
-
-        class Following(Scripted):
-            def _draw(self, seats, logits):
-                self._left = dict.fromkeys(seats, left)
-                return super()._draw(seats, logits)
-
-        monkeypatch.setattr("vilavt_toolkit.chat.chat.Loop", lambda *given: Following(*given, lambda number: left))
-
-    return script
-
-
-def assert_read_as_at_once(chat) -> None:
-    """Log-probabilities that were found turn by turn are those of one forward over the whole dialogue."""
-    trajectory, model = chat.trajectory, chat.model
-    batch = collate([trajectory], [chat.session.views], model.language_model)
-    with torch.no_grad():
-        full = target_logprobs(model(batch), batch).tolist()
-    kept = [p for p, own in zip(trajectory.logprobs, trajectory.produced, strict=True) if own]
-    assert len(kept) == len(full) > 10
-    assert max(abs(a - b) for a, b in zip(kept, full, strict=True)) < 1e-4
-
-
-def test_follow_up_questions_go_on_where_the_last_one_ended(chat_model, says):
-    says(chat_model, look((0, [0, 0, 2, 2])), ANSWER, look((1, [1, 1, 4, 4]), (2, [0, 0, 4, 2])), ANSWER)
+def test_follow_up_questions_go_on_where_the_last_one_ended(chat_model, says, picture, look, read_as_at_once):
+    says(
+        chat_model,
+        {
+            "what digit is on the red square?": [look((0, [0, 0, 2, 2])), ANSWER],
+            "and the blue one?": [look((1, [1, 1, 4, 4]), (2, [0, 0, 4, 2])), ANSWER],
+        },
+    )
     chat = vt.Chat(chat_model, [picture(0)])
     first = chat.ask("what digit is on the red square?")
     second = chat.ask("and the blue one?", images=[picture(1)])
@@ -77,17 +33,194 @@ def test_follow_up_questions_go_on_where_the_last_one_ended(chat_model, says):
     assert second.cost["regions"] == 3 and first.cost["regions"] == 2
     assert second.cost["tokens_read"] < first.cost["tokens_read"] + 40
     assert len(first.trajectory.ids) < len(second.trajectory.ids) == len(chat.trajectory.ids)
-    assert_read_as_at_once(chat)
+    read_as_at_once(chat, 10)
 
 
-def test_a_fork_goes_on_by_itself_and_so_does_what_it_was_forked_from(chat_model):
+def test_a_fork_goes_on_by_itself_and_so_does_what_it_was_forked_from(chat_model, picture, read_as_at_once):
     chat = vt.Chat(chat_model, [picture(0)], SHORT)
     chat.ask("what?")
     forks = [chat.fork(), chat.fork()]
-    assert forks[0].kept.bytes == chat.kept.bytes
     asked = [
         one.ask(question) for one, question in zip([forks[0], chat, forks[1]], ["why?", "how?", "why?"], strict=True)
     ]
     assert asked[0].trajectory.ids == asked[2].trajectory.ids != asked[1].trajectory.ids
     for one in (chat, *forks):
-        assert_read_as_at_once(one)
+        read_as_at_once(one, 10)
+
+
+def test_a_fork_copies_nothing_until_both_read_on(tiny_model, picture, monkeypatch):
+    copied = []
+    copy_row = KeyValues.copy_row
+    monkeypatch.setattr(KeyValues, "copy_row", lambda self, *given: copied.append(self) or copy_row(self, *given))
+    chat = vt.Chat(tiny_model, [picture(0)], SHORT)
+    chat.ask("what?")
+    fork = chat.fork()
+    chat.ask("why?")
+    assert not copied
+    fork.ask("how?")
+    assert len(copied) == 1
+    only = fork.fork()
+    del fork
+    gc.collect()
+    only.ask("when?")
+    assert len(copied) == 1, "whose others are gone reads on in what they left"
+
+
+def test_a_question_may_be_asked_of_a_fork_while_the_other_answers(tiny_model, picture, read_as_at_once):
+    chat = vt.Chat(tiny_model, [picture(0)], SHORT)
+    chat.ask("what?")
+    forks = [chat.fork(), chat.fork()]
+    stream = chat.stream("why?")
+    for _ in range(5):
+        next(stream)
+    forks[0].ask("how?")
+    (answer,) = vt.ask_all([(forks[1], "how?")])
+    answers = [event.answer for event in stream if isinstance(event, Answered)]
+    assert answer.trajectory.ids == forks[0].trajectory.ids
+    assert answers[0].trajectory.ids == chat.trajectory.ids
+    for one in (chat, *forks):
+        read_as_at_once(one)
+
+
+def test_a_stream_tells_what_happens_in_its_order(tiny_model, says, picture, look):
+    broken = "<think>hm</think><tool>{]</tool>"
+    says(tiny_model, {"what?": [look((0, [0, 0, 2, 2])), broken, look((1, [0, 0, 4, 4])), "<think>ä—€"]})
+    chat = vt.Chat(tiny_model, [picture(0)], vt.Decoding(max_new_tokens=60))
+    events = list(chat.stream("what?"))
+    kinds = [type(event) for event in events if not isinstance(event, Written)]
+    assert kinds == [Called, Looked, Told, Called, Demanded, Looked, Answered]
+    assert events[-1].answer.trajectory.ids == chat.trajectory.ids
+    looked = [event for event in events if isinstance(event, Looked)]
+    assert [region.index for event in looked for region in event.regions] == [1, 2]
+    trajectory, decode = chat.trajectory, tiny_model.language_model.tokenizer.decode
+    own = [(token, p) for token, p, made in zip(*columns(trajectory), strict=True) if made]
+    tokens = [event for event in events if isinstance(event, Written)]
+    assert [(event.id, event.logprob) for event in tokens] == own
+    ends = [token for token, _ in own if token == tiny_model.language_model.end_of_turn]
+    assert "".join(event.text for event in tokens) == "".join(
+        decode([token for token in turn if token not in ends]) for turn in turns_of(trajectory)
+    )
+
+
+def columns(trajectory):
+    return trajectory.ids, trajectory.logprobs, trajectory.produced
+
+
+def turns_of(trajectory) -> list[list[int]]:
+    """The ids that the model wrote in each turn."""
+    ends = [*trajectory.starts[1:], len(trajectory.ids)]
+    return [
+        [token for token, own in zip(trajectory.ids[a:b], trajectory.produced[a:b], strict=True) if own]
+        for a, b in zip(trajectory.starts, ends, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_texts_of_a_stream_are_the_turns_whatever_bytes_are_written(tiny_model, picture, seed):
+    chat = vt.Chat(tiny_model, [picture(0)], vt.Decoding(20, temperature=3.0, seed=seed))
+    events = [event for event in chat.stream("what?") if isinstance(event, Written)]
+    language_model = tiny_model.language_model
+    texts = []
+    for turn in turns_of(chat.trajectory):
+        ended = turn[-1] == language_model.end_of_turn
+        texts.append(language_model.tokenizer.decode(turn[:-1] if ended else turn))
+    assert "".join(event.text for event in events) == "".join(texts)
+
+
+def test_streaming_changes_no_answer(chat_model, picture):
+    answers = []
+    for asked in (lambda chat: chat.ask("what?"), lambda chat: list(chat.stream("what?"))[-1].answer):
+        answers.append(asked(vt.Chat(chat_model, [picture(0)], vt.Decoding(12, temperature=1.0, seed=3))))
+    assert answers[0].trajectory == answers[1].trajectory
+
+
+def test_a_second_question_while_a_stream_is_open_is_refused_and_disturbs_nothing(tiny_model, picture, tmp_path):
+    chat = vt.Chat(tiny_model, [picture(0)], SHORT)
+    alone = chat.fork().ask("what?")
+    stream = chat.stream("what?")
+    next(stream)
+    call = {"region": [{"index": 0, "bbox_2d": [0, 0, 2, 2]}], "query": ""}
+    for refused in (
+        lambda: chat.ask("why?"),
+        lambda: list(chat.stream("why?")),
+        lambda: chat.add(picture(1)),
+        lambda: chat.call_tool(call),
+        chat.fork,
+        lambda: chat.save(tmp_path),
+    ):
+        with pytest.raises(UsageError, match="answering a question"):
+            refused()
+    (refusal,) = vt.ask_all([(chat, "why?")])
+    assert isinstance(refusal, UsageError)
+    assert list(stream)[-1].answer.trajectory.ids == alone.trajectory.ids == chat.trajectory.ids
+
+
+def test_words_behind_words_that_nobody_answered_stand_apart(tiny_model, picture):
+    chat = vt.Chat(tiny_model, [picture(0)])
+    with_words = chat.session
+    with_words.open("what is this?")
+    with_words.open("and that?")
+    assert "what is this?\nand that?" in tiny_model.language_model.tokenizer.decode(with_words.trajectory.ids)
+
+
+def test_memory_grows_with_what_was_read_and_no_faster(tiny_model, picture):
+    settings = tiny_model.language_model.model.config
+    a_token = 2 * 4 * settings.num_hidden_layers * settings.num_key_value_heads * settings.head_dim
+    chat = vt.Chat(tiny_model, [picture(0)], vt.Decoding(max_new_tokens=8))
+    for _ in range(3):
+        chat.ask("what?")
+        length = len(chat.trajectory.ids)
+        assert (length - 10) * a_token <= chat.kept.bytes <= (1.25 * length + 128) * a_token
+
+
+def test_chats_that_are_over_leave_nothing(tiny_model, picture):
+    def caches() -> int:
+        return sum(type(one) is KeyValues for one in gc.get_objects())
+
+    gc.collect()
+    before = caches()
+    watched = []
+    for number in range(6):
+        chat = vt.Chat(tiny_model, [picture(number)], vt.Decoding(max_new_tokens=4))
+        chat.ask("what?")
+        chat.fork().ask("why?")
+        stream = chat.stream("how?")
+        next(stream)
+        watched += [weakref.ref(chat), weakref.ref(chat.kept), weakref.ref(chat.session)]
+        del chat, stream
+    gc.collect()
+    assert caches() == before
+    assert not any(one() for one in watched)
+
+
+def test_errors_that_are_kept_hold_no_cache(tiny_model, picture, monkeypatch):
+    chats = [vt.Chat(tiny_model, [picture(n)], vt.Decoding(max_new_tokens=4)) for n in range(2)]
+    made = []
+
+    def making(rows, device):
+        cache = KeyValues(rows, device)
+        made.append(weakref.ref(cache))
+        return cache
+
+    monkeypatch.setattr("vilavt_toolkit.chat.loop.KeyValues", making)
+    monkeypatch.setattr(type(tiny_model.policies[1]), "decide", lambda self, state: [][0])
+    answers = vt.ask_all([(chat, "what?") for chat in chats])
+    gc.collect()
+    assert made and not any(one() for one in made)
+    assert all(isinstance(answer, IndexError) and answer.__traceback__ is not None for answer in answers)
+
+
+def test_the_mode_of_a_model_is_given_back_by_the_last_of_its_streams(tiny_model, picture):
+    chats = [vt.Chat(tiny_model, [picture(n)], SHORT) for n in range(2)]
+    tiny_model.train()
+    frozen = tiny_model.projector.eval()
+    try:
+        streams = [chat.stream("what?") for chat in chats]
+        for stream in streams:
+            next(stream)
+        list(streams[0])
+        assert not any(module.training for module in tiny_model.modules())
+        streams[1].close()
+        assert tiny_model.training and not frozen.training
+    finally:
+        tiny_model.eval()

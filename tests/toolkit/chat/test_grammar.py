@@ -170,7 +170,13 @@ words = st.text(st.characters(codec="utf-8"), max_size=30)
 
 
 @settings(deadline=None, max_examples=60)
-@given(words, words, words, st.lists(st.integers(0, 4), min_size=1, max_size=3), st.data())
+@given(
+    words,
+    words,
+    st.one_of(words, st.text(" \n\x1c\x85\u2003", max_size=3)),
+    st.lists(st.integers(0, 4), min_size=1, max_size=3),
+    st.data(),
+)
 def test_what_the_dialogue_writes_itself_can_be_written(opened, thought, query, answer, indices, data):
     session = opened(data.draw(st.sampled_from([*KINDS])))
     regions = [written(session, index % len(session.trajectory.regions), data) for index in indices]

@@ -10,14 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from vilavt_toolkit import commands
 from vilavt_toolkit.chat.hidden import hidden_states
 from vilavt_toolkit.contracts import Conversation, LoopState, Message, Sample
 from vilavt_toolkit.dialogue.batch import collate
 from vilavt_toolkit.dialogue.session import session_of
 from vilavt_toolkit.dialogue.trajectory import Trajectory
-from vilavt_toolkit.errors import RunError
+from vilavt_toolkit.errors import RecipeErrors, RunError
 from vilavt_toolkit.loading import build, load
 from vilavt_toolkit.recipe import load_recipe
+from vilavt_toolkit.training.rl_run import reinforce
 from vilavt_toolkit.training.run import train
 from vilavt_toolkit.training.sft import SupervisedModule
 from vilavt_toolkit.training.stage import StageModule
@@ -158,3 +160,14 @@ def test_a_checkpoint_that_lost_its_own_head_is_damaged(halting_run, tmp_path):
     save_file({name: value for name, value in load_file(file).items() if not name.startswith(HEAD)}, file)
     with pytest.raises(RunError, match="it lacks"):
         load(run)
+
+
+def test_reinforcement_leaves_what_a_stopping_policy_learned_as_it_is(rl_recipe, tiny_run, tmp_path):
+    settings = [f"run={tmp_path / 'first'}", f"train.start={tiny_run}", "rl.steps=1", "rl.inner_epochs=1", HALTING]
+    first = train(load_recipe(rl_recipe, settings))
+    second = reinforce(load_recipe(rl_recipe, settings))
+    moved = changed(weights(first), weights(second))
+    assert moved and not any(name.startswith("stopping.") for name in moved)
+    everything = "rl.freeze=[encoder,modulator,inquiry_encoder,projector,language_model]"
+    with pytest.raises(RecipeErrors, match=r"rl\.freeze leaves nothing to train"):
+        commands.check(str(rl_recipe), [*settings, everything])

@@ -190,7 +190,7 @@ class Kept:
                 own.copy_row(cache, 0, 0, self.length, self.free)
             self._cache = cache = own
         cache.lengths[0], cache.free[0] = self.length, self.free
-        return self._cache
+        return cache
 
     def _may_write(self, cache: KeyValues) -> bool:
         owner = cache.owner() if cache.owner is not None else None

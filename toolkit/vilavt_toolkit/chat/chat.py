@@ -23,7 +23,6 @@ from vilavt_toolkit.dialogue.trajectory import Trajectory
 from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.model import VisualChatModel
 
-
 _ASKING = "the chat is answering a question; let its stream end, or close it, before the next."
 
 
@@ -81,14 +80,14 @@ class Chat:
         yield Answered(answer)
 
     async def ask_async(self, question: str, images: Iterable[Any] = ()) -> Answer:
-        """`ask`, while the event loop goes on; cancelled, the question is taken back."""
+        """`ask`, while the event loop goes on; cancelled before the answer is there, the question is taken back."""
         async for event in self.stream_async(question, images):
             if isinstance(event, Answered):
                 return event.answer
         raise AssertionError("A stream ends with the answer.")
 
     def stream_async(self, question: str, images: Iterable[Any] = ()) -> AsyncEvents:
-        """`stream`, while the event loop goes on; cancelled, the question is taken back."""
+        """`stream`, while the event loop goes on; left or cancelled, the question is taken back."""
         return AsyncEvents(self.stream(question, images))
 
     def seat(self, events: list[Event] | None = None, decoding: Decoding | None = None) -> Seat:

@@ -16,6 +16,7 @@ from vilavt_toolkit.chat.costs import Costs
 from vilavt_toolkit.chat.decoding import Decoding, Draw, draw
 from vilavt_toolkit.chat.reader import Reader, Rewrite
 from vilavt_toolkit.chat.seat import Seat
+from vilavt_toolkit.chat.shared import exclusively
 from vilavt_toolkit.chat.turns import Turns
 from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.errors import InputError
@@ -64,7 +65,8 @@ class Loop:
         while True:
             while len(live) < slots and (seat := next(waiting, None)) is not None:
                 seat.row = len(live)
-                (seat.kept or Kept(self.model.device)).give(cache, seat.row)
+                with exclusively(self.model):
+                    (seat.kept or Kept(self.model.device)).give(cache, seat.row)
                 live.append(seat)
             if not live:
                 return
@@ -78,31 +80,31 @@ class Loop:
     def alone(self, seat: Seat) -> Iterator[None]:
         """Run one seat that keeps what it reads, a step at a time, until it is over; raises its error."""
         assert seat.kept is not None
-        cache = seat.kept.writable()
+        with exclusively(self.model):
+            cache = seat.kept.writable()
         reader, seat.row = self._reader(cache), 0
         while not seat.over:
             self._step([seat], reader)
             yield
-        if seat.error is not None:
-            raise seat.error
-        seat.kept.take(cache, 0)
+        _keep(seat, cache)
 
     def read(self, seat: Seat) -> None:
         """Read what is new in a dialogue and write nothing; raises what went wrong."""
         assert seat.kept is not None
-        cache, seat.row = seat.kept.writable(), 0
-        with torch.inference_mode():
+        with exclusively(self.model), torch.inference_mode():
+            cache, seat.row = seat.kept.writable(), 0
             self._reader(cache).read([seat])
-        if seat.error is not None:
-            raise seat.error
-        seat.kept.take(cache, 0)
+        _keep(seat, cache)
 
     def _reader(self, cache: KeyValues) -> Reader:
         return Reader(self.model, cache, self._costs, self.rewrite, self._turns.needs)
 
-    @torch.inference_mode()
     def _step(self, live: list[Seat], reader: Reader) -> None:
         """Read what is new, then write one token of every dialogue."""
+        with exclusively(self.model), torch.inference_mode():
+            self._advance(live, reader)
+
+    def _advance(self, live: list[Seat], reader: Reader) -> None:
         logits: dict[Seat, Tensor] = {}
         new = [seat for seat in live if seat.draft is None]
         if not _worthwhile(new, live):
@@ -124,12 +126,23 @@ class Loop:
 
     def _write(self, seats: list[Seat], logits: Tensor, cache: KeyValues) -> None:
         """Write a token of every seat, and finish the turns that it ends."""
-        tokens, logprobs = self._draw(seats, logits)
+        tokens, logprobs = self._draw_safely(seats, logits)
         for seat, token, logprob in zip(seats, tokens, logprobs, strict=True):
             if logprob != logprob:  # no number
                 seat.fail(InputError(_UNFINITE))
-            else:
+            elif not seat.over:
                 self._turns.add(seat, token, logprob, cache)
+
+    def _draw_safely(self, seats: list[Seat], logits: Tensor) -> tuple[list[int], list[float]]:
+        """Draw for seats together; where that fails, for each alone, so that only those fail that must."""
+        try:
+            return self._draw(seats, logits)
+        except Exception as error:  # of a constraint, before anything was drawn
+            if len(seats) == 1:
+                seats[0].fail(error)
+                return [0], [0.0]
+        alone = [self._draw_safely([seat], row[None]) for seat, row in zip(seats, logits, strict=True)]
+        return [tokens[0] for tokens, _ in alone], [logprobs[0] for _, logprobs in alone]
 
     def _draw(self, seats: list[Seat], logits: Tensor) -> tuple[list[int], list[float]]:
         """A token of every seat from its logits [n, V], with its log-probability."""
@@ -147,6 +160,15 @@ _UNFINITE = (
     "the language model's logits are no finite numbers; look for weights that are none, or load the model in a type "
     "of a larger range (float32, bfloat16)."
 )
+
+
+def _keep(seat: Seat, cache: KeyValues) -> None:
+    """Leave what a seat has read where it keeps it; raises what went wrong, nothing of it left."""
+    assert seat.kept is not None
+    if seat.error is not None:
+        cache.clear(0, seat.kept.length)
+        raise seat.error
+    seat.kept.take(cache, 0)
 
 
 def _worthwhile(new: list[Seat], live: list[Seat]) -> bool:
@@ -168,6 +190,8 @@ _PATIENCE, _ENOUGH = 4, 4
 
 def _leave(live: list[Seat], seat: Seat, cache: KeyValues) -> None:
     """Take a seat out; the last one takes its row, so that rows in use stand together."""
+    if seat.error is not None:
+        cache.clear(seat.row)
     last = live.pop()
     if last is not seat:
         cache.copy_row(cache, last.row, seat.row)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
-from traceback import clear_frames
+from traceback import walk_tb
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from vilavt_toolkit.chat.ask import Answer, answer_of
@@ -72,14 +73,19 @@ def _ended(question: ExitStack, seat: Seat) -> Answer | Exception:
 def _release(error: BaseException | None) -> None:
     """Let go of what the frames of an error hold, all chats' keys and values among it, as long as it is kept."""
     while error is not None:
-        clear_frames(error.__traceback__)
+        for frame, _ in walk_tb(error.__traceback__):
+            caller: FrameType | None = frame
+            while caller is not None:
+                with suppress(RuntimeError):  # it is still at work
+                    caller.clear()
+                caller = caller.f_back
         error = error.__context__
 
 
 def _close(question: ExitStack, error: BaseException | None) -> None:
     """Let a question be over; with an error, taken back."""
     try:
-        question.__exit__(type(error) if error is not None else None, error, None)
+        question.__exit__(*((type(error), error, error.__traceback__) if error is not None else (None, None, None)))
     except BaseException as raised:
         if raised is not error:
             raise

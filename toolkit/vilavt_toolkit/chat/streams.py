@@ -34,6 +34,11 @@ class AsyncEvents:
             raise StopAsyncIteration
         return event
 
+    def __del__(self) -> None:
+        # The thread lets go of the events a little later than it gives one, which would be too late.
+        with suppress(ValueError):  # a step is under way: it lets go when it is over
+            self._events.close()
+
     async def aclose(self) -> None:
         """Leave the stream: what it belongs to is taken back, unless it has come to its end."""
         self._events.close()

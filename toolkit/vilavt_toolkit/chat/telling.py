@@ -71,7 +71,7 @@ class TurnParts:
 
 
 class Teller:
-    """Tells events on a console, each as it happens."""
+    """Tells the events of one question on a console, each as it happens."""
 
     def __init__(self, console: Console, model: VisualChatModel) -> None:
         self._console, self._model = console, model
@@ -86,7 +86,11 @@ class Teller:
     def finish(self) -> None:
         """End the line that is being written."""
         if self._open is not None:
-            self._console.print()
+            self.leave()
+
+    def leave(self) -> None:
+        """Leave the line, whatever stands on it: what was being written, or what the terminal wrote for Ctrl-C."""
+        self._console.print()
         self._open = None
 
     def tell(self, event: Event) -> None:

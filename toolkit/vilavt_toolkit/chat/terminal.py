@@ -75,19 +75,14 @@ class Terminal:
                 if interrupted or not self._interactive:
                     raise
                 interrupted = True
-                self._teller.line("\nCtrl-C once more leaves, as Ctrl-D does")
+                self._teller.leave()
+                self._teller.line("Ctrl-C once more leaves, as Ctrl-D does")
                 continue
             interrupted = False
-            if line is None:
-                self._ended()
+            if line is None and self._interactive:
+                self._teller.leave()  # Ctrl-D leaves the cursor behind the prompt
+            if line is None or not self._obey(line.strip()):
                 return self._code
-            if not self._obey(line.strip()):
-                return self._code
-
-    def _ended(self) -> None:
-        """Leave the line of the prompt, behind which Ctrl-D leaves the cursor."""
-        if self._interactive:
-            self._console.print()
 
     def _obey(self, line: str) -> bool:
         """Do what a line says; whether the conversation goes on."""
@@ -99,7 +94,8 @@ class Terminal:
         except KeyboardInterrupt:
             if not self._interactive:
                 raise
-            self._teller.line("\ntaken back")
+            self._teller.leave()
+            self._teller.line("taken back")
         except (torch.OutOfMemoryError, MemoryError):
             self._wrong(InputError(_MEMORY))
         except VilavtError as error:
@@ -124,6 +120,7 @@ class Terminal:
         self._before.append((before, self._answer))
 
     def _ask(self, question: str) -> None:
+        self._teller = Teller(self._console, self.chat.model)
         with self._changing(), closing(self.chat.stream(question)) as events:
             for event in events:
                 self._teller.tell(event)
@@ -177,7 +174,7 @@ class Terminal:
         last, session = self._spent[-1], self.chat.session
         context = self.chat.model.language_model.context_length
         self._teller.line(f"last question: {priced(last)}", "")
-        self._teller.line(f"all {len(self._spent)}, those taken back too: {priced(total)}", "")
+        self._teller.line(f"all {len(self._spent)} answered, those taken back too: {priced(total)}", "")
         anew = {"gflops for the last question": self._anew[-1] / 1e9, "for all": sum(self._anew) / 1e9}
         self._teller.line(f"encoding and reading everything again for every turn: {priced(anew)}", "")
         kept = f"{self.chat.kept.bytes / 2**20:,.4g} MiB of keys and values"

@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vilavt_toolkit.chat.ask import evaluating
 from vilavt_toolkit.chat.looked import looked_at
 from vilavt_toolkit.chat.loop import Loop
 from vilavt_toolkit.chat.seat import Seat
+from vilavt_toolkit.chat.shared import evaluating
 from vilavt_toolkit.contracts import Turn
 from vilavt_toolkit.dialogue.calls import CallProblem, read_call
 from vilavt_toolkit.dialogue.session import CallError, ContextFull, Session
@@ -65,7 +65,7 @@ def schema(session: Session) -> dict[str, Any]:
     parameters = {
         "type": "object",
         "properties": {
-            "region": {"type": "array", "items": region, "minItems": 1},
+            "region": {"type": "array", "items": region, "minItems": 1, "maxItems": _MOST_REGIONS},
             "query": {"type": "string", "description": "What is wanted to be known, in plain words; may be empty."},
         },
         "required": ["region", "query"],
@@ -99,20 +99,30 @@ def call(
     """Carry out a call, inside of `whole`, which takes back what fails."""
     session = chat.session
     try:
-        wanted = read_call(arguments if isinstance(arguments, str) else json.dumps(dict(arguments)), _MOST_REGIONS)
+        wanted = read_call(arguments if isinstance(arguments, str) else _written(arguments), _MOST_REGIONS)
         with whole(), evaluating(chat.model):
             if session.announced < len(session.sources) or session.settled == len(session.trajectory.ids):
-                session.open("")
+                session.begin("")
+            else:
+                session.reopen()
             first = len(session.trajectory.regions)
             session.give(Turn("", call=wanted), produced=False)
             session.carry_out(wanted)
             Loop(chat.model, chat.decoding).read(Seat(session, kept=chat.kept))
+            regions = looked_at(session, range(first, len(session.trajectory.regions)))
     except (CallProblem, CallError) as problem:
         return ToolResult(str(problem))
     except ContextFull as full:
         return ToolResult(f"It does not fit: {full}")
-    regions = looked_at(session, range(first, len(session.trajectory.regions)))
     return ToolResult("", regions, tuple(_said(session, region) for region in regions))
+
+
+def _written(arguments: Mapping[str, Any]) -> str:
+    """A call as JSON; raises CallProblem for what JSON cannot hold."""
+    try:
+        return json.dumps(dict(arguments))
+    except (TypeError, ValueError, RecursionError):
+        raise CallProblem("The tool call is not valid JSON.") from None
 
 
 def _said(session: Session, region: TraceRegion) -> dict[str, Any]:

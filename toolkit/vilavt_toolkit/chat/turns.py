@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Concatenate, ParamSpec
 
 from torch import Tensor
 
@@ -17,8 +18,8 @@ from vilavt_toolkit.contracts import Spent, Turn
 from vilavt_toolkit.dialogue.session import CallError, ContextFull, Plan
 from vilavt_toolkit.model import VisualChatModel
 
+P = ParamSpec("P")
 _CONTEXT_FULL = "the context is full"
-_NOT_CARRIED_OUT = "The call was not carried out: {why}."
 
 
 class Turns:
@@ -39,26 +40,39 @@ class Turns:
 
     def ready(self, seat: Seat) -> bool:
         """Whether a seat goes on; where its answer is to be probed, the user's turn demands it from now on."""
-        seat.look_due = seat.look_due and bool(self.needs) and seat.session.tool and not seat.demanded
-        if seat.look_due and "probe" in self.needs and not seat.concluded:
-            try:
-                seat.session.conclude()
-                seat.concluded = True
-            except ContextFull:
-                seat.look_due = False
+        seat.look_due = seat.look_due and seat.session.tool and not seat.demanded
+        waits = "hidden" in self.needs and seat.hidden is None
+        if seat.look_due and "probe" in self.needs and not seat.concluded and not waits:
+            _guarded(self._conclude, seat)
         return not seat.over
+
+    def _conclude(self, seat: Seat, cache: KeyValues | None = None) -> None:
+        try:
+            start = seat.session.conclude()
+        except ContextFull:
+            seat.look_due, seat.hidden = False, None
+            return
+        seat.concluded = True
+        if cache is not None:
+            cache.truncate(seat.row, start)
 
     def begin(self, seat: Seat, cache: KeyValues, logits: Tensor, hidden: Tensor | None) -> None:
         """Let a seat that has read everything write its next turn, unless a policy has it otherwise."""
-        _guarded(seat, lambda: self._begin(seat, cache, logits, hidden))
+        _guarded(self._begin, seat, cache, logits, hidden)
 
     def _begin(self, seat: Seat, cache: KeyValues, logits: Tensor, hidden: Tensor | None) -> None:
         limit = min(self._decoding.max_new_tokens, seat.session.room - 1)
         if limit <= 0:
             seat.end(_CONTEXT_FULL, cut_short=True)
             return
+        if seat.look_due and "probe" in self.needs and not seat.concluded:
+            # A hidden state is read before the demand, behind which it would tell of nothing but an answer.
+            seat.hidden = hidden
+            self._conclude(seat, cache)
+            if seat.concluded:
+                return
         if seat.concluded:
-            seat.first_logits, seat.hidden = logits, hidden
+            seat.first_logits = logits
             seat.draft = Draft(limit, True, self._constraint(seat, answer_only=True))
         elif not seat.look_due or self._goes_on(seat, cache, hidden):
             seat.draft = Draft(limit, False, self._constraint(seat, answer_only=bool(seat.demanded)))
@@ -90,7 +104,7 @@ class Turns:
 
     def add(self, seat: Seat, token: int, logprob: float, cache: KeyValues) -> None:
         """Add a token to a seat's turn, and finish the turn if that ends it."""
-        _guarded(seat, lambda: self._add(seat, token, logprob, cache))
+        _guarded(self._add, seat, token, logprob, cache)
 
     def _add(self, seat: Seat, token: int, logprob: float, cache: KeyValues) -> None:
         draft = seat.draft
@@ -99,16 +113,22 @@ class Turns:
         draft.logprobs.append(logprob)
         if draft.constraint is not None:
             draft.constraint.accept(token)
+        over = len(draft.ids) >= draft.limit or self._endings.complete(draft.ids)
         if seat.emit is not None and not draft.probe:
-            text = draft.spelled.add(token, self._model.language_model.tokenizer)
-            seat.emit(Written(text, token, logprob))
-        if len(draft.ids) < draft.limit and not self._endings.complete(draft.ids):
+            seat.emit(Written(self._spelled(draft, token, over), token, logprob))
+        if not over:
             return
         seat.draft = None
         if draft.probe:
             self._probed(seat, draft, cache)
         else:
             self._turn(seat, draft, cache)
+
+    def _spelled(self, draft: Draft, token: int, over: bool) -> str:
+        """The text that a token adds to a turn: none, if it is what ends it."""
+        language_model = self._model.language_model
+        text = "" if token == language_model.end_of_turn else draft.spelled.add(token, language_model.tokenizer)
+        return text + draft.spelled.rest() if over else text
 
     def _probed(self, seat: Seat, draft: Draft, cache: KeyValues) -> None:
         """Let policies see what the answer would be: it is the answer, or it is taken back."""
@@ -117,6 +137,7 @@ class Turns:
         seat.probes.append(probe)
         seat.tell(Probed(probe))
         decision = seat.decide(self._policies, seat.state(look=True, hidden=seat.hidden))
+        seat.hidden = None
         if decision.action == "answer":
             self._demanded(seat, decision.why)
             if self._decoding.temperature == 0:
@@ -155,7 +176,7 @@ class Turns:
         if decision.action == "answer":
             self._demanded(seat, decision.why)
             if not decision.call:
-                plan, problem = None, _NOT_CARRIED_OUT.format(why=decision.why) if plan is not None else problem
+                plan = None
         try:
             self._reply(seat, plan, problem)
         except ContextFull:
@@ -180,7 +201,10 @@ class Turns:
 
     def _reply(self, seat: Seat, plan: Plan | None, problem: str) -> None:
         session, demand = seat.session, bool(seat.demanded)
-        if plan is None:
+        if plan is None and not problem:
+            # A call that may not be carried out: the model did nothing wrong, and words about it cost too.
+            session.demand()
+        elif plan is None:
             session.feed_back(problem, self._reserve, demand)
             seat.tell(Told(problem))
         else:
@@ -203,9 +227,9 @@ class Turns:
             seat.end(_CONTEXT_FULL, cut_short=True)
 
 
-def _guarded(seat: Seat, act: Callable[[], None]) -> None:
+def _guarded(act: Callable[Concatenate[Seat, P], None], seat: Seat, *given: P.args, **named: P.kwargs) -> None:
     """Do something of one dialogue; what goes wrong there ends it alone."""
     try:
-        act()
+        act(seat, *given, **named)
     except Exception as error:
         seat.fail(error)

@@ -80,7 +80,7 @@ class Plan:
         return [view for _, _, view in self.placed]
 
 
-class _Tail(NamedTuple):
+class Tail(NamedTuple):
     """What stands behind the last feature of the last user turn, as it is and demanding the answer."""
 
     start: int
@@ -125,7 +125,8 @@ class Session:
         """What it has cost since the last question."""
         self.calls_before = 0
         """Calls carried out before the last question."""
-        self._tail: _Tail | None = None
+        self.tail: Tail | None = None
+        """Of a user turn that nobody has answered."""
         self._ready: tuple[list[Source], list[_Placed]] = ([], [])  # first views made ready, and of which sources
 
     @property
@@ -138,13 +139,13 @@ class Session:
     @property
     def settled(self) -> int:
         """How many ids no further question can change: those of a user turn that nobody answered may yet go on."""
-        return len(self.trajectory.ids) if self._tail is None else self._tail.start
+        return len(self.trajectory.ids) if self.tail is None else self.tail.start
 
     def mark(self) -> Mark:
         """Where the dialogue is now."""
         lengths = tuple(len(value) for value in self._lists())
         trajectory = self.trajectory
-        state = (self.calls, self.tool, self.announced, self.spent, self.calls_before, self._tail)
+        state = (self.calls, self.tool, self.announced, self.spent, self.calls_before, self.tail)
         ending = tuple(trajectory.ids[self.settled :])
         return Mark(lengths, len(self.views), ending, (*state, trajectory.why, trajectory.cut_short))
 
@@ -154,7 +155,7 @@ class Session:
             del value[length:]
         del self.views[mark.views :]
         *state, self.trajectory.why, self.trajectory.cut_short = mark.state  # type: ignore[assignment]
-        self.calls, self.tool, self.announced, self.spent, self.calls_before, self._tail = state  # type: ignore[assignment]
+        self.calls, self.tool, self.announced, self.spent, self.calls_before, self.tail = state  # type: ignore[assignment]
         self._cut(self.settled)
         self.trajectory.add_given(mark.ending)
 
@@ -173,7 +174,7 @@ class Session:
         other.trajectory, other.views = self.trajectory.copy(), list(self.views)
         other.calls, other.tool, other.announced = self.calls, self.tool, self.announced
         other.spent, other.calls_before = self.spent, self.calls_before
-        other._tail, other._ready = self._tail, self._ready
+        other.tail, other._ready = self.tail, self._ready
         return other
 
     # --- The user's turns ------------------------------------------------------------------------------------------
@@ -185,13 +186,21 @@ class Session:
             placed = self._overviews()
             needed = self.length(self._opening("", placed, True)) + self._features(placed)
             if needed > self.room:
-                raise InputError(f"it does not fit: {needed} tokens are needed and {self.room} remain. {_SHORTER}")
+                room = f"{needed} tokens are needed and {self.room} remain"
+                raise InputError(f"{source.name} does not fit: {room}. {_SHORTER}")
         except BaseException:
             self.sources.pop()
             raise
 
     def open(self, question: str, tool: bool = True) -> None:
         """Write a question: the overviews of every source not yet shown, then its words; raises InputError."""
+        try:
+            self.begin(question, tool)
+        except ContextFull as full:
+            raise InputError(f"the question does not fit: {full} Shorten it or show fewer images.") from None
+
+    def begin(self, question: str, tool: bool = True) -> None:
+        """`open`, but what does not fit raises ContextFull."""
         try:
             question.encode()
         except UnicodeEncodeError as error:
@@ -203,9 +212,9 @@ class Session:
         closed = self._opening(question, placed, tool, before, demanding=True)
         try:
             self._write(opening, placed, *self._ungrouped(len(placed)), closed=closed)
-        except ContextFull as full:
+        except ContextFull:
             self.rollback(mark)
-            raise InputError(f"the question does not fit: {full} Shorten it or show fewer images.") from None
+            raise
         self.tool, self.announced = tool, len(self.sources)
         self.spent, self.calls_before = Spent(), self.calls
         self.trajectory.questions.append(Asked(question, len(self.trajectory.turns), start))
@@ -213,11 +222,13 @@ class Session:
 
     def _unanswered(self) -> tuple[str | Slot, ...]:
         """Take back what stands behind the last feature of a user turn that nobody has answered yet, to go on there."""
-        tail = self._tail
+        tail = self.tail
         if tail is None:
             return ()
         self._cut(tail.start)
-        return tail.open[:-1]  # all but what begins the answer
+        said = tail.open[:-1]  # all but what begins the answer
+        apart = not said or not isinstance(said[-1], str) or not said[-1] or said[-1][-1].isspace()
+        return said if apart else (*said, "\n")
 
     def _opening(
         self,
@@ -303,7 +314,7 @@ class Session:
 
     def _record(self, turn: Turn) -> None:
         """Record a turn whose ids are about to follow."""
-        self._tail = None
+        self.tail = None
         self.trajectory.starts.append(len(self.trajectory.ids))
         self.trajectory.turns.append(turn)
         self.trajectory.feedback.append("")
@@ -361,9 +372,9 @@ class Session:
         """Take back what `conclude` did; from where the ids are others."""
         return self._end(lambda tail: tail.open)
 
-    def _end(self, version: Callable[[_Tail], Sequence[str | Slot]]) -> int:
+    def _end(self, version: Callable[[Tail], Sequence[str | Slot]]) -> int:
         """Write what stands behind the last feature of the last user turn once more."""
-        tail = self._tail
+        tail = self.tail
         if tail is None:
             raise RuntimeError("The last turn is not the user's.")
         ids, trajectory = self._runs(version(tail))[-1], self.trajectory
@@ -450,7 +461,7 @@ class Session:
             self.trajectory.add_region(new, language_model.placeholder)
             self.views.append(view)
         # `closed` may differ from `pieces` behind the last feature only: what stands before has been read by then.
-        self._tail = None if closed is None or demand else _Tail(tail, _behind(pieces), _behind(closed))
+        self.tail = None if closed is None or demand else Tail(tail, _behind(pieces), _behind(closed))
 
     def length(self, pieces: Sequence[str | Slot]) -> int:
         """Tokens of pieces beside features."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from vilavt_toolkit.plugins import load_builtin
-from vilavt_toolkit.testing import encoders, formats, language, learning, modulators, parts, reinforcement
+from vilavt_toolkit.testing import encoders, formats, language, learning, modulators, parts, reinforcement, stopping
 from vilavt_toolkit.testing.bench import no_synchronisation
 
 Claim = Callable[[str], None]
@@ -21,7 +21,7 @@ CLAIMS: Mapping[str, tuple[Claim, ...]] = {
     "projector": parts.PROJECTOR_CLAIMS,
     "language_model": language.LANGUAGE_MODEL_CLAIMS,
     "dialogue": language.DIALOGUE_CLAIMS,
-    "stopping": language.STOPPING_CLAIMS,
+    "stopping": stopping.CLAIMS,
     "task": learning.TASK_CLAIMS,
     "optimizer": learning.OPTIMIZER_CLAIMS,
     "reward": reinforcement.REWARD_CLAIMS,

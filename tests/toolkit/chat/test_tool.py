@@ -1,0 +1,191 @@
+"""The re-encoding as another agent's tool: what its schema describes is carried out, what is wrong comes back in words."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+import vilavt_toolkit as vt
+from vilavt_toolkit.chat.tool import NAME
+from vilavt_toolkit.errors import InputError, UsageError
+
+SHORT = vt.Decoding(max_new_tokens=8)
+CLOUDS = """
+inherits: point_clouds
+model:
+  encoder: {overview_points: 32, zoom_points: 64, overview_tokens: 6, zoom_tokens: 8, neighbours: 5, point_width: 16,
+            width: 32, depth: 2, heads: 2}
+  projector: {name: mlp, hidden: 32}
+  language_model:
+    vocab_size: 400
+    config: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2}
+"""
+
+
+@pytest.fixture(scope="module", params=["image", "pixels", "video", "point cloud"])
+def model(request, tmp_path_factory, _tiny_folder):
+    """A model of every kind of original, and of both ways to write boxes."""
+    if request.param == "point cloud":
+        path = tmp_path_factory.mktemp("clouds") / "small.yaml"
+        path.write_text(CLOUDS)
+        return vt.build(path)
+    overrides = {
+        "image": [],
+        "pixels": [
+            "model={encoder: {name: qwen2_5_vl, config: {depth: 1, hidden_size: 32, intermediate_size: 64, "
+            "num_heads: 2, out_hidden_size: 32, patch_size: 4, temporal_patch_size: 1, window_size: 16, "
+            "fullatt_block_indexes: [0]}, overview_pixels: 1024, zoom_pixels: 768, min_pixels: 0}, "
+            "projector: {name: identity}, dialogue: {name: vilavt}, "
+            "language_model: {config: {max_position_embeddings: 2048}}}"
+        ],
+        "video": ["model.source.name=video", "model.source.frames=2"],
+    }
+    return vt.build(_tiny_folder / "tiny.yaml", overrides[request.param])
+
+
+def original(model, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    modality = model.encoder.encoder.spec.modality
+    if modality != "image":
+        return rng.random((200, 3 + 3 * (model.encoder.encoder.spec.channels == 6))).astype(np.float32)
+    frames = rng.integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+    return frames if "video" in model.open_source(frames).name else frames[0]
+
+
+def chat_about(model, count: int = 1) -> vt.Chat:
+    try:
+        return vt.Chat(model, [original(model, seed) for seed in range(count)], SHORT)
+    except InputError:
+        return vt.Chat(model, [original(model, seed)[0] for seed in range(count)], SHORT)
+
+
+def written(schema: dict[str, Any], high: bool) -> Any:
+    """An instance of a schema, its numbers small or large; the first half of a box is small in any case."""
+    kind = schema["type"]
+    if kind == "object":
+        return {key: written(schema["properties"][key], high) for key in schema["required"]}
+    if kind == "array" and "prefixItems" in schema:
+        half = len(schema["prefixItems"]) // 2
+        return [written(item, high and place >= half) for place, item in enumerate(schema["prefixItems"])]
+    if kind == "array":
+        count = schema["maxItems"] if high and schema.get("maxItems", 99) < 4 else schema.get("minItems", 1)
+        return [written(schema["items"], high) for _ in range(count)]
+    if kind in ("integer", "number"):
+        value = schema.get("maximum", schema.get("minimum", 0) + 7) if high else schema.get("minimum", 0)
+        assert math.isfinite(value)
+        return int(value) if kind == "integer" else value
+    return "what is there?"
+
+
+def check(schema: dict[str, Any]) -> None:
+    """Hold that it is JSON schema: known types, and what is required is there."""
+    assert schema["type"] in ("object", "array", "integer", "number", "string")
+    if schema["type"] == "object":
+        assert set(schema["required"]) <= set(schema["properties"])
+    for part in (*schema.get("properties", {}).values(), *schema.get("prefixItems", ())):
+        check(part)
+    if isinstance(schema.get("items"), dict):
+        check(schema["items"])
+
+
+def test_the_calls_that_the_schema_describes_are_carried_out(model, read_as_at_once):
+    chat = chat_about(model)
+    tool = json.loads(json.dumps(chat.tool_schema()))
+    assert tool["type"] == "function" and tool["function"]["name"] == NAME and tool["function"]["description"]
+    parameters = tool["function"]["parameters"]
+    check(parameters)
+    shown = parameters["properties"]["region"]["items"]["properties"]["index"]["maximum"] + 1
+    first = chat.call_tool(json.dumps(written(parameters, False)))
+    second = chat.call_tool(written(chat.tool_schema()["function"]["parameters"], True))
+    for number, result in enumerate((first, second)):
+        assert not result.problem, result.problem
+        (said,) = json.loads(result.content)["regions"]
+        assert said["index"] == shown + number and said["original"] == 0 and said["features"] > 0
+        assert [region.index for region in result.regions] == [said["index"]]
+    again = chat.tool_schema()["function"]["parameters"]["properties"]["region"]["items"]["properties"]["index"]
+    assert again["maximum"] == shown + 1
+    answer = chat.ask("what?")
+    assert answer.cost["regions"] == 0 and answer.cost["features"] == 0, "what was shown has been read"
+    read_as_at_once(chat)
+
+
+BROKEN: list[Any] = [
+    "",
+    "{",
+    "[]",
+    "null",
+    "[" * 100_000,
+    {},
+    {"region": []},
+    {"region": [], "query": ""},
+    {"region": "all", "query": ""},
+    {"region": [{"index": 0}], "query": ""},
+    {"region": [{"index": 99, "bbox_2d": [0, 0, 1, 1]}], "query": ""},
+    {"region": [{"index": -1, "bbox_2d": [0, 0, 1, 1]}], "query": ""},
+    {"region": [{"index": True, "bbox_2d": [0, 0, 1, 1]}], "query": ""},
+    {"region": [{"index": 0, "bbox_2d": [3, 3, 1, 1]}], "query": ""},
+    {"region": [{"index": 0, "bbox_2d": [0, 0, float("nan"), 1]}], "query": ""},
+    {"region": [{"index": 0, "bbox_2d": "0 0 1 1"}], "query": ""},
+    {"region": [{"index": 0, "bbox_2d": [0, 0, 1, 1]}], "query": 3},
+    {"region": [{"index": 0, "bbox_2d": [0, 0, 1, 1]}], "query": "\ud800"},
+    {"region": [{"index": 0, "bbox_2d": [0, 0, 1, 1]}], "query": "<|feature|>"},
+    {"region": [{"index": 0, "bbox_2d": [0, 0, 1, 1]}], "query": "", "more": 1},
+    {"region": [{"index": 0, "bbox_2d": np.arange(4)}], "query": ""},
+    {"region": [{"index": 0, "bbox_2d": [0, 0, 1, 1]}, {"index": 0, "bbox_2d": [0, 0, 0, 0]}], "query": ""},
+    {"region": [{"index": 0, "bbox_2d": [0, 0, 4, 4]}] * 200, "query": ""},
+    {"region": [{"index": 0, "bbox_2d": [0, 0, 4, 4]}] * 60, "query": ""},
+    {"region": [{"index": 0, "bbox_2d": [0, 0, 1, 1]}], "query": "why? " * 500},
+]
+
+
+@pytest.mark.parametrize("asked", [False, True], ids=["before any question", "behind an answer"])
+def test_what_is_wrong_with_a_call_comes_back_in_words_and_changes_nothing(tiny_model, picture, unharmed, asked):
+    chat = vt.Chat(tiny_model, [picture(0)], SHORT)
+    if asked:
+        chat.ask("what?")
+    with unharmed(chat):
+        for broken in BROKEN:
+            result = chat.call_tool(broken)
+            assert len(result.problem) > 10 and not result.regions, broken
+            assert json.loads(result.content) == {"error": result.problem}
+
+
+def test_a_call_in_a_context_that_is_full_comes_back_in_words(tiny_model, picture, unharmed, monkeypatch):
+    chat = vt.Chat(tiny_model, [picture(0)], SHORT)
+    chat.ask("what?")
+    call = {"region": [{"index": 0, "bbox_2d": [0, 0, 2, 2]}], "query": ""}
+    for left in (0, 2, 20, 40):
+        with unharmed(chat.fork()), monkeypatch.context() as patched:
+            patched.setattr(tiny_model.language_model, "context_length", len(chat.trajectory.ids) + left)
+            assert "does not fit" in chat.call_tool(call).problem
+
+
+def test_a_question_behind_calls_sees_what_they_showed(chat_model, picture, read_as_at_once):
+    def answered(*boxes: list[int]) -> vt.Answer:
+        chat = vt.Chat(chat_model, [picture(0)], SHORT)
+        for box in boxes:
+            assert not chat.call_tool({"region": [{"index": 0, "bbox_2d": box}], "query": "red"}).problem
+        chat.add(picture(1))
+        answer = chat.ask("what?")
+        read_as_at_once(chat)
+        return answer
+
+    one, other = answered([0, 0, 2, 2]), answered([2, 2, 4, 4])
+    assert len(one.trajectory.regions) == len(other.trajectory.regions) == 3
+    assert one.trajectory.logprobs != other.trajectory.logprobs
+    two = answered([0, 0, 2, 2], [2, 2, 4, 4])
+    assert [region.source for region in two.trajectory.regions] == [0, 0, 0, 1]
+
+
+def test_a_chat_of_nothing_has_no_tool(tiny_model):
+    chat = vt.Chat(tiny_model)
+    with pytest.raises(UsageError, match="add one first"):
+        chat.tool_schema()
+    assert (
+        "no image was shown" in chat.call_tool({"region": [{"index": 0, "bbox_2d": [0, 0, 1, 1]}], "query": ""}).problem
+    )
+    assert not chat.trajectory.ids
