@@ -6,7 +6,7 @@ WORKERS ?= 2
 MODULATIONS := film cross_attention lora_gated joint_attention
 ENCODERS := conv_stem vit eva open_clip qwen2_5_vl convnext swin resnet
 
-.PHONY: quickstart modulations encoders point-clouds digit-scenes test lint types tests nightly clean
+.PHONY: quickstart modulations encoders point-clouds digit-scenes stopping test lint types tests nightly clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=" if sys.version_info < (3, 11) else 0)'
@@ -57,6 +57,13 @@ digit-scenes: $(VENV)/.installed
 	$(BIN)/vilavt eval runs/digit_scenes-rl
 	$(BIN)/vilavt compare --stages runs/digit_scenes runs/digit_scenes-rl
 
+# One run under every stopping policy, and accuracy against cost: twenty minutes behind the quickstart's.
+stopping: $(VENV)/.installed
+	test -d runs/quickstart || $(BIN)/vilavt train quickstart
+	$(BIN)/vilavt train stopping/base
+	$(BIN)/vilavt train stopping/learned_halt
+	$(BIN)/python benchmarks/stopping.py runs/stopping/base --halt runs/stopping/learned_halt --json runs/stopping/curve.json
+
 test: lint types tests
 
 lint: $(VENV)/.installed
@@ -72,7 +79,7 @@ tests: $(VENV)/.installed
 
 # One after another even under `make -j`: each takes all cores.
 nightly: $(VENV)/.installed
-	$(MAKE) -j1 quickstart modulations digit-scenes encoders point-clouds
+	$(MAKE) -j1 quickstart modulations digit-scenes encoders point-clouds stopping
 	$(BIN)/pytest -m nightly
 
 clean:

@@ -71,7 +71,7 @@ def chats_words(size: Size) -> str:
 
 
 def equal(bench: Bench) -> list[Row]:
-    """The same logits and tokens as the plain loop, float32; raises AssertionError where they are not."""
+    """The same logits and tokens as the plain loop, float32."""
     dialogue = image_script(bench)
     ours, theirs = Given(bench.model, [dialogue]), Again(bench.model, [dialogue])
     for loop in (ours, theirs):
@@ -79,8 +79,6 @@ def equal(bench: Bench) -> list[Row]:
         loop.alone_each()
     found = largest_difference(ours.said[0], theirs.said[0])
     count, gap = differing(ours.said[0], theirs.said[0])
-    assert found <= TOLERANCE, f"logits differ by {found:.1e} from those of the plain loop"
-    assert gap <= TOLERANCE, f"{count} tokens differ, one whose two best logits are {gap:.1e} apart"
     places = len(ours.said[0])
     return [
         Row(
@@ -88,7 +86,7 @@ def equal(bench: Bench) -> list[Row]:
             f"logits of {places} tokens of {len(dialogue.replies)} turns, {image_words(bench.size)}, float32",
             f"{found:.1e} apart at most; {places - count} of {places} likeliest tokens the same",
             target=f"at most {TOLERANCE:g}",
-            met=True,
+            met=max(found, gap) <= TOLERANCE,
             numbers={"difference": found, "tokens": places, "differing": count, "gap": gap},
         )
     ]
@@ -113,7 +111,7 @@ def _turns(bench: Bench, words: str, make: Callable[[Bench], Script], share: flo
             "everything again": Again(bench.model, [dialogue], at_once).alone_each,
         }
         what = "encoding and prefill, replies given" if at_once else f"with decoding, {TOKENS} tokens a turn"
-        least = share * counted if at_once else 0
+        least = share * counted if at_once else 1.0
         row = compared(bench.device, f"{words}: {what}", sides, repeats, at_least=least, warm=1)
         if at_once:
             found = f"{row.found}; of operations {counted:.2f} x"
@@ -121,13 +119,15 @@ def _turns(bench: Bench, words: str, make: Callable[[Bench], Script], share: flo
             tokens = len(session.trajectory.ids)
             more = {"operations": [ours, theirs], "counted": counted, "tokens": tokens}
             row = replace(row, found=found, target=target, numbers={**row.numbers, **more})
+        else:
+            row = replace(row, target="", met=None)
         rows.append(row)
     free_memory(bench.device)
     return rows
 
 
 def batches_agree(bench: Bench) -> list[Row]:
-    """In a batch the same tokens as one by one, float32; raises AssertionError where they are not."""
+    """In a batch the same tokens as one by one, float32."""
     bench.model.forget()
     scripts = chat_scripts(bench)
     together, alone = Given(bench.model, scripts), Given(bench.model, scripts)
@@ -136,7 +136,6 @@ def batches_agree(bench: Bench) -> list[Row]:
     alone.alone_each(bench.size.alone)
     pairs = [differing(together.said[number], said) for number, said in alone.said.items()]
     count, gap = sum(number for number, _ in pairs), max(gap for _, gap in pairs)
-    assert gap <= TOLERANCE, f"{count} tokens differ, one whose two best logits are {gap:.1e} apart"
     places = sum(len(said) for said in alone.said.values())
     found = f"{places - count} of {places} likeliest tokens the same"
     if count:
@@ -147,7 +146,7 @@ def batches_agree(bench: Bench) -> list[Row]:
             f"{chats_words(bench.size)} in a batch, {bench.size.alone} of them one by one, float32",
             found,
             target=f"the same, but where the two best logits are closer than {TOLERANCE:g}",
-            met=True,
+            met=gap <= TOLERANCE,
             numbers={"tokens": places, "differing": count, "gap": gap},
         )
     ]

@@ -534,11 +534,15 @@ class SpelledTokenizer(Tokenizer, Protocol):
 class CacheView(Protocol):
     """What one forward sees of a cache, and adds to it."""
 
-    mask: Tensor | None
-    """[B, 1, L, C] to be added to attention logits: 0 where a new column sees a kept one, -inf elsewhere.
+    @property
+    def mask(self) -> Tensor:
+        """[B, 1, L, C] to be added to attention logits: 0 where a new column sees a kept one, -inf elsewhere."""
+        ...
 
-    None: every new column sees all before it and itself, and there is no padding; of several, they are the first.
-    """
+    @property
+    def kept(self) -> int | None:
+        """Columns before the new ones, if all rows hold as many and none is padding: what is causal needs no mask."""
+        ...
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add keys and values [B, H, L, d] of the new columns, rotated; return those of all columns, [B, H, C, d]."""

@@ -132,18 +132,21 @@ class CausalModel(KeepsFrequencies, LanguageModel):
         if cache is None:
             logits = self._logits(embeddings, positions, mask, None, last)
         else:
-            with self._masked_attention():
-                logits = self._logits(embeddings, positions, cache.mask, _Cache(cache), last)
+            with self._masked_attention(single=embeddings.shape[1] == 1) as takes_none:
+                seen = self._seen(cache, embeddings) if takes_none else cache.mask
+                logits = self._logits(embeddings, positions, seen, _Cache(cache), last)
         # Neither a placeholder nor a row without a token can be said, in sampling or in training.
         logits[..., self.placeholder] = float("-inf")
         logits[..., len(self.tokenizer) :] = float("-inf")
         return logits
 
     @abstractmethod
-    def _logits(
-        self, embeddings: Tensor, positions: Tensor, mask: Tensor | None, cache: Any, last: int | None
-    ) -> Tensor:
-        """What `model` makes of the same; in a tensor of its own. Without a mask, plainly causal."""
+    def _logits(self, embeddings: Tensor, positions: Tensor, mask: Any, cache: Any, last: int | None) -> Tensor:
+        """What `model` makes of the same; in a tensor of its own. The mask is what `_seen` says, None: causal."""
+
+    def _seen(self, cache: CacheView, embeddings: Tensor) -> Any:
+        """What new columns see, as the model's attention takes it: None where the first are read, for fast kernels."""
+        return None if cache.kept == 0 else cache.mask
 
     @property
     def head(self) -> nn.Module:
@@ -151,17 +154,24 @@ class CausalModel(KeepsFrequencies, LanguageModel):
         found: nn.Module = self.model.get_output_embeddings()
         return found
 
+    def _of_single_tokens(self) -> str:
+        """transformers' name of the attention of single tokens over a cache."""
+        return "sdpa"
+
     @contextmanager
-    def _masked_attention(self) -> Iterator[None]:
-        """Attention that takes any mask, where the chosen implementation takes none but padding."""
+    def _masked_attention(self, single: bool) -> Iterator[bool]:
+        """Attention that takes any mask, where the chosen implementation takes none but padding.
+
+        Whether it takes none too, and is causal then.
+        """
         config = self.model.config.get_text_config()
         chosen = config._attn_implementation
-        if chosen in ("sdpa", "eager"):
-            yield
+        if chosen == "eager":
+            yield False
             return
-        config._attn_implementation = "sdpa"
+        config._attn_implementation = self._of_single_tokens() if single else "sdpa"
         try:
-            yield
+            yield not single
         finally:
             config._attn_implementation = chosen
 

@@ -64,9 +64,7 @@ class HFCausal(CausalModel):
         if self.model.get_input_embeddings().num_embeddings < self.vocab_size:
             self.model.resize_token_embeddings(self.vocab_size)
 
-    def _logits(
-        self, embeddings: Tensor, positions: Tensor, mask: Tensor | None, cache: Any, last: int | None
-    ) -> Tensor:
+    def _logits(self, embeddings: Tensor, positions: Tensor, mask: Any, cache: Any, last: int | None) -> Tensor:
         output = self.model(
             inputs_embeds=embeddings,
             position_ids=positions[0],

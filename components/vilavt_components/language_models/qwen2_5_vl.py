@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 
 from vilavt_components import _qwen_checkpoint as checkpoint
 from vilavt_components._quiet import quietly
 from vilavt_components._weights import fill
+from vilavt_components.language_models._attention import single_tokens
 from vilavt_components.language_models._causal import CausalConfig, CausalModel, check_settings, mended
 from vilavt_components.language_models._tokenizer import CHATML
-from vilavt_toolkit.contracts import Grid
+from vilavt_toolkit.contracts import CacheView, Grid
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.registry import language_models, setting
 
@@ -112,6 +114,16 @@ class Qwen25VLLanguageModel(CausalModel):
         """The module that turns last hidden states into logits."""
         return self.lm_head
 
+    def _of_single_tokens(self) -> str:
+        return single_tokens()
+
+    def _seen(self, cache: CacheView, embeddings: Tensor) -> Any:
+        if not cache.kept or embeddings.device.type != "cuda":
+            return super()._seen(cache, embeddings)
+        # Kernels for it leave out what is not seen. By layer, or transformers would take it for a mask of padding.
+        behind = causal_lower_right(embeddings.shape[1], cache.kept + embeddings.shape[1])
+        return dict.fromkeys(self.model.config.layer_types, behind)
+
     def _family(self) -> Any:
         # transformers does not know the paper's model type, nor that it has Qwen's tokenizer.
         from transformers import Qwen2_5_VLConfig
@@ -153,9 +165,7 @@ class Qwen25VLLanguageModel(CausalModel):
         if self.tied:
             self.lm_head.weight = self.model.get_input_embeddings().weight
 
-    def _logits(
-        self, embeddings: Tensor, positions: Tensor, mask: Tensor | None, cache: Any, last: int | None
-    ) -> Tensor:
+    def _logits(self, embeddings: Tensor, positions: Tensor, mask: Any, cache: Any, last: int | None) -> Tensor:
         hidden = self.model(
             inputs_embeds=embeddings,
             position_ids=positions,

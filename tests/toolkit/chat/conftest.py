@@ -32,6 +32,15 @@ def picture():
     return drawn
 
 
+@pytest.fixture
+def chat(chat_model, picture):
+    """A chat in which a question has been answered and a picture waits to be shown."""
+    chat = vt.Chat(chat_model, [picture(0)], vt.Decoding(max_new_tokens=8))
+    chat.ask("what?")
+    chat.add(picture(1))
+    return chat
+
+
 @pytest.fixture(scope="session")
 def look():
     """A turn that calls the tool."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from itertools import islice
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -54,17 +55,30 @@ def act(chats: list[vt.Chat], which: int, what: str, value, picture) -> None:
             pass
 
 
+@pytest.fixture(scope="module")
+def probing_model(_tiny_folder):
+    """A model whose answer is probed at every look, and sometimes accepted; which sometimes looks no further."""
+    policies = "[{name: model_decides}, {name: confidence, threshold: 0.02}, {name: max_turns, turns: 2}]"
+    return vt.build(_tiny_folder / "mrope.yaml", [f"model.stopping={policies}"])
+
+
+@pytest.fixture(params=["tiny_model", "mrope_model", "probing_model"])
+def model(request):
+    """A model whose positions have one axis, one whose have three, and one whose answers are taken back."""
+    return request.getfixturevalue(request.param)
+
+
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(acts=st.lists(st.tuples(st.integers(0, 5), ACTS), min_size=4, max_size=14))
-def test_log_probabilities_are_those_of_one_reading(chat_model, picture, read_as_at_once, acts):
-    chats = [vt.Chat(chat_model, [picture(0)], vt.Decoding(max_new_tokens=3))]
+def test_log_probabilities_are_those_of_one_reading(model, picture, read_as_at_once, acts):
+    chats = [vt.Chat(model, [picture(0)], vt.Decoding(max_new_tokens=3))]
     for which, (what, value) in acts:
         with suppress(InputError):  # the context is full
             act(chats, which, what, value, picture)
-    for chat in chats:
+    for chat in (chat for chat in chats if chat.trajectory.ids):
         read_as_at_once(chat, 0)
         ids = chat.trajectory.ids
-        assert ids.count(chat_model.language_model.placeholder) == sum(r.count for r in chat.trajectory.regions)
+        assert ids.count(model.language_model.placeholder) == sum(r.count for r in chat.trajectory.regions)
         assert len(chat.session.views) == len(chat.trajectory.regions)
         # What was read but never written of is right if what is written next of it is.
         with suppress(InputError):

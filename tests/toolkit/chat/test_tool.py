@@ -1,4 +1,4 @@
-"""The re-encoding as another agent's tool: what its schema describes is carried out, what is wrong comes back in words."""
+"""The re-encoding as another agent's tool: what its schema says is carried out, what is wrong comes back in words."""
 
 from __future__ import annotations
 
@@ -26,41 +26,39 @@ model:
 """
 
 
+PIXELS = """
+model:
+  encoder:
+    name: qwen2_5_vl
+    config: {depth: 1, hidden_size: 32, intermediate_size: 64, num_heads: 2, out_hidden_size: 32, patch_size: 4,
+             temporal_patch_size: 1, window_size: 16, fullatt_block_indexes: [0]}
+    overview_pixels: 1024
+    zoom_pixels: 768
+    min_pixels: 0
+  projector: {name: identity}
+  dialogue: {name: vilavt}
+  language_model: {config: {max_position_embeddings: 2048}}
+"""
+
+
 @pytest.fixture(scope="module", params=["image", "pixels", "video", "point cloud"])
-def model(request, tmp_path_factory, _tiny_folder):
-    """A model of every kind of original, and of both ways to write boxes."""
-    if request.param == "point cloud":
-        path = tmp_path_factory.mktemp("clouds") / "small.yaml"
-        path.write_text(CLOUDS)
-        return vt.build(path)
-    overrides = {
-        "image": [],
-        "pixels": [
-            "model={encoder: {name: qwen2_5_vl, config: {depth: 1, hidden_size: 32, intermediate_size: 64, "
-            "num_heads: 2, out_hidden_size: 32, patch_size: 4, temporal_patch_size: 1, window_size: 16, "
-            "fullatt_block_indexes: [0]}, overview_pixels: 1024, zoom_pixels: 768, min_pixels: 0}, "
-            "projector: {name: identity}, dialogue: {name: vilavt}, "
-            "language_model: {config: {max_position_embeddings: 2048}}}"
-        ],
-        "video": ["model.source.name=video", "model.source.frames=2"],
-    }
-    return vt.build(_tiny_folder / "tiny.yaml", overrides[request.param])
-
-
-def original(model, seed: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    modality = model.encoder.encoder.spec.modality
-    if modality != "image":
-        return rng.random((200, 3 + 3 * (model.encoder.encoder.spec.channels == 6))).astype(np.float32)
-    frames = rng.integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
-    return frames if "video" in model.open_source(frames).name else frames[0]
-
-
-def chat_about(model, count: int = 1) -> vt.Chat:
-    try:
-        return vt.Chat(model, [original(model, seed) for seed in range(count)], SHORT)
-    except InputError:
-        return vt.Chat(model, [original(model, seed)[0] for seed in range(count)], SHORT)
+def chat(request, tmp_path_factory, _tiny_folder):
+    """A chat about every kind of original, and with both ways to write boxes."""
+    kind, rng = request.param, np.random.default_rng(0)
+    recipe, overrides = _tiny_folder / "tiny.yaml", []
+    seen = rng.integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+    if kind == "pixels":
+        recipe = tmp_path_factory.mktemp("recipe") / "pixels.yaml"
+        recipe.write_text(f"inherits: {_tiny_folder / 'tiny.yaml'}\n{PIXELS}")
+    elif kind == "video":
+        overrides = ["model.source.name=video", "model.source.frames=2"]
+    elif kind == "point cloud":
+        recipe = tmp_path_factory.mktemp("recipe") / "clouds.yaml"
+        recipe.write_text(CLOUDS)
+        seen = rng.random((200, 6)).astype(np.float32)
+        seen[:40, :3] /= 10_000  # so that the smallest box at the corner holds some
+    model = vt.build(recipe, overrides)
+    return vt.Chat(model, [seen[0] if kind in ("image", "pixels") else seen], SHORT)
 
 
 def written(schema: dict[str, Any], high: bool) -> Any:
@@ -92,8 +90,7 @@ def check(schema: dict[str, Any]) -> None:
         check(schema["items"])
 
 
-def test_the_calls_that_the_schema_describes_are_carried_out(model, read_as_at_once):
-    chat = chat_about(model)
+def test_the_calls_that_the_schema_describes_are_carried_out(chat, read_as_at_once):
     tool = json.loads(json.dumps(chat.tool_schema()))
     assert tool["type"] == "function" and tool["function"]["name"] == NAME and tool["function"]["description"]
     parameters = tool["function"]["parameters"]
@@ -158,7 +155,7 @@ def test_a_call_in_a_context_that_is_full_comes_back_in_words(tiny_model, pictur
     chat = vt.Chat(tiny_model, [picture(0)], SHORT)
     chat.ask("what?")
     call = {"region": [{"index": 0, "bbox_2d": [0, 0, 2, 2]}], "query": ""}
-    for left in (0, 2, 20, 40):
+    for left in (0, 2, 20, 30):
         with unharmed(chat.fork()), monkeypatch.context() as patched:
             patched.setattr(tiny_model.language_model, "context_length", len(chat.trajectory.ids) + left)
             assert "does not fit" in chat.call_tool(call).problem
@@ -189,3 +186,23 @@ def test_a_chat_of_nothing_has_no_tool(tiny_model):
         "no image was shown" in chat.call_tool({"region": [{"index": 0, "bbox_2d": [0, 0, 1, 1]}], "query": ""}).problem
     )
     assert not chat.trajectory.ids
+
+
+def test_what_a_call_showed_outlives_the_question_behind_it_that_fails(chat_model, picture, unharmed):
+    chat = vt.Chat(chat_model, [picture(0)], SHORT)
+    chat.call_tool({"region": [{"index": 0, "bbox_2d": [0, 0, 2, 2]}], "query": "red"})
+    with unharmed(chat.fork()), pytest.raises(InputError, match="does not fit"):
+        chat.ask("what is that? " * 90)
+    with unharmed(chat):
+        stream = chat.stream("what?")
+        next(stream)
+        stream.close()
+
+
+def test_a_call_behind_a_demand_that_nobody_answered_takes_the_demand_back(tiny_model, picture):
+    chat = vt.Chat(tiny_model, [picture(0)], SHORT)
+    chat.session.open("what?")
+    chat.session.conclude()
+    assert not chat.call_tool({"region": [{"index": 0, "bbox_2d": [0, 0, 2, 2]}], "query": "red"}).problem
+    text = tiny_model.language_model.tokenizer.decode(chat.trajectory.ids)
+    assert "what?" in text and tiny_model.dialogue.demand() not in text

@@ -212,3 +212,34 @@ def test_a_trace_that_cannot_be_learned_names_the_sample_and_the_turn(tiny_model
     with pytest.raises(InputError, match=r"^sample s: ") as error:
         session_of(tiny_model, sample(trace))
     assert told in str(error.value)
+
+
+def test_an_answer_that_is_demanded_and_not_is_the_same_dialogue_again(tiny_model):
+    session = opened(tiny_model)
+    for _ in range(2):
+        before = session.trajectory.to_json()
+        start = session.conclude()
+        assert tiny_model.dialogue.demand() in tiny_model.language_model.tokenizer.decode(
+            session.trajectory.ids[start:]
+        )
+        assert session.trajectory.ids[:start] == before["ids"][:start] and session.settled == start
+        assert session.reopen() == start
+        assert session.trajectory.to_json() == before
+        session.give(Turn("look", call=call((0, [0, 0, 2, 2]))))
+        session.carry_out(session.trajectory.turns[-1].call)
+
+
+def test_what_came_behind_a_mark_is_taken_back_whole(tiny_model):
+    session = opened(tiny_model)
+    session.give(Turn("look", call=call((0, [0, 0, 2, 2]))))
+    session.carry_out(session.trajectory.turns[-1].call)
+    before, mark, views, calls = session.trajectory.to_json(), session.mark(), list(session.views), session.calls
+    session.conclude()
+    session.add(tiny_model.open_source(picture(1)))
+    session.open("and what is there?", tool=False)
+    session.give(Turn("seen", answer="7"))
+    session.feed_back("say more")
+    session.trajectory.why = "stopped"
+    session.rollback(mark)
+    assert session.trajectory.to_json() == before
+    assert (session.views, session.calls, session.tool, session.announced) == (views, calls, True, 1)

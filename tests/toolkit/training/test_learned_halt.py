@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vilavt_toolkit import commands
+from vilavt_toolkit import commands, exporting, foreign
 from vilavt_toolkit.chat.hidden import hidden_states
 from vilavt_toolkit.contracts import Conversation, LoopState, Message, Sample
 from vilavt_toolkit.dialogue.batch import collate
@@ -171,3 +171,13 @@ def test_reinforcement_leaves_what_a_stopping_policy_learned_as_it_is(rl_recipe,
     everything = "rl.freeze=[encoder,modulator,inquiry_encoder,projector,language_model]"
     with pytest.raises(RecipeErrors, match=r"rl\.freeze leaves nothing to train"):
         commands.check(str(rl_recipe), [*settings, everything])
+
+
+def test_a_format_of_others_has_no_place_for_a_head_and_that_is_said(halting_run, tmp_path, caplog):
+    model = foreign.make("vilavt").example()
+    exporting.save(model, tmp_path / "without")
+    assert not caplog.records
+    model.stopping = load(halting_run, device="cpu").stopping
+    exporting.save(model, tmp_path / "with")
+    assert "no place for what stopping policies have learned" in caplog.text
+    assert load(tmp_path / "with").stopping[0].needs == frozenset()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,8 +13,12 @@ from torch import Tensor
 if TYPE_CHECKING:
     from vilavt_toolkit.chat.graphs import Graphs
 
-_ROUND = 64
-"""Columns are made room for in such steps, and by a quarter of what there is, so that growing costs little in all."""
+_ROUND = {"cuda": 1024}
+_ROUND_ELSEWHERE = 64
+"""Columns are made room for in such steps, and by a quarter of what there is, so that growing costs little in all.
+
+On a GPU the steps are longer than a turn: single tokens are captured anew for every size of the cache.
+"""
 
 
 class KeyValues:
@@ -50,8 +55,11 @@ class KeyValues:
         if columns <= self._columns:
             return
         grown = max(columns, self._columns + self._columns // 4)
-        room, held = -(-grown // _ROUND) * _ROUND, max(self.lengths)
-        # Interrupted, or out of memory, it can be done again: layers with more room than they need do no harm.
+        step, held = _ROUND.get(self.device.type, _ROUND_ELSEWHERE), max(self.lengths)
+        room = -(-grown // step) * step
+        # Interrupted, or out of memory, it can be done again: layers with more room than they need do no harm, but
+        # graphs of the layers that were there would.
+        self.graphs = None
         for index, (keys, values) in enumerate(self.layers):
             if keys.shape[2] < room:
                 self.layers[index] = _grown(keys, held, room), _grown(values, held, room)
@@ -125,19 +133,16 @@ class Extension:
         self._into = torch.tensor(rows)[at[0]].to(cache.device), into[at].to(cache.device)
         self._rows = None if list(rows) == list(range(len(rows))) else torch.tensor(rows).to(cache.device)
         self._count = len(rows)
-        self.mask = None if self._plain(first, length) else self._masked(into.clamp(min=0), dtype)
+        self.kept = first[0] if self._from is None and len(set(first)) == 1 else None
+        self._last, self._dtype = into, dtype
 
-    def _plain(self, first: Sequence[int], length: int) -> bool:
-        """Whether every new column sees all before it, and nothing else is there: kernels need no mask for that."""
-        return self._from is None and (
-            self._columns == length or (length == 1 and all(start == self._columns - 1 for start in first))
-        )
-
-    def _masked(self, last: Tensor, dtype: torch.dtype) -> Tensor:
-        """What new columns see up to their `last` [B, L]; padding the first one: attention to nothing is no number."""
-        last = last.to(self._cache.device)
+    @cached_property
+    def mask(self) -> Tensor:
+        """What each new column sees; padding the first column, since attention to nothing is no number."""
+        last = self._last.clamp(min=0).to(self._cache.device)
         hidden = torch.arange(self._columns, device=last.device) > last[:, :, None]
-        return torch.zeros(hidden.shape, dtype=dtype, device=last.device).masked_fill_(hidden, -torch.inf)[:, None]
+        mask = torch.zeros(hidden.shape, dtype=self._dtype, device=last.device)
+        return mask.masked_fill_(hidden, -torch.inf)[:, None]
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add keys and values [B, H, L, d] of the new columns, rotated; return those of all columns, [B, H, C, d]."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ _WARM_UP = 3
 
 class StaticStep:
     """One token of each of `rows` rows of a cache, behind what they hold. A `CacheView` over all its columns."""
+
+    kept = None
 
     def __init__(self, language_model: LanguageModel, cache: KeyValues, rows: int) -> None:
         self._language_model, self._cache = language_model, cache
@@ -61,7 +64,8 @@ class StaticStep:
 
     def _capture(self) -> None:
         # What the runs write is what the step itself will: the next columns of the rows.
-        side = torch.cuda.Stream()
+        make: Any = torch.cuda.Stream  # untyped
+        side = make()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(_WARM_UP):

@@ -72,9 +72,10 @@ class Loop:
                 return
             self._step(live, reader)
             for seat in [seat for seat in live if seat.over]:
-                if seat.kept is not None and seat.error is None:
-                    seat.kept.take(cache, seat.row)
-                _leave(live, seat, cache)
+                with exclusively(self.model):
+                    if seat.kept is not None and seat.error is None:
+                        seat.kept.take(cache, seat.row)
+                    _leave(live, seat, cache)
                 yield seat
 
     def alone(self, seat: Seat) -> Iterator[None]:
@@ -86,15 +87,17 @@ class Loop:
         while not seat.over:
             self._step([seat], reader)
             yield
-        _keep(seat, cache)
+        with exclusively(self.model):
+            _keep(seat, cache)
 
     def read(self, seat: Seat) -> None:
         """Read what is new in a dialogue and write nothing; raises what went wrong."""
         assert seat.kept is not None
+        # Memory is taken inside too: that would break a step which another thread is capturing as a CUDA graph.
         with exclusively(self.model), torch.inference_mode():
             cache, seat.row = seat.kept.writable(), 0
             self._reader(cache).read([seat])
-        _keep(seat, cache)
+            _keep(seat, cache)
 
     def _reader(self, cache: KeyValues) -> Reader:
         return Reader(self.model, cache, self._costs, self.rewrite, self._turns.needs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -20,8 +21,12 @@ from vilavt_toolkit.model import VisualChatModel
 Rewrite = Callable[[int, tuple[int, ...]], tuple[int, ...]]
 """What the encoder is told instead of an inquiry: (number of the session, its ids) -> ids. For ablations."""
 
-_MOST_COLUMNS = 16384
-"""Columns of one forward, padding counted: what activations of long prompts take stays bounded."""
+_MOST = {"cpu": (2048, 4096)}
+_MOST_ELSEWHERE = 16384, 131_072
+"""Columns of one forward, padding counted, and patches of one packed call, by device, if one dialogue has no more.
+
+What activations take stays bounded; on a CPU they stay within its caches, and larger batches are slower per token.
+"""
 
 
 class Reader:
@@ -38,6 +43,7 @@ class Reader:
         self.model, self.cache, self.costs = model, cache, costs
         self._rewrite = rewrite
         self._needs = needs
+        self._most_columns, self._most_patches = _MOST.get(cache.device.type, _MOST_ELSEWHERE)
 
     # --- Whole turns -----------------------------------------------------------------------------------------------
 
@@ -85,7 +91,7 @@ class Reader:
         """Seats of like lengths together, so that little is padding."""
         chunk: list[Seat] = []
         for seat in sorted(seats, key=self._unread):
-            if chunk and self._unread(seat) * (len(chunk) + 1) > _MOST_COLUMNS:
+            if chunk and self._unread(seat) * (len(chunk) + 1) > self._most_columns:
                 yield chunk
                 chunk = []
             chunk.append(seat)
@@ -155,19 +161,32 @@ class Reader:
     # --- Regions ---------------------------------------------------------------------------------------------------
 
     def _encode(self, seats: Sequence[Seat]) -> dict[Seat, Tensor]:
-        """The features [F, D] of the new regions of every seat that has some, encoded in one packed call."""
-        new = {seat: numbers for seat in seats if (numbers := self._new_regions(seat))}
-        if not new:
-            return {}
+        """The features [F, D] of the new regions of every seat that has some, encoded in packed calls."""
+        found: dict[Seat, Tensor] = {}
+        chunk: dict[Seat, list[int]] = {}
+        patches, tokens = 0, self.model.encoder.encoder.tokens
+        for seat in seats:
+            numbers = self._new_regions(seat)
+            more = sum(tokens(seat.session.views[number].size) for number in numbers)
+            if chunk and patches + more > self._most_patches:
+                found |= self._encode_safely(chunk)
+                chunk, patches = {}, 0
+            if numbers:
+                chunk[seat] = numbers
+                patches += more
+        return found | self._encode_safely(chunk) if chunk else found
+
+    def _encode_safely(self, new: dict[Seat, list[int]]) -> dict[Seat, Tensor]:
+        """Encode regions of seats together; where that fails, each seat's alone, so that only those fail that must."""
         try:
-            found = self._encode_packed(new)
+            return self._encode_packed(new)
         except Exception as error:
             if len(new) == 1:
                 next(iter(new)).fail(error)
                 return {}
-            found = {}
-            for seat in new:
-                found |= self._encode([seat])
+        found: dict[Seat, Tensor] = {}
+        for seat, numbers in new.items():
+            found |= self._encode_safely({seat: numbers})
         return found
 
     def _new_regions(self, seat: Seat) -> list[int]:
@@ -222,7 +241,8 @@ class Reader:
         writing = [seat.row for seat in seats]
         cache.reserve(max(cache.lengths[:live]) + 1)
         if cache.graphs is None:
-            cache.graphs = Graphs(self.model.language_model, cache)
+            # Not the cache itself: in a circle, what a chat holds would be given back when garbage is collected.
+            cache.graphs = Graphs(self.model.language_model, weakref.proxy(cache))
         logits = cache.graphs.step(ids)
         if logits is None:
             logits = self._step(ids, writing)

@@ -153,4 +153,3 @@ class Prompter:
         except InputError as error:
             raise InputError(f"sample {sample.id}: {error}") from None
         return session
-
