@@ -105,14 +105,14 @@ def _turns(bench: Bench, words: str, make: Callable[[Bench], Script], share: flo
     ours, theirs = operations(bench.model, session)
     counted = theirs / ours
     rows = []
-    for at_once in (True, False):
+    for at_once, times in ((True, repeats), (False, bench.size.long_repeats)):
         sides = {
             "what is new": Given(bench.model, [dialogue], at_once).alone_each,
             "everything again": Again(bench.model, [dialogue], at_once).alone_each,
         }
         what = "encoding and prefill, replies given" if at_once else f"with decoding, {TOKENS} tokens a turn"
         least = share * counted if at_once else 1.0
-        row = compared(bench.device, f"{words}: {what}", sides, repeats, at_least=least, warm=1)
+        row = compared(bench.device, f"{words}: {what}", sides, times, at_least=least, warm=1)
         if at_once:
             found = f"{row.found}; of operations {counted:.2f} x"
             target = f"at least {share:g} of that of operations, {least:.2f} x"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from _chat_cases import Bench
-from _chat_models import image
+from _chat_models import QUESTION, image
 from _measure import Row
 
 from vilavt_toolkit.chat.chat import Chat
@@ -19,6 +19,7 @@ from vilavt_toolkit.contracts import Source
 _STATM = Path("/proc/self/statm")
 _SHORT = Decoding(max_new_tokens=4)
 _QUESTIONS, _SIDE = 24, 112
+_LONG = " ".join([QUESTION] * 25)
 _STRAIGHT = 0.95
 """Of the line through what is held: room is made by a quarter at a time, so that it is one of steps."""
 _NOISE = 0.01
@@ -39,7 +40,7 @@ def _held(bench: Bench) -> Row:
     chat = _chat(bench, image((size.side, size.side)))
     tokens, held = [], []
     for number in range(_QUESTIONS):
-        chat.ask(f"question {number}")
+        chat.ask(f"question {number}: {_LONG}")
         tokens.append(chat.kept.length)
         held.append(chat.kept.bytes)
     x, y = np.asarray(tokens, dtype=float), np.asarray(held, dtype=float)

@@ -12,7 +12,8 @@ from rich.console import Console
 import vilavt_toolkit as vt
 from vilavt_toolkit.chat.ask import answer_of
 from vilavt_toolkit.contracts import RegionCall, ToolCall
-from vilavt_toolkit.dialogue.session import CallError, Session, session_of
+from vilavt_toolkit.dialogue.given import session_of
+from vilavt_toolkit.dialogue.session import CallError, Session
 from vilavt_toolkit.errors import RecipeErrors
 from vilavt_toolkit.evaluation.report import evaluate_run
 from vilavt_toolkit.recipe import load_recipe

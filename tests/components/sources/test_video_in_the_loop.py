@@ -12,7 +12,8 @@ from PIL import Image
 import vilavt_toolkit as vt
 from vilavt_toolkit.cli import run
 from vilavt_toolkit.contracts import GivenTurn, RegionCall, Sample, Task, ToolCall, Turn
-from vilavt_toolkit.dialogue.session import Session, session_of
+from vilavt_toolkit.dialogue.given import session_of
+from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.dialogue.trajectory import Trajectory
 from vilavt_toolkit.recipe import load_recipe
 from vilavt_toolkit.registry import isolated, setting, tasks

@@ -23,7 +23,7 @@ from vilavt_toolkit.contracts import Conversation, Message, Sample
 from vilavt_toolkit.datafiles.fields import Fields
 from vilavt_toolkit.datafiles.rows import JsonLines
 from vilavt_toolkit.dialogue.batch import collate
-from vilavt_toolkit.dialogue.session import session_of
+from vilavt_toolkit.dialogue.given import session_of
 from vilavt_toolkit.errors import InputError, UsageError
 
 ZOOM = '<think>small</think>\n<tool> {"region": [{"index": 0, "bbox_2d": [0, 0, 8, 8]}], "query": "the digit"} </tool>'

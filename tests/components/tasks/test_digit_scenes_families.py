@@ -19,7 +19,7 @@ from vilavt_components.tasks._digit_items import Item, numbered
 from vilavt_components.tasks._digit_layout import COLOURS, SHAPES, Thing
 from vilavt_components.tasks.digit_scenes import DigitScenes, DigitScenesConfig
 from vilavt_toolkit.contracts import Sample
-from vilavt_toolkit.dialogue.session import session_of
+from vilavt_toolkit.dialogue.given import session_of
 from vilavt_toolkit.errors import RecipeErrors
 from vilavt_toolkit.recipe import load_recipe
 

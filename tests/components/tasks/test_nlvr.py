@@ -21,7 +21,7 @@ from rich.console import Console
 from vilavt_components.tasks._tiny_corpora import write_nlvr
 from vilavt_components.tasks.nlvr import NLVR, NLVRConfig, read_pairs
 from vilavt_toolkit.contracts import Sample
-from vilavt_toolkit.dialogue.session import session_of
+from vilavt_toolkit.dialogue.given import session_of
 from vilavt_toolkit.errors import InputError, UsageError
 from vilavt_toolkit.evaluation.report import evaluate_run
 from vilavt_toolkit.recipe import load_recipe

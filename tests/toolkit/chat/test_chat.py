@@ -224,3 +224,14 @@ def test_the_mode_of_a_model_is_given_back_by_the_last_of_its_streams(tiny_model
         assert tiny_model.training and not frozen.training
     finally:
         tiny_model.eval()
+
+
+def test_images_that_leave_no_room_for_a_question_can_be_taken_out(tiny_model):
+    chat = vt.Chat(tiny_model, [picture(0)], SHORT)
+    alone = chat.fork().ask("what?")
+    with pytest.raises(InputError):
+        for seed in range(200):
+            chat.add(picture(seed))
+    assert chat.discard() > 1 and chat.discard() == 0
+    chat.add(picture(0))
+    assert chat.ask("what?").trajectory.ids == alone.trajectory.ids

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from vilavt_toolkit.chat.ask import answer_of
-from vilavt_toolkit.dialogue.session import session_of
+from vilavt_toolkit.dialogue.given import session_of
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.loading import build_model
 from vilavt_toolkit.recipe import load_recipe

@@ -8,7 +8,8 @@ import torch
 
 from vilavt_toolkit.contracts import GivenTurn, Sample
 from vilavt_toolkit.dialogue.batch import collate
-from vilavt_toolkit.dialogue.session import Session, session_of
+from vilavt_toolkit.dialogue.given import session_of
+from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.training.losses import target_logprobs
 
 

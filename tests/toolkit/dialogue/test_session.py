@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from vilavt_toolkit.contracts import GivenTurn, Region, RegionCall, Sample, ToolCall, Turn
-from vilavt_toolkit.dialogue.session import CallError, ContextFull, Session, session_of
+from vilavt_toolkit.dialogue.given import session_of
+from vilavt_toolkit.dialogue.session import CallError, ContextFull, Session
 from vilavt_toolkit.errors import InputError
 
 

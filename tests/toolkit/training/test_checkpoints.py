@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vilavt_toolkit.dialogue.batch import collate
-from vilavt_toolkit.dialogue.session import session_of
+from vilavt_toolkit.dialogue.given import session_of
 from vilavt_toolkit.errors import InputError, RunError
 from vilavt_toolkit.loading import build, load
 from vilavt_toolkit.recipe import load_recipe

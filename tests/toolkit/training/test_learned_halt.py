@@ -14,7 +14,7 @@ from vilavt_toolkit import commands, exporting, foreign
 from vilavt_toolkit.chat.hidden import hidden_states
 from vilavt_toolkit.contracts import Conversation, LoopState, Message, Sample
 from vilavt_toolkit.dialogue.batch import collate
-from vilavt_toolkit.dialogue.session import session_of
+from vilavt_toolkit.dialogue.given import session_of
 from vilavt_toolkit.dialogue.trajectory import Trajectory
 from vilavt_toolkit.errors import RecipeErrors, RunError
 from vilavt_toolkit.loading import build, load

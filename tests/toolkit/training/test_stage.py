@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-from vilavt_toolkit.dialogue.session import session_of
+from vilavt_toolkit.dialogue.given import session_of
 from vilavt_toolkit.errors import TrainingError
 from vilavt_toolkit.loading import build, load
 from vilavt_toolkit.recipe import load_recipe

@@ -57,6 +57,13 @@ class Chat:
         self.session.add(self.model.open_source(image))
         return len(self.session.sources) - 1
 
+    def discard(self) -> int:
+        """Take out the originals that no question has shown yet, as where they leave it no room; how many they were."""
+        self._hold_still()
+        waiting = len(self.session.sources) - self.session.announced
+        del self.session.sources[self.session.announced :]
+        return waiting
+
     # --- Asking ----------------------------------------------------------------------------------------------------
 
     def ask(self, question: str, images: Iterable[Any] = ()) -> Answer:

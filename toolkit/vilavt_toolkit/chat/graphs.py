@@ -45,7 +45,7 @@ class StaticStep:
 
     def _add(self, kept: Tensor, new: Tensor) -> Tensor:
         kept[self._rows, :, self._columns] = new[:, :, 0].to(kept.dtype)
-        return kept[: len(self._rows)].to(new.dtype)
+        return kept[: len(self._rows), :, : self._cache.columns].to(new.dtype)
 
     def run(self, ids: Sequence[int], capture: bool) -> Tensor:
         """Logits [B, V] behind a token of each row; with `capture`, of a graph that lives as long as this does."""

@@ -14,7 +14,7 @@ from vilavt_toolkit.assemble import assemble
 from vilavt_toolkit.contracts import Region, Sample, Source, Task, View
 from vilavt_toolkit.datafiles.originals import Inspector
 from vilavt_toolkit.datafiles.rows import BadRow
-from vilavt_toolkit.dialogue.session import Session
+from vilavt_toolkit.dialogue.given import GivenSession
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.progress import track
 
@@ -141,9 +141,9 @@ class Meter:
             if len(extent) == 2 and len(whole) == 4:
                 self.lengths.smaller += extent[0] * extent[1] < 0.9 * whole[2] * whole[3]
 
-    def _session(self, sample: Sample) -> Session:
+    def _session(self, sample: Sample) -> GivenSession:
         sources = [self._source(original) for original in sample.originals]
-        session = Session(self._measured, sources, sample.max_pixels, sample.max_turns)
+        session = GivenSession(self._measured, sources, sample.max_pixels, sample.max_turns)
         if sample.conversation is not None:
             session.replay(sample.conversation)
         else:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vilavt_toolkit.contracts import LanguageModel, Task, View
 from vilavt_toolkit.dialogue.batch import Batch, collate
-from vilavt_toolkit.dialogue.session import session_of
+from vilavt_toolkit.dialogue.given import session_of
 from vilavt_toolkit.dialogue.trajectory import Trajectory
 from vilavt_toolkit.errors import UsageError, VilavtError
 from vilavt_toolkit.model import VisualChatModel
