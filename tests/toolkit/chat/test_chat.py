@@ -11,7 +11,7 @@ import vilavt_toolkit as vt
 from vilavt_toolkit.chat.cache import KeyValues
 from vilavt_toolkit.chat.events import Answered, Called, Demanded, Looked, Told, Written
 from vilavt_toolkit.contracts import Turn
-from vilavt_toolkit.errors import UsageError
+from vilavt_toolkit.errors import InputError, UsageError
 
 SHORT = vt.Decoding(max_new_tokens=12)
 ANSWER = Turn("seen", answer="7")
@@ -226,7 +226,7 @@ def test_the_mode_of_a_model_is_given_back_by_the_last_of_its_streams(tiny_model
         tiny_model.eval()
 
 
-def test_images_that_leave_no_room_for_a_question_can_be_taken_out(tiny_model):
+def test_images_that_leave_no_room_for_a_question_can_be_taken_out(tiny_model, picture):
     chat = vt.Chat(tiny_model, [picture(0)], SHORT)
     alone = chat.fork().ask("what?")
     with pytest.raises(InputError):
