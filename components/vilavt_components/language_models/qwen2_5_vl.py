@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
 
 from vilavt_components import _qwen_checkpoint as checkpoint
 from vilavt_components._quiet import quietly
@@ -26,6 +25,7 @@ _TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _OTHERS = ("model.visual.",)
 _NEW_PREFIX = "model.language_model."
 _OF_THE_FILE = {"dtype", "architectures", "model_type", "transformers_version"}
+_CAUSAL_KERNELS = ("cuda",)
 # Of a checkpoint that does not say: positions from one second to the next.
 _TOKENS_PER_SECOND = 2
 
@@ -118,8 +118,10 @@ class Qwen25VLLanguageModel(CausalModel):
         return single_tokens()
 
     def _seen(self, cache: CacheView, embeddings: Tensor) -> Any:
-        if not cache.kept or embeddings.device.type != "cuda":
+        if not cache.kept or embeddings.device.type not in _CAUSAL_KERNELS:
             return super()._seen(cache, embeddings)
+        from torch.nn.attention.bias import causal_lower_right  # brings torch's compiler, which takes seconds
+
         # Kernels for it leave out what is not seen. By layer, or transformers would take it for a mask of padding.
         behind = causal_lower_right(embeddings.shape[1], cache.kept + embeddings.shape[1])
         return dict.fromkeys(self.model.config.layer_types, behind)

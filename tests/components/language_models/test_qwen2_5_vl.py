@@ -15,8 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from vilavt_components.language_models import qwen2_5_vl
 from vilavt_components.language_models.qwen2_5_vl import Qwen25VLLanguageConfig, Qwen25VLLanguageModel
+from vilavt_toolkit.chat.cache import KeyValues
 from vilavt_toolkit.errors import InputError, VilavtError
+from vilavt_toolkit.registry import language_models
 from vilavt_toolkit.testing import bench
 
 PLACED = Qwen25VLLanguageModel(Qwen25VLLanguageModel.tiny())
@@ -100,6 +103,28 @@ def test_slices_lie_as_far_apart_in_time_as_the_settings_or_the_checkpoint_say(g
     model.save_assets(tmp_path / "saved")
     saved = Qwen25VLLanguageModel.from_saved(model.config, tmp_path / "saved")
     assert saved.positions(4, [(0, (3, 1, 1))])[0].tolist() == [0, 4, 8, 9]
+
+
+@pytest.mark.parametrize("variant", Qwen25VLLanguageModel.variants())
+def test_what_follows_is_read_alike_where_kernels_for_causal_attention_are(variant, monkeypatch):
+    config = Qwen25VLLanguageModel.variants()[variant]
+    model = bench.tiny_language_model(language_models.get("qwen2_5_vl"), config)
+    embeddings = torch.randn(2, 9, model.width, generator=torch.Generator().manual_seed(0))
+
+    def read():
+        cache, logits = KeyValues(2, torch.device("cpu")), []
+        for first, last in pairwise((0, 4, 8, 9)):
+            count = last - first
+            view = cache.extension([0, 1], [count] * 2, torch.float32)
+            positions = torch.arange(first, last).expand(3, 2, -1)
+            with torch.no_grad():
+                logits.append(model(embeddings[:, first:last], positions, torch.ones(2, count).bool(), view))
+            cache.commit([0, 1], [count] * 2, [last] * 2)
+        return torch.cat(logits, dim=1)[..., : len(model.tokenizer)]
+
+    masked = read()
+    monkeypatch.setattr(qwen2_5_vl, "_CAUSAL_KERNELS", ("cpu",))
+    torch.testing.assert_close(read(), masked, rtol=0, atol=1e-5)
 
 
 def test_a_grid_of_four_axes_is_refused():

@@ -251,6 +251,14 @@ def test_a_saved_conversation_is_gone_on_with_and_new_begins_with_its_images(pip
 # --- Interrupts ------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_interrupts():
+    """What runs in the background of a shell has Ctrl-C ignored, and hands that on."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Pressing(Console):
     """A console on which Ctrl-C is pressed once it shows a certain text."""
 

@@ -108,7 +108,9 @@ class Graphs:
         # As many rows as the next power of two: rows that come and go need no new graph.
         rows = min(len(cache.lengths), 1 << (len(ids) - 1).bit_length())
         try:
-            return self._steps.setdefault(rows, StaticStep(self._language_model, cache, rows)).run(ids, capture=True)
+            if rows not in self._steps:
+                self._steps[rows] = StaticStep(self._language_model, cache, rows)
+            return self._steps[rows].run(ids, capture=True)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
