@@ -167,3 +167,40 @@ def test_check_says_what_is_wrong_with_task_model_and_optimizer_at_once(tiny_rec
     assert run(["check", str(tiny_recipe), *bad]) == 2
     told = capsys.readouterr().err
     assert "model.encoder: " in told and "eval.split: " in told and "no split 'foo'" in told
+
+
+POLICY = """
+from vilavt_toolkit.contracts import GO_ON, StoppingPolicy
+from vilavt_toolkit.registry import NoSettings, stopping_policies
+
+@stopping_policies.register("mine")
+class Mine(StoppingPolicy):
+    {body}
+
+    @classmethod
+    def tiny(cls):
+        return NoSettings()
+
+    def decide(self, state):
+        return GO_ON
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("def __init__(self, config): super().__init__()", "must be built as __init__(self, config, width)."),
+        ("def __init__(self, config, width): pass", "must call super().__init__()"),
+        (
+            "needs = frozenset({'probes'})\n    def __init__(self, config, width): super().__init__()",
+            "needs 'probes', which no loop finds out; it may need features, hidden, probe.",
+        ),
+    ],
+)
+def test_a_stopping_policy_of_ones_own_that_breaks_its_contract_is_refused(tiny_recipe, capsys, body, words):
+    (tiny_recipe.parent / "mine.py").write_text(POLICY.format(body=body))
+    tiny_recipe.write_text(tiny_recipe.read_text() + "plugins: [./mine.py]\n")
+    with isolated():
+        assert run(["check", str(tiny_recipe), "model.stopping=[mine]"]) == 2
+    told = capsys.readouterr().err
+    assert "model.stopping: stopping policy 'mine'" in told and words in told and "Traceback" not in told

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vilavt_toolkit.contracts import Dialogue, Encoder, LanguageModel
+from vilavt_toolkit.contracts import NEEDS, Dialogue, Encoder, LanguageModel, StoppingPolicy
 from vilavt_toolkit.errors import BadConfig, RecipeErrors, VilavtError
 from vilavt_toolkit.model import VisualChatModel
 from vilavt_toolkit.registry import Part
@@ -94,7 +95,7 @@ def assemble(
         vision = build("modulator", lambda: DynamicEncoder(encoder, modulators, chosen, inquiry_encoder))
     projector = build("projector", lambda: _made(section.projector, encoder.spec.out_width, language_model.width))
     # Last, so that one that learns takes no random number that another part would have drawn.
-    stopping = build("stopping", lambda: [_made(part, language_model.width) for part in section.stopping])
+    stopping = build("stopping", lambda: [_stopping(part, language_model.width) for part in section.stopping])
     collect.finish()
     assert vision is not None and projector is not None and stopping is not None
     return VisualChatModel(
@@ -112,6 +113,22 @@ def load_weights(model: VisualChatModel) -> None:
 
 def _made(part: Part, *context: Any) -> Any:
     return part.entry.cls(part.config, *context)
+
+
+def _stopping(part: Part, width: int) -> StoppingPolicy:
+    """A stopping policy; raises BadConfig for one that does not keep its contract."""
+    cls, name = part.entry.cls, f"{part} ({part.entry.location})"
+    try:
+        inspect.signature(cls).bind(part.config, width)
+    except TypeError:
+        raise BadConfig(f"{name} must be built as __init__(self, config, width).") from None
+    policy: StoppingPolicy = cls(part.config, width)
+    if "_parameters" not in vars(policy):
+        raise BadConfig(f"{name} must call super().__init__() in its own __init__.")
+    if unknown := sorted(policy.needs - NEEDS):
+        known = ", ".join(sorted(NEEDS))
+        raise BadConfig(f"{name} needs {unknown[0]!r}, which no loop finds out; it may need {known}.")
+    return policy
 
 
 def _language_model(part: Part, saved: Path | None) -> Any:

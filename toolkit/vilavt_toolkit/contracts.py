@@ -561,6 +561,8 @@ class LanguageModel(nn.Module, Component, ABC):
     """Id of the token that ends the assistant's turn."""
     placeholder: int
     """Id that stands where a feature goes; never sampled, never a target."""
+    layers: int = 0
+    """Layers with attention, for the count of operations."""
     axes: int = 1
     """Position axes P: 1 of a plain text model; time, row and column of one with M-RoPE."""
 
@@ -793,10 +795,6 @@ class LoopState:
     turns: tuple[Turn, ...]
     calls: int
     """Tool calls carried out so far."""
-    produced: int
-    """Tokens the model has written."""
-    encoded: int
-    """Features encoded so far."""
     spent: Spent = Spent()
     planned: Spent = Spent()
     """After a turn: what carrying out its call would add, answering not counted."""
@@ -819,8 +817,16 @@ class Decision:
     call: bool = True
     """Of `answer`, after a turn that calls the tool: whether that call is still carried out."""
 
+    def __post_init__(self) -> None:
+        if self.action not in ("go_on", "answer", "stop"):
+            raise ValueError(f"a stopping policy cannot decide {self.action!r}; it is go_on, answer or stop.")
+
 
 GO_ON = Decision("go_on")
+
+
+NEEDS = frozenset({"probe", "features", "hidden"})
+"""What the loop can find out for a stopping policy at a look."""
 
 
 class StoppingPolicy(nn.Module, Component, ABC):

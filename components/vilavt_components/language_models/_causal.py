@@ -69,6 +69,7 @@ class CausalModel(KeepsFrequencies, LanguageModel):
             self._use(_tokenizer.load(*where, self.template, family))
             text.vocab_size = max(text.vocab_size, len(self.tokenizer))
         self.width: int = text.hidden_size
+        self.layers = int(getattr(text, "num_hidden_layers", 0))
         self.vocab_size: int = text.vocab_size
         self.context_length = int(getattr(text, "max_position_embeddings", None) or 1 << 20)
         # transformers slides its windows over columns, padding counted. Within one window there is no sliding.

@@ -11,7 +11,7 @@ from vilavt_toolkit.contracts import GO_ON, Decision, LoopState, StoppingPolicy,
 from vilavt_toolkit.parsing import parse_config
 from vilavt_toolkit.registry import NoSettings, Part, isolated, stopping_policies
 
-STATE = LoopState((Turn(problem="no tag"),), 0, 0, 0)
+STATE = LoopState((Turn(problem="no tag"),), 0)
 STOP, DEMAND, REFUSE = Decision("stop", "s"), Decision("answer", "a"), Decision("answer", "r", call=False)
 
 
@@ -77,5 +77,5 @@ def test_nested_policies_need_and_learn_what_their_parts_do():
 
 
 def test_an_answer_of_the_models_own_ends_nested_policies_too():
-    said = AnyOf(parse_config(AnyOfConfig, NESTED), 6).decide(LoopState((Turn(answer="7"),), 0, 0, 0))
+    said = AnyOf(parse_config(AnyOfConfig, NESTED), 6).decide(LoopState((Turn(answer="7"),), 0))
     assert said == Decision("stop", "answered")

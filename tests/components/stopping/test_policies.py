@@ -19,7 +19,7 @@ from vilavt_toolkit.errors import RecipeErrors
 from vilavt_toolkit.parsing import parse_config
 
 CALL, ANSWER, BROKEN = Turn(call=ToolCall((), "what?")), Turn(answer="7"), Turn(problem="no tag")
-NOTHING = LoopState((), 0, 0, 0)
+NOTHING = LoopState((), 0)
 UNITS = ["patches", "tokens", "flops", "seconds"]
 
 amounts = st.integers(0, 50)

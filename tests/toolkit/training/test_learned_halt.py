@@ -149,7 +149,7 @@ def test_a_run_can_go_on_without_the_head_that_another_had_and_with_it_frozen(ti
 
 def test_a_loaded_head_decides_as_it_did(halting_run):
     first, second = (load(halting_run, device="cpu").stopping[1].policies[0] for _ in range(2))
-    states = [LoopState((), 0, 0, 0, look=True, hidden=hidden) for hidden in torch.randn(5, 32)]
+    states = [LoopState((), 0, look=True, hidden=hidden) for hidden in torch.randn(5, 32)]
     second.config = first.config
     assert [second.decide(state) for state in states] == [first.decide(state) for state in states]
 

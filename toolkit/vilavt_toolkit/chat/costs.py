@@ -1,7 +1,8 @@
 """What encoding, reading and writing cost: matrix weights twice per token, and attention over what is seen.
 
 A count, not a measurement: norms, activations, rotations and embeddings are left out. (Kaplan et al., arXiv 2001.08361,
-table 1.)
+table 1.) Every weight of the encoder is taken to multiply every patch: too much for stages on a coarser grid and for
+modulators that read the inquiry once, too little for a convolutional stem.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from vilavt_toolkit.contracts import Spent, View
+from vilavt_toolkit.contracts import Modulator, Spent, View
 from vilavt_toolkit.model import VisualChatModel
+from vilavt_toolkit.vision.tokens import Layout
 
 
 class Costs:
@@ -24,20 +26,29 @@ class Costs:
         embedded = {id(weight) for weight in language_model.head.parameters()}
         self._blocks = _matrices([language_model], besides=embedded | _tables(language_model))
         self._width = language_model.width
-        stacks = (child for child in language_model.modules() if isinstance(child, nn.ModuleList))
-        self._layers = max((len(stack) for stack in stacks), default=0)
+        self._layers = language_model.layers
         encoder = model.encoder
         self._encoder = _matrices([encoder.encoder, encoder.modulators])
-        self._encoder_blocks = [(block.width, block.heads > 0) for block in encoder.encoder.spec.blocks]
+        self._attending = [
+            (encoder.encoder.partition(index), block.width, _together(encoder.modulators, index))
+            for index, block in enumerate(encoder.encoder.spec.blocks)
+            if block.heads > 0
+        ]
         self._projector = _matrices([model.projector])
 
-    def views(self, views: Sequence[View]) -> Spent:
-        """What encoding views costs, and the features that come of it, not yet read."""
-        patches = [self._model.encoder.encoder.tokens(view.size) for view in views]
-        features = sum(self._model.count(view.size) for view in views)
+    def views(self, views: Sequence[View], groups: Sequence[int] | None = None) -> Spent:
+        """What encoding views costs, and the features that come of it, not yet read.
+
+        `groups` are those of the views; None: each is its own.
+        """
+        sizes, encoder = [view.size for view in views], self._model.encoder.encoder
+        patches = [encoder.tokens(size) for size in sizes]
+        features = sum(self._model.count(size) for size in sizes)
         flops = 2.0 * self._encoder * sum(patches) + 2.0 * self._projector * features
-        attention = sum(4 * width for width, attends in self._encoder_blocks if attends)
-        flops += attention * sum(count**2 for count in patches)
+        layout = Layout.build(sizes, patches, range(len(sizes)) if groups is None else groups, encoder.partitions)
+        for partition, width, together in self._attending:
+            segments = layout.partitions["group" if together else partition]
+            flops += 4.0 * width * sum(length**2 for length in segments)
         return Spent(patches=sum(patches), features=features, flops=flops)
 
     def reading(self, tokens: int, behind: int, heads: int = 1) -> float:
@@ -52,6 +63,12 @@ def _matrices(modules: Iterable[nn.Module], besides: Iterable[int] = ()) -> int:
     left_out = set(besides)
     weights = {id(weight): weight for module in modules for weight in module.parameters() if weight.dim() > 1}
     return sum(weight.numel() for key, weight in weights.items() if key not in left_out)
+
+
+def _together(modulators: nn.ModuleDict, index: int) -> bool:
+    """Whether a block attends over all regions of an inquiry group."""
+    own = modulators[str(index)].modules() if str(index) in modulators else ()
+    return any(modulator.span == "group" for modulator in own if isinstance(modulator, Modulator))
 
 
 def _tables(module: nn.Module) -> set[int]:

@@ -222,7 +222,9 @@ class Reader:
 
     def _note(self, seat: Seat, numbers: Sequence[int], features: Tensor) -> None:
         """Note what encoding regions has cost, and their mean feature where a policy needs it."""
-        cost = self.costs.views([seat.session.views[number] for number in numbers])
+        trajectory, views = seat.session.trajectory, seat.session.views
+        groups = [trajectory.regions[number].group for number in numbers]
+        cost = self.costs.views([views[number] for number in numbers], groups)
         seat.spend(Spent(patches=cost.patches, flops=cost.flops))
         if "features" in self._needs:
             seat.features.append(features.float().mean(0).cpu())

@@ -105,8 +105,6 @@ class Seat:
         return LoopState(
             turns=tuple(trajectory.turns[first:]),
             calls=session.calls - session.calls_before,
-            produced=spent.written,
-            encoded=spent.features,
             spent=spent,
             planned=planned,
             look=look,

@@ -227,9 +227,10 @@ def _prefilled_anew(costs: Costs, session: Session) -> float:
     starts = [*trajectory.starts[trajectory.questions[-1].turn :], len(trajectory.ids)]
     total = 0.0
     for start, end in pairwise(starts):
-        shown = [view for view, region in zip(session.views, trajectory.regions, strict=True) if region.start < start]
+        before = [number for number, region in enumerate(trajectory.regions) if region.start < start]
+        shown = [session.views[number] for number in before], [trajectory.regions[number].group for number in before]
         written = sum(trajectory.produced[start:end])
-        total += costs.views(shown).flops + costs.reading(start, 0)
+        total += costs.views(*shown).flops + costs.reading(start, 0)
         total += costs.reading(written - 1, start, written - 1)
     return total
 

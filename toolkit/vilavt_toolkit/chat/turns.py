@@ -194,7 +194,7 @@ class Turns:
     def _cost_of(self, seat: Seat, plan: Plan | None) -> Spent:
         if plan is None:
             return Spent()
-        views, behind = self._costs.views(plan.views), len(seat.session.trajectory.ids)
+        views, behind = self._costs.views(plan.views, [0] * len(plan.views)), len(seat.session.trajectory.ids)
         text = seat.session.length(plan.pieces)
         flops = views.flops + self._costs.reading(views.features + text, behind)
         return Spent(views.patches, views.features, text, flops=flops)

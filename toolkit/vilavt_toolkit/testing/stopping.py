@@ -67,7 +67,7 @@ def _state_after(turns: tuple[Turn, ...], look: bool) -> LoopState:
             "features": (torch.zeros(_WIDTH), *[mean] * calls),
             "hidden": torch.randn(_WIDTH, generator=generator),
         }
-    return LoopState(turns, calls, 20 * len(turns), 16 * (calls + 1), spent, planned, look, **seen)
+    return LoopState(turns, calls, spent, planned, look, **seen)
 
 
 @_of_every_policy
