@@ -64,3 +64,11 @@ class RunError(VilavtError):
 
 class TrainingError(VilavtError):
     """Training that cannot go on."""
+
+
+def error_of(what: str, error: Exception) -> Exception:
+    """An error with what it is of; what is a fault of the code stays what it is, with a note."""
+    if isinstance(error, VilavtError):
+        return type(error)(f"{what}: {error}")
+    error.add_note(f"while {what} was asked")
+    return error

@@ -126,7 +126,11 @@ class AnimationFrames(Frames):
 
     def read(self, wanted: Sequence[int]) -> Iterator[Pixels]:
         """The frames in one pass."""
-        with Image.open(self._path, formats=_formats()) as image:
+        try:
+            opened = Image.open(self._path, formats=_formats())
+        except OSError as error:  # it was there when the video was opened
+            raise InputError(f"{self.name} cannot be read any more ({error}); put the video back.") from error
+        with opened as image:
             for index in wanted:
                 try:
                     image.seek(index)

@@ -6,6 +6,7 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -231,11 +232,13 @@ class VideoSource(Source):
 
     def _frame(self, frame: int) -> Pixels:
         """A frame at its full size, from the last few or decoded."""
-        if frame not in self._recent:
-            for _ in self._decoded([frame]):
-                pass
-        self._recent.move_to_end(frame)
-        return self._recent[frame]
+        # In one go each: chats that are forks of one another share it over threads.
+        found = self._recent.pop(frame, None)
+        if found is None:
+            (found,) = self._decoded([frame])
+        else:
+            self._recent[frame] = found
+        return found
 
     def _view(self, frame: int) -> Pixels:
         """A frame as it is first seen; all first views are decoded in one pass."""
@@ -256,7 +259,8 @@ class VideoSource(Source):
             self._check(pixels, index)
             self._recent[index] = pixels
             while len(self._recent) > _RECENT:
-                self._recent.popitem(last=False)
+                with suppress(KeyError):
+                    self._recent.popitem(last=False)
             yield pixels
 
     def _check(self, pixels: Pixels, index: int) -> None:

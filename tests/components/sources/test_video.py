@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import tracemalloc
 from fractions import Fraction
 from pathlib import Path
@@ -662,3 +663,28 @@ def test_first_views_far_apart_are_saved_with_their_times(tmp_path, seconds):
     source = opened(np.stack([grey(0), grey(1), grey(2)]), folder_fps=1 / seconds)
     source.save(tmp_path / "scene.png")
     assert np.allclose(opened(tmp_path / "scene.png").times, source.times, rtol=1e-4)
+
+
+def test_forks_in_several_threads_cut_out_of_one_video_at_once():
+    frames = np.stack([np.full((4, 4, 3), number, dtype=np.uint8) for number in range(24)])
+    source, wrong = opened(frames), []
+
+    def cut(seed: int) -> None:
+        for number in np.random.default_rng(seed).integers(24, size=3000):
+            try:
+                if (source.crop((float(number), 0.0, 0.0, 4.0, 4.0)).data != number).any():
+                    wrong.append("another frame")
+            except Exception as error:
+                wrong.append(repr(error))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=cut, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong

@@ -98,6 +98,7 @@ def test_what_cannot_be_asked_together_is_refused_before_anything_is_asked(tiny_
         ([(chat, "a"), (vt.Chat(mrope_model), "b")], {}, "chat 1 has another model"),
         ([(chat, "a"), (other, "b")], {}, "chat 1 is decoded otherwise"),
         ([(chat, "a")], {"slots": 0}, "slots 0"),
+        ([(chat, "a"), other], {}, "place 1 .* is no pair"),
     ]
     with unharmed(chat):
         for asked, options, told in cases:

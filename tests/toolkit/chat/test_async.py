@@ -145,3 +145,23 @@ def test_what_goes_wrong_reaches_who_waits(tiny_model, picture, unharmed):
     chat = vt.Chat(tiny_model, [picture(0)], SHORT)
     with unharmed(chat), pytest.raises(InputError, match="does not fit"):
         asyncio.run(chat.ask_async("why? " * 300))
+
+
+def test_a_stream_that_is_closed_while_it_is_waited_for_is_taken_back(tiny_model, picture, unharmed, monkeypatch):
+    chat = vt.Chat(tiny_model, [picture(0)], SHORT)
+
+    async def leave() -> None:
+        stream = chat.stream_async("why?")
+        waits = asyncio.create_task(anext(stream))
+        await asyncio.sleep(0)
+        with pytest.raises(UsageError, match="waited for already"):
+            await anext(stream)
+        await stream.aclose()
+        await waits
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+
+    with unharmed(chat):
+        slowly(tiny_model, monkeypatch)
+        asyncio.run(leave())
+        monkeypatch.undo()

@@ -6,6 +6,7 @@ import gc
 import weakref
 
 import pytest
+from PIL import Image
 
 import vilavt_toolkit as vt
 from vilavt_toolkit.chat.cache import KeyValues
@@ -235,3 +236,38 @@ def test_images_that_leave_no_room_for_a_question_can_be_taken_out(tiny_model, p
     assert chat.discard() > 1 and chat.discard() == 0
     chat.add(picture(0))
     assert chat.ask("what?").trajectory.ids == alone.trajectory.ids
+
+
+def test_one_image_needs_no_list_and_several_come_from_any_iterable(tiny_model, picture, tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(picture(0)).save(path)
+    for one in (str(path), path, Image.fromarray(picture(0)), picture(0), vt.Chat(tiny_model, path).session.sources[0]):
+        chat = vt.Chat(tiny_model, one, vt.Decoding(max_new_tokens=2))
+        assert len(chat.session.sources) == 1
+        chat.ask("what?", one)
+        assert len(chat.session.sources) == 2
+    assert len(vt.Chat(tiny_model, (picture(n) for n in range(2))).session.sources) == 2
+
+
+def test_images_given_together_are_made_ready_once(tiny_model, picture, monkeypatch):
+    made, prepare = [], tiny_model.prepare
+    monkeypatch.setattr(tiny_model, "prepare", lambda region: made.append(region) or prepare(region))
+    vt.Chat(tiny_model, [picture(n) for n in range(4)])
+    assert len(made) == 4
+
+
+def test_an_array_may_be_written_over_once_it_is_added(tiny_model, picture):
+    buffer = picture(0).copy()
+    chat = vt.Chat(tiny_model, buffer)
+    buffer[:] = picture(1)
+    chat.add(buffer)
+    buffer[:] = 0
+    for number, source in enumerate(chat.session.sources):
+        assert (source.crop(source.extent).data == picture(number)).all()
+
+
+def test_what_is_no_model_and_no_decoding_is_refused(tiny_model):
+    with pytest.raises(UsageError, match=r"not 'runs/mine'; vt\.load"):
+        vt.Chat("runs/mine")
+    with pytest.raises(UsageError, match=r"takes a vt\.Decoding"):
+        vt.Chat(tiny_model, [], {"temperature": 1})

@@ -161,7 +161,8 @@ def test_a_row_of_no_numbers_says_so_and_spoils_no_other():
     ("name", "value"),
     [("max_new_tokens", 0), ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("top_p", 0.0),
      ("top_p", 1.1), ("top_p", math.nan), ("top_k", -1), ("repetition_penalty", 0.0), ("repetition_penalty", math.inf),
-     ("seed", 10**20)],
+     ("seed", 10**20), ("max_new_tokens", 1.5), ("max_new_tokens", "8"), ("temperature", "1"), ("top_p", None),
+     ("top_k", True)],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused_by_its_name(name, value):
     with pytest.raises(UsageError, match=name):

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import vilavt_toolkit as vt
 from vilavt_toolkit.chat.events import Looked, Told
@@ -36,6 +37,12 @@ def test_a_question_that_does_not_fit_is_taken_back_with_its_images(chat_model, 
     with unharmed(chat), pytest.raises(InputError, match=r"the question does not fit: .* Shorten it"):
         chat.ask("what is that? " * 90, images=[picture(1), picture(2)])
     assert len(chat.session.sources) == 1
+
+
+@pytest.mark.parametrize("question", [None, 7, b"what?", ["what?"]])
+def test_a_question_that_is_no_text_is_told(chat, unharmed, question):
+    with unharmed(chat), pytest.raises(InputError, match="a question must be a text, not"):
+        chat.ask(question)
 
 
 def test_an_image_that_cannot_be_opened_takes_those_before_it_back(chat, picture, unharmed, tmp_path):
@@ -129,6 +136,17 @@ def _own(chat) -> list[list[bool]]:
 def film_model(_tiny_folder):
     """The model of the tiny recipe, with videos for originals."""
     return vt.build(_tiny_folder / "tiny.yaml", ["model.source.name=video", "model.source.frames=3"])
+
+
+@pytest.mark.parametrize("now", [None, b"no video any more"], ids=["gone", "another file"])
+def test_a_video_that_can_be_read_no_more_is_told_to_who_looks_closer(film_model, picture, unharmed, tmp_path, now):
+    frames, path = [Image.fromarray(picture(number)) for number in range(9)], tmp_path / "a.gif"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000)
+    chat = vt.Chat(film_model, [path], SHORT)
+    path.unlink() if now is None else path.write_bytes(now)
+    with unharmed(chat):
+        result = chat.call_tool({"region": [{"index": 0, "bbox_2d": [0, 0, 2, 2], "time": 5}], "query": ""})
+        assert "a.gif cannot be read any more" in result.problem
 
 
 def test_a_video_of_no_frames_is_not_added(film_model, picture, unharmed, tmp_path):

@@ -95,3 +95,18 @@ def test_of_an_interrupted_batch_those_that_were_answered_keep_their_answers(
         monkeypatch.undo()
         says(tiny_model, {})
     assert chats[0].trajectory.answer == "7"
+
+
+def test_an_interruption_while_the_mode_changes_leaves_the_mode(tiny_model, picture, monkeypatch):
+    chat = vt.Chat(tiny_model, [picture(0)], vt.Decoding(max_new_tokens=2))
+    part = next(iter(tiny_model.children()))
+    part.train()
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(tiny_model, "eval", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                chat.ask("what?")
+        chat.ask("what?")
+        assert part.training
+    finally:
+        tiny_model.eval()

@@ -221,3 +221,22 @@ def test_a_chat_that_was_changed_is_refused_by_name_or_can_be_asked(tiny_model, 
             assert state(loaded) == before
     finally:
         path.write_text(original)
+
+
+def test_a_file_that_was_written_over_is_saved_as_it_was_shown(tiny_model, picture, file, tmp_path):
+    chat = vt.Chat(tiny_model, [file], SHORT)
+    Image.fromarray(picture(2)).save(file)
+    chat.add(file)
+    chat.save(tmp_path / "saved")
+    loaded = vt.Chat.load(tmp_path / "saved", tiny_model)
+    for number, source in enumerate(loaded.session.sources, 1):
+        assert (source.crop(source.extent).data == picture(number)).all()
+    assert loaded.session.sources[1].name == str(file)
+    file.write_text("no picture any more")
+    chat.save(tmp_path / "again")
+    assert len(vt.Chat.load(tmp_path / "again", tiny_model).session.sources) == 2
+
+
+def test_a_folder_of_no_possible_name_is_told(tiny_model):
+    with pytest.raises(InputError, match="cannot be written"):
+        vt.Chat(tiny_model).save("a\0b")

@@ -174,6 +174,8 @@ BAD = {
     "/undo": (2, "UsageError: there is nothing to take back."),
     "/load nowhere": (1, "InputError: nowhere holds no chat"),
     "/save scene.png": (1, "InputError: the chat cannot be written to scene.png"),
+    "/image ~nobody-of-this-name/a.png": (1, "InputError: ~nobody-of-this-name/a.png is in the home of nobody"),
+    "/save a\0b": (1, "InputError: 'a\\x00b' can be no path"),
     "what\udcff?": (1, "InputError: the question is no valid text"),
     "what? " * 1000: (1, "InputError: the question does not fit: "),
 }

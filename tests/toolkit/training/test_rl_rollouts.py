@@ -173,3 +173,11 @@ def test_pending_rollouts_come_back_to_the_bit(rl, rl_recipe, tmp_path):
     for row, same in zip(pending.rows, back.rows, strict=True):
         assert (row.sample, row.advantage, row.trajectory) == (same.sample, same.advantage, same.trajectory)
         assert all(torch.equal(a.data, b.data) and a.size == b.size for a, b in zip(row.views, same.views, strict=True))
+
+
+def test_a_rollout_that_goes_wrong_is_named_with_its_sample(rl_recipe, tiny_model, monkeypatch):
+    prompter = prompter_of(rl_recipe, tiny_model)
+    monkeypatch.setattr(tiny_model, "encode", lambda *given: torch.full((0,), 1.0).sum().item() / 0)
+    with pytest.raises(ZeroDivisionError) as raised:
+        prompter.ask(0)
+    assert any("while sample " in note for note in raised.value.__notes__)

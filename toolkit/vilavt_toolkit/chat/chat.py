@@ -9,6 +9,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numpy as np
+
 from vilavt_toolkit.chat import saving, tool
 from vilavt_toolkit.chat.ask import Answer, answer_of
 from vilavt_toolkit.chat.cache import Kept
@@ -18,6 +20,7 @@ from vilavt_toolkit.chat.loop import Loop
 from vilavt_toolkit.chat.seat import Seat
 from vilavt_toolkit.chat.shared import evaluating
 from vilavt_toolkit.chat.streams import AsyncEvents
+from vilavt_toolkit.contracts import Source
 from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.dialogue.trajectory import Trajectory
 from vilavt_toolkit.errors import UsageError
@@ -32,7 +35,11 @@ class Chat:
     A question that fails, is interrupted, or is left before its end, is taken back whole: the chat is as before it.
     """
 
-    def __init__(self, model: VisualChatModel, images: Iterable[Any] = (), decoding: Decoding = Decoding()) -> None:
+    def __init__(self, model: VisualChatModel, images: Any = (), decoding: Decoding = Decoding()) -> None:
+        if not isinstance(model, VisualChatModel):
+            raise UsageError(f"a chat takes a model, not {str(model)!r}; vt.load loads one.")
+        if not isinstance(decoding, Decoding):
+            raise UsageError(f"a chat takes a vt.Decoding, not {decoding!r}; write vt.Decoding(temperature=0.8).")
         self.model = model
         self.decoding = decoding
         self.session = Session(model, [])
@@ -40,8 +47,7 @@ class Chat:
         self.kept = Kept(model.device)
         """What the language model has read of it."""
         self._asking = Lock()
-        for image in images:
-            self.add(image)
+        self.session.add(*self._sources(images))
 
     @property
     def trajectory(self) -> Trajectory:
@@ -54,7 +60,7 @@ class Chat:
         Raises InputError, nothing added, where it cannot be opened or does not fit.
         """
         self._hold_still()
-        self.session.add(self.model.open_source(image))
+        self.session.add(*self._sources([image]))
         return len(self.session.sources) - 1
 
     def discard(self) -> int:
@@ -66,14 +72,14 @@ class Chat:
 
     # --- Asking ----------------------------------------------------------------------------------------------------
 
-    def ask(self, question: str, images: Iterable[Any] = ()) -> Answer:
-        """Ask a question about `images` and whatever was shown before; raises InputError."""
+    def ask(self, question: str, images: Any = ()) -> Answer:
+        """Ask a question about `images`, one or several, and whatever was shown before; raises InputError."""
         with self.question(question, images):
             for _ in Loop(self.model, self.decoding).alone(self.seat()):
                 pass
             return answer_of(self.session.copy())
 
-    def stream(self, question: str, images: Iterable[Any] = ()) -> Generator[Event, None, None]:
+    def stream(self, question: str, images: Any = ()) -> Generator[Event, None, None]:
         """Ask a question and tell what happens while it is answered, `Answered` at the end; raises InputError.
 
         The question begins with the first event. Left by `break`, or closed, it is taken back.
@@ -86,14 +92,14 @@ class Chat:
             answer = answer_of(self.session.copy())
         yield Answered(answer)
 
-    async def ask_async(self, question: str, images: Iterable[Any] = ()) -> Answer:
+    async def ask_async(self, question: str, images: Any = ()) -> Answer:
         """`ask`, while the event loop goes on; cancelled before the answer is there, the question is taken back."""
         async for event in self.stream_async(question, images):
             if isinstance(event, Answered):
                 return event.answer
         raise AssertionError("A stream ends with the answer.")
 
-    def stream_async(self, question: str, images: Iterable[Any] = ()) -> AsyncEvents:
+    def stream_async(self, question: str, images: Any = ()) -> AsyncEvents:
         """`stream`, while the event loop goes on; left or cancelled, the question is taken back."""
         return AsyncEvents(self.stream(question, images))
 
@@ -103,11 +109,10 @@ class Chat:
         return Seat(self.session, seed=seed, kept=self.kept, emit=events.append if events is not None else None)
 
     @contextmanager
-    def question(self, question: str, images: Iterable[Any] = ()) -> Iterator[None]:
+    def question(self, question: str, images: Any = ()) -> Iterator[None]:
         """Open a question, and take it back if what happens inside does not come to its end."""
         with self._whole(), evaluating(self.model):
-            for image in images:
-                self.session.add(self.model.open_source(image))
+            self.session.add(*self._sources(images))
             self.session.open(question)
             yield
 
@@ -130,6 +135,13 @@ class Chat:
                 raise
         finally:
             self._asking.release()
+
+    def _sources(self, images: Any) -> list[Source]:
+        """One original, or an iterable of them, opened; raises InputError."""
+        alone = isinstance(images, str | os.PathLike | np.ndarray | Source) or not isinstance(images, Iterable)
+        # An array may be a buffer that its owner writes the next picture into.
+        own = (image.copy() if isinstance(image, np.ndarray) else image for image in ([images] if alone else images))
+        return [self.model.open_source(image) for image in own]
 
     def _hold_still(self) -> None:
         if self._asking.locked():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -38,6 +39,11 @@ class Decoding:
     """Whether only turns that can be carried out can be written; needs the extra `grammar`."""
 
     def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "seed", "top_k", "temperature", "top_p", "repetition_penalty"):
+            value, whole = getattr(self, name), name in ("max_new_tokens", "seed", "top_k")
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral if whole else numbers.Real):
+                wanted = "a whole number" if whole else "a number"
+                raise UsageError(f"decoding: {name} {value!r} makes no sense; it must be {wanted}.")
         checks = (
             ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
             ("temperature", 0 <= self.temperature < math.inf, "0 or a finite number above it"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -26,6 +27,9 @@ def ask_many(
     """Ask every chat its question; see `ask_all`."""
     if not asked:
         return []
+    for number, pair in enumerate(asked):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise UsageError(f"place {number} of what is asked is no pair of a chat and its question; give such pairs.")
     agreed = _agreed([chat for chat, _ in asked], slots, decoding)
     answers: list[Answer | Exception | None] = [None] * len(asked)
     opened: dict[int, ExitStack] = {}
@@ -43,7 +47,7 @@ def ask_many(
             seat.number = number
             yield seat
 
-    model = asked[0][0].model
+    model, outer = asked[0][0].model, sys.exception()
     try:
         with evaluating(model):
             for seat in Loop(model, agreed).seated(seats(), min(slots, len(asked))):
@@ -55,7 +59,7 @@ def ask_many(
     found = [answer for answer in answers if answer is not None]
     for answer in found:
         if isinstance(answer, Exception):
-            _release(answer)
+            _release(answer, outer)
     return found
 
 
@@ -70,9 +74,12 @@ def _ended(question: ExitStack, seat: Seat) -> Answer | Exception:
     return answer
 
 
-def _release(error: BaseException | None) -> None:
-    """Let go of what the frames of an error hold, all chats' keys and values among it, as long as it is kept."""
-    while error is not None:
+def _release(error: BaseException | None, outer: BaseException | None) -> None:
+    """Let go of what the frames of an error hold, all chats' keys and values among it, as long as it is kept.
+
+    `outer` is what was being handled when the chats were asked; its frames are the caller's.
+    """
+    while error is not None and error is not outer:
         for frame, _ in walk_tb(error.__traceback__):
             caller: FrameType | None = frame
             while caller is not None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vilavt_toolkit.chat.checking import check_regions, check_session, check_trajectory, read_decoding
 from vilavt_toolkit.chat.decoding import Decoding
@@ -28,8 +30,8 @@ def save(session: Session, decoding: Decoding, folder: Path) -> None:
     """Write a session into a folder: chat.json, and the originals that came from no file. Raises InputError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        originals = [_saved(number, source, folder) for number, source in enumerate(session.sources)]
-    except OSError as error:
+        originals = [_saved(number, source, folder, session.model) for number, source in enumerate(session.sources)]
+    except (OSError, ValueError) as error:
         raise InputError(f"the chat cannot be written to {folder}: {error}") from None
     model, trajectory, tail = session.model, session.trajectory, session.tail
     data = {
@@ -49,14 +51,29 @@ def save(session: Session, decoding: Decoding, folder: Path) -> None:
     write_text(folder / FILE, json.dumps(data, ensure_ascii=False, indent=1))
 
 
-def _saved(number: int, source: Source, folder: Path) -> dict[str, str]:
+def _saved(number: int, source: Source, folder: Path, model: VisualChatModel) -> dict[str, str]:
     """The path of an original, its own or that of a copy, relative if it is in the folder; and what says it is it."""
     own = Path(source.name)
-    if not own.exists():
+    if not _holds(own, source, model):
         own = folder / f"original-{number}{source.suffix}"
         source.save(own)
     own = own.resolve()
     return {"path": own.name if own.parent == folder.resolve() else str(own), "sha256": _digest(own)}
+
+
+def _holds(path: Path, source: Source, model: VisualChatModel) -> bool:
+    """Whether a file is there and still shows what was shown of it, by its first views."""
+    try:
+        if not path.exists():
+            return False
+        other = model.open_source(str(path))
+        same: Sequence[bool] = [
+            np.array_equal(source.crop(box, overview=True).data, other.crop(box, overview=True).data)
+            for box in source.overviews()
+        ]
+    except InputError:
+        return False
+    return source.overviews() == other.overviews() and all(same)
 
 
 def _digest(path: Path) -> str:

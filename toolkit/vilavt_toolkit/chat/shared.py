@@ -44,16 +44,18 @@ def exclusively(model: VisualChatModel) -> Iterator[None]:
 @contextmanager
 def evaluating(model: VisualChatModel) -> Iterator[None]:
     """The model in evaluation mode; behind the last of several, every module in the mode that it was in."""
-    shared = _of(model)
-    with shared.mode:
-        shared.evaluations += 1
-        shared.training += [module for module in model.modules() if module.training]
-        model.eval()
+    shared, counted = _of(model), 0
     try:
+        # Inside, as an interruption while the modules are gone through must be counted out again too.
+        with shared.mode:
+            shared.evaluations += 1
+            counted = 1
+            shared.training += [module for module in model.modules() if module.training]
+            model.eval()
         yield
     finally:
         with shared.mode:
-            shared.evaluations -= 1
+            shared.evaluations -= counted
             if not shared.evaluations:
                 for module in shared.training:
                     module.training = True

@@ -7,6 +7,7 @@ from collections.abc import Generator
 from contextlib import suppress
 
 from vilavt_toolkit.chat.events import Event
+from vilavt_toolkit.errors import UsageError
 
 
 class AsyncEvents:
@@ -17,13 +18,16 @@ class AsyncEvents:
 
     def __init__(self, events: Generator[Event, None, None]) -> None:
         self._events = events
+        self._step: asyncio.Future[Event | None] | None = None
 
     def __aiter__(self) -> AsyncEvents:
         return self
 
     async def __anext__(self) -> Event:
+        if self._step is not None and not self._step.done():
+            raise UsageError("the stream is being waited for already; wait for its events one after the other.")
         # Not `to_thread`, whose task would be cancelled with all others while its thread goes on.
-        step = asyncio.get_running_loop().run_in_executor(None, next, self._events, None)
+        step = self._step = asyncio.get_running_loop().run_in_executor(None, next, self._events, None)
         try:
             event = await asyncio.shield(step)
         except BaseException:
@@ -41,6 +45,8 @@ class AsyncEvents:
 
     async def aclose(self) -> None:
         """Leave the stream: what it belongs to is taken back, unless it has come to its end."""
+        if self._step is not None:
+            await _over(self._step)
         self._events.close()
 
 
@@ -49,4 +55,5 @@ async def _over(step: asyncio.Future[Event | None]) -> None:
     while not step.done():
         with suppress(asyncio.CancelledError):
             await asyncio.wait([step])
-    step.exception()  # that it was looked at keeps asyncio from warning
+    if not step.cancelled():
+        step.exception()  # that it was looked at keeps asyncio from warning

@@ -154,7 +154,7 @@ class Terminal:
 
     def _image(self, *paths: str) -> None:
         with self._changing():
-            numbers = [self.chat.add(str(Path(path).expanduser())) for path in paths]
+            numbers = [self.chat.add(str(_path(path))) for path in paths]
         for number in numbers:
             self._teller.line(f"image: {self.chat.session.sources[number].name}")
 
@@ -162,7 +162,7 @@ class Terminal:
         if self._answer is None:
             raise UsageError("nothing was answered yet, so there is no trace; ask something first.")
         free = (path for number in count(1) if not (path := Path(f"trace-{number}.png")).exists())
-        path = Path(file).expanduser() if file else next(free)
+        path = _path(file) if file else next(free)
         self._answer.draw(path)
         self._teller.line(f"trace: {path}")
 
@@ -190,7 +190,7 @@ class Terminal:
         self._go_on(Chat(self.chat.model, self.chat.session.sources, self.chat.decoding))
 
     def _load(self, folder: str) -> None:
-        loaded = Chat.load(Path(folder).expanduser(), self.chat.model)
+        loaded = Chat.load(_path(folder), self.chat.model)
         loaded.decoding = self.chat.decoding
         self._go_on(loaded)
 
@@ -201,7 +201,7 @@ class Terminal:
         self._standing()
 
     def _save(self, folder: str) -> None:
-        path = Path(folder).expanduser()
+        path = _path(folder)
         self.chat.save(path)
         self._teller.line(f"saved: {path}; /load, or --load at the start, goes on with it")
 
@@ -209,6 +209,17 @@ class Terminal:
         asked = self.chat.trajectory.questions
         last = f", the last one: {asked[-1].text}" if asked else ""
         self._teller.line(f"images: {len(self.chat.session.sources)}; questions: {len(asked)}{last}")
+
+
+def _path(name: str) -> Path:
+    """A path as it was typed, ~ being one's home; raises InputError for what can be none."""
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # of a user who is not there
+        raise InputError(f"{name} is in the home of nobody known here; write the path out.") from None
+    if "\0" in name:
+        raise InputError(f"{name!r} can be no path; leave out its null byte.")
+    return path
 
 
 def _check_arguments(name: str, given: list[str]) -> None:

@@ -176,17 +176,21 @@ class Session:
 
     # --- The user's turns ------------------------------------------------------------------------------------------
 
-    def add(self, source: Source) -> None:
-        """Add a source, to be shown with the next question; raises InputError, nothing added, where it cannot be."""
-        self.sources.append(source)
+    def add(self, *added: Source) -> None:
+        """Add sources, to be shown with the next question; raises InputError, nothing added, where it cannot be."""
+        if not added:
+            return
+        before = len(self.sources)
+        self.sources.extend(added)
         try:
             placed = self._overviews()
             needed = self.length(self._opening("", placed, True)) + self._features(placed)
             if needed > self.room:
                 room = f"{needed} tokens are needed and {self.room} remain"
-                raise InputError(f"{source.name} does not fit: {room}. {SHORTER}")
+                what = f"{added[0].name} does" if len(added) == 1 else f"{len(added)} images do"
+                raise InputError(f"{what} not fit: {room}. {SHORTER}")
         except BaseException:
-            self.sources.pop()
+            del self.sources[before:]
             raise
 
     def open(self, question: str, tool: bool = True) -> None:
@@ -198,6 +202,8 @@ class Session:
 
     def begin(self, question: str, tool: bool = True) -> None:
         """`open`, but what does not fit raises ContextFull."""
+        if not isinstance(question, str):
+            raise InputError(f"a question must be a text, not {type(question).__name__}.")
         try:
             question.encode()
         except UnicodeEncodeError as error:

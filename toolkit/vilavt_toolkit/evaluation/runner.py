@@ -13,7 +13,7 @@ from vilavt_toolkit.chat.loop import Decoding, Loop, Rewrite
 from vilavt_toolkit.contracts import Sample, Task
 from vilavt_toolkit.dialogue.session import Session, opened
 from vilavt_toolkit.dialogue.trajectory import Trajectory
-from vilavt_toolkit.errors import InputError, VilavtError
+from vilavt_toolkit.errors import InputError, error_of
 from vilavt_toolkit.files import write_text
 from vilavt_toolkit.model import VisualChatModel
 from vilavt_toolkit.progress import track
@@ -92,7 +92,7 @@ def evaluate(
         for seat in track(seats, count, name):
             sample = asked.pop(seat.number)
             if seat.error is not None:
-                raise _of_item(sample, seat.error)
+                raise error_of(f"item {sample.id}", seat.error)
             found[seat.number] = _item(task, name, sample, seat.session)
             if watch is not None:
                 watch(found[seat.number], seat.session)
@@ -112,17 +112,9 @@ def _opened(model: VisualChatModel, arm: Arm, samples: Iterable[Sample], asked: 
             session = opened(model, sample, arm.images)
             session.open(sample.question, tool=arm.tool and sample.tool)
         except InputError as error:
-            raise _of_item(sample, error) from None
+            raise error_of(f"item {sample.id}", error) from None
         asked[number] = sample
         yield session
-
-
-def _of_item(sample: Sample, error: Exception) -> Exception:
-    """An error with the item's name; what is a fault of the code stays what it is, with a note."""
-    if isinstance(error, VilavtError):
-        return type(error)(f"item {sample.id}: {error}")
-    error.add_note(f"while item {sample.id} was asked")
-    return error
 
 
 def _item(task: Task, arm: str, sample: Sample, session: Session) -> Item:

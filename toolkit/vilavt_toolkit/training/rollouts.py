@@ -14,7 +14,7 @@ from vilavt_toolkit.chat.loop import Decoding, Loop
 from vilavt_toolkit.contracts import Reward, RewardSettings, Sample, Task
 from vilavt_toolkit.dialogue.session import Session, opened
 from vilavt_toolkit.dialogue.trajectory import Trajectory
-from vilavt_toolkit.errors import BadConfig, InputError, UsageError
+from vilavt_toolkit.errors import BadConfig, InputError, UsageError, error_of
 from vilavt_toolkit.model import VisualChatModel
 from vilavt_toolkit.rewards import score_all
 from vilavt_toolkit.schema import Part, RLSection
@@ -139,7 +139,7 @@ class Prompter:
             raise StoppedBetweenSteps
         for seat in self._loop.each(sessions, self.section.rollout_batch, seeds):
             if seat.error is not None:
-                raise seat.error
+                raise error_of(f"sample {samples[seat.number // self.section.group].id}", seat.error)
             if self.stop():
                 raise StoppedBetweenSteps
         # Under autocast the loop's casts of the weights have no gradient, and the update would be given them.
