@@ -24,6 +24,15 @@ from vilavt_toolkit.model import VisualChatModel
 
 __all__ = ["Decoding", "Loop", "Rewrite", "Seat"]
 
+_PATIENCE = 4
+"""Tokens that a dialogue waits for others to be read with it."""
+_ENOUGH = 4
+"""One in so many is enough to be read at once."""
+_UNFINITE = (
+    "the language model's logits are no finite numbers; look for weights that are none, or load the model in a type "
+    "of a larger range (float32, bfloat16)."
+)
+
 
 class Loop:
     """Runs opened sessions to their end, in place."""
@@ -159,12 +168,6 @@ class Loop:
         return draw(logits, draws, self.decoding)
 
 
-_UNFINITE = (
-    "the language model's logits are no finite numbers; look for weights that are none, or load the model in a type "
-    "of a larger range (float32, bfloat16)."
-)
-
-
 def _keep(seat: Seat, cache: KeyValues) -> None:
     """Leave what a seat has read where it keeps it; raises what went wrong, nothing of it left."""
     assert seat.kept is not None
@@ -186,9 +189,6 @@ def _worthwhile(new: list[Seat], live: list[Seat]) -> bool:
         for seat in new:
             seat.waited = 0
     return now
-
-
-_PATIENCE, _ENOUGH = 4, 4
 
 
 def _leave(live: list[Seat], seat: Seat, cache: KeyValues) -> None:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from vilavt_toolkit.chat.chat import Chat
 
 NAME = "look_closer"
+_MOST_REGIONS = 64
+_UNITS = 1 << 20
+"""What a box may be at most where it is in pixels, whose number differs from region to region."""
 _ABOUT = (
     "Cuts regions out of the originals that were shown, enlarges them, and encodes them together with the query in "
     "mind; the answer to the next question may use what they show."
@@ -76,7 +79,7 @@ def schema(session: Session) -> dict[str, Any]:
 def _box_properties(session: Session, key: str, about: str) -> dict[str, Any]:
     """The properties of a box in a call, as the first original says; in pixels without largest values, which differ."""
     source, steps = session.sources[0], session.model.dialogue.steps
-    found = source.box_schema(source.overviews()[0], steps or _MANY)
+    found = source.box_schema(source.overviews()[0], steps or _UNITS)
     if found is None:
         return {key: {"type": "array", "items": {"type": "number"}, "description": about}}
     properties = {name: dict(value) for name, value in found["properties"].items()}
@@ -87,10 +90,6 @@ def _box_properties(session: Session, key: str, about: str) -> dict[str, Any]:
             ]
     properties[key]["description"] = about
     return properties
-
-
-_MANY = 1 << 20
-_MOST_REGIONS = 64
 
 
 def call(
