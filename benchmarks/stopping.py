@@ -21,6 +21,7 @@ from _measure import facts
 
 from vilavt_toolkit.contracts import Sample, Spent, Task
 from vilavt_toolkit.dialogue.session import Session
+from vilavt_toolkit.errors import VilavtError
 from vilavt_toolkit.evaluation.runner import Item, evaluate
 from vilavt_toolkit.evaluation.statistics import Estimate
 from vilavt_toolkit.evaluation.summary import accuracy
@@ -134,13 +135,19 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path, help="trained run")
     parser.add_argument("--halt", type=Path, help="run of the same weights with a trained head, for learned_halt")
-    parser.add_argument("--items", type=int, default=1000)
+    parser.add_argument("--items", type=int, default=1000, help="questions asked of each setting, 1 or more")
     parser.add_argument("--batch", type=int, default=128, help="dialogues that run at once")
-    parser.add_argument("--only", nargs="+", choices=list(SWEEPS), default=list(SWEEPS), metavar="POLICY")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(SWEEPS), default=list(SWEEPS), metavar="POLICY", help=", ".join(SWEEPS)
+    )
     parser.add_argument("--json", type=Path, help="write all figures into this file")
     parser.add_argument("--png", type=Path, help="draw the curves into this file")
     parser.add_argument("--write", action="store_true", help="put table and curves into docs/")
     options = parser.parse_args()
+    if options.items < 1 or options.batch < 1:
+        parser.error("--items and --batch are 1 or more.")
+    if options.halt is None and options.only == ["learned_halt"]:
+        parser.error("learned_halt needs the run of its head; give --halt.")
     if options.write and (options.halt is None or options.only != list(SWEEPS)):
         parser.error("--write puts down the whole table; give --halt, and leave out --only.")
     return options
@@ -215,4 +222,7 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except VilavtError as error:
+        raise SystemExit(error.report()) from None

@@ -166,3 +166,16 @@ def test_an_evaluation_that_cannot_be_meant_writes_nothing(tiny_run, tmp_path, c
     for override in ("eval.arms=[shuffled]", "eval.arms=[]", "eval.arms=[seeing]", "eval.split=tst", "train.steps=9"):
         run_error(["eval", str(copy), override], 2, capsys)
     assert not (copy / "eval").exists()
+
+
+def test_what_is_wrong_with_a_question_or_its_trace_is_told_before_it_is_asked(tiny_run, scene, tmp_path, capsys):
+    assert run(["ask", str(tiny_run), str(scene), " "]) == 2
+    assert run(["ask", str(tiny_run), str(scene), "what?", "--trace", str(tmp_path / "trace.xyz")]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "is empty" in shown.err and "has no suffix of a picture" in shown.err
+
+
+def test_wrong_options_point_to_the_help_of_their_command(capsys):
+    assert run(["chat", "runs/mine", "--seed", "x"]) == 2
+    assert capsys.readouterr().err.endswith(". See `vilavt chat --help`.\n")

@@ -14,7 +14,10 @@ from PIL import Image
 import vilavt_toolkit as vt
 from vilavt_toolkit.chat.events import Event
 from vilavt_toolkit.chat.terminal import COMMANDS
+from vilavt_toolkit.cli import run
 from vilavt_toolkit.contracts import RegionCall, ToolCall, Turn
+from vilavt_toolkit.registry import isolated
+from vilavt_toolkit.testing import check_stopping
 from vilavt_toolkit.testing.scripted import Scripted
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +68,18 @@ def test_the_page_of_chats_does_what_it_says(ran, capsys):
     assert ran["schema"]["function"]["name"] == "look_closer"
     assert '"box": [0.0, 0.0, 128.0, 128.0]' in ran["result"].content
     assert {path.name for path in Path("kept").iterdir()} == {"chat.json"}
+
+
+def test_the_policy_of_the_page_of_policies_is_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    Path("gained.py").write_text(SNIPPET.findall(page("docs/stopping.md"))[0])
+    recipe = page("docs/stopping.md").split("plugins: [./gained.py]")[1].split("```")[0]
+    Path("gained.yaml").write_text(f"inherits: quickstart\nplugins: [./gained.py]{recipe}")
+    with isolated():
+        assert run(["check", "gained.yaml"]) == 0
+        assert "model_decides, gained, max_turns" in capsys.readouterr().out
+        check_stopping("gained")
 
 
 def rows(heading: str) -> str:

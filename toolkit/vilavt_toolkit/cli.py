@@ -175,6 +175,8 @@ def ask(
     *images, question = inputs
     if not images:
         raise UsageError(f"give at least one image before the question; only {question!r} was given.")
+    if not question.strip():
+        raise UsageError("the question, last behind the images, is empty; write one.")
     if explain and trace is None:
         raise UsageError("--explain draws into the picture of --trace; name one.")
     from vilavt_toolkit import commands
@@ -361,7 +363,10 @@ def run(arguments: list[str]) -> int:
     except _ClickError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # `vilavt` alone: the message is the whole help
             return _fail(error.format_message(), UsageError.exit_code)
-        return _fail(f"UsageError: {error.format_message()} See `vilavt --help`.", UsageError.exit_code)
+        message, context = error.format_message(), getattr(error, "ctx", None)
+        stop = "" if message.endswith((".", "?", ")")) else "."
+        command = context.command_path if context is not None else "vilavt"
+        return _fail(f"UsageError: {message}{stop} See `{command} --help`.", UsageError.exit_code)
     if code == INTERRUPTED:
         return _fail("interrupted", INTERRUPTED)
     return code if isinstance(code, int) else 0

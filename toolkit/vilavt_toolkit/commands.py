@@ -186,8 +186,11 @@ def ask(asked: Asked, images: Sequence[Path], question: str, trace: Path | None,
     from vilavt_toolkit.chat.ask import ask as ask_model
     from vilavt_toolkit.chat.telling import priced
     from vilavt_toolkit.loading import load
+    from vilavt_toolkit.report.pictures import check_name
     from vilavt_toolkit.report.trace import draw_trace
 
+    if trace is not None:
+        check_name(trace)
     model = load(asked.model, asked.device, asked.dtype, asked.revision, asked.local_files_only)
     answer = ask_model([str(image) for image in images], question, model=model, max_new_tokens=asked.max_new_tokens)
     console = _console()

@@ -104,3 +104,12 @@ def test_what_cannot_be_asked_together_is_refused_before_anything_is_asked(tiny_
         for asked, options, told in cases:
             with pytest.raises(UsageError, match=told):
                 vt.ask_all(asked, **options)
+
+
+def test_what_is_no_chat_is_named(chat_model):
+    chat = vt.Chat(chat_model)
+    for asked in ([(chat_model, "what?")], [chat], chat):
+        with pytest.raises(UsageError, match="pair"):
+            vt.ask_all(asked)
+    with pytest.raises(UsageError, match="slots '4'"):
+        vt.ask_all([(chat, "what?")], slots="4")

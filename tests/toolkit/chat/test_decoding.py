@@ -214,3 +214,8 @@ def test_the_text_is_looked_at_only_where_a_token_can_end_a_stop_string():
     assert not any(endings.complete(turn[: n + 1]) for n in range(len(turn)))
     assert pieces.decoded == 3, "each token once"
     assert endings.complete([*turn, 4, 3])
+
+
+def test_a_grammar_is_wanted_or_not():
+    with pytest.raises(UsageError, match="grammar 'yes'"):
+        Decoding(grammar="yes")

@@ -15,7 +15,7 @@ from PIL import Image
 
 import vilavt_toolkit as vt
 from vilavt_toolkit.contracts import Turn
-from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.errors import InputError, UsageError
 
 SHORT = vt.Decoding(8, temperature=1.0, seed=4)
 ANSWER = Turn("seen", answer="7")
@@ -240,3 +240,18 @@ def test_a_file_that_was_written_over_is_saved_as_it_was_shown(tiny_model, pictu
 def test_a_folder_of_no_possible_name_is_told(tiny_model):
     with pytest.raises(InputError, match="cannot be written"):
         vt.Chat(tiny_model).save("a\0b")
+
+
+def test_a_chat_is_loaded_with_a_model(tmp_path):
+    with pytest.raises(UsageError, match=r"takes a model, not 'runs/mine'; vt\.load"):
+        vt.Chat.load(tmp_path, "runs/mine")
+
+
+def test_a_folder_of_other_things_is_left_as_it_is(tiny_model, picture, tmp_path):
+    (tmp_path / "original-0.png").write_bytes(b"mine")
+    chat = vt.Chat(tiny_model, [picture(0)])
+    with pytest.raises(InputError, match="holds other things"):
+        chat.save(tmp_path)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("original-0.png", b"mine")]
+    for _ in range(2):
+        chat.save(tmp_path / "new")

@@ -321,3 +321,10 @@ def test_what_does_not_fit_into_memory_is_told_and_the_chat_is_as_before(tiny_mo
     assert typed.hold("what?") == 0
     assert "InputError: the memory does not suffice" in typed.out.file.getvalue()
     assert not typed.terminal.chat.trajectory.ids
+
+
+def test_a_conversation_about_no_image_can_be_had(piped, says):
+    says(ANSWER)
+    code, out, err = piped("what?", "/cost", "/image scene.png", "and now?", start=())
+    assert (code, err) == (0, [])
+    assert out.count("7") == 2

@@ -36,8 +36,7 @@ class Chat:
     """
 
     def __init__(self, model: VisualChatModel, images: Any = (), decoding: Decoding = Decoding()) -> None:
-        if not isinstance(model, VisualChatModel):
-            raise UsageError(f"a chat takes a model, not {str(model)!r}; vt.load loads one.")
+        _check_model(model)
         if not isinstance(decoding, Decoding):
             raise UsageError(f"a chat takes a vt.Decoding, not {decoding!r}; write vt.Decoding(temperature=0.8).")
         self.model = model
@@ -177,10 +176,16 @@ class Chat:
     @classmethod
     def load(cls, folder: str | os.PathLike[str], model: VisualChatModel) -> Chat:
         """Read a chat that `save` wrote; the next question reads it all, once. Raises InputError."""
+        _check_model(model)
         session, decoding = saving.load(Path(folder), model)
         chat = cls(model, decoding=decoding)
         chat.session = session
         return chat
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, VisualChatModel):
+        raise UsageError(f"a chat takes a model, not {str(model)!r}; vt.load loads one.")
 
 
 def ask_all(
@@ -194,4 +199,6 @@ def ask_all(
     """
     from vilavt_toolkit.chat.many import ask_many
 
+    if isinstance(asked, Chat):
+        raise UsageError("what is asked are pairs of a chat and its question; for one chat, chat.ask(question).")
     return ask_many(list(asked), slots, decoding)

@@ -41,6 +41,8 @@ class Costs:
 
         `groups` are those of the views; None: each is its own.
         """
+        if not views:
+            return Spent()
         sizes, encoder = [view.size for view in views], self._model.encoder.encoder
         patches = [encoder.tokens(size) for size in sizes]
         features = sum(self._model.count(size) for size in sizes)

@@ -44,6 +44,8 @@ class Decoding:
             if isinstance(value, bool) or not isinstance(value, numbers.Integral if whole else numbers.Real):
                 wanted = "a whole number" if whole else "a number"
                 raise UsageError(f"decoding: {name} {value!r} makes no sense; it must be {wanted}.")
+        if not isinstance(self.grammar, bool):
+            raise UsageError(f"decoding: grammar {self.grammar!r} makes no sense; it must be True or False.")
         checks = (
             ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
             ("temperature", 0 <= self.temperature < math.inf, "0 or a finite number above it"),

@@ -27,8 +27,10 @@ def ask_many(
     """Ask every chat its question; see `ask_all`."""
     if not asked:
         return []
+    from vilavt_toolkit.chat.chat import Chat
+
     for number, pair in enumerate(asked):
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
+        if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], Chat):
             raise UsageError(f"place {number} of what is asked is no pair of a chat and its question; give such pairs.")
     agreed = _agreed([chat for chat, _ in asked], slots, decoding)
     answers: list[Answer | Exception | None] = [None] * len(asked)
@@ -100,6 +102,8 @@ def _close(question: ExitStack, error: BaseException | None) -> None:
 
 def _agreed(chats: Sequence[Chat], slots: int, decoding: Decoding | None) -> Decoding:
     """The decoding that all chats share; raises UsageError for what cannot be asked together."""
+    if isinstance(slots, bool) or not isinstance(slots, int):
+        raise UsageError(f"slots {slots!r} makes no sense; give a whole number, 1 or more.")
     if slots < 1:
         raise UsageError(f"slots {slots} leaves no chat a place; give 1 or more.")
     seen: dict[int, int] = {}

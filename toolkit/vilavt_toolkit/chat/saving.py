@@ -30,6 +30,8 @@ def save(session: Session, decoding: Decoding, folder: Path) -> None:
     """Write a session into a folder: chat.json, and the originals that came from no file. Raises InputError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / FILE).exists() and any(folder.iterdir()):
+            raise ValueError("it holds other things; name a new folder, an empty one, or a chat's")
         originals = [_saved(number, source, folder, session.model) for number, source in enumerate(session.sources)]
     except (OSError, ValueError) as error:
         raise InputError(f"the chat cannot be written to {folder}: {error}") from None

@@ -77,10 +77,23 @@ def framed(picture: Image) -> Image:
     return page
 
 
+def check_name(path: str | os.PathLike[str]) -> None:
+    """Raise InputError where no picture can be written under this name, before anything is drawn."""
+    from PIL import Image
+
+    suffix = os.path.splitext(path)[1].lower()
+    if Image.registered_extensions().get(suffix) not in Image.SAVE:
+        raise InputError(_unknown(path))
+
+
+def _unknown(path: str | os.PathLike[str]) -> str:
+    return f"{os.fspath(path)} has no suffix of a picture; name it .png."
+
+
 def save(picture: Image, path: str | os.PathLike[str]) -> None:
     """Write a picture to `path`, whole or not at all; raises InputError where it cannot be written."""
     with atomic_write(path) as temporary:
         try:
             picture.save(temporary)
         except ValueError as error:  # a suffix that Pillow has no writer for
-            raise InputError(f"{os.fspath(path)} has no suffix of a picture; name it .png.") from error
+            raise InputError(_unknown(path)) from error
