@@ -255,3 +255,18 @@ def test_a_folder_of_other_things_is_left_as_it_is(tiny_model, picture, tmp_path
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("original-0.png", b"mine")]
     for _ in range(2):
         chat.save(tmp_path / "new")
+
+
+def test_a_video_that_is_gone_is_not_saved_without_what_was_shown_of_it(_tiny_folder, picture, tmp_path):
+    model = vt.build(_tiny_folder / "tiny.yaml", ["model.source.name=video", "model.source.frames=2"])
+    first, *others = [Image.fromarray(picture(n)) for n in range(5)]
+    first.save(tmp_path / "film.gif", save_all=True, append_images=others, duration=1000)
+    chat = vt.Chat(model, [str(tmp_path / "film.gif")], SHORT)
+    call = {"region": [{"index": 0, "bbox_2d": [0, 0, 2, 2], "time": 3}], "query": "then"}
+    assert not chat.call_tool(call).problem
+    chat.save(tmp_path / "kept")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()}
+    (tmp_path / "film.gif").unlink()
+    with pytest.raises(InputError, match=r"film\.gif is gone or changed, .* region 2 of it"):
+        chat.save(tmp_path / "kept")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "kept").iterdir()} == before

@@ -32,7 +32,7 @@ def save(session: Session, decoding: Decoding, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / FILE).exists() and any(folder.iterdir()):
             raise ValueError("it holds other things; name a new folder, an empty one, or a chat's")
-        originals = [_saved(number, source, folder, session.model) for number, source in enumerate(session.sources)]
+        originals = [_saved(number, session, folder) for number in range(len(session.sources))]
     except (OSError, ValueError) as error:
         raise InputError(f"the chat cannot be written to {folder}: {error}") from None
     model, trajectory, tail = session.model, session.trajectory, session.tail
@@ -53,12 +53,20 @@ def save(session: Session, decoding: Decoding, folder: Path) -> None:
     write_text(folder / FILE, json.dumps(data, ensure_ascii=False, indent=1))
 
 
-def _saved(number: int, source: Source, folder: Path, model: VisualChatModel) -> dict[str, str]:
+def _saved(number: int, session: Session, folder: Path) -> dict[str, str]:
     """The path of an original, its own or that of a copy, relative if it is in the folder; and what says it is it."""
+    source = session.sources[number]
     own = Path(source.name)
-    if not _holds(own, source, model):
+    if not _holds(own, source, session.model):
         own = folder / f"original-{number}{source.suffix}"
-        source.save(own)
+        # What an earlier save left there stays until the new one is known to be good.
+        new = own.with_name(f"new-{own.name}")
+        try:
+            source.save(new)
+            _check_copy(number, session, new)
+            new.replace(own)
+        finally:
+            new.unlink(missing_ok=True)
     own = own.resolve()
     return {"path": own.name if own.parent == folder.resolve() else str(own), "sha256": _digest(own)}
 
@@ -76,6 +84,22 @@ def _holds(path: Path, source: Source, model: VisualChatModel) -> bool:
     except InputError:
         return False
     return source.overviews() == other.overviews() and all(same)
+
+
+def _check_copy(number: int, session: Session, copy: Path) -> None:
+    """Hold that all that was shown of an original can be cut from its copy; without its file, a video's is a part."""
+    source = session.model.open_source(str(copy))
+    for index, placed in enumerate(session.trajectory.regions):
+        if placed.source != number:
+            continue
+        region = Region(source, placed.box, placed.overview, placed.scale, placed.among, session.max_pixels)
+        try:
+            same = session.model.prepare(region).size == placed.size
+        except (InputError, LookupError):
+            same = False
+        if not same:
+            name = session.sources[number].name
+            raise InputError(f"{name} is gone or changed, and a copy does not hold region {index} of it; put it back.")
 
 
 def _digest(path: Path) -> str:
