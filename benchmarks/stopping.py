@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from _curves import Point, draw
-from _measure import facts
+from _measure import facts, put_between
 
 from vilavt_toolkit.contracts import Sample, Spent, Task
 from vilavt_toolkit.dialogue.session import Session
@@ -208,13 +208,7 @@ def _write(text: str, about: Mapping[str, Any]) -> None:
         f"![Accuracy against cost under every policy]({PICTURE.name})\n\n{text}\n\n{about['items']} items. {BESIDE}\n"
         f"{about['date']}; {named}.\nCommand: `{about['command']}`."
     )
-    begin, end = "<!-- stopping -->", "<!-- end of stopping -->"
-    old = PAGE.read_text(encoding="utf-8")
-    pattern = re.escape(begin) + ".*?" + re.escape(end)
-    new, count = re.subn(pattern, lambda _: f"{begin}\n\n{body}\n\n{end}", old, flags=re.DOTALL)
-    if count != 1:
-        raise SystemExit(f"{PAGE} has no one place between {begin} and {end}; put the two lines back.")
-    PAGE.write_text(new, encoding="utf-8")
+    put_between(PAGE, "stopping", body)
 
 
 def _say(text: str) -> None:

@@ -190,7 +190,7 @@ class _Cache:
         return self._view.update(layer, keys, values)
 
     def get_seq_length(self, layer: int = 0) -> int:
-        """Columns before the new ones: what is asked for it has been decided by positions and mask."""
+        """None before the new ones, whatever is kept: positions and mask, not this count, say where they stand."""
         return 0
 
     def get_query_offset(self, layer: int = 0) -> int:

@@ -15,6 +15,18 @@ from vilavt_toolkit.dialogue.batch import collate
 from vilavt_toolkit.testing.scripted import Scripted
 from vilavt_toolkit.training.losses import target_logprobs
 
+CLOUDS = """
+inherits: point_clouds
+model:
+  encoder: {overview_points: 32, zoom_points: 64, overview_tokens: 6, zoom_tokens: 8, neighbours: 5, point_width: 16,
+            width: 32, depth: 2, heads: 2}
+  projector: {name: mlp, hidden: 32}
+  language_model:
+    vocab_size: 400
+    config: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 2}
+task: {cells: 2, objects: 2, points: 60, train_items: 32, test_items: 6}
+"""
+
 
 @pytest.fixture(params=["tiny_model", "mrope_model"])
 def chat_model(request):
@@ -123,3 +135,9 @@ def unharmed(state, read_as_at_once):
             read_as_at_once(chat)
 
     return watch
+
+
+@pytest.fixture(scope="session")
+def clouds() -> str:
+    """A recipe of a small model of point clouds."""
+    return CLOUDS

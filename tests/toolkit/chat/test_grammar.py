@@ -23,17 +23,6 @@ from vilavt_toolkit.dialogue.session import CallError, Session
 from vilavt_toolkit.errors import UsageError
 
 LONG = "model.language_model.config.max_position_embeddings=60000"
-CLOUDS = """
-inherits: point_clouds
-model:
-  encoder: {overview_points: 32, zoom_points: 64, overview_tokens: 6, zoom_tokens: 8, neighbours: 5, point_width: 16,
-            width: 32, depth: 2, heads: 2}
-  projector: {name: mlp, hidden: 32}
-  language_model:
-    vocab_size: 400
-    config: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 2}
-task: {cells: 2, objects: 2, points: 60, train_items: 32, test_items: 6}
-"""
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -60,9 +49,9 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def opened(_tiny_folder):
+def opened(_tiny_folder, clouds):
     """Opens a session of a kind; models are built once."""
-    (_tiny_folder / "clouds.yaml").write_text(CLOUDS)
+    (_tiny_folder / "clouds.yaml").write_text(clouds)
 
     @cache
     def model(recipe: str, *changes: str):

@@ -14,17 +14,6 @@ from vilavt_toolkit.chat.tool import NAME
 from vilavt_toolkit.errors import InputError, UsageError
 
 SHORT = vt.Decoding(max_new_tokens=8)
-CLOUDS = """
-inherits: point_clouds
-model:
-  encoder: {overview_points: 32, zoom_points: 64, overview_tokens: 6, zoom_tokens: 8, neighbours: 5, point_width: 16,
-            width: 32, depth: 2, heads: 2}
-  projector: {name: mlp, hidden: 32}
-  language_model:
-    vocab_size: 400
-    config: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2}
-"""
-
 
 PIXELS = """
 model:
@@ -42,7 +31,7 @@ model:
 
 
 @pytest.fixture(scope="module", params=["image", "pixels", "video", "point cloud"])
-def chat(request, tmp_path_factory, _tiny_folder):
+def chat(request, tmp_path_factory, _tiny_folder, clouds):
     """A chat about every kind of original, and with both ways to write boxes."""
     kind, rng = request.param, np.random.default_rng(0)
     recipe, overrides = _tiny_folder / "tiny.yaml", []
@@ -54,7 +43,7 @@ def chat(request, tmp_path_factory, _tiny_folder):
         overrides = ["model.source.name=video", "model.source.frames=2"]
     elif kind == "point cloud":
         recipe = tmp_path_factory.mktemp("recipe") / "clouds.yaml"
-        recipe.write_text(CLOUDS)
+        recipe.write_text(clouds)
         seen = rng.random((200, 6)).astype(np.float32)
         seen[:40, :3] /= 10_000  # so that the smallest box at the corner holds some
     model = vt.build(recipe, overrides)
