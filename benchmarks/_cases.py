@@ -14,9 +14,9 @@ from _models import WORDS, Size, WholeGroup, modulated, plain_vit, qwen_tower, r
 from torch import Tensor
 
 from vilavt_toolkit.contracts import Encoder
+from vilavt_toolkit.packed.attention import attend
+from vilavt_toolkit.packed.tokens import Layout
 from vilavt_toolkit.registry import encoders, modulators
-from vilavt_toolkit.vision.attention import attend
-from vilavt_toolkit.vision.tokens import Layout
 
 GROUPS = 4
 _AGAINST_PLAIN = {"film": 1.15, "lora_gated": 1.15, "cross_attention": 1.15, "joint_attention": 1.10}

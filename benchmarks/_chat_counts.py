@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vilavt_toolkit.chat.costs import Costs
 from vilavt_toolkit.dialogue.session import Session
-from vilavt_toolkit.model import VisualChatModel
-from vilavt_toolkit.vision.tokens import Layout
+from vilavt_toolkit.generation.flops import Costs
+from vilavt_toolkit.models.model import VisualChatModel
+from vilavt_toolkit.packed.tokens import Layout
 
 
 def operations(model: VisualChatModel, session: Session) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from _chat_loops import Given
 from _chat_models import Script, image, opened
 from _measure import Row, Spread, interleaved
 
-from vilavt_toolkit.weightless import assign, weightless
+from vilavt_toolkit.models.meta import assign, weightless
 
 _FEW = 8
 """Tokens that are written in any case: what beginning costs falls out of the difference."""

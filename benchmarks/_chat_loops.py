@@ -9,13 +9,13 @@ import torch
 from _chat_models import Script
 from torch import Tensor
 
-from vilavt_toolkit.chat.cache import Kept, KeyValues
-from vilavt_toolkit.chat.decoding import Decoding
-from vilavt_toolkit.chat.loop import Loop
-from vilavt_toolkit.chat.reader import Reader
-from vilavt_toolkit.chat.seat import Seat
 from vilavt_toolkit.dialogue.session import Session
-from vilavt_toolkit.model import VisualChatModel
+from vilavt_toolkit.generation.kv_cache import Kept, KeyValues
+from vilavt_toolkit.generation.loop import Loop
+from vilavt_toolkit.generation.reader import Reader
+from vilavt_toolkit.generation.request import Seat
+from vilavt_toolkit.generation.sampling import Decoding
+from vilavt_toolkit.models.model import VisualChatModel
 
 _LONGEST = 4096
 

@@ -13,8 +13,8 @@ from _chat_models import QUESTION, image
 from _measure import Row
 
 from vilavt_toolkit.chat.chat import Chat
-from vilavt_toolkit.chat.decoding import Decoding
 from vilavt_toolkit.contracts import Source
+from vilavt_toolkit.generation.sampling import Decoding
 
 _STATM = Path("/proc/self/statm")
 _SHORT = Decoding(max_new_tokens=4)

@@ -10,19 +10,19 @@ import numpy as np
 import torch
 
 from vilavt_components.dialogues.vilavt import Vilavt, VilavtConfig
-from vilavt_components.encoders._qwen_tower import QwenVisionConfig
-from vilavt_components.encoders.qwen2_5_vl import Qwen25VLConfig, Qwen25VLEncoder
+from vilavt_components.encoders.qwen2_5_vl.encoder import Qwen25VLConfig, Qwen25VLEncoder
+from vilavt_components.encoders.qwen2_5_vl.tower import QwenVisionConfig
 from vilavt_components.inquiry_encoders.language_model import LanguageModelInquiryConfig, LanguageModelInquiryEncoder
 from vilavt_components.language_models.qwen2_5_vl import Qwen25VLLanguageConfig, Qwen25VLLanguageModel
 from vilavt_components.modulators.joint_attention import JointAttention
 from vilavt_components.projectors.identity import IdentityProjector
 from vilavt_components.sources.image import ImageConfig, ImageSource
-from vilavt_components.sources.video import VideoConfig, VideoSource
+from vilavt_components.sources.video.source import VideoConfig, VideoSource
 from vilavt_components.stopping.model_decides import ModelDecides, ModelDecidesConfig
 from vilavt_toolkit.contracts import Box, Region, RegionCall, Source, ToolCall, Turn, View
 from vilavt_toolkit.dialogue.session import Session
-from vilavt_toolkit.model import VisualChatModel
-from vilavt_toolkit.registry import NoSettings
+from vilavt_toolkit.models.model import VisualChatModel
+from vilavt_toolkit.settings import NoSettings
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
 
 ZOOM = 512

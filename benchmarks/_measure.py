@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from vilavt_toolkit.versions import versions
+from vilavt_toolkit.utils.versions import versions
 
 NOT_MEASURED = "not measured"
 Work = Callable[[], object]

@@ -98,7 +98,7 @@ def plain_vit(size: Size, device: torch.device, dtype: torch.dtype) -> Encoder:
 
 def qwen_tower(device: torch.device, dtype: torch.dtype, pad_mlp: int = 1) -> Encoder:
     """Qwen2.5-VL-7B's vision tower with random weights: the defaults of its settings."""
-    from vilavt_components.encoders.qwen2_5_vl import QwenVisionConfig
+    from vilavt_components.encoders.qwen2_5_vl.encoder import QwenVisionConfig
 
     entry = encoders.get("qwen2_5_vl")
     torch.manual_seed(0)

@@ -22,7 +22,7 @@ from _measure import Row, facts, markdown, put_between
 from _models import QUICK, SIZES
 from _plot import line_plot
 
-from vilavt_toolkit.plugins import load_builtin
+from vilavt_toolkit.registry.plugins import load_builtin
 
 DOCS = Path(__file__).parent.parent / "docs"
 CASES = (modulation, packing, kernels, loop, tower, every_encoder, preparing_clouds)

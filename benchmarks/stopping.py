@@ -19,14 +19,14 @@ from typing import Any
 from _curves import Point, draw
 from _measure import facts, put_between
 
+from vilavt_toolkit.checkpoints import native as checkpoints
 from vilavt_toolkit.contracts import Sample, Spent, Task
 from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.errors import VilavtError
-from vilavt_toolkit.evaluation.runner import Item, evaluate
+from vilavt_toolkit.evaluation.arms import Item, evaluate
 from vilavt_toolkit.evaluation.statistics import Estimate
 from vilavt_toolkit.evaluation.summary import accuracy
-from vilavt_toolkit.training import checkpoints
-from vilavt_toolkit.training.run import made
+from vilavt_toolkit.training.supervised.run import made
 
 PAGE = Path(__file__).parent.parent / "docs" / "stopping.md"
 PICTURE = PAGE.with_name("stopping-curve.png")

@@ -101,7 +101,7 @@ def _tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(_tiny_folder: Path):
     """A random model of that recipe; tests must not change it. Large weights, so that mistakes show."""
-    from vilavt_toolkit.loading import build
+    from vilavt_toolkit.checkpoints.loading import build
 
     return build(_tiny_folder / "tiny.yaml")
 
@@ -109,7 +109,7 @@ def tiny_model(_tiny_folder: Path):
 @pytest.fixture(scope="session")
 def mrope_model(_tiny_folder: Path):
     """A random model of the recipe whose positions have three axes; tests must not change it."""
-    from vilavt_toolkit.loading import build
+    from vilavt_toolkit.checkpoints.loading import build
 
     return build(_tiny_folder / "mrope.yaml")
 
@@ -117,7 +117,16 @@ def mrope_model(_tiny_folder: Path):
 @pytest.fixture(scope="session")
 def tiny_task(_tiny_folder: Path):
     """The task of that recipe."""
-    from vilavt_toolkit.recipe import load_recipe
+    from vilavt_toolkit.config.recipe import load_recipe
 
     part = load_recipe(_tiny_folder / "tiny.yaml").recipe.task
     return part.entry.cls(part.config)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(_tiny_folder: Path) -> Path:
+    """The run of the tiny recipe after its four steps, with checkpoints at two and four; tests copy it to change it."""
+    from vilavt_toolkit.config.recipe import load_recipe
+    from vilavt_toolkit.training.supervised.run import train
+
+    return train(load_recipe(_tiny_folder / "tiny.yaml", [f"run={_tiny_folder / 'run'}", "train.log_every=1"]))

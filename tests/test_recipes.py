@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from vilavt_components.sources.image import ImageConfig, ImageSource
-from vilavt_toolkit.assemble import assemble
+from vilavt_toolkit.config.recipe import load_recipe, recipe_names
 from vilavt_toolkit.contracts import Region
-from vilavt_toolkit.recipe import load_recipe, recipe_names
+from vilavt_toolkit.models.assemble import assemble
 from vilavt_toolkit.registry import stopping_policies
 
 ROOT = Path(__file__).parents[1]

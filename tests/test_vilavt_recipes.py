@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 import vilavt_toolkit as vt
-from vilavt_toolkit import exporting
-from vilavt_toolkit.assemble import assemble
-from vilavt_toolkit.cli import run as command
-from vilavt_toolkit.dialogue.batch import collate
+from vilavt_toolkit.checkpoints import exporting
+from vilavt_toolkit.checkpoints import native as checkpoints
+from vilavt_toolkit.cli.app import run as command
+from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.errors import InputError
-from vilavt_toolkit.recipe import load_recipe
-from vilavt_toolkit.training import checkpoints
+from vilavt_toolkit.models.assemble import assemble
+from vilavt_toolkit.models.batch import collate
 
 ROOT = Path(__file__).parents[1]
 FOLDER, DATA = ROOT / "tests" / "golden" / "vilavt", ROOT / "tests" / "golden" / "vilavt_data"

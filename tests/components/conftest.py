@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vilavt_toolkit.contracts import Sample, Turn
-from vilavt_toolkit.dialogue.session import CallError, Session
-from vilavt_toolkit.dialogue.trajectory import Trajectory
+from vilavt_toolkit.contracts import Sample, Trajectory, Turn
+from vilavt_toolkit.dialogue.session import Session
+from vilavt_toolkit.dialogue.tool_calls import CallError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MARKS = {0: "<|endoftext|>", 1: "<|im_start|>", 2: "<|im_end|>"}

@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vilavt_components.encoders import _qwen_checkpoint as checkpoint
-from vilavt_components.encoders._qwen_tower import QwenVisionConfig
-from vilavt_components.encoders.qwen2_5_vl import Qwen25VLConfig, Qwen25VLEncoder
+from vilavt_components.encoders.qwen2_5_vl import vision_weights as checkpoint
+from vilavt_components.encoders.qwen2_5_vl.encoder import Qwen25VLConfig, Qwen25VLEncoder
+from vilavt_components.encoders.qwen2_5_vl.tower import QwenVisionConfig
 from vilavt_components.inquiry_encoders.hf_text import HFTextConfig, HFTextInquiryEncoder
 from vilavt_components.modulators.joint_attention import JointAttention
 from vilavt_toolkit.contracts import View
-from vilavt_toolkit.registry import NoSettings
+from vilavt_toolkit.settings import NoSettings
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
 
 GOLDEN = Path(__file__).parents[1] / "golden"

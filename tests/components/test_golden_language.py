@@ -10,18 +10,17 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
-from vilavt_components.encoders import _qwen_checkpoint as tower_checkpoint
-from vilavt_components.encoders.qwen2_5_vl import Qwen25VLConfig, Qwen25VLEncoder
+from vilavt_components.encoders.qwen2_5_vl import vision_weights as tower_checkpoint
+from vilavt_components.encoders.qwen2_5_vl.encoder import Qwen25VLConfig, Qwen25VLEncoder
 from vilavt_components.inquiry_encoders.hf_text import HFTextConfig, HFTextInquiryEncoder
 from vilavt_components.language_models.qwen2_5_vl import Qwen25VLLanguageConfig, Qwen25VLLanguageModel
 from vilavt_components.modulators.joint_attention import JointAttention
 from vilavt_components.projectors.identity import IdentityProjector
-from vilavt_toolkit.chat.cache import KeyValues
-from vilavt_toolkit.contracts import View
-from vilavt_toolkit.dialogue.batch import collate
-from vilavt_toolkit.dialogue.trajectory import GroupInquiry, PlacedRegion, Trajectory
-from vilavt_toolkit.model import VisualChatModel
-from vilavt_toolkit.registry import NoSettings
+from vilavt_toolkit.contracts import GroupInquiry, PlacedRegion, Trajectory, View
+from vilavt_toolkit.generation.kv_cache import KeyValues
+from vilavt_toolkit.models.batch import collate
+from vilavt_toolkit.models.model import VisualChatModel
+from vilavt_toolkit.settings import NoSettings
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
 
 GOLDEN = Path(__file__).parents[1] / "golden"

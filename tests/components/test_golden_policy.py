@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from vilavt_components.advantages.grpo import GRPO, GRPOConfig
 from vilavt_components.advantages.rloo import RLOO
 from vilavt_components.policy_losses.ppo_clip import PPOClip, PPOClipConfig
-from vilavt_toolkit.registry import NoSettings
-from vilavt_toolkit.training.policy import flat_groups, k3, weighted_sum
+from vilavt_toolkit.settings import NoSettings
+from vilavt_toolkit.training.reinforcement.policy_math import flat_groups, k3, weighted_sum
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "policy.safetensors")
 

@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from vilavt_components.answers import BENCHMARK_KINDS, REINFORCEMENT_KINDS, kind_of, mean_relative_accuracy
+from vilavt_components.common.answers.scoring import (
+    BENCHMARK_KINDS,
+    REINFORCEMENT_KINDS,
+    kind_of,
+    mean_relative_accuracy,
+)
 from vilavt_components.rewards.answer import Answer, AnswerConfig
 from vilavt_components.rewards.format import Format, FormatConfig
 from vilavt_components.rewards.vilavt import Vilavt, VilavtConfig
-from vilavt_components.tasks.vilavt_benchmark import VilavtBenchmark
+from vilavt_components.tasks.files.benchmark import VilavtBenchmark
 from vilavt_toolkit.errors import InputError
 
 TESTS = Path(__file__).parents[1]

@@ -13,11 +13,12 @@ import PIL
 import pytest
 from PIL import Image
 
-from vilavt_components.encoders._qwen_views import enlarged_size
-from vilavt_toolkit.assemble import assemble
+from vilavt_components.encoders.qwen2_5_vl.resizing import enlarged_size
+from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.contracts import Region
-from vilavt_toolkit.dialogue.session import CallError, Session
-from vilavt_toolkit.recipe import load_recipe
+from vilavt_toolkit.dialogue.session import Session
+from vilavt_toolkit.dialogue.tool_calls import CallError
+from vilavt_toolkit.models.assemble import assemble
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "zoomin.json").read_text(encoding="utf-8"))
 CASES = {case["name"]: case for case in GOLDEN["cases"]}

@@ -2,8 +2,8 @@
 
 import pytest
 
-from vilavt_toolkit.plugins import load_builtin
 from vilavt_toolkit.registry import REGISTRIES
+from vilavt_toolkit.registry.plugins import load_builtin
 from vilavt_toolkit.testing import CLAIMS
 
 load_builtin()

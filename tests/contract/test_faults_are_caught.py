@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from vilavt_toolkit.contracts import Modulator
-from vilavt_toolkit.plugins import load_builtin
-from vilavt_toolkit.registry import NoSettings, inquiry_encoders, isolated, modulators
+from vilavt_toolkit.registry import inquiry_encoders, isolated, modulators
+from vilavt_toolkit.registry.plugins import load_builtin
+from vilavt_toolkit.settings import NoSettings
 from vilavt_toolkit.testing import bench, check_inquiry_encoder, check_modulator
 
 load_builtin()

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from vilavt_components.encoders.open_clip import OpenClipEncoder
-from vilavt_components.encoders.timm import StemConfig, TimmConfig, TimmEncoder
-from vilavt_components.encoders.timm_stages import TimmStagesConfig, TimmStagesEncoder
+from vilavt_components.encoders.open_clip.encoder import OpenClipEncoder
+from vilavt_components.encoders.timm.encoder import StemConfig, TimmConfig, TimmEncoder
+from vilavt_components.encoders.timm_stages.encoder import TimmStagesConfig, TimmStagesEncoder
 from vilavt_toolkit.contracts import Modulator
 from vilavt_toolkit.errors import BadConfig
-from vilavt_toolkit.plugins import load_builtin
 from vilavt_toolkit.registry import encoders, modulators
+from vilavt_toolkit.registry.plugins import load_builtin
 from vilavt_toolkit.testing.bench import WordInquiryEncoder, example_views
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from vilavt_toolkit.contracts import Advantage, PolicyLoss, Reward, RewardSettings
-from vilavt_toolkit.plugins import load_builtin
-from vilavt_toolkit.registry import NoSettings, advantages, isolated, policy_losses, rewards
+from vilavt_toolkit.registry import advantages, isolated, policy_losses, rewards
+from vilavt_toolkit.registry.plugins import load_builtin
 from vilavt_toolkit.rewards import reward_function
+from vilavt_toolkit.settings import NoSettings
 from vilavt_toolkit.testing import check_advantage, check_policy_loss, check_reward
 
 load_builtin()

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.errors import RunError
 from vilavt_toolkit.evaluation import compare
-from vilavt_toolkit.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(file.stem for file in (ROOT / "recipes" / "modulation").glob("*.yaml"))

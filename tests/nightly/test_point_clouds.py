@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vilavt_toolkit.recipe import load_recipe
+from vilavt_toolkit.config.recipe import load_recipe
 
 RUN = Path(__file__).parents[2] / "runs" / "point_clouds"
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.errors import RunError
-from vilavt_toolkit.evaluation import compare, stages
+from vilavt_toolkit.evaluation import compare
+from vilavt_toolkit.evaluation import compare_stages as stages
 from vilavt_toolkit.evaluation.statistics import paired
-from vilavt_toolkit.recipe import load_recipe
 
 RUNS = Path(__file__).parents[2] / "runs"
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from vilavt_toolkit.contracts import Reward, RewardSettings, Sample, Turn
-from vilavt_toolkit.dialogue.trajectory import Trajectory
+from vilavt_toolkit.contracts import Reward, RewardSettings, Sample, Trajectory, Turn
 from vilavt_toolkit.errors import DuplicateName, InputError
-from vilavt_toolkit.plugins import load_plugins
 from vilavt_toolkit.registry import isolated, rewards
-from vilavt_toolkit.rewards import RewardError, reward_function, score_all, score_safely
+from vilavt_toolkit.registry.plugins import load_plugins
+from vilavt_toolkit.rewards import reward_function
 from vilavt_toolkit.testing import check_reward
+from vilavt_toolkit.training.reinforcement.scoring import RewardError, score_all, score_safely
 
 SAMPLE = Sample("scenes/7", "what?", "red", ())
 TRAJECTORY = Trajectory(turns=[Turn("seen", answer="red")], feedback=[""])

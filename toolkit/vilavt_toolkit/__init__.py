@@ -10,33 +10,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vilavt_toolkit.chat.ask import Answer as Answer
+    from vilavt_toolkit.chat.answer import Answer as Answer
     from vilavt_toolkit.chat.ask import ask as ask
+    from vilavt_toolkit.chat.ask import ask_all as ask_all
     from vilavt_toolkit.chat.chat import Chat as Chat
-    from vilavt_toolkit.chat.chat import ask_all as ask_all
-    from vilavt_toolkit.chat.decoding import Decoding as Decoding
+    from vilavt_toolkit.checkpoints.exporting import export as export
+    from vilavt_toolkit.checkpoints.loading import build as build
+    from vilavt_toolkit.checkpoints.loading import load as load
+    from vilavt_toolkit.config.recipe import load_recipe as load_recipe
     from vilavt_toolkit.contracts import Region as Region
-    from vilavt_toolkit.exporting import export as export
-    from vilavt_toolkit.loading import build as build
-    from vilavt_toolkit.loading import load as load
-    from vilavt_toolkit.model import VisualChatModel as VisualChatModel
-    from vilavt_toolkit.recipe import load_recipe as load_recipe
+    from vilavt_toolkit.generation.sampling import Decoding as Decoding
+    from vilavt_toolkit.models.model import VisualChatModel as VisualChatModel
 
 __version__ = "0.1.0"
 
 # Names that are imported when first used: torch costs seconds, and the command line's help needs none of it.
 _PUBLIC = {
-    "Answer": "vilavt_toolkit.chat.ask",
+    "Answer": "vilavt_toolkit.chat.answer",
     "Chat": "vilavt_toolkit.chat.chat",
-    "Decoding": "vilavt_toolkit.chat.decoding",
+    "Decoding": "vilavt_toolkit.generation.sampling",
     "Region": "vilavt_toolkit.contracts",
-    "VisualChatModel": "vilavt_toolkit.model",
+    "VisualChatModel": "vilavt_toolkit.models.model",
     "ask": "vilavt_toolkit.chat.ask",
-    "ask_all": "vilavt_toolkit.chat.chat",
-    "build": "vilavt_toolkit.loading",
-    "export": "vilavt_toolkit.exporting",
-    "load": "vilavt_toolkit.loading",
-    "load_recipe": "vilavt_toolkit.recipe",
+    "ask_all": "vilavt_toolkit.chat.ask",
+    "build": "vilavt_toolkit.checkpoints.loading",
+    "export": "vilavt_toolkit.checkpoints.exporting",
+    "load": "vilavt_toolkit.checkpoints.loading",
+    "load_recipe": "vilavt_toolkit.config.recipe",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vilavt_components.advantages._groups import centred
+from vilavt_components.advantages.group_rewards import centred
 from vilavt_toolkit.contracts import Advantage
-from vilavt_toolkit.registry import NoSettings, advantages
+from vilavt_toolkit.registry import advantages
+from vilavt_toolkit.settings import NoSettings
 
 
 @advantages.register("dr_grpo")

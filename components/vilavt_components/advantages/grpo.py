@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vilavt_components.advantages._groups import centred
+from vilavt_components.advantages.group_rewards import centred
 from vilavt_toolkit.contracts import Advantage
-from vilavt_toolkit.registry import advantages, setting
+from vilavt_toolkit.registry import advantages
+from vilavt_toolkit.settings import setting
 
 
 @dataclass(frozen=True)

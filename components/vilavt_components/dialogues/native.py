@@ -6,10 +6,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vilavt_components.dialogues._grammar import Form, turn_grammar
+from vilavt_components.dialogues.grammar import Form, turn_grammar
 from vilavt_toolkit.contracts import BoxSchema, Dialogue, Shown, Slot, Source, Turn
-from vilavt_toolkit.dialogue.calls import CallProblem, read_call, write_call
-from vilavt_toolkit.registry import dialogues, setting
+from vilavt_toolkit.dialogue.tool_calls import CallProblem, read_call, write_call
+from vilavt_toolkit.registry import dialogues
+from vilavt_toolkit.settings import setting
 
 SYSTEM = """You answer questions about images. You can look closer: name regions of what you were shown and say, in \
 plain words, what you want to know; the regions are cut from the originals, enlarged, and encoded with your inquiry in \

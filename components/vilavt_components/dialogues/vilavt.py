@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vilavt_components.dialogues._grammar import Form, turn_grammar
-from vilavt_components.dialogues._vilavt_texts import REQUIRED, filled, read_texts
+from vilavt_components.dialogues.grammar import Form, turn_grammar
+from vilavt_components.dialogues.vilavt_texts import REQUIRED, filled, read_texts
 from vilavt_toolkit.contracts import BoxSchema, Dialogue, Shown, Slot, Source, Turn
-from vilavt_toolkit.dialogue.calls import CallProblem, read_call, write_call
-from vilavt_toolkit.registry import dialogues, setting
+from vilavt_toolkit.dialogue.tool_calls import CallProblem, read_call, write_call
+from vilavt_toolkit.registry import dialogues
+from vilavt_toolkit.settings import setting
 
 _TURN = re.compile(r"(?P<before>.*?)<(?P<kind>tool|answer)>(?P<body>.*?)</(?P=kind)>\s*", re.S)
 _THOUGHT = re.compile(r"\s*<think>(?P<thought>.*?)</think>\s*", re.S)

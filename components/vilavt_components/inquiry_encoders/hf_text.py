@@ -11,12 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vilavt_components.language_models._precision import KeepsFrequencies
-from vilavt_components.language_models._tokenizer import explained
+from vilavt_components.common.hf_errors import explained
+from vilavt_components.common.precision import KeepsFrequencies
 from vilavt_toolkit.contracts import InquiryEncoder, LanguageModel
 from vilavt_toolkit.errors import InputError
-from vilavt_toolkit.registry import did_you_mean, inquiry_encoders, setting
-from vilavt_toolkit.vision.tokens import runs, to_device
+from vilavt_toolkit.packed.tokens import runs, to_device
+from vilavt_toolkit.registry import inquiry_encoders
+from vilavt_toolkit.settings import did_you_mean, setting
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vilavt_toolkit.contracts import InquiryEncoder, LanguageModel
-from vilavt_toolkit.registry import inquiry_encoders, setting
-from vilavt_toolkit.vision.tokens import runs, to_device
+from vilavt_toolkit.packed.tokens import runs, to_device
+from vilavt_toolkit.registry import inquiry_encoders
+from vilavt_toolkit.settings import setting
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vilavt_components._open_clip import OpenClipModel, OpenClipSettings, resolve
-from vilavt_components.language_models._tokenizer import explained
+from vilavt_components.common.hf_errors import explained
+from vilavt_components.common.open_clip import OpenClipModel, OpenClipSettings, resolve
 from vilavt_toolkit.contracts import InquiryEncoder, LanguageModel
 from vilavt_toolkit.errors import BadConfig
+from vilavt_toolkit.packed.tokens import runs, to_device
 from vilavt_toolkit.registry import inquiry_encoders
-from vilavt_toolkit.vision.tokens import runs, to_device
 
 # In a checkpoint of open_clip's older class the text tower's tensors stand by themselves, among these of other parts.
 _OTHERS = ("visual.", "text_decoder.", "logit_scale", "logit_bias")

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilavt_components.language_models import _tokenizer
-from vilavt_components.language_models._causal import CausalConfig, CausalModel, check_settings, mended
+from vilavt_components.common.hf_errors import explained
+from vilavt_components.language_models.causal_base import CausalConfig, CausalModel, check_settings, mended
 from vilavt_toolkit.registry import language_models
 
 
@@ -79,7 +79,7 @@ class HFCausal(CausalModel):
 
 def _explained(path: str) -> contextlib.AbstractContextManager[None]:
     advice = "give a folder with config.json, safetensors weights and a tokenizer, or a hub name in reach or cached."
-    return _tokenizer.explained(f"language model {path!r} cannot be loaded", advice, path)
+    return explained(f"language model {path!r} cannot be loaded", advice, path)
 
 
 def _architecture(config: HFCausalConfig) -> Any:

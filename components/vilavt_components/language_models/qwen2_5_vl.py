@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vilavt_components import _qwen_checkpoint as checkpoint
-from vilavt_components._quiet import quietly
-from vilavt_components._weights import fill
-from vilavt_components.language_models._attention import single_tokens
-from vilavt_components.language_models._causal import CausalConfig, CausalModel, check_settings, mended
-from vilavt_components.language_models._tokenizer import CHATML
+from vilavt_components.common import qwen_checkpoint as checkpoint
+from vilavt_components.common.quiet import quietly
+from vilavt_components.common.weights import fill
+from vilavt_components.language_models.causal_base import CausalConfig, CausalModel, check_settings, mended
+from vilavt_components.language_models.single_token_attention import single_tokens
+from vilavt_components.language_models.tokenizer import CHATML
 from vilavt_toolkit.contracts import CacheView, Grid
 from vilavt_toolkit.errors import InputError
-from vilavt_toolkit.registry import language_models, setting
+from vilavt_toolkit.registry import language_models
+from vilavt_toolkit.settings import setting
 
 _TEXT = "qwen2_5_vl_text"
 _TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vilavt_toolkit.contracts import BlockSpec, Inquiry, Modulator
-from vilavt_toolkit.registry import modulators, setting
+from vilavt_toolkit.registry import modulators
+from vilavt_toolkit.settings import setting
 
 _HEAD = 32
 """Channels of a head where the block has no heads of its own."""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from vilavt_toolkit.contracts import BlockSpec, Inquiry, Modulator
-from vilavt_toolkit.registry import modulators, setting
+from vilavt_toolkit.registry import modulators
+from vilavt_toolkit.settings import setting
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from vilavt_toolkit.contracts import BlockSpec, Context, Inquiry, Modulator
-from vilavt_toolkit.registry import NoSettings, modulators
+from vilavt_toolkit.registry import modulators
+from vilavt_toolkit.settings import NoSettings
 
 
 @modulators.register("joint_attention")

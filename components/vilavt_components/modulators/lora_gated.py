@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vilavt_toolkit.contracts import BlockSpec, Inquiry, Modulator
-from vilavt_toolkit.registry import modulators, setting
+from vilavt_toolkit.registry import modulators
+from vilavt_toolkit.settings import setting
 
 Target = Literal["qkv", "proj", "fc1", "fc2"]
 

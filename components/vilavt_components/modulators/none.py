@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from vilavt_toolkit.contracts import BlockSpec, Modulator
-from vilavt_toolkit.registry import NoSettings, modulators
+from vilavt_toolkit.registry import modulators
+from vilavt_toolkit.settings import NoSettings
 
 
 @modulators.register("none")

@@ -10,7 +10,8 @@ from torch import nn
 
 from vilavt_toolkit.contracts import Optimizer
 from vilavt_toolkit.errors import BadConfig
-from vilavt_toolkit.registry import optimizers, setting
+from vilavt_toolkit.registry import optimizers
+from vilavt_toolkit.settings import setting
 
 _EMBEDDINGS = (
     "pos_embed",

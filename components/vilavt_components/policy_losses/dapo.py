@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vilavt_components.policy_losses._clipping import clipped_loss, token_weights
+from vilavt_components.policy_losses.clipping import clipped_loss, token_weights
 from vilavt_toolkit.contracts import PolicyLoss
-from vilavt_toolkit.registry import policy_losses, setting
+from vilavt_toolkit.registry import policy_losses
+from vilavt_toolkit.settings import setting
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from vilavt_components.policy_losses._clipping import clipped_loss, constant_weights, sequence_weights, token_weights
+from vilavt_components.policy_losses.clipping import clipped_loss, constant_weights, sequence_weights, token_weights
 from vilavt_toolkit.contracts import PolicyLoss
-from vilavt_toolkit.registry import policy_losses, setting
+from vilavt_toolkit.registry import policy_losses
+from vilavt_toolkit.settings import setting
 
 
 @dataclass(frozen=True)

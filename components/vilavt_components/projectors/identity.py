@@ -8,7 +8,8 @@ from torch import Tensor
 
 from vilavt_toolkit.contracts import Grid, Projector
 from vilavt_toolkit.errors import BadConfig
-from vilavt_toolkit.registry import NoSettings, projectors
+from vilavt_toolkit.registry import projectors
+from vilavt_toolkit.settings import NoSettings
 
 
 @projectors.register("identity")

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from vilavt_toolkit.contracts import Grid, Projector
-from vilavt_toolkit.registry import projectors, setting
-from vilavt_toolkit.vision.tokens import permutation, permute
+from vilavt_toolkit.packed.tokens import permutation, permute
+from vilavt_toolkit.registry import projectors
+from vilavt_toolkit.settings import setting
 
 
 @dataclass(frozen=True)

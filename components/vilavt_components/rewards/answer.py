@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from vilavt_components.answers import Comparison, score_answer
-from vilavt_toolkit.contracts import Reward, RewardSettings, Sample
-from vilavt_toolkit.dialogue.trajectory import Trajectory
-from vilavt_toolkit.registry import rewards, setting
+from vilavt_components.common.answers.scoring import Comparison, score_answer
+from vilavt_toolkit.contracts import Reward, RewardSettings, Sample, Trajectory
+from vilavt_toolkit.registry import rewards
+from vilavt_toolkit.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)

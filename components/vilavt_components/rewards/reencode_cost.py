@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from vilavt_toolkit.contracts import Reward, RewardSettings, Sample
-from vilavt_toolkit.dialogue.trajectory import Trajectory
-from vilavt_toolkit.registry import rewards, setting
+from vilavt_toolkit.contracts import Reward, RewardSettings, Sample, Trajectory
+from vilavt_toolkit.registry import rewards
+from vilavt_toolkit.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)

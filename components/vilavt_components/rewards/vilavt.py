@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from vilavt_components.rewards.answer import Answer, AnswerConfig
 from vilavt_components.rewards.format import Format, FormatConfig
-from vilavt_toolkit.contracts import Reward, RewardSettings, Sample
-from vilavt_toolkit.dialogue.trajectory import Trajectory
-from vilavt_toolkit.registry import rewards, setting
+from vilavt_toolkit.contracts import Reward, RewardSettings, Sample, Trajectory
+from vilavt_toolkit.registry import rewards
+from vilavt_toolkit.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-from vilavt_components.sources._box_ranges import Edge, along, box_array, edges_of, image_axes, image_range, keys_of
+from vilavt_components.sources.box_schema import Edge, along, box_array, edges_of, image_axes, image_range, keys_of
 from vilavt_toolkit.contracts import Box, Crop, Source
 from vilavt_toolkit.errors import InputError
-from vilavt_toolkit.registry import setting, sources
-from vilavt_toolkit.vision.regions import (
+from vilavt_toolkit.registry import sources
+from vilavt_toolkit.settings import setting
+from vilavt_toolkit.vision.boxes import (
     BoxError,
     pixel_box,
     read_bbox,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vilavt_components.stopping._composed import Composed, examples
+from vilavt_components.stopping.composition import Composed, examples
 from vilavt_toolkit.contracts import GO_ON, Decision, LoopState
-from vilavt_toolkit.registry import Part, part, stopping_policies
+from vilavt_toolkit.registry import Part, stopping_policies
+from vilavt_toolkit.settings import part
 
 
 @dataclass(frozen=True)

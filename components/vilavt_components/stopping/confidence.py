@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vilavt_toolkit.contracts import GO_ON, Decision, LoopState, StoppingPolicy
-from vilavt_toolkit.registry import setting, stopping_policies
+from vilavt_toolkit.registry import stopping_policies
+from vilavt_toolkit.settings import setting
 
 
 @dataclass(frozen=True)

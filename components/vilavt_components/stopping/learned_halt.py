@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vilavt_toolkit.contracts import GO_ON, Decision, LoopState, StoppingPolicy
-from vilavt_toolkit.registry import setting, stopping_policies
+from vilavt_toolkit.registry import stopping_policies
+from vilavt_toolkit.settings import setting
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vilavt_components.stopping._state import ending
+from vilavt_components.stopping.endings import ending
 from vilavt_toolkit.contracts import GO_ON, Decision, LoopState, StoppingPolicy
-from vilavt_toolkit.registry import setting, stopping_policies
+from vilavt_toolkit.registry import stopping_policies
+from vilavt_toolkit.settings import setting
 
 
 @dataclass(frozen=True)

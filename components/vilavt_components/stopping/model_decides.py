@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vilavt_components.stopping._state import answered
+from vilavt_components.stopping.endings import answered
 from vilavt_toolkit.contracts import GO_ON, Decision, LoopState, StoppingPolicy
 from vilavt_toolkit.registry import stopping_policies
 

@@ -9,7 +9,7 @@ from vilavt_components.advantages.dr_grpo import DrGRPO
 from vilavt_components.advantages.grpo import GRPO, GRPOConfig
 from vilavt_components.advantages.rloo import RLOO
 from vilavt_toolkit.errors import UsageError
-from vilavt_toolkit.registry import NoSettings
+from vilavt_toolkit.settings import NoSettings
 
 ALL = {"grpo": GRPO(GRPOConfig()), "rloo": RLOO(NoSettings()), "dr_grpo": DrGRPO(NoSettings())}
 LINEAR = ("rloo", "dr_grpo")

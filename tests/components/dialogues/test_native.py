@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vilavt_components.dialogues.native import Native, NativeConfig
-from vilavt_components.language_models import _tokenizer
+from vilavt_components.language_models import tokenizer as _tokenizer
 from vilavt_toolkit.contracts import RegionCall, Shown, Slot, ToolCall, Turn
 
 NATIVE = Native(NativeConfig())

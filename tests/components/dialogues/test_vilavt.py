@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vilavt_components.dialogues.vilavt import Vilavt, VilavtConfig
-from vilavt_components.sources.video import VideoSource
+from vilavt_components.sources.video.source import VideoSource
 from vilavt_toolkit.contracts import RegionCall, Shown, Slot, ToolCall, Turn
 from vilavt_toolkit.errors import BadConfig, InputError, RecipeErrors
 
@@ -211,9 +211,9 @@ def test_a_setting_that_leaves_out_what_must_be_filled_in_is_refused():
 
 
 def test_a_checkpoint_needs_no_template_file(tmp_path, tiny_recipe):
-    from vilavt_toolkit.loading import build
-    from vilavt_toolkit.recipe import load_recipe
-    from vilavt_toolkit.training import checkpoints
+    from vilavt_toolkit.checkpoints import native as checkpoints
+    from vilavt_toolkit.checkpoints.loading import build
+    from vilavt_toolkit.config.recipe import load_recipe
 
     path = template(tmp_path, "demand: Say it.\n")
     text = tiny_recipe.read_text().replace(

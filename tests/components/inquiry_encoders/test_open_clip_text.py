@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vilavt_components.encoders.open_clip import OpenClipConfig, OpenClipEncoder
+from vilavt_components.encoders.open_clip.encoder import OpenClipConfig, OpenClipEncoder
 from vilavt_components.inquiry_encoders.open_clip_text import OpenClipTextConfig, OpenClipTextInquiryEncoder
 from vilavt_toolkit.errors import BadConfig, InputError
 from vilavt_toolkit.testing.bench import assert_close

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vilavt_components.language_models import _tokenizer
+from vilavt_components.language_models import tokenizer as _tokenizer
 from vilavt_components.language_models.hf_causal import HFCausal, HFCausalConfig
 from vilavt_toolkit.errors import InputError, VilavtError
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from vilavt_components.language_models import qwen2_5_vl
 from vilavt_components.language_models.qwen2_5_vl import Qwen25VLLanguageConfig, Qwen25VLLanguageModel
-from vilavt_toolkit.chat.cache import KeyValues
 from vilavt_toolkit.errors import InputError, VilavtError
+from vilavt_toolkit.generation.kv_cache import KeyValues
 from vilavt_toolkit.registry import language_models
 from vilavt_toolkit.testing import bench
 

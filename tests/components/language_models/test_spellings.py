@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vilavt_components.language_models._tokenizer import HFTokenizer, train
+from vilavt_components.language_models.tokenizer import HFTokenizer, train
 
 
 def byte_level() -> HFTokenizer:

@@ -5,15 +5,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vilavt_components.encoders.timm import TimmEncoder
+from vilavt_components.encoders.timm.encoder import TimmEncoder
 from vilavt_components.modulators.cross_attention import CrossAttention, CrossAttentionConfig
 from vilavt_toolkit.contracts import BlockSpec, Inquiry
 from vilavt_toolkit.errors import BadConfig
+from vilavt_toolkit.packed.tokens import Layout
 from vilavt_toolkit.registry import isolated, modulators
 from vilavt_toolkit.testing import check_modulator
 from vilavt_toolkit.testing.bench import WordInquiryEncoder, assert_gradients, backpropagate, example_views
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
-from vilavt_toolkit.vision.tokens import Layout
 
 BLOCK = BlockSpec(32, {"attention": 32, "mlp": 32, "block": 32}, heads=2, head_dim=16)
 LENGTHS = (2, 1)

@@ -4,7 +4,7 @@ import torch
 
 from vilavt_components.modulators.film import FiLM, FiLMConfig
 from vilavt_toolkit.contracts import BlockSpec, Inquiry
-from vilavt_toolkit.vision.tokens import Layout
+from vilavt_toolkit.packed.tokens import Layout
 
 BLOCK = BlockSpec(6, {"norm1": 6, "norm2": 6})
 

@@ -3,11 +3,11 @@
 import torch
 from torch.nn import functional as F
 
-from vilavt_components.encoders.qwen2_5_vl import Qwen25VLEncoder
-from vilavt_components.encoders.timm import TimmConfig, TimmEncoder
+from vilavt_components.encoders.qwen2_5_vl.encoder import Qwen25VLEncoder
+from vilavt_components.encoders.timm.encoder import TimmConfig, TimmEncoder
 from vilavt_components.modulators.joint_attention import JointAttention
 from vilavt_toolkit.contracts import BlockSpec, View
-from vilavt_toolkit.registry import NoSettings
+from vilavt_toolkit.settings import NoSettings
 from vilavt_toolkit.testing.bench import WordInquiryEncoder, assert_close, example_views
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
 

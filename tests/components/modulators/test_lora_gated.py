@@ -5,10 +5,10 @@ import torch
 
 from vilavt_components.modulators.lora_gated import LoRAGated, LoRAGatedConfig
 from vilavt_toolkit.contracts import BlockSpec, Inquiry
+from vilavt_toolkit.packed.tokens import Layout
 from vilavt_toolkit.registry import isolated, modulators
 from vilavt_toolkit.testing import check_modulator
 from vilavt_toolkit.testing.bench import assert_gradients, backpropagate
-from vilavt_toolkit.vision.tokens import Layout
 
 BLOCK = BlockSpec(8, {"qkv": 24, "proj": 8, "fc1": 32, "fc2": 8}, {"fc2": 32})
 ALL = ("qkv", "proj", "fc1", "fc2")

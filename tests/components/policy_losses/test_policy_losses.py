@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vilavt_components.policy_losses.dapo import DAPO, DAPOConfig
 from vilavt_components.policy_losses.ppo_clip import PPOClip, PPOClipConfig
-from vilavt_toolkit.training.policy import weighted_sum
+from vilavt_toolkit.training.reinforcement.policy_math import weighted_sum
 
 HIGHER = {"eps_low": 0.2, "eps_high": 0.28, "dual_clip": 3.0}
 LOSSES = {

@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vilavt_components.answers import mean_relative_accuracy
-from vilavt_components.rewards._reading import overlap, read_box, read_choice, read_number, same_text
+from vilavt_components.common.answers.reading import overlap, read_box, read_choice, read_number, same_text
+from vilavt_components.common.answers.scoring import mean_relative_accuracy
 from vilavt_components.rewards.answer import Answer, AnswerConfig
-from vilavt_toolkit.contracts import Sample, Turn
-from vilavt_toolkit.dialogue.trajectory import Trajectory
+from vilavt_toolkit.contracts import Sample, Trajectory, Turn
 from vilavt_toolkit.errors import InputError
 
 OPTIONS = ["red square", "blue circle", "green diamond"]

@@ -7,9 +7,10 @@ import pytest
 from vilavt_components.rewards.format import Format, FormatConfig
 from vilavt_components.rewards.overlong_cost import OverlongCost, OverlongCostConfig
 from vilavt_components.rewards.reencode_cost import ReencodeCost, ReencodeCostConfig
-from vilavt_toolkit.dialogue.trajectory import Trajectory
-from vilavt_toolkit.parsing import parse_config, to_plain
-from vilavt_toolkit.registry import part, rewards
+from vilavt_toolkit.config.parsing import parse_config, to_plain
+from vilavt_toolkit.contracts import Trajectory
+from vilavt_toolkit.registry import rewards
+from vilavt_toolkit.settings import part
 
 LOOK = '<think>look</think><tool>{"region": [%s], "query": "q"}</tool>'
 BOX = '{"index": 0, "bbox_2d": [0, 0, 2, 2]}'

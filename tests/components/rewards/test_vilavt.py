@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import pytest
 
 from vilavt_components.rewards.vilavt import Vilavt, VilavtConfig
-from vilavt_toolkit.parsing import parse_config
-from vilavt_toolkit.registry import part, rewards
+from vilavt_toolkit.config.parsing import parse_config
+from vilavt_toolkit.registry import rewards
+from vilavt_toolkit.settings import part
 
 CALL = '<think>look</think><tool>{"region": [{"index": 0, "bbox_2d": [0, 0, 2, 2]}], "query": "the digit"}</tool>'
 RIGHT = "<think>seen</think><answer>B</answer>"

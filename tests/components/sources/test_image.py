@@ -15,7 +15,7 @@ from PIL import Image
 
 from vilavt_components.sources.image import ImageConfig, ImageSource
 from vilavt_toolkit.errors import InputError
-from vilavt_toolkit.vision.regions import BoxError
+from vilavt_toolkit.vision.boxes import BoxError
 
 CONFIG = ImageConfig()
 RED, WHITE = (255, 0, 0), (255, 255, 255)

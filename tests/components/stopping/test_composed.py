@@ -7,9 +7,10 @@ import torch
 
 from vilavt_components.stopping.all_of import AllOf, AllOfConfig
 from vilavt_components.stopping.any_of import AnyOf, AnyOfConfig
+from vilavt_toolkit.config.parsing import parse_config
 from vilavt_toolkit.contracts import GO_ON, Decision, LoopState, StoppingPolicy, Turn
-from vilavt_toolkit.parsing import parse_config
-from vilavt_toolkit.registry import NoSettings, Part, isolated, stopping_policies
+from vilavt_toolkit.registry import Part, isolated, stopping_policies
+from vilavt_toolkit.settings import NoSettings
 
 STATE = LoopState((Turn(problem="no tag"),), 0)
 STOP, DEMAND, REFUSE = Decision("stop", "s"), Decision("answer", "a"), Decision("answer", "r", call=False)

@@ -7,11 +7,11 @@ import torch
 
 from vilavt_components.stopping.budget import Budget, BudgetConfig
 from vilavt_components.stopping.model_decides import ModelDecides, ModelDecidesConfig
-from vilavt_toolkit.chat.hidden import hidden_states
-from vilavt_toolkit.chat.loop import Decoding
 from vilavt_toolkit.contracts import GO_ON, RegionCall, StoppingPolicy, ToolCall, Turn
-from vilavt_toolkit.dialogue.batch import collate
 from vilavt_toolkit.dialogue.session import Session
+from vilavt_toolkit.generation.hidden_states import hidden_states
+from vilavt_toolkit.generation.loop import Decoding
+from vilavt_toolkit.models.batch import collate
 from vilavt_toolkit.testing.scripted import Scripted
 
 ANSWER = Turn("read", answer="7")

@@ -14,9 +14,9 @@ from vilavt_components.stopping.confidence import Confidence, ConfidenceConfig
 from vilavt_components.stopping.converged import Converged, ConvergedConfig
 from vilavt_components.stopping.learned_halt import LearnedHalt, LearnedHaltConfig
 from vilavt_components.stopping.max_turns import MaxTurns, MaxTurnsConfig
+from vilavt_toolkit.config.parsing import parse_config
 from vilavt_toolkit.contracts import GO_ON, LoopState, Probe, Spent, ToolCall, Turn
 from vilavt_toolkit.errors import RecipeErrors
-from vilavt_toolkit.parsing import parse_config
 
 CALL, ANSWER, BROKEN = Turn(call=ToolCall((), "what?")), Turn(answer="7"), Turn(problem="no tag")
 NOTHING = LoopState((), 0)

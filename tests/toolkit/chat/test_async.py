@@ -9,8 +9,9 @@ import time
 import pytest
 
 import vilavt_toolkit as vt
-from vilavt_toolkit.chat.events import Answered, Written
+from vilavt_toolkit.chat.events import Answered
 from vilavt_toolkit.errors import InputError, UsageError
+from vilavt_toolkit.generation.events import Written
 
 SHORT = vt.Decoding(max_new_tokens=8)
 

@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 import vilavt_toolkit as vt
-from vilavt_toolkit.chat.cache import KeyValues
-from vilavt_toolkit.chat.events import Answered, Called, Demanded, Looked, Told, Written
+from vilavt_toolkit.chat.events import Answered
 from vilavt_toolkit.contracts import Turn
 from vilavt_toolkit.errors import InputError, UsageError
+from vilavt_toolkit.generation.events import Called, Demanded, Looked, Told, Written
+from vilavt_toolkit.generation.kv_cache import KeyValues
 
 SHORT = vt.Decoding(max_new_tokens=12)
 ANSWER = Turn("seen", answer="7")
@@ -203,7 +204,7 @@ def test_errors_that_are_kept_hold_no_cache(tiny_model, picture, monkeypatch):
         made.append(weakref.ref(cache))
         return cache
 
-    monkeypatch.setattr("vilavt_toolkit.chat.loop.KeyValues", making)
+    monkeypatch.setattr("vilavt_toolkit.generation.loop.KeyValues", making)
     monkeypatch.setattr(type(tiny_model.policies[1]), "decide", lambda self, state: [][0])
     answers = vt.ask_all([(chat, "what?") for chat in chats])
     gc.collect()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from vilavt_toolkit.chat.ask import answer_of
-from vilavt_toolkit.dialogue.given import session_of
+from vilavt_toolkit.chat.answer import answer_of
+from vilavt_toolkit.checkpoints.loading import build_model
+from vilavt_toolkit.config.recipe import load_recipe
+from vilavt_toolkit.dialogue.traces import session_of
 from vilavt_toolkit.errors import InputError
-from vilavt_toolkit.loading import build_model
-from vilavt_toolkit.recipe import load_recipe
 
 
 def answered(recipe, modulator: str):

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 import vilavt_toolkit as vt
-from vilavt_toolkit.chat.events import Looked, Told
 from vilavt_toolkit.contracts import Turn
 from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.generation.events import Looked, Told
 
 SHORT = vt.Decoding(max_new_tokens=8)
 ANSWER = Turn("seen", answer="7")
@@ -377,7 +377,7 @@ def test_a_grammar_that_fails_in_one_chat_fails_that_one_alone(tiny_model, pictu
             self._taken += 1
 
     monkeypatch.setattr(
-        "vilavt_toolkit.chat.grammar.turn_constraint",
+        "vilavt_toolkit.generation.constrained.turn_constraint",
         lambda model, session, answer_only: Constraint(session.trajectory.questions[-1].text == "mine"),
     )
     decoding = vt.Decoding(8, temperature=1.0, grammar=True)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import vilavt_toolkit as vt
-from vilavt_toolkit.chat.events import Answered, Written
+from vilavt_toolkit.chat.events import Answered
 from vilavt_toolkit.contracts import Turn
+from vilavt_toolkit.generation.events import Written
 
 ANSWER = Turn("seen", answer="7")
 

@@ -19,11 +19,11 @@ from rich.console import Console
 import vilavt_toolkit as vt
 from vilavt_components.dialogues.native import Native, NativeConfig
 from vilavt_components.dialogues.vilavt import Vilavt, VilavtConfig
-from vilavt_toolkit.chat.events import Written
-from vilavt_toolkit.chat.telling import Teller, TurnParts
+from vilavt_toolkit.chat.console import Teller, TurnParts
 from vilavt_toolkit.chat.terminal import COMMANDS, Terminal
-from vilavt_toolkit.cli import run
+from vilavt_toolkit.cli.app import run
 from vilavt_toolkit.contracts import RegionCall, ToolCall, Turn
+from vilavt_toolkit.generation.events import Written
 from vilavt_toolkit.testing.scripted import Scripted
 
 LOOK = Turn("look there", call=ToolCall((RegionCall(0, {"bbox_2d": [0, 0, 2, 2]}),), "red square"))

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from vilavt_toolkit.contracts import GivenTurn, Region, RegionCall, Sample, ToolCall, Turn
-from vilavt_toolkit.dialogue.given import session_of
-from vilavt_toolkit.dialogue.session import CallError, ContextFull, Session
+from vilavt_toolkit.dialogue.session import ContextFull, Session
+from vilavt_toolkit.dialogue.tool_calls import CallError
+from vilavt_toolkit.dialogue.traces import session_of
 from vilavt_toolkit.errors import InputError
 
 

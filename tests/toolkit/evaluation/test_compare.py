@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from vilavt_toolkit.cli import run
+from vilavt_toolkit.cli.app import run
 
 
 def estimate(mean, items):

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from vilavt_toolkit.checkpoints.loading import load
+from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.errors import RecipeErrors, RunError, UsageError
-from vilavt_toolkit.evaluation.report import evaluate_recipe, evaluate_run
-from vilavt_toolkit.loading import load
-from vilavt_toolkit.recipe import load_recipe
-from vilavt_toolkit.training.run import train
+from vilavt_toolkit.evaluation.run import evaluate_recipe, evaluate_run
+from vilavt_toolkit.training.supervised.run import train
 
 QUIET = Console(quiet=True)
 FEW = ["eval.items=3", "eval.arms=[modulated]"]

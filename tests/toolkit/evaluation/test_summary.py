@@ -6,9 +6,8 @@ import io
 
 from rich.console import Console
 
-from vilavt_toolkit.contracts import Sample, Turn
-from vilavt_toolkit.dialogue.trajectory import Trajectory
-from vilavt_toolkit.evaluation.runner import Item
+from vilavt_toolkit.contracts import Sample, Trajectory, Turn
+from vilavt_toolkit.evaluation.arms import Item
 from vilavt_toolkit.evaluation.summary import lines, summarise, table
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from vilavt_components.sources.image import ImageConfig, ImageSource
 from vilavt_toolkit.errors import InputError
-from vilavt_toolkit.files import atomic_write, write_json, write_text
 from vilavt_toolkit.report.trace import Trace, TraceRegion, TraceTurn, draw_trace, trace_picture, wrapped
+from vilavt_toolkit.utils.files import atomic_write, write_json, write_text
 
 GREY = (128, 128, 128)
 MARKS = [(255, 0, 255), (0, 255, 255), (255, 255, 0), (0, 0, 128), (128, 0, 0), (0, 128, 0)]

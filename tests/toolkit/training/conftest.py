@@ -9,18 +9,18 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from vilavt_toolkit.chat.loop import Decoding
+from vilavt_toolkit.checkpoints.loading import build
+from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.contracts import RegionCall, ToolCall, Turn
-from vilavt_toolkit.loading import build
-from vilavt_toolkit.model import VisualChatModel
-from vilavt_toolkit.recipe import load_recipe
+from vilavt_toolkit.generation.loop import Decoding
+from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.registry import isolated
 from vilavt_toolkit.testing.scripted import Scripted
-from vilavt_toolkit.training.pending import Pending
-from vilavt_toolkit.training.rl import PolicyModule, PolicyParts
-from vilavt_toolkit.training.rl_run import StepNumbers
-from vilavt_toolkit.training.rollouts import Prompter
-from vilavt_toolkit.training.run import made
+from vilavt_toolkit.training.reinforcement.module import PolicyModule, PolicyParts
+from vilavt_toolkit.training.reinforcement.rollout_buffer import Pending
+from vilavt_toolkit.training.reinforcement.rollouts import Prompter
+from vilavt_toolkit.training.reinforcement.run import StepNumbers
+from vilavt_toolkit.training.supervised.run import made
 
 REWARD = '''
 from vilavt_toolkit.rewards import reward_function

@@ -10,19 +10,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vilavt_toolkit import commands, exporting, foreign
-from vilavt_toolkit.chat.hidden import hidden_states
-from vilavt_toolkit.contracts import Conversation, LoopState, Message, Sample
-from vilavt_toolkit.dialogue.batch import collate
-from vilavt_toolkit.dialogue.given import session_of
-from vilavt_toolkit.dialogue.trajectory import Trajectory
+from vilavt_toolkit.checkpoints import exporting
+from vilavt_toolkit.checkpoints.loading import build, load
+from vilavt_toolkit.cli import commands
+from vilavt_toolkit.config.recipe import load_recipe
+from vilavt_toolkit.contracts import Conversation, LoopState, Message, Sample, Trajectory
+from vilavt_toolkit.dialogue.traces import session_of
 from vilavt_toolkit.errors import RecipeErrors, RunError
-from vilavt_toolkit.loading import build, load
-from vilavt_toolkit.recipe import load_recipe
-from vilavt_toolkit.training.rl_run import reinforce
-from vilavt_toolkit.training.run import train
-from vilavt_toolkit.training.sft import SupervisedModule
+from vilavt_toolkit.formats import foreign
+from vilavt_toolkit.generation.hidden_states import hidden_states
+from vilavt_toolkit.models.batch import collate
+from vilavt_toolkit.training.reinforcement.run import reinforce
 from vilavt_toolkit.training.stage import StageModule
+from vilavt_toolkit.training.supervised.module import SupervisedModule
+from vilavt_toolkit.training.supervised.run import train
 
 HALTING = "model.stopping=[model_decides,{name: any_of, policies: [{name: learned_halt, hidden: 8}, max_turns]}]"
 HEAD = "stopping.1.policies.0.head."

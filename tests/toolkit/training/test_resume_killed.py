@@ -20,9 +20,10 @@ import os, pathlib, random, signal, sys, time, traceback
 sys.path[:0] = {paths}
 import torch
 torch.set_num_threads(1)
-from vilavt_toolkit import cli
-from vilavt_toolkit.plugins import load_builtin
-from vilavt_toolkit.training import rl_run, run  # noqa: F401
+from vilavt_toolkit.cli import app as cli
+from vilavt_toolkit.registry.plugins import load_builtin
+from vilavt_toolkit.training.reinforcement import run as rl_run  # noqa: F401
+from vilavt_toolkit.training.supervised import run  # noqa: F401
 import transformers.models.llama.modeling_llama, timm, tensorboard  # noqa: F401
 load_builtin()
 

@@ -7,15 +7,15 @@ import logging
 import pytest
 import torch
 
-from vilavt_toolkit.dialogue.given import session_of
+from vilavt_toolkit.checkpoints.loading import build, load
+from vilavt_toolkit.config.recipe import load_recipe
+from vilavt_toolkit.dialogue.traces import session_of
 from vilavt_toolkit.errors import TrainingError
-from vilavt_toolkit.loading import build, load
-from vilavt_toolkit.recipe import load_recipe
-from vilavt_toolkit.training import sft
-from vilavt_toolkit.training.data import step_sampler
 from vilavt_toolkit.training.losses import target_logprobs_and_hits
-from vilavt_toolkit.training.run import made, train
-from vilavt_toolkit.training.sft import SupervisedModule
+from vilavt_toolkit.training.supervised import module as sft
+from vilavt_toolkit.training.supervised.data import step_sampler
+from vilavt_toolkit.training.supervised.module import SupervisedModule
+from vilavt_toolkit.training.supervised.run import made, train
 
 
 def poisoned(recipe, monkeypatch, steps: tuple[int, ...]) -> list[str]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from vilavt_components.encoders.timm import TimmEncoder
+from vilavt_components.encoders.timm.encoder import TimmEncoder
 from vilavt_components.modulators.film import FiLM, FiLMConfig
 from vilavt_toolkit.contracts import Context, Modulator
 from vilavt_toolkit.testing.bench import WordInquiryEncoder, assert_close, example_views

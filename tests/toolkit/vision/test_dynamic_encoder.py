@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vilavt_components.encoders.timm import TimmEncoder
+from vilavt_components.encoders.timm.encoder import TimmEncoder
 from vilavt_components.modulators.film import FiLM, FiLMConfig
 from vilavt_components.sources.image import ImageConfig, ImageSource
 from vilavt_toolkit.contracts import Context, Modulator, Region

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vilavt_components.encoders.timm import TimmEncoder
+from vilavt_components.encoders.timm.encoder import TimmEncoder
 from vilavt_components.modulators.film import FiLM, FiLMConfig
 from vilavt_toolkit.testing.bench import WordInquiryEncoder, example_views
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder

@@ -1,76 +1,23 @@
-"""One question and its answer, with everything that happened on the way."""
+"""Asking: one question about images, or many chats at once."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from traceback import walk_tb
+from types import FrameType
 from typing import Any
 
-from vilavt_toolkit.chat.looked import looked_at
-from vilavt_toolkit.chat.shared import evaluating, exclusively
-from vilavt_toolkit.dialogue.session import Session
-from vilavt_toolkit.dialogue.trajectory import Trajectory
-from vilavt_toolkit.errors import InputError
-from vilavt_toolkit.model import VisualChatModel
-from vilavt_toolkit.report.trace import Trace, TraceRegion, TraceTurn, draw_trace
-from vilavt_toolkit.vision.explain import Explanation
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a question led to; `print` shows the answer."""
-
-    text: str | None
-    """None where the loop ended without an answer; `why` says why."""
-    trace: Trace
-    """Thoughts, inquiries, regions, crops."""
-    why: str
-    """Why the loop stopped."""
-    cost: Mapping[str, float]
-    """Turns, tokens read and written, regions, patches and features encoded, operations, seconds: of this question."""
-    trajectory: Trajectory
-    """The whole dialogue up to here."""
-    session: Session = field(repr=False, compare=False)
-    """The dialogue that led to it, with its model; of a chat that goes on, as it was."""
-
-    def __str__(self) -> str:
-        return self.text if self.text is not None else f"(no answer: {self.why})"
-
-    @property
-    def logprobs(self) -> list[tuple[str, float]]:
-        """Every token that the model wrote for this question, with its log-probability at the sampling temperature."""
-        trajectory, tokenizer = self.trajectory, self.session.model.language_model.tokenizer
-        first = trajectory.questions[-1].turn if trajectory.questions else 0
-        start = trajectory.starts[first] if first < len(trajectory.starts) else len(trajectory.ids)
-        return [
-            (tokenizer.decode([trajectory.ids[index]]), trajectory.logprobs[index])
-            for index in range(start, len(trajectory.ids))
-            if trajectory.produced[index]
-        ]
-
-    def explain(self) -> dict[int, Explanation]:
-        """What the encoder attended to in every region that has an inquiry, by the region's index.
-
-        Encodes them once more. Raises InputError where there is none, or no modulator attends to inquiries.
-        """
-        model, trajectory = self.session.model, self.trajectory
-        asked = [i for i, region in enumerate(trajectory.regions) if trajectory.groups[region.group].ids]
-        if not asked:
-            raise InputError("Nothing was encoded under an inquiry here, so there is nothing to explain.")
-        views = [self.session.views[index] for index in asked]
-        groups = [trajectory.regions[index].group for index in asked]
-        with evaluating(model), exclusively(model):
-            found = model.encoder.explain_views(views, groups, [group.ids for group in trajectory.groups])
-        return dict(zip(asked, found, strict=True))
-
-    def draw(self, path: str | os.PathLike[str], explain: bool = False) -> None:
-        """Draw the regions on the images and the crops beside them into a picture; raises InputError.
-
-        With `explain`, heat maps show what the encoder attended to, as `explain` says.
-        """
-        draw_trace(self.trace, Path(path), self.explain() if explain else None)
+from vilavt_toolkit.chat.answer import Answer, answer_of
+from vilavt_toolkit.chat.chat import Chat
+from vilavt_toolkit.errors import UsageError
+from vilavt_toolkit.generation.loop import Loop
+from vilavt_toolkit.generation.model_lock import evaluating
+from vilavt_toolkit.generation.request import Seat
+from vilavt_toolkit.generation.sampling import Decoding
+from vilavt_toolkit.models.model import VisualChatModel
 
 
 def ask(
@@ -83,58 +30,116 @@ def ask(
     seed: int = 0,
 ) -> Answer:
     """Ask one question about one original or a list of them (paths, PIL images, uint8 arrays); raises InputError."""
-    from vilavt_toolkit.chat.chat import Chat
-    from vilavt_toolkit.chat.decoding import Decoding
-
     originals = list(images) if isinstance(images, list | tuple) else [images]
     return Chat(model, originals, Decoding(max_new_tokens, temperature, seed)).ask(question)
 
 
-def answer_of(session: Session, question: str | None = None) -> Answer:
-    """The answer to the last question of a session that has run to its end; a trace may name the question otherwise."""
-    trajectory = session.trajectory
-    asked, cost = trajectory.questions[-1], _cost(session)
-    trace = Trace(
-        asked.text if question is None else question,
-        tuple(session.sources),
-        tuple(_turns(session)),
-        trajectory.why,
-        cost,
-    )
-    answered = trajectory.answer if len(trajectory.turns) > asked.turn else None
-    return Answer(answered, trace, trajectory.why, cost, trajectory, session)
+def ask_all(
+    asked: Iterable[tuple[Chat, str]], slots: int = 32, decoding: Decoding | None = None
+) -> list[Answer | Exception]:
+    """Ask many chats of one model a question each, `slots` at a time; an answer each, or what went wrong with it.
+
+    The same answers as one by one. None waits for another, and regions that several look at in the same step are
+    encoded in one packed call. A chat whose question failed is as it was before; interrupted, so are those that were
+    not answered yet, and the others keep their answers. With `decoding`, its seed takes the place of the chats' own.
+    """
+    if isinstance(asked, Chat):
+        raise UsageError("what is asked are pairs of a chat and its question; for one chat, chat.ask(question).")
+    return ask_many(list(asked), slots, decoding)
 
 
-def _cost(session: Session) -> dict[str, float]:
-    trajectory, spent = session.trajectory, session.spent
-    first = trajectory.questions[-1].start
-    cost: dict[str, float] = {
-        "turns": len(trajectory.turns) - trajectory.questions[-1].turn,
-        "tokens_read": spent.read,
-        "tokens_written": spent.written,
-        "regions": sum(region.start >= first for region in trajectory.regions),
-        "patches": spent.patches,
-        "features": spent.features,
-        "gflops": round(spent.flops / 1e9, 6),
-        "seconds": round(spent.seconds, 3),
-    }
-    return cost | ({"tokens_probed": spent.probed} if spent.probed else {})
+def ask_many(
+    asked: Sequence[tuple[Chat, str]], slots: int, decoding: Decoding | None = None
+) -> list[Answer | Exception]:
+    """Ask every chat its question; see `ask_all`."""
+    if not asked:
+        return []
+    for number, pair in enumerate(asked):
+        if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], Chat):
+            raise UsageError(f"place {number} of what is asked is no pair of a chat and its question; give such pairs.")
+    agreed = _agreed([chat for chat, _ in asked], slots, decoding)
+    answers: list[Answer | Exception | None] = [None] * len(asked)
+    opened: dict[int, ExitStack] = {}
+
+    def seats() -> Iterator[Seat]:
+        for number, (chat, question) in enumerate(asked):
+            stack = ExitStack()
+            try:
+                stack.enter_context(chat.question(question))
+            except Exception as error:
+                answers[number] = error
+                continue
+            opened[number] = stack
+            seat = chat.seat(decoding=decoding)
+            seat.number = number
+            yield seat
+
+    model, outer = asked[0][0].model, sys.exception()
+    try:
+        with evaluating(model):
+            for seat in Loop(model, agreed).seated(seats(), min(slots, len(asked))):
+                answers[seat.number] = _ended(opened.pop(seat.number), seat)
+    except BaseException as stopped:
+        for stack in opened.values():
+            _close(stack, stopped)
+        raise
+    found = [answer for answer in answers if answer is not None]
+    for answer in found:
+        if isinstance(answer, Exception):
+            _release(answer, outer)
+    return found
 
 
-def _turns(session: Session) -> Sequence[TraceTurn]:
-    """The turns of the last question."""
-    trajectory, asked = session.trajectory, session.trajectory.questions[-1]
-    first = next((n for n, region in enumerate(trajectory.regions) if region.start >= asked.start), None)
-    made = looked_at(session, range(first, len(trajectory.regions))) if first is not None else ()
-    following = iter(made)
-    left = session.calls - session.calls_before
-    turns = []
-    said = zip(trajectory.turns[asked.turn :], trajectory.feedback[asked.turn :], strict=True)
-    for turn, feedback in said:
-        regions: tuple[TraceRegion, ...] = ()
-        if turn.call is not None and not feedback and left > 0:
-            regions = tuple(region for _, region in zip(turn.call.regions, following, strict=False))
-            left -= 1
-        inquiry = turn.call.inquiry if turn.call is not None else ""
-        turns.append(TraceTurn(turn.thought, inquiry, regions, feedback, turn.answer))
-    return turns
+def _ended(question: ExitStack, seat: Seat) -> Answer | Exception:
+    """The answer that a question led to; or what went wrong with it, and the question is taken back."""
+    answer: Answer | Exception
+    try:
+        answer = seat.error or answer_of(seat.session.copy())
+    except Exception as error:
+        answer = error
+    _close(question, answer if isinstance(answer, Exception) else None)
+    return answer
+
+
+def _release(error: BaseException | None, outer: BaseException | None) -> None:
+    """Let go of what the frames of an error hold, all chats' keys and values among it, as long as it is kept.
+
+    `outer` is what was being handled when the chats were asked; its frames are the caller's.
+    """
+    while error is not None and error is not outer:
+        for frame, _ in walk_tb(error.__traceback__):
+            caller: FrameType | None = frame
+            while caller is not None:
+                with suppress(RuntimeError):  # it is still at work
+                    caller.clear()
+                caller = caller.f_back
+        error = error.__context__
+
+
+def _close(question: ExitStack, error: BaseException | None) -> None:
+    """Let a question be over; with an error, taken back."""
+    try:
+        question.__exit__(*((type(error), error, error.__traceback__) if error is not None else (None, None, None)))
+    except BaseException as raised:
+        if raised is not error:
+            raise
+
+
+def _agreed(chats: Sequence[Chat], slots: int, decoding: Decoding | None) -> Decoding:
+    """The decoding that all chats share; raises UsageError for what cannot be asked together."""
+    if isinstance(slots, bool) or not isinstance(slots, int):
+        raise UsageError(f"slots {slots!r} makes no sense; give a whole number, 1 or more.")
+    if slots < 1:
+        raise UsageError(f"slots {slots} leaves no chat a place; give 1 or more.")
+    seen: dict[int, int] = {}
+    for number, chat in enumerate(chats):
+        if chat.model is not chats[0].model:
+            raise UsageError(f"chat {number} has another model than chat 0; ask the chats of each model by themselves.")
+        if (first := seen.setdefault(id(chat), number)) != number:
+            raise UsageError(f"chat {number} is chat {first} again; ask it one question after the other, or a fork.")
+    if decoding is not None:
+        return decoding
+    for number, chat in enumerate(chats):
+        if replace(chat.decoding, seed=0) != replace(chats[0].decoding, seed=0):
+            raise UsageError(f"chat {number} is decoded otherwise than chat 0; give `decoding` for all.")
+    return chats[0].decoding

@@ -12,19 +12,18 @@ from typing import Any
 import numpy as np
 
 from vilavt_toolkit.chat import saving, tool
-from vilavt_toolkit.chat.ask import Answer, answer_of
-from vilavt_toolkit.chat.cache import Kept
-from vilavt_toolkit.chat.decoding import Decoding
+from vilavt_toolkit.chat.answer import Answer, answer_of
 from vilavt_toolkit.chat.events import Answered, Event
-from vilavt_toolkit.chat.loop import Loop
-from vilavt_toolkit.chat.seat import Seat
-from vilavt_toolkit.chat.shared import evaluating
 from vilavt_toolkit.chat.streams import AsyncEvents
-from vilavt_toolkit.contracts import Source
+from vilavt_toolkit.contracts import Source, Trajectory
 from vilavt_toolkit.dialogue.session import Session
-from vilavt_toolkit.dialogue.trajectory import Trajectory
 from vilavt_toolkit.errors import UsageError
-from vilavt_toolkit.model import VisualChatModel
+from vilavt_toolkit.generation.kv_cache import Kept
+from vilavt_toolkit.generation.loop import Loop
+from vilavt_toolkit.generation.model_lock import evaluating
+from vilavt_toolkit.generation.request import Seat
+from vilavt_toolkit.generation.sampling import Decoding
+from vilavt_toolkit.models.model import VisualChatModel
 
 _ASKING = "the chat is answering a question; let its stream end, or close it, before the next."
 
@@ -186,19 +185,3 @@ class Chat:
 def _check_model(model: object) -> None:
     if not isinstance(model, VisualChatModel):
         raise UsageError(f"a chat takes a model, not {str(model)!r}; vt.load loads one.")
-
-
-def ask_all(
-    asked: Iterable[tuple[Chat, str]], slots: int = 32, decoding: Decoding | None = None
-) -> list[Answer | Exception]:
-    """Ask many chats of one model a question each, `slots` at a time; an answer each, or what went wrong with it.
-
-    The same answers as one by one. None waits for another, and regions that several look at in the same step are
-    encoded in one packed call. A chat whose question failed is as it was before; interrupted, so are those that were
-    not answered yet, and the others keep their answers. With `decoding`, its seed takes the place of the chats' own.
-    """
-    from vilavt_toolkit.chat.many import ask_many
-
-    if isinstance(asked, Chat):
-        raise UsageError("what is asked are pairs of a chat and its question; for one chat, chat.ask(question).")
-    return ask_many(list(asked), slots, decoding)

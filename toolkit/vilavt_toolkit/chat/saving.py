@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from vilavt_toolkit.chat.checking import check_regions, check_session, check_trajectory, read_decoding
-from vilavt_toolkit.chat.decoding import Decoding
-from vilavt_toolkit.contracts import Region, Source
+from vilavt_toolkit.chat.validate_saved import check_regions, check_session, check_trajectory, read_decoding
+from vilavt_toolkit.contracts import Region, Source, Trajectory
 from vilavt_toolkit.dialogue.session import Session, Tail
-from vilavt_toolkit.dialogue.trajectory import Trajectory
 from vilavt_toolkit.errors import InputError, UsageError
-from vilavt_toolkit.files import write_text
-from vilavt_toolkit.model import VisualChatModel
+from vilavt_toolkit.generation.sampling import Decoding
+from vilavt_toolkit.models.model import VisualChatModel
+from vilavt_toolkit.utils.files import write_text
 
 FILE = "chat.json"
 _VERSION = 1

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from vilavt_toolkit.chat.ask import Answer
+from vilavt_toolkit.chat.answer import Answer
 from vilavt_toolkit.chat.chat import Chat
-from vilavt_toolkit.chat.costs import Costs
+from vilavt_toolkit.chat.console import Teller, priced
 from vilavt_toolkit.chat.events import Answered
-from vilavt_toolkit.chat.telling import Teller, priced
 from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.errors import InputError, UsageError, VilavtError
-from vilavt_toolkit.registry import did_you_mean
+from vilavt_toolkit.generation.flops import Costs
+from vilavt_toolkit.settings import did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console

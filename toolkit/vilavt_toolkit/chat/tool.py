@@ -8,15 +8,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vilavt_toolkit.chat.looked import looked_at
-from vilavt_toolkit.chat.loop import Loop
-from vilavt_toolkit.chat.seat import Seat
-from vilavt_toolkit.chat.shared import evaluating
 from vilavt_toolkit.contracts import Turn
-from vilavt_toolkit.dialogue.calls import CallProblem, read_call
-from vilavt_toolkit.dialogue.session import CallError, ContextFull, Session
+from vilavt_toolkit.dialogue.session import ContextFull, Session
+from vilavt_toolkit.dialogue.tool_calls import CallError, CallProblem, read_call
 from vilavt_toolkit.errors import UsageError
-from vilavt_toolkit.report.trace import TraceRegion
+from vilavt_toolkit.generation.loop import Loop
+from vilavt_toolkit.generation.model_lock import evaluating
+from vilavt_toolkit.generation.request import Seat
+from vilavt_toolkit.report.trace import TraceRegion, looked_at
 
 if TYPE_CHECKING:
     from vilavt_toolkit.chat.chat import Chat

@@ -8,7 +8,10 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, NamedTuple
 
 from vilavt_toolkit.contracts import (
+    Asked,
     Box,
+    GroupInquiry,
+    PlacedRegion,
     Region,
     RegionCall,
     Sample,
@@ -17,20 +20,16 @@ from vilavt_toolkit.contracts import (
     Source,
     Spent,
     ToolCall,
+    Trajectory,
     Turn,
     View,
 )
-from vilavt_toolkit.dialogue.trajectory import Asked, GroupInquiry, PlacedRegion, Trajectory
+from vilavt_toolkit.dialogue.tool_calls import CallError
 from vilavt_toolkit.errors import InputError
-from vilavt_toolkit.vision.regions import BoxError
+from vilavt_toolkit.vision.boxes import BoxError
 
 if TYPE_CHECKING:
-    from vilavt_toolkit.model import VisualChatModel
-
-
-class CallError(Exception):
-    """Why a tool call cannot be carried out, in words for the model."""
-
+    from vilavt_toolkit.models.model import VisualChatModel
 
 SHORTER = (
     "Give the encoder smaller views (model.encoder.overview_pixels, zoom_pixels), or take a language model of a longer "

@@ -10,7 +10,7 @@ from typing import Any
 
 from vilavt_toolkit.errors import RunError, UsageError
 from vilavt_toolkit.evaluation.statistics import Estimate
-from vilavt_toolkit.files import write_text
+from vilavt_toolkit.utils.files import write_text
 
 ARMS = ("modulated", "unmodulated", "shuffled")
 """Arms in which the model zooms alike, and its encoder is told its inquiry, nothing, or another item's."""

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from vilavt_toolkit.contracts import Task
-from vilavt_toolkit.evaluation.runner import Item
+from vilavt_toolkit.evaluation.arms import Item
 from vilavt_toolkit.evaluation.statistics import Estimate, bootstrap, paired
 
 if TYPE_CHECKING:

@@ -1,24 +1,44 @@
-"""A picture of how one question was answered: the sources with the regions looked at, the crops, the words."""
+"""The regions of a dialogue as people look at them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vilavt_toolkit.contracts import Box, Source
-from vilavt_toolkit.report.heat import PANEL, heat_rows
-from vilavt_toolkit.report.pictures import CAPTION, GAP, beside, captioned, font, framed, save
+from vilavt_toolkit.dialogue.session import Session
+from vilavt_toolkit.utils.pictures import CAPTION, GAP, beside, captioned, font, framed, save
+from vilavt_toolkit.vision.heat_map import PANEL, heat_rows
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from vilavt_toolkit.vision.explain import Explanation
 
+
+def looked_at(session: Session, numbers: Iterable[int]) -> tuple[TraceRegion, ...]:
+    """Regions that were zoomed into, by number, with their crops; first views are left out."""
+    found = []
+    for number in numbers:
+        placed = session.trajectory.regions[number]
+        if placed.box is None:
+            continue
+        source = session.sources[placed.source]
+        found.append(TraceRegion(number, placed.source, source, placed.box, source.crop(placed.box).data))
+    return tuple(found)
+
+
 _SOURCE, _CROP = 640, 288
+
+
 _LINE, _MOST_LINES, _MOST_CHARACTERS = 26, 30, 4000
+
+
 _INDENT = 120
+
+
 _COLOURS = {"question": "#111111", "inquiry": "#0b5394", "answer": "#0b6b2b", "feedback": "#a31515"}
 
 

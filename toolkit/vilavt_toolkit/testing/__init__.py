@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from vilavt_toolkit.plugins import load_builtin
+from vilavt_toolkit.registry.plugins import load_builtin
 from vilavt_toolkit.testing import encoders, formats, language, learning, modulators, parts, reinforcement, stopping
 from vilavt_toolkit.testing.bench import no_synchronisation
 

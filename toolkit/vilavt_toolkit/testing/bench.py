@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vilavt_toolkit.contracts import Box, Crop, Encoder, InquiryEncoder, LanguageModel, Source, View
+from vilavt_toolkit.packed.tokens import to_device
 from vilavt_toolkit.registry import REGISTRIES, Entry, Registry
-from vilavt_toolkit.vision.tokens import to_device
 
 T = TypeVar("T")
 

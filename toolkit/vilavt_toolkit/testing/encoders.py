@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from vilavt_toolkit.contracts import Bias, Encoder, View
+from vilavt_toolkit.packed.attention import attend
+from vilavt_toolkit.packed.tokens import Layout
 from vilavt_toolkit.registry import Entry, encoders
 from vilavt_toolkit.testing import bench
-from vilavt_toolkit.vision.attention import attend
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
 from vilavt_toolkit.vision.modulation import behind
-from vilavt_toolkit.vision.tokens import Layout
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import torch
 
-from vilavt_toolkit import foreign
-from vilavt_toolkit.assemble import assemble
-from vilavt_toolkit.contracts import CheckpointFormat
-from vilavt_toolkit.model import VisualChatModel
-from vilavt_toolkit.parsing import parse_config
-from vilavt_toolkit.schema import ModelSection
-from vilavt_toolkit.weightless import without_weights
+from vilavt_toolkit.config.parsing import parse_config
+from vilavt_toolkit.config.schema import ModelSection
+from vilavt_toolkit.formats import CheckpointFormat, foreign
+from vilavt_toolkit.models.assemble import assemble
+from vilavt_toolkit.models.meta import without_weights
+from vilavt_toolkit.models.model import VisualChatModel
 
 
 @contextmanager

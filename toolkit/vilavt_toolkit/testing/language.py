@@ -13,19 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vilavt_toolkit.chat.cache import KeyValues
-from vilavt_toolkit.chat.hidden import hidden_states
-from vilavt_toolkit.contracts import (
-    Dialogue,
-    Grid,
-    LanguageModel,
-    RegionCall,
-    Shown,
-    Slot,
-    Source,
-    ToolCall,
-    Turn,
-)
+from vilavt_toolkit.contracts import Dialogue, Grid, LanguageModel, RegionCall, Shown, Slot, Source, ToolCall, Turn
+from vilavt_toolkit.generation.hidden_states import hidden_states
+from vilavt_toolkit.generation.kv_cache import KeyValues
 from vilavt_toolkit.registry import Entry, dialogues, language_models, sources
 from vilavt_toolkit.testing import bench
 

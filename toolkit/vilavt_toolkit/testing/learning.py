@@ -13,7 +13,7 @@ from vilavt_toolkit.contracts import Box, Optimizer, Region, Sample, Source, Tas
 from vilavt_toolkit.errors import InputError, UsageError
 from vilavt_toolkit.registry import optimizers, sources, tasks
 from vilavt_toolkit.testing import bench
-from vilavt_toolkit.vision.regions import BoxError
+from vilavt_toolkit.vision.boxes import BoxError
 
 _STEPS = 1000
 

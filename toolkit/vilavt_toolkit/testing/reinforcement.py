@@ -12,12 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vilavt_toolkit.contracts import Advantage, PolicyLoss, RegionCall, Reward, RewardSettings, Sample, ToolCall, Turn
-from vilavt_toolkit.dialogue.trajectory import PlacedRegion, Trajectory
+from vilavt_toolkit.contracts import (
+    Advantage,
+    PlacedRegion,
+    PolicyLoss,
+    RegionCall,
+    Reward,
+    RewardSettings,
+    Sample,
+    ToolCall,
+    Trajectory,
+    Turn,
+)
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.registry import Registry, advantages, policy_losses, rewards
 from vilavt_toolkit.testing import bench
-from vilavt_toolkit.training.policy import weighted_sum
+from vilavt_toolkit.training.reinforcement.policy_math import weighted_sum
 
 _CALL = Turn("look", call=ToolCall((RegionCall(0, {"bbox_2d": [0, 0, 4, 4]}),), "read the digit"))
 _BAD = Turn(problem="The turn is not in the right form.")

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from vilavt_toolkit.chat.decoding import Decoding
-from vilavt_toolkit.chat.loop import Loop
-from vilavt_toolkit.chat.reader import Rewrite
-from vilavt_toolkit.chat.seat import Seat
-from vilavt_toolkit.model import VisualChatModel
+from vilavt_toolkit.generation.loop import Loop
+from vilavt_toolkit.generation.reader import Rewrite
+from vilavt_toolkit.generation.request import Seat
+from vilavt_toolkit.generation.sampling import Decoding
+from vilavt_toolkit.models.model import VisualChatModel
 
 
 class Scripted(Loop):

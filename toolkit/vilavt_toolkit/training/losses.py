@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from vilavt_toolkit.dialogue.batch import Batch
+from vilavt_toolkit.models.batch import Batch
 
 
 def target_logprobs(logits: Tensor, batch: Batch, temperature: float = 1.0) -> Tensor:

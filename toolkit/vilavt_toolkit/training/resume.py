@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vilavt_toolkit.checkpoints.training_state import TrainingState
 from vilavt_toolkit.errors import RunError
-from vilavt_toolkit.training.checkpoints import TrainingState
 
 
 def capture(optimizer: torch.optim.Optimizer, scaler: Any = None, stage: TrainingState | None = None) -> TrainingState:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from vilavt_toolkit.schema import StageSection
+from vilavt_toolkit.config.schema import StageSection
 
 
 def rate_factor(section: StageSection, step: int, steps: int) -> float:

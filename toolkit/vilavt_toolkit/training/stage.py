@@ -11,13 +11,13 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from vilavt_toolkit.checkpoints.training_state import TrainingState
+from vilavt_toolkit.config.schema import StageSection
 from vilavt_toolkit.contracts import Optimizer
 from vilavt_toolkit.errors import TrainingError
-from vilavt_toolkit.model import VisualChatModel
-from vilavt_toolkit.schema import StageSection
-from vilavt_toolkit.training.checkpoints import TrainingState
-from vilavt_toolkit.training.learned import build_optimizer, freeze, trained
+from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.schedule import rate_factor
+from vilavt_toolkit.training.trainable import build_optimizer, freeze, trained
 
 log = logging.getLogger(__name__)
 

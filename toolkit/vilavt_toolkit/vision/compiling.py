@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from vilavt_toolkit.contracts import Bias, Encoder, Inquiry
+from vilavt_toolkit.packed.tokens import Layout, Tokens
 from vilavt_toolkit.vision.modulation import Attention, BlockCall, Heard
-from vilavt_toolkit.vision.tokens import Layout, Tokens
 
 _GRAPHS_PER_BLOCK = 8
 """With and without an inquiry, with empty ones beside it, with and without gradients."""

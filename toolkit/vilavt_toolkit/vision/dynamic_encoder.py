@@ -13,10 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 from vilavt_toolkit.contracts import Encoder, Grid, Inquiry, InquiryEncoder, Modulator, Region, View
 from vilavt_toolkit.errors import BadConfig, InputError
+from vilavt_toolkit.packed.tokens import Kernel, Layout, Tokens
 from vilavt_toolkit.vision.explain import Explanation, explanations
 from vilavt_toolkit.vision.integration import integrated_blocks
 from vilavt_toolkit.vision.modulation import BlockCall, Heard, behind, build_modulator
-from vilavt_toolkit.vision.tokens import Kernel, Layout, Tokens
 
 
 class DynamicEncoder(nn.Module):

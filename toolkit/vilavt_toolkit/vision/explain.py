@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vilavt_toolkit.contracts import Encoder, Grid
-from vilavt_toolkit.vision.tokens import Layout
+from vilavt_toolkit.packed.tokens import Layout
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Explanation:
 
     def draw(self, path: str | os.PathLike[str]) -> None:
         """Draw a heat map per word, and their mean, over the crop of an image; raises InputError."""
-        from vilavt_toolkit.report.heat import draw_heat
+        from vilavt_toolkit.vision.heat_map import draw_heat
 
         draw_heat(self, path)
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from vilavt_toolkit.contracts import Bias, BlockSpec, Encoder, Inquiry, Modulator
 from vilavt_toolkit.errors import BadConfig
-from vilavt_toolkit.vision.attention import KeysValues, attend, inquiry_weights
+from vilavt_toolkit.packed.attention import KeysValues, attend, inquiry_weights
+from vilavt_toolkit.packed.tokens import Layout, Tokens
 from vilavt_toolkit.vision.positions import group_positions, inquiry_positions
-from vilavt_toolkit.vision.tokens import Layout, Tokens
 
 
 def behind(encoder: Encoder, index: int, layout: Layout) -> Layout:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from vilavt_toolkit.vision.tokens import Layout, offsets, to_device
+from vilavt_toolkit.packed.tokens import Layout, offsets, to_device
 
 
 def group_positions(positions: Tensor, layout: Layout, room: Sequence[int], prefix: Sequence[int]) -> Tensor:

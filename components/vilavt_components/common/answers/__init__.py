@@ -1,0 +1,1 @@
+"""Reading and scoring answers, for tasks and rewards."""

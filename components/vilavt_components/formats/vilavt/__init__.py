@@ -1,0 +1,7 @@
+"""The paper's checkpoints, and those of Qwen2.5-VL."""
+
+from __future__ import annotations
+
+from vilavt_components.formats.vilavt.format import VilavtFormat
+
+__all__ = ["VilavtFormat"]

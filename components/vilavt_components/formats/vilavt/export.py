@@ -1,0 +1,226 @@
+"""A model of ours as a ViLaVT or Qwen2.5-VL checkpoint: what refuses it, its config.json and the files beside."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from vilavt_components.dialogues.vilavt import Vilavt, VilavtConfig
+from vilavt_components.encoders.qwen2_5_vl import vision_weights as vision
+from vilavt_components.encoders.qwen2_5_vl.encoder import Qwen25VLEncoder
+from vilavt_components.formats.vilavt import tensor_names as keys
+from vilavt_components.formats.vilavt.recipe_section import BUDGET, TEXT_FOLDERS, TEXT_SETTINGS
+from vilavt_components.inquiry_encoders.hf_text import HFTextInquiryEncoder
+from vilavt_components.language_models.qwen2_5_vl import Qwen25VLLanguageModel
+from vilavt_components.modulators.joint_attention import JointAttention
+from vilavt_components.modulators.none import NoModulation
+from vilavt_components.projectors.identity import IdentityProjector
+from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.models.model import VisualChatModel
+from vilavt_toolkit.utils.files import write_json
+from vilavt_toolkit.utils.progress import track
+from vilavt_toolkit.vision.integration import INTEGRATIONS, named_blocks
+
+log = logging.getLogger(__name__)
+
+SHARD_BYTES = 5_000_000_000
+_MIN_PIXELS = 3136
+_PLAIN = frozenset({"encoder", "language_model"})
+_QUERY_AWARE = _PLAIN | {"modulator", "inquiry_encoder"}
+_FIRST = ("late", "all")  # of names that select the same blocks, the paper's
+_NAMES = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+}
+
+
+def parts_of(model: VisualChatModel) -> frozenset[str]:
+    """The parts that a checkpoint of the model holds; raises InputError naming one that is not the paper's."""
+    encoder, text = model.encoder, model.encoder.inquiry_encoder
+    _require("encoder", encoder.encoder, Qwen25VLEncoder)
+    _require("projector", model.projector, IdentityProjector)
+    _require("language model", model.language_model, Qwen25VLLanguageModel)
+    if not isinstance(model.dialogue, Vilavt):
+        log.warning("the model's dialogue is not `vilavt`: code of others will ask it in other words than ours.")
+    elif model.dialogue.texts != Vilavt(VilavtConfig()).texts:
+        log.warning(
+            "the model's dialogue has wordings of its own, which a checkpoint of this format cannot hold: name them in "
+            "`model.dialogue.template` where it is loaded, or export it as native."
+        )
+    listed = [list(cast(nn.ModuleList, each)) for each in encoder.modulators.values()]
+    modulators = [each for block in listed for each in block]
+    if all(isinstance(each, NoModulation) for each in modulators):
+        return _PLAIN
+    for each in modulators:
+        _require("modulator", each, JointAttention)
+    if any(len(block) > 1 for block in listed):
+        raise InputError("the model has several modulators in a block, where ViLaVT has one; export it as native.")
+    _require("inquiry encoder", text, HFTextInquiryEncoder)
+    read = cast(HFTextInquiryEncoder, text)
+    if read.model.config.model_type != "qwen3" or not isinstance(read.projection, nn.Linear):
+        raise InputError(
+            "the model's inquiry encoder is no Qwen3 with a linear map behind it, as ViLaVT's is; export it as native."
+        )
+    return _QUERY_AWARE
+
+
+def _require(part: str, found: object, wanted: type[Any]) -> None:
+    if not isinstance(found, wanted):
+        raise InputError(
+            f"the model's {part} is {type(found).__name__}, where ViLaVT has {wanted.__name__}; export it as native."
+        )
+
+
+def write_config(model: VisualChatModel, parts: frozenset[str], folder: Path) -> None:
+    """Write config.json, with the keys that the paper's code and transformers read."""
+    language, encoder = cast(Qwen25VLLanguageModel, model.language_model), cast(Qwen25VLEncoder, model.encoder.encoder)
+    text = _language_settings(language)
+    tower = asdict(encoder.shape)
+    step = int(language.time_step) if float(language.time_step).is_integer() else language.time_step
+    channels = {"in_channels": 3, "in_chans": 3, "spatial_patch_size": encoder.shape.patch_size, "hidden_act": "silu"}
+    tower |= {"model_type": "qwen2_5_vl", "tokens_per_second": step, **channels}
+    found = {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "model_type": "qwen2_5_vl",
+        **text,
+        **_token_ids(language),
+        "dtype": _commonest(model),
+        "text_config": {"model_type": "qwen2_5_vl_text", **text},
+        "vision_config": tower,
+    }
+    if "modulator" in parts:
+        point = _integration(model)
+        tower["integration_point"] = point
+        found |= {
+            "architectures": ["Qwen2_5_VLForConditionalGeneration_Vilavt"],
+            "model_type": "vilavt",
+            "integration_point": point,
+            "text_encoder_config": _text_settings(model),
+        }
+    write_json(folder / "config.json", found)
+
+
+def write_others(model: VisualChatModel, parts: frozenset[str], folder: Path) -> None:
+    """Write the tokenizers, the settings of the image processor and those of generation."""
+    language, encoder = cast(Qwen25VLLanguageModel, model.language_model), cast(Qwen25VLEncoder, model.encoder.encoder)
+    backend = language.tokenizer.backend
+    backend.save_pretrained(folder)
+    text = cast(HFTextInquiryEncoder, model.encoder.inquiry_encoder)
+    if "inquiry_encoder" in parts and text.tokenizer is not None:
+        text.tokenizer.save_pretrained(folder / TEXT_FOLDERS[0])
+    mean, std = vision.read_statistics(None)
+    shape = encoder.shape
+    write_json(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "processor_class": "Qwen2_5_VLProcessor",
+            "min_pixels": _MIN_PIXELS,
+            "max_pixels": BUDGET,
+            "patch_size": shape.patch_size,
+            "temporal_patch_size": shape.temporal_patch_size,
+            "merge_size": shape.spatial_merge_size,
+            "image_mean": list(mean),
+            "image_std": list(std),
+        },
+    )
+    ends = list(dict.fromkeys(token for token in (language.end_of_turn, backend.eos_token_id) if token is not None))
+    write_json(folder / "generation_config.json", {"eos_token_id": ends, "pad_token_id": backend.pad_token_id})
+
+
+def write_weights(model: VisualChatModel, parts: frozenset[str], folder: Path) -> None:
+    """Write model.safetensors, or several files and their index where it would be large; shows progress."""
+    from safetensors.torch import save_file
+
+    shards = list(_shards(model, parts))
+    many = len(shards) > 1
+    places: dict[str, str] = {}
+    for number, names in enumerate(track(shards, len(shards), "weights") if many else shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if many else "model.safetensors"
+        held = {name: value for name, value in keys.of_model(model, parts) if name in names}
+        # Views of one tensor become tensors of their own, on the CPU, one file's at a time.
+        save_file({name: _alone(value) for name, value in held.items()}, str(folder / file), metadata={"format": "pt"})
+        places |= dict.fromkeys(held, file)
+    if many:
+        size = sum(value.nbytes for _, value in keys.of_model(model, parts))
+        write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": places})
+
+
+def _alone(value: Tensor) -> Tensor:
+    value = value.cpu().contiguous()
+    return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
+
+
+def _shards(model: VisualChatModel, parts: frozenset[str]) -> Iterator[set[str]]:
+    """Names of the tensors of every file, none of the files beyond the limit unless one tensor is."""
+    names: set[str] = set()
+    size = 0
+    for name, value in keys.of_model(model, parts):
+        if names and size + value.nbytes > SHARD_BYTES:
+            yield names
+            names, size = set(), 0
+        names.add(name)
+        size += value.nbytes
+    yield names
+
+
+def _commonest(model: VisualChatModel) -> str:
+    counts: Counter[torch.dtype] = Counter()
+    for weight in model.parameters():
+        counts[weight.dtype] += weight.numel()
+    return str(counts.most_common(1)[0][0]).removeprefix("torch.")
+
+
+def _integration(model: VisualChatModel) -> str:
+    blocks = tuple(sorted(map(int, model.encoder.modulators)))
+    spec = model.encoder.encoder.spec
+    for name in (*_FIRST, *INTEGRATIONS):
+        if named_blocks(name, spec) == blocks:
+            return name
+    raise InputError(
+        f"the model's integration, blocks {list(blocks)}, has no name in ViLaVT's config.json "
+        f"({', '.join(INTEGRATIONS)}); export it as native."
+    )
+
+
+def _language_settings(language: Qwen25VLLanguageModel) -> dict[str, Any]:
+    """The text model's settings, its rotary ones as transformers wrote them when the paper's code was written."""
+    told: dict[str, Any] = json.loads(language.model.config.to_json_string(use_diff=False))
+    left = ("dtype", "architectures", "transformers_version", "model_type", "_name_or_path", "tokens_per_second")
+    told = {key: value for key, value in told.items() if key not in left and value is not None}
+    told |= {"tie_word_embeddings": language.tied, "bos_token_id": None, "eos_token_id": language.end_of_turn}
+    return _older(told, sections=True)
+
+
+def _text_settings(model: VisualChatModel) -> dict[str, Any]:
+    config: Any = cast(HFTextInquiryEncoder, model.encoder.inquiry_encoder).model.config
+    told = json.loads(config.to_json_string(use_diff=False))
+    found = {key: told[key] for key in TEXT_SETTINGS if told.get(key) is not None}
+    return {"model_type": "qwen3", **_older(found), "tie_word_embeddings": True}
+
+
+def _older(told: dict[str, Any], sections: bool = False) -> dict[str, Any]:
+    """Rotary settings in keys of their own, where newer transformers has one for all."""
+    rotary = dict(told.pop("rope_parameters", {}))
+    found = {**told, "rope_theta": rotary.pop("rope_theta", 1e6)}
+    if sections:
+        found["rope_scaling"] = {"type": "mrope", **rotary}
+    elif rotary.get("rope_type", "default") != "default":
+        found["rope_scaling"] = rotary
+    return found
+
+
+def _token_ids(language: Qwen25VLLanguageModel) -> dict[str, int]:
+    known = language.tokenizer.backend.get_vocab()
+    found = {key: known[token] for key, token in _NAMES.items() if token in known}
+    return {**found, "image_token_id": language.placeholder, "eos_token_id": language.end_of_turn}

@@ -1,0 +1,129 @@
+"""Checkpoint format `vilavt`: the paper's ViLaVT, and Qwen2.5-VL, from which it is trained."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vilavt_components.common import qwen_checkpoint as files
+from vilavt_components.encoders.qwen2_5_vl import vision_weights as vision
+from vilavt_components.encoders.qwen2_5_vl.encoder import Qwen25VLConfig
+from vilavt_components.formats.vilavt import export
+from vilavt_components.formats.vilavt import recipe_section as sections
+from vilavt_components.formats.vilavt import tensor_names as keys
+from vilavt_components.formats.vilavt.example import example
+from vilavt_components.inquiry_encoders.hf_text import HFTextConfig
+from vilavt_components.language_models.qwen2_5_vl import Qwen25VLLanguageConfig
+from vilavt_toolkit.config.schema import ModelSection
+from vilavt_toolkit.contracts import BlockSpec, EncoderSpec
+from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.formats import CheckpointFormat
+from vilavt_toolkit.models.meta import assign
+from vilavt_toolkit.models.model import VisualChatModel
+from vilavt_toolkit.registry import formats
+from vilavt_toolkit.settings import NoSettings
+from vilavt_toolkit.vision.integration import integrated_blocks
+
+log = logging.getLogger(__name__)
+
+
+@formats.register("vilavt")
+class VilavtFormat(CheckpointFormat):
+    """ViLaVT as its code writes it, after SFT (`qwen2_5_vl`) and after RL (`vilavt`), and plain Qwen2.5-VL."""
+
+    def __init__(self, config: NoSettings) -> None:
+        self.config = config
+
+    @classmethod
+    def tiny(cls) -> NoSettings:
+        """Return its settings, of which there are none."""
+        return NoSettings()
+
+    def example(self) -> VisualChatModel:
+        """A query-aware tower of four blocks, two of them modulated, and language models of one layer."""
+        return example()
+
+    def recognises(self, config: Mapping[str, Any]) -> bool:
+        """Whether the model type is `vilavt` or `qwen2_5_vl`."""
+        return config.get("model_type") in files.FAMILIES
+
+    def section(self, folder: Path) -> dict[str, Any]:
+        """The parts with their shapes, the paper's pixel budgets and turns; see the contract."""
+        return sections.section(folder)
+
+    def filled(self, section: ModelSection, folder: Path) -> frozenset[str]:
+        """Tower and language model, and of a query-aware checkpoint its modulation and text encoder."""
+        encoder, language, text = section.encoder.config, section.language_model.config, section.inquiry_encoder.config
+        found = set()
+        if isinstance(encoder, Qwen25VLConfig) and encoder.model is None:
+            found.add("encoder")
+        if isinstance(language, Qwen25VLLanguageConfig) and language.path is None:
+            found.add("language_model")
+        if keys.modulated_blocks(sections.names_of(folder)):
+            if [part.name for part in section.modulator] == ["joint_attention"]:
+                found.add("modulator")
+            if isinstance(text, HFTextConfig) and text.path is None and text.width:
+                found.add("inquiry_encoder")
+        return frozenset(found)
+
+    def check(self, folder: Path) -> None:
+        """Hold that all files of weights are there and whole; raises InputError."""
+        files.check_files(sections.origin_of(folder), keys.flat)
+
+    def load(self, model: VisualChatModel, folder: Path, parts: frozenset[str], dtype: torch.dtype | None) -> None:
+        """Fill the `parts` with the folder's weights, mapped from their files; see the contract."""
+        stored = files.read_tensors(sections.origin_of(folder), keys.flat, dtype)
+        expected = keys.shapes(model, parts)
+        if "lm_head.weight" not in expected:  # one that shares the embeddings need not be there, and may
+            stored.pop("lm_head.weight", None)
+        held = self._of_parts(stored, folder, parts)
+        if wrong := keys.faults(expected, held, self._own_blocks(folder, held)):
+            raise InputError(
+                f"the weights in {folder} do not fit ({wrong}); give a folder whose config.json describes its weights, "
+                "and leave the shapes of its parts as they are."
+            )
+        used = {name: held[name] for name in expected}
+        if mixed := keys.mixture(used):
+            raise InputError(
+                f"the weights in {folder} are of several types where they compute with each other ({mixed}); choose "
+                "one of them with `dtype`."
+            )
+        assign(model, keys.to_model(model, used, parts))
+        log.info("%s: %d tensors loaded.", folder, len(used))
+
+    def save(self, model: VisualChatModel, folder: Path) -> None:
+        """Write keys, config.json, tokenizers and processors as the paper's code reads them; raises InputError."""
+        parts = export.parts_of(model)
+        export.write_config(model, parts, folder)
+        export.write_others(model, parts, folder)
+        export.write_weights(model, parts, folder)
+
+    @staticmethod
+    def _of_parts(stored: Mapping[str, Tensor], folder: Path, parts: frozenset[str]) -> dict[str, Tensor]:
+        """The tensors of the `parts`, and of none at all: these are unexpected."""
+        kinds = {name: keys.part_of(name) for name in stored}
+        others = sorted({kind for kind in kinds.values() if kind and kind not in parts})
+        if others:
+            log.warning(
+                "%s: its weights of %s are left out; the recipe has its own.",
+                folder,
+                ", ".join(others).replace("_", " "),
+            )
+        return {name: value for name, value in stored.items() if kinds[name] in parts or not kinds[name]}
+
+    @staticmethod
+    def _own_blocks(folder: Path, held: Mapping[str, Tensor]) -> set[str]:
+        """The query-aware weights that the folder itself says it has, of which a recipe may want fewer."""
+        origin = sections.origin_of(folder)
+        point = sections.integration_of(files.read_config(origin), list(held))
+        if point is None:
+            return set()
+        shape = vision.read_config(origin)
+        blocks = (BlockSpec(shape.hidden_size, {}),) * shape.depth
+        spec = EncoderSpec("image", blocks, shape.out_hidden_size, "rotary", shape.fullatt_block_indexes)
+        return keys.instruct_names(point if isinstance(point, list) else integrated_blocks(point, spec))

@@ -1,0 +1,152 @@
+"""The tensors of ViLaVT and Qwen2.5-VL checkpoints: under which names ours stand there, and back."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from vilavt_components.encoders.qwen2_5_vl import vision_weights as vision
+from vilavt_components.encoders.qwen2_5_vl.encoder import Qwen25VLEncoder
+from vilavt_toolkit.models.model import VisualChatModel
+
+_INSTRUCT = re.compile(r"visual\.blocks\.(\d+)\.attn\.instruct_(key|value)_proj\.(weight|bias)")
+_TOWER, _TEXT, _PROJ = "visual.", "text_encoder.", "text_proj."
+_HEAD = "lm_head.weight"
+# Of the newer layout; the older one has the language model's under `model.` and nothing else there.
+_NESTED = ("model.visual.", "model.text_encoder.", "model.text_proj.")
+_NESTED_LANGUAGE = "model.language_model."
+_PARTS = {_TOWER: "encoder", _TEXT: "inquiry_encoder", _PROJ: "inquiry_encoder", "model.": "language_model"}
+_SHOWN = 3
+
+
+def flat(key: str) -> str | None:
+    """A tensor's name in the older layout; None for what modules compute themselves."""
+    if key.endswith("inv_freq"):
+        return None
+    if key.startswith(_NESTED_LANGUAGE):
+        return f"model.{key.removeprefix(_NESTED_LANGUAGE)}"
+    return key.removeprefix("model.") if key.startswith(_NESTED) else key
+
+
+def part_of(name: str) -> str:
+    """The kind of part that a tensor belongs to; empty where it is none's."""
+    if _INSTRUCT.fullmatch(name):
+        return "modulator"
+    if name == _HEAD:
+        return "language_model"
+    return next((kind for start, kind in _PARTS.items() if name.startswith(start)), "")
+
+
+def modulated_blocks(names: Sequence[str]) -> list[int]:
+    """The blocks of which there are query-aware weights."""
+    return sorted({int(found[1]) for name in names if (found := _INSTRUCT.fullmatch(name))})
+
+
+def instruct_names(blocks: Sequence[int]) -> set[str]:
+    """The names of the query-aware weights of some blocks."""
+    ends = [f"instruct_{part}_proj.{what}" for part in ("key", "value") for what in ("weight", "bias")]
+    return {f"visual.blocks.{block}.attn.{end}" for block in blocks for end in ends}
+
+
+def shapes(model: VisualChatModel, parts: frozenset[str]) -> dict[str, list[int]]:
+    """The shape of every tensor that a checkpoint of these parts of a model has, by its name there."""
+    found = {name: list(value.shape) for name, (_, value) in _alike(model, parts).items()}
+    if "encoder" in parts:
+        tower, width = _tower(model)
+        for key, value in tower.items():
+            names, dimension = vision.sources(key)
+            shape = list(value.shape)
+            if dimension is not None:
+                shape[dimension] = width
+            found |= {_TOWER + name: shape for name in names}
+    return found
+
+
+def to_model(model: VisualChatModel, stored: Mapping[str, Tensor], parts: frozenset[str]) -> dict[str, Tensor]:
+    """The state of a model's `parts`, by its own keys, of a checkpoint's tensors, which fit."""
+    state = {own: stored[name] for name, (own, _) in _alike(model, parts).items()}
+    if "encoder" in parts:
+        tower, width = _tower(model)
+        theirs = {name.removeprefix(_TOWER): value for name, value in stored.items() if part_of(name) == "encoder"}
+        sizes = {key: value.shape for key, value in tower.items()}
+        merged = vision.from_checkpoint(theirs, sizes, width, "checkpoint")
+        state |= {f"encoder.encoder.tower.{key}": value for key, value in merged.items()}
+    return state
+
+
+def of_model(model: VisualChatModel, parts: frozenset[str]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a checkpoint of these parts of a model, by its name there, one after another."""
+    tower, width = _tower(model)
+    for name, value in vision.to_checkpoint(tower, width).items():
+        yield _TOWER + name, value.detach()
+    for name, (_, value) in _alike(model, parts - {"encoder"}).items():
+        yield name, value.detach()
+
+
+def faults(expected: Mapping[str, Sequence[int]], stored: Mapping[str, Tensor], allowed: set[str]) -> str:
+    """What does not fit, by group with counts and first names; empty where all does. `allowed` may be there."""
+    known = [name for name in expected if name in stored]
+    groups = {
+        "missing": [name for name in expected if name not in stored],
+        "unexpected": [name for name in stored if name not in expected and name not in allowed],
+        "mis-shaped": [
+            f"{name} {list(stored[name].shape)} for {list(expected[name])}"
+            for name in known
+            if list(stored[name].shape) != list(expected[name])
+        ],
+    }
+    return "; ".join(f"{len(names)} {group}: {_listed(names)}" for group, names in groups.items() if names)
+
+
+def mixture(stored: Mapping[str, Tensor]) -> str:
+    """Which tensors that compute with each other are of several types; empty where none are."""
+    together = {"visual": "vision tower", "text_proj": "vision tower", "text_encoder": "text encoder"}
+    counts: dict[str, Counter[torch.dtype]] = {}
+    for name, value in stored.items():
+        group = together.get(name.split(".")[0], "language model")
+        counts.setdefault(group, Counter())[value.dtype] += 1
+    mixed = {group: count for group, count in counts.items() if len(count) > 1}
+    return "; ".join(
+        f"{group}: " + ", ".join(f"{number} {_short(dtype)}" for dtype, number in each.most_common())
+        for group, each in mixed.items()
+    )
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _tower(model: VisualChatModel) -> tuple[dict[str, Tensor], int]:
+    """The tower's state, and the width of its MLPs without padding."""
+    encoder = cast(Qwen25VLEncoder, model.encoder.encoder)
+    return encoder.tower.state_dict(), encoder.shape.intermediate_size
+
+
+def _alike(model: VisualChatModel, parts: frozenset[str]) -> dict[str, tuple[str, Tensor]]:
+    """All tensors but the tower's, which stand alone there too: our key and our tensor by the name there."""
+    found: dict[str, tuple[str, Tensor]] = {}
+    text: Any = model.encoder.inquiry_encoder
+    if "modulator" in parts:
+        modulators: Any = model.encoder.modulators
+        for index, made in modulators.items():
+            for key, value in made[0].named_parameters():
+                name = f"visual.blocks.{index}.attn.instruct_{key.replace('.', '_proj.')}"
+                found[name] = f"encoder.modulators.{index}.0.{key}", value
+    if "inquiry_encoder" in parts:
+        own = "encoder.inquiry_encoder"
+        found |= {_TEXT + key: (f"{own}.model.{key}", value) for key, value in text.model.named_parameters()}
+        found |= {_PROJ + key: (f"{own}.projection.{key}", value) for key, value in text.projection.named_parameters()}
+    if "language_model" in parts:  # a head that shares the embeddings is named once
+        language = model.language_model.named_parameters()
+        found |= {key: (f"language_model.{key}", value) for key, value in language}
+    return found

@@ -1,0 +1,7 @@
+"""Point clouds, from files or memory."""
+
+from __future__ import annotations
+
+from vilavt_components.sources.point_cloud.source import PointCloudSource
+
+__all__ = ["PointCloudSource"]

@@ -1,0 +1,7 @@
+"""Generated scenes whose objects carry handwritten digits."""
+
+from __future__ import annotations
+
+from vilavt_components.tasks.digit_scenes.task import DigitScenes
+
+__all__ = ["DigitScenes"]

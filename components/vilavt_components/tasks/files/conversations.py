@@ -1,0 +1,50 @@
+"""Task `conversations`: dialogues word by word from files, with ready crops and what each is encoded under."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from vilavt_components.common.answers.scoring import score_answer
+from vilavt_components.tasks.files.conversation_rows import read_conversation
+from vilavt_components.tasks.files.tiny_files import tiny_conversations
+from vilavt_toolkit.contracts import Sample
+from vilavt_toolkit.data.fields import Fields
+from vilavt_toolkit.data.file_task import FilesConfig, FileTask
+from vilavt_toolkit.registry import tasks
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversationsConfig(FilesConfig):
+    """Settings of task `conversations`."""
+
+
+@tasks.register("conversations", ConversationsConfig)
+class Conversations(FileTask):
+    """Conversations in the paper's format for supervised training, or LLaVA's and ShareGPT's: JSON, JSON lines, shards.
+
+    In `train` a sample is learned from word by word. In the other splits its first question is asked about what its
+    first message shows, and what the last message has in <answer>, or else the first reply, is right.
+    """
+
+    name: ClassVar[str] = "conversations"
+
+    @classmethod
+    def tiny(cls) -> ConversationsConfig:
+        """Return settings of made-up files in a temporary folder."""
+        folder = tiny_conversations()
+        return ConversationsConfig(files=f"{folder}/train.jsonl", test_files=f"{folder}/test.json", val_share=0.3)
+
+    @classmethod
+    def recognises(cls, row: Mapping[str, Any]) -> bool:
+        """Whether a row holds messages."""
+        return "conversations" in row or "messages" in row
+
+    def read(self, fields: Fields, training: bool) -> Sample:
+        """The sample of a row; complains of what is wrong with it."""
+        return read_conversation(fields, training)
+
+    def score(self, sample: Sample, answer: str | None) -> float:
+        """1 where the answer is the right one but for case, spaces and quotes, else 0."""
+        return score_answer(sample, answer)

@@ -1,0 +1,101 @@
+"""Questions for reinforcement: compared by their type, within their own limits."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from vilavt_components.tasks.files.rl import VilavtRL, VilavtRLConfig
+from vilavt_toolkit.dialogue.session import opened
+from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.generation.loop import Decoding, Loop
+
+
+def task_of(folder: Path, **changed: Any) -> VilavtRL:
+    Image.new("RGB", (64, 64), "red").save(folder / "a.png")
+    row = {
+        "question": "Is it red?",
+        "answer": "Yes",
+        "image_path": ["a.png"],
+        "question_type": "judgment",
+        "data_type": "image",
+        "max_pixels": 256,
+        "max_num_steps": 2,
+    }
+    (folder / "rl.jsonl").write_text(json.dumps({**row, **changed}) + "\n")
+    return VilavtRL(VilavtRLConfig(files=str(folder / "rl.jsonl")))
+
+
+@pytest.mark.parametrize(
+    ("kind", "truth", "answer", "score"),
+    [
+        ("judgment", "Yes", "true", 1),
+        ("judgment", True, "yes", 1),
+        ("multiple choice", "B", "(b)", 1),
+        ("Multiple Choice ", "B", "A", 0),
+        ("math", "\\frac{1}{2}", "0.5", 1),
+        ("numerical", 4, "3", 0.6),
+        ("regression", "4", "4.0", 1),
+    ],
+)
+def test_the_question_type_says_how_answers_are_compared(tmp_path, kind, truth, answer, score):
+    task = task_of(tmp_path, question_type=kind, answer=truth)
+    sample = task.sample("train", 0)
+    assert task.score(sample, answer) == pytest.approx(score)
+    assert sample.originals == (str(tmp_path / "a.png"),)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"question_type": "riddle"}, "line 1, question_type: is 'riddle'; it must be one of multiple choice, math"),
+        ({"question_type": None}, "line 1, question_type: is missing"),
+        ({"answer": "maybe"}, "line 1, answer: is 'maybe' .* cannot be read as kind 'yes_no'"),
+        ({"max_num_steps": 0}, r"line 1, max_num_steps: is 0 \(int\); it must be a whole number from 1"),
+        ({"max_pixels": "many"}, r"line 1, max_pixels: is 'many' \(str\)"),
+        ({"image_path": ["clip.mp4"]}, r"line 1, image_path\[0\]: clip.mp4 is a video; set model.source"),
+        ({"image_path": ["https://x.org/a.png"]}, "is a web address; download it"),
+    ],
+)
+def test_a_bad_question_is_named_with_its_line_and_field(tmp_path, changed, words):
+    with pytest.raises(InputError, match=words):
+        task_of(tmp_path, **changed).length("train")
+
+
+def test_a_sample_may_take_no_more_turns_than_it_says(tmp_path, tiny_model):
+    sample = task_of(tmp_path).sample("train", 0)
+    lengths = []
+    for most in (1, 2, None):
+        session = opened(tiny_model, replace(sample, max_turns=most))
+        session.open(sample.question)
+        Loop(tiny_model, Decoding(max_new_tokens=4)).run([session])
+        lengths.append((len(session.trajectory.turns), session.trajectory.why))
+    # A random model never answers: the demanded turn comes last; the recipe itself allows three.
+    assert lengths[0] == (2, "the turns of its sample (1) are used up")
+    assert lengths[1] == (3, "the turns of its sample (2) are used up")
+    assert lengths[2] == (4, "3 turns are used up")
+
+
+def test_a_sample_may_have_smaller_views_than_the_encoder_allows(tmp_path, tiny_model):
+    sample = task_of(tmp_path).sample("train", 0)
+    views = []
+    for most in (256, None):
+        session = opened(tiny_model, replace(sample, max_pixels=most))
+        session.open(sample.question)
+        views.append(tiny_model.encoder.encoder.extent(session.views[0]))
+    assert views[0][0] * views[0][1] <= 256 < views[1][0] * views[1][1]
+
+
+def test_a_row_in_a_shard_that_names_no_image_shows_those_beside_it(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    row = {"question": "<image>Is it red?", "answer": "Yes", "question_type": "judgment"}
+    with webdataset.ShardWriter(f"{tmp_path}/part-%02d.tar", verbose=False) as writer:
+        writer.write({"__key__": "0", "json": row, "0.png": (tmp_path / "a.png").read_bytes()})
+    sample = VilavtRL(VilavtRLConfig(files=f"{tmp_path}/part-00.tar")).sample("train", 0)
+    assert [original.size for original in sample.originals] == [(64, 64)]

@@ -1,0 +1,248 @@
+"""Checkpoints: whole or not at all, the same model when they come back, one sentence when they do not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vilavt_toolkit.checkpoints import native as checkpoints
+from vilavt_toolkit.checkpoints.loading import build, load
+from vilavt_toolkit.checkpoints.run_folder import set_aside
+from vilavt_toolkit.checkpoints.training_state import TrainingState
+from vilavt_toolkit.config.recipe import load_recipe
+from vilavt_toolkit.dialogue.traces import session_of
+from vilavt_toolkit.errors import InputError, RunError
+from vilavt_toolkit.models.batch import collate
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path) -> Path:
+    """A copy of the trained run, to be damaged."""
+    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+def logits(model, task) -> torch.Tensor:
+    sessions = [session_of(model, task.sample("train", index)) for index in range(3)]
+    with torch.no_grad():
+        return model(collate([s.trajectory for s in sessions], [s.views for s in sessions], model.language_model))
+
+
+@pytest.mark.parametrize("tied", ["true", "false"])
+def test_a_saved_model_gives_identical_logits(tiny_recipe, tiny_task, tmp_path, tied):
+    overrides = [f"model.language_model.config.tie_word_embeddings={tied}"]
+    model = build(tiny_recipe, overrides)
+    folder = checkpoints.save(tmp_path / "run", model, load_recipe(tiny_recipe, overrides), 7)
+    torch.manual_seed(99)
+    back = load(tmp_path / "run")
+    assert torch.equal(logits(back, tiny_task), logits(model, tiny_task))
+    language = back.language_model.model
+    assert (language.get_input_embeddings().weight is language.get_output_embeddings().weight) is (tied == "true")
+    assert not back.training
+    assert checkpoints.read_step(folder) == 7
+
+
+def test_a_checkpoint_is_enough_alone_and_elsewhere(run, tmp_path, monkeypatch, tiny_task):
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(run / "checkpoints" / "step-00000004", elsewhere)
+    shutil.rmtree(run)
+    monkeypatch.chdir(tmp_path)
+    assert logits(load("elsewhere"), tiny_task).shape[0] == 3
+    names = {path.suffix for path in elsewhere.rglob("*") if path.is_file()}
+    assert not names & {".bin", ".pt", ".pkl", ".ckpt"}, "nothing is pickled"
+
+
+def test_the_newest_checkpoint_is_loaded_and_the_last_two_kept(tiny_recipe, tmp_path):
+    model, recipe = build(tiny_recipe), load_recipe(tiny_recipe)
+    run = tmp_path / "run"
+    for step in (5, 90, 100):
+        checkpoints.save(run, model, recipe, step)
+    assert checkpoints.find(run).name == "step-00000100"
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step-00000090", "step-00000100"]
+
+
+@pytest.mark.parametrize("step", [4, 6], ids=["over itself", "a new one"])
+@pytest.mark.parametrize("broken", ["save_model", "save_file", "write_json", "versions"])
+def test_a_failure_while_writing_leaves_the_previous_checkpoint_and_no_half(
+    run, tiny_model, tiny_task, monkeypatch, step, broken
+):
+    expected = logits(load(run), tiny_task)
+
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    before = sorted(run.rglob("*"))
+    monkeypatch.setattr(checkpoints, broken, fail)
+    state = TrainingState({"a": torch.ones(1)}, {})
+    with pytest.raises(InputError, match=f"step-0000000{step} cannot be written .*No space left.*make room"):
+        checkpoints.save(run, tiny_model, load_recipe(run / "recipe.yaml"), step, state)
+    monkeypatch.undo()
+    assert sorted(run.rglob("*")) == before
+    assert torch.equal(logits(load(run), tiny_task), expected)
+
+
+def test_what_a_killed_process_left_is_never_loaded_and_cleared_by_the_next(run, tiny_model):
+    half = run / "checkpoints" / ".step-00000009.abcd"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    assert checkpoints.find(run).name == "step-00000004"
+    checkpoints.save(run, tiny_model, load_recipe(run / "recipe.yaml"), 10)
+    assert not half.exists()
+
+
+def test_plugins_travel_with_the_checkpoint_even_two_of_one_name(tiny_recipe, tiny_model, tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(f'"""Plugin {folder}."""\n')
+    recipe = load_recipe(tiny_recipe, [f"plugins=[{tmp_path}/one/mine.py, {tmp_path}/two/mine.py, json]"])
+    folder = checkpoints.save(tmp_path / "run", tiny_model, recipe, 1)
+    shutil.rmtree(tmp_path / "one")
+    shutil.rmtree(tmp_path / "two")
+    copies = load_recipe(folder / "recipe.yaml").recipe.plugins
+    assert [Path(copy).read_text() for copy in copies[:2]] == ['"""Plugin one."""\n', '"""Plugin two."""\n']
+    assert copies[2] == "json" and all(str(folder) in copy for copy in copies[:2])
+
+
+def test_a_missing_plugin_file_is_said_and_nothing_is_written(tiny_recipe, tiny_model, tmp_path):
+    plugin = tmp_path / "gone.py"
+    plugin.write_text('"""A plugin."""\n')
+    recipe = load_recipe(tiny_recipe, [f"plugins=[{plugin}]"])
+    plugin.unlink()
+    with pytest.raises(InputError, match=r"gone\.py"):
+        checkpoints.save(tmp_path / "run", tiny_model, recipe, 1)
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def alien(folder: Path) -> None:
+    save_file({"a": torch.ones(2)}, folder / "model.safetensors")
+
+
+def reshaped(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: tensor[..., :1].contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+
+
+DAMAGE = {
+    "no checkpoint.json": (lambda f: (f / "checkpoint.json").unlink(), "checkpoint.json"),
+    "cut checkpoint.json": (lambda f: cut(f / "checkpoint.json"), "checkpoint.json"),
+    "a list": (lambda f: (f / "checkpoint.json").write_text("[]"), "checkpoint.json"),
+    "no format": (lambda f: (f / "checkpoint.json").write_text('{"step": 4}'), "checkpoint.json"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "cut weights": (lambda f: cut(f / "model.safetensors"), "model.safetensors"),
+    "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "model.safetensors"),
+    "alien weights": (alien, "model.safetensors"),
+    "other shapes": (reshaped, "model.safetensors"),
+    "no recipe": (lambda f: (f / "recipe.yaml").unlink(), "recipe.yaml"),
+    "cut recipe": (lambda f: cut(f / "recipe.yaml"), "recipe.yaml"),
+    "no language model": (lambda f: shutil.rmtree(f / "language_model"), "language_model"),
+    "no architecture": (lambda f: (f / "language_model" / "config.json").unlink(), "language_model"),
+    "cut architecture": (lambda f: cut(f / "language_model" / "config.json"), "language_model"),
+    "cut tokenizer": (lambda f: cut(f / "language_model" / "tokenizer.json"), "language_model"),
+    "no tokenizer": (lambda f: (f / "language_model" / "tokenizer.json").unlink(), "language_model"),
+}
+
+
+@pytest.mark.parametrize(("damage", "named"), DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_damaged_checkpoint_is_one_error_that_names_the_file(run, damage, named):
+    damage(run / "checkpoints" / "step-00000004")
+    with pytest.raises(RunError) as error:
+        load(run)
+    assert named in str(error.value) and len(str(error.value)) < 1500
+
+
+def test_a_newer_format_is_refused_with_what_to_do(run):
+    file = run / "checkpoints" / "step-00000004" / "checkpoint.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": checkpoints.FORMAT + 1}))
+    with pytest.raises(RunError, match=r"format 2 is newer than 1.*update vilavt-toolkit"):
+        load(run)
+
+
+def test_a_folder_without_a_run_is_one_sentence(tmp_path):
+    with pytest.raises(RunError, match="does not exist"):
+        load(tmp_path / "none")
+    with pytest.raises(RunError, match="holds no checkpoint"):
+        load(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="holds no checkpoint"):
+        load(tmp_path / "file")
+
+
+def test_a_cut_training_state_is_one_sentence(run):
+    folder = run / "checkpoints" / "step-00000004"
+    checkpoints.load_state(folder)
+    for name in ("resume.json", "resume.safetensors"):
+        cut(folder / name)
+        with pytest.raises(RunError, match="use another checkpoint"):
+            checkpoints.load_state(folder)
+
+
+def refused(run: Path, words: str) -> None:
+    """`set_aside` says one sentence and touches nothing."""
+    top = Path(run.parent.resolve())
+    before = sorted(top.rglob("*"))
+    with pytest.raises(RunError, match=words) as error:
+        set_aside(run)
+    assert "\n" not in str(error.value) and sorted(top.rglob("*")) == before
+
+
+def test_only_a_run_is_moved_out_of_the_way(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
+    (tmp_path / "file").write_text("")
+    refused(tmp_path / "photos", "holds files that are no run.*`run=`")
+    refused(tmp_path / "file", "is a file.*`run=`")
+    monkeypatch.chdir(tmp_path / "photos")
+    refused(Path("."), "no run")
+    refused(Path(".."), "no run")
+    for kind in ("recipe.yaml", "checkpoints"):
+        (tmp_path / "run" / kind).mkdir(parents=True)
+        set_aside(Path("../run"))
+        assert not (tmp_path / "run").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"photos", "file", "run.old-1", "run.old-2"}
+
+
+def test_the_folder_one_is_in_is_not_moved_away(run, tmp_path, monkeypatch):
+    (run / "notes").mkdir()
+    monkeypatch.chdir(run / "notes")
+    refused(Path(".."), "the folder you are in")
+    refused(run, "the folder you are in")
+    set_aside(Path("."))  # empty
+    assert (run / "notes").is_dir()
+
+
+def test_a_run_that_cannot_be_moved_is_one_sentence(run, monkeypatch):
+    def fail(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", fail)
+    refused(run, r"cannot be moved \(Permission denied\)")
+    assert run.is_dir()
+
+
+def test_a_path_that_cannot_be_looked_at_is_one_sentence(tmp_path, monkeypatch):
+    for path in (tmp_path / ("x" * 300), "~no-such-user-here/run"):
+        with pytest.raises(RunError, match=r"File name too long|home folder that is not known"):
+            checkpoints.find(path)
+    with pytest.raises(RunError, match="File name too long"):
+        set_aside(tmp_path / ("x" * 300))
+
+    def fail(*args):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.setattr(Path, "iterdir", fail)
+    with pytest.raises(RunError, match="Permission denied"):
+        checkpoints.find(tmp_path)
+
+
+def test_a_run_in_the_home_folder_is_found(run, monkeypatch):
+    monkeypatch.setenv("HOME", str(run.parent))
+    assert checkpoints.find("~/run") == run / "checkpoints" / "step-00000004"

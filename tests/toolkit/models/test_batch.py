@@ -1,0 +1,132 @@
+"""Batches: a dialogue's logits do not depend on what else is in the batch, nor on how it is padded."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from vilavt_toolkit.contracts import GivenTurn, Sample
+from vilavt_toolkit.dialogue.session import Session
+from vilavt_toolkit.dialogue.traces import session_of
+from vilavt_toolkit.models.batch import collate
+from vilavt_toolkit.training.losses import target_logprobs
+
+
+def example(model, seed: int, zooms: int, images: int = 1) -> Session:
+    rng = np.random.default_rng(seed)
+    originals = tuple(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(images))
+    looks = [
+        GivenTurn(f"look {n}", ["red square", "blue"][(seed + n) % 2], ((n if images else 0, (0.0, 0.0, 32.0, 32.0)),))
+        for n in range(zooms)
+    ]
+    trace = (*looks, GivenTurn("read", answer=str(seed)))
+    return session_of(model, Sample(str(seed), "what? " * (1 + seed), str(seed), originals, trace))
+
+
+@pytest.fixture(scope="module")
+def sessions(tiny_model) -> list[Session]:
+    """Ragged dialogues: several images, none, several zooms, none."""
+    shapes = [(1, 1), (0, 2), (2, 1), (0, 0), (1, 2)]
+    return [example(tiny_model, seed, zooms, images) for seed, (zooms, images) in enumerate(shapes)]
+
+
+def batch_of(sessions, left: bool = False):
+    language_model = sessions[0].model.language_model
+    return collate([s.trajectory for s in sessions], [s.views for s in sessions], language_model, left)
+
+
+def logits_of(model, sessions, left: bool = False) -> list[torch.Tensor]:
+    batch = batch_of(sessions, left=left)
+    with torch.no_grad():
+        logits = model(batch)
+    return [row[mask] for row, mask in zip(logits, batch.mask, strict=True)]
+
+
+def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    finite = expected.isfinite()
+    assert torch.equal(found.isfinite(), finite)
+    assert (found[finite] - expected[finite]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["right-padded", "left-padded"])
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [4, 2, 0, 3, 1], [2, 0], [3, 4]], ids=str)
+def test_a_dialogues_logits_are_its_own_in_any_company(tiny_model, sessions, order, left):
+    together = logits_of(tiny_model, [sessions[index] for index in order], left)
+    for index, found in zip(order, together, strict=True):
+        assert_same(found, logits_of(tiny_model, [sessions[index]])[0])
+
+
+def test_an_inquiry_changes_its_own_dialogue_only(tiny_model, sessions):
+    """The paper's code lets a micro-batch's samples hear each other's inquiries."""
+    import dataclasses
+
+    pair = [sessions[0], sessions[4]]
+    batch = batch_of(pair)
+    changed = dataclasses.replace(batch, inquiries=(*batch.inquiries[:-1], (5, 6, 7)))
+    # A trained modulator: zero weights would hide the mistake.
+    model = trained(tiny_model)
+    with torch.no_grad():
+        before, after = model(batch), model(changed)
+    assert torch.equal(before[0][batch.mask[0]], after[0][batch.mask[0]])
+    assert not torch.equal(before[1][batch.mask[1]], after[1][batch.mask[1]])
+
+
+def trained(model):
+    import copy
+
+    other = copy.deepcopy(model)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in other.encoder.modulators.parameters():
+            weight.add_(torch.randn_like(weight) * 0.3)
+    # Held in a tuple, which deepcopy follows too.
+    assert other.encoder.inquiry_encoder._language_model[0] is other.language_model
+    return other
+
+
+def test_groups_and_slots_count_over_the_batch(tiny_model, sessions):
+    batch = batch_of(sessions)
+    assert len(batch.inquiries) == sum(len(s.trajectory.groups) for s in sessions)
+    assert len(batch.groups) == len(batch.views) == sum(len(s.trajectory.regions) for s in sessions)
+    assert (batch.ids.flatten()[batch.slots] == tiny_model.language_model.placeholder).all()
+    assert len(batch.slots) == sum(r.count for s in sessions for r in s.trajectory.regions)
+    of_row = [[batch.inquiries[group] for group in batch.groups]]
+    assert of_row[0] == [s.trajectory.groups[r.group].ids for s in sessions for r in s.trajectory.regions]
+
+
+def test_targets_are_the_produced_tokens_row_by_row(tiny_model, sessions):
+    for left in (False, True):
+        batch = batch_of(sessions, left=left)
+        own = [t for s in sessions for t, p in zip(s.trajectory.ids, s.trajectory.produced, strict=True) if p]
+        assert batch.ids.flatten()[batch.targets].tolist() == own
+
+
+def test_the_loss_has_no_gradient_where_the_model_wrote_nothing(tiny_model, sessions):
+    batch = batch_of(sessions)
+    with torch.no_grad():
+        logits = tiny_model(batch)
+    logits.requires_grad_()
+    target_logprobs(logits, batch).sum().backward()
+    touched = logits.grad.abs().sum(-1).flatten() > 0
+    predicting = torch.zeros_like(touched)
+    predicting[batch.targets - 1] = True
+    assert torch.equal(touched, predicting)
+    assert not logits.grad.isnan().any()
+
+
+def test_logprobs_are_those_of_the_softmax_at_the_temperature(tiny_model, sessions):
+    batch = batch_of(sessions[:2])
+    with torch.no_grad():
+        logits = tiny_model(batch)
+    for temperature in (1.0, 0.7):
+        full = (logits / temperature).log_softmax(-1).flatten(0, 1)
+        expected = full[batch.targets - 1, batch.ids.flatten()[batch.targets]]
+        assert torch.allclose(target_logprobs(logits, batch, temperature), expected, atol=1e-5)
+
+
+def test_moving_a_batch_moves_its_tensors_and_keeps_the_rest(sessions):
+    batch = batch_of(sessions[:2])
+    moved = batch.to("meta")
+    assert moved.ids.device.type == moved.slots.device.type == moved.mask.device.type == "meta"
+    assert moved.views == batch.views and moved.groups == batch.groups and moved.inquiries == batch.inquiries

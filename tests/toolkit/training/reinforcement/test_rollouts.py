@@ -1,0 +1,183 @@
+"""Rollouts: each depends on its place in the run alone, what teaches nothing costs nothing, faults are named."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vilavt_toolkit.checkpoints.training_state import TrainingState
+from vilavt_toolkit.config.recipe import load_recipe
+from vilavt_toolkit.errors import TrainingError
+from vilavt_toolkit.generation.loop import Decoding, Loop
+from vilavt_toolkit.models.model import VisualChatModel
+from vilavt_toolkit.training.reinforcement.rollout_buffer import Pending
+from vilavt_toolkit.training.reinforcement.rollouts import Prompter, rollout_seed
+from vilavt_toolkit.training.reinforcement.scoring import RewardError
+from vilavt_toolkit.training.stage import StoppedBetweenSteps
+from vilavt_toolkit.training.supervised.run import made
+
+
+def said(groups) -> list[list[list[int]]]:
+    return [[rollout.trajectory.ids for rollout in group] for group in groups]
+
+
+def prompter_of(recipe, model, *overrides) -> Prompter:
+    sections = load_recipe(recipe, overrides).recipe
+    return Prompter(model, made(sections.task), sections.rl, sections.seed)
+
+
+def test_a_rollout_depends_on_seed_step_prompt_and_sample_and_on_no_neighbour(rl_recipe, tiny_model):
+    prompter = prompter_of(rl_recipe, tiny_model)
+    first = said(prompter.ask(1))
+    assert said(prompter.ask(1)) == first
+    assert said(prompter_of(rl_recipe, tiny_model, "rl.rollout_batch=3").ask(1)) == first
+    assert said(prompter.ask(2)) != first and said(prompter_of(rl_recipe, tiny_model, "seed=4").ask(1)) != first
+    assert all(len({tuple(ids) for ids in group}) == 4 for group in first), "rollouts of a prompt repeat each other"
+
+
+def test_seeds_of_rollouts_do_not_collide():
+    places = [(0, step, attempt, prompt, n) for step in range(9) for attempt in range(3) for prompt in range(9)
+              for n in range(9)]  # fmt: skip
+    assert len({rollout_seed(*place) for place in places}) == len(places)
+
+
+def test_rollouts_of_a_prompt_share_its_pixels_and_nothing_that_changes(rl_recipe, tiny_model):
+    (first, second, *_), *_ = prompter_of(rl_recipe, tiny_model).ask(0)
+    assert first.session.views[0] is second.session.views[0]
+    assert first.trajectory.ids is not second.trajectory.ids
+
+
+def test_no_rollout_says_the_placeholder(rl_recipe, tiny_model):
+    for group in prompter_of(rl_recipe, tiny_model).ask(0):
+        for rollout in group:
+            own = zip(rollout.trajectory.ids, rollout.trajectory.produced, strict=True)
+            assert tiny_model.language_model.placeholder not in [token for token, mine in own if mine]
+
+
+class Given:
+    """A reward that returns what the test says, by the number of its call."""
+
+    def __init__(self, values):
+        self.values, self.calls = values, 0
+
+    def score(self, sample, trajectory):
+        self.calls += 1
+        return self.values(self.calls - 1)
+
+
+def rewarded(module, values):
+    module.prompter.rewards._named = [("given", Given(values))]
+    return module
+
+
+def test_a_group_whose_rewards_are_all_equal_costs_no_forward(rl, rl_recipe, monkeypatch):
+    module = rewarded(rl.module_of(rl_recipe), lambda call: float(call >= 4 and call % 2))
+    forward, rows = VisualChatModel.forward, []
+    monkeypatch.setattr(
+        VisualChatModel, "forward", lambda self, batch: rows.append(len(batch.ids)) or forward(self, batch)
+    )
+    rl.stepped(module, 1)
+    assert rows == [4]
+    assert module.logged[0]["zero_variance"] == 0.5 and module.logged[1]["learnt_from"] == 4
+
+
+def test_where_nothing_is_learnt_other_prompts_are_asked_and_then_the_run_stops(rl, rl_recipe):
+    module = rewarded(rl.module_of(rl_recipe, "rl.max_resamples=2"), lambda call: float(call >= 20 and call % 2))
+    rl.stepped(module, 1)
+    assert module.prompter.rewards._named[0][1].calls == 24 and module.logged[0]["zero_variance"] == pytest.approx(
+        5 / 6
+    )
+    module = rewarded(rl.module_of(rl_recipe, "rl.max_resamples=2"), lambda call: 0.25)
+    with pytest.raises(
+        TrainingError, match=r"step 0: nothing to learn from in 24 rollouts: in 6 of 6 .*mean reward 0\.5"
+    ):
+        rl.stepped(module, 1)
+
+
+def test_rollouts_that_were_cut_short_score_or_are_left_out(rl, rl_recipe):
+    scored = rl.pending_of(rl.module_of(rl_recipe))
+    assert any(row.trajectory.cut_short for row in scored.rows)
+    module = rl.module_of(rl_recipe, "rl.over_turn=mask", "rl.max_resamples=1")
+    module.prompter._loop = Loop(module.model, Decoding(1, 1.0))
+    with pytest.raises(TrainingError, match=r"16 rollouts were cut short, which rl\.over_turn leaves out"):
+        rl.stepped(module, 1)
+
+
+def test_a_rollout_that_says_nothing_is_rewarded_and_left_out_of_the_update(rl, rl_recipe):
+    module = rl.module_of(rl_recipe)
+    groups = module.prompter.ask(0)
+    for rollout in groups[0]:
+        rollout.trajectory.produced[:] = [False] * len(rollout.trajectory.produced)
+    assert {row.sample for row in module._rows(groups)} == {groups[1][0].sample.id}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (lambda call: float("nan"), "returned nan"),
+        (lambda call: 1 / 0, "raised ZeroDivisionError"),
+        (lambda call: time.sleep(60), "has not returned for 0.2 seconds"),
+    ],
+    ids=["nan", "raises", "hangs"],
+)
+def test_a_reward_that_fails_is_named_with_its_sample(rl, rl_recipe, values, words):
+    module = rewarded(rl.module_of(rl_recipe, "rl.reward_seconds=0.2"), values)
+    with pytest.raises(RewardError, match=rf"reward 'given', sample \S+: it {words}"):
+        rl.stepped(module, 1)
+    assert module.between_steps, "nothing is lost by it"
+
+
+class NotANumber:
+    """A policy loss with a token that is no number, in the row that has most tokens."""
+
+    def __init__(self, inner):
+        self.inner, self.weights = inner, inner.weights
+
+    def tokens(self, logp, old, advantages):
+        loss, clipped = self.inner.tokens(logp, old, advantages)
+        return torch.cat([loss[:-1], loss[-1:] * float("nan")]), clipped
+
+
+def test_an_update_that_is_no_number_is_left_out_counted_and_its_sample_named(rl, rl_recipe, caplog):
+    module = rl.module_of(rl_recipe, "rl.max_skipped=1")
+    object.__setattr__(module._parts, "policy_loss", NotANumber(module._parts.policy_loss))
+    before = {name: weight.clone() for name, weight in module.model.named_parameters()}
+    last = Pending.of(module._rows(module.prompter.ask(0)), "cpu").rows[-1].sample
+    with caplog.at_level(logging.WARNING), pytest.raises(TrainingError, match=r"2 steps .* raise rl\.max_skipped"):
+        rl.stepped(module, 4)
+    assert f"step 0 is left out: its loss or gradient is no finite number, with samples {last}." in caplog.text
+    assert all(torch.equal(weight, before[name]) for name, weight in module.model.named_parameters())
+
+
+def test_a_request_to_stop_is_heard_between_batches_of_rollouts(rl_recipe, tiny_model):
+    prompter = prompter_of(rl_recipe, tiny_model, "rl.rollout_batch=2")
+    asked = iter([False, False, True])
+    prompter.stop = lambda: next(asked)
+    with pytest.raises(StoppedBetweenSteps):
+        prompter.ask(0)
+
+
+def test_pending_rollouts_come_back_to_the_bit(rl, rl_recipe, tmp_path):
+    pending = rl.pending_of(rl.module_of(rl_recipe))
+    pending.old.normal_()
+    state = pending.state()
+    save_file(state.tensors, tmp_path / "state.safetensors")
+    data = json.loads(json.dumps(state.data))
+    back = Pending.from_state(TrainingState(load_file(tmp_path / "state.safetensors"), data), "cpu")
+    assert torch.equal(back.old, pending.old) and len(back.rows) == len(pending.rows)
+    for row, same in zip(pending.rows, back.rows, strict=True):
+        assert (row.sample, row.advantage, row.trajectory) == (same.sample, same.advantage, same.trajectory)
+        assert all(torch.equal(a.data, b.data) and a.size == b.size for a, b in zip(row.views, same.views, strict=True))
+
+
+def test_a_rollout_that_goes_wrong_is_named_with_its_sample(rl_recipe, tiny_model, monkeypatch):
+    prompter = prompter_of(rl_recipe, tiny_model)
+    monkeypatch.setattr(tiny_model, "encode", lambda *given: torch.full((0,), 1.0).sum().item() / 0)
+    with pytest.raises(ZeroDivisionError) as raised:
+        prompter.ask(0)
+    assert any("while sample " in note for note in raised.value.__notes__)

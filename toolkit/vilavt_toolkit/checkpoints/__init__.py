@@ -1,0 +1,1 @@
+"""Saving and loading: run folders, native checkpoints, exports, checkpoints of others."""

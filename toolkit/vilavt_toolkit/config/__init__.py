@@ -1,0 +1,1 @@
+"""Recipes: from YAML layers to a checked recipe."""

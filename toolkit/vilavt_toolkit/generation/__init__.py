@@ -1,0 +1,1 @@
+"""The loop that generates: turns, the KV cache, sampling, constrained decoding, costs."""

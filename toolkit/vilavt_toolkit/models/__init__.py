@@ -1,0 +1,1 @@
+"""The assembled model: from a checked recipe to modules, and its batches."""

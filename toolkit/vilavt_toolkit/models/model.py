@@ -1,0 +1,89 @@
+"""The model that a recipe assembles: a dynamic encoder, a projector, a language model, and how they talk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vilavt_toolkit.contracts import Dialogue, Grid, LanguageModel, Projector, Region, Source, StoppingPolicy, View
+from vilavt_toolkit.models.batch import Batch
+from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
+
+
+class VisualChatModel(nn.Module):
+    """Chats with images: the parts of a recipe, agreed on widths, and the forward that training uses."""
+
+    def __init__(
+        self,
+        encoder: DynamicEncoder,
+        projector: Projector,
+        language_model: LanguageModel,
+        dialogue: Dialogue,
+        source: type[Source],
+        source_config: Any,
+        stopping: Sequence[StoppingPolicy],
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projector = projector
+        self.language_model = language_model
+        self.dialogue = dialogue
+        self.stopping = nn.ModuleList(stopping)
+        """Policies; the first that does not say go on decides."""
+        self._source, self._source_config = source, source_config
+
+    @property
+    def policies(self) -> list[StoppingPolicy]:
+        """The stopping policies, in their order."""
+        return [policy for policy in self.stopping if isinstance(policy, StoppingPolicy)]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def open_source(self, original: Any) -> Source:
+        """Open an original as this recipe's kind of source; raises InputError. A Source is taken as it is."""
+        return original if isinstance(original, Source) else self._source.open(original, self._source_config)
+
+    def prepare(self, region: Region) -> View:
+        """Cut a region out of its original and make it ready for the encoder; raises InputError."""
+        return self.encoder.prepare(region)
+
+    def grid(self, size: Grid) -> Grid:
+        """The grid of features that a region of grid `size` has for the language model."""
+        return self.projector.grid(self.encoder.encoder.grid(size))
+
+    def count(self, size: Grid) -> int:
+        """Number of features that a region of grid `size` has for the language model."""
+        return math.prod(self.grid(size))
+
+    def tokenize_inquiry(self, text: str) -> list[int]:
+        """The ids of an inquiry for the encoder; [] where there is no inquiry encoder or no text."""
+        return self.encoder.tokenize(text) if self.encoder.inquiry_encoder is not None else []
+
+    def encode(self, views: Sequence[View], groups: Sequence[int], inquiries: Sequence[Sequence[int]]) -> Tensor:
+        """Encode R views of G groups under their inquiries in one packed call: features [F, D] in the views' order."""
+        features, sizes = self.encoder.encode(views, groups, inquiries)
+        projected: Tensor = self.projector(features, sizes)
+        return projected
+
+    def embed(self, ids: Tensor, slots: Tensor, features: Tensor) -> Tensor:
+        """Token embeddings with features in their slots: ids [B, L], slots [F], features [F, D] -> [B, L, D]."""
+        embedded = self.language_model.embed(ids)
+        flat = embedded.reshape(-1, embedded.shape[-1])
+        return flat.index_copy(0, slots, features.to(flat.dtype)).view_as(embedded)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits [B, L, V] of whole trajectories, their regions encoded within, so that all parts get gradients."""
+        if batch.views:
+            features = self.encode(batch.views, batch.groups, batch.inquiries)
+            embedded = self.embed(batch.ids, batch.slots, features)
+        else:
+            embedded = self.language_model.embed(batch.ids)
+        logits: Tensor = self.language_model(embedded, batch.positions, batch.mask)
+        return logits

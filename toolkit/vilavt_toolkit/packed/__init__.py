@@ -1,0 +1,1 @@
+"""Packed vision tokens: many regions in one sequence, and attention within their segments."""

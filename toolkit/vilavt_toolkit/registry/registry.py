@@ -1,0 +1,269 @@
+"""Components by exact name, each with its typed settings; imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from vilavt_toolkit.errors import DuplicateName, UnknownName
+from vilavt_toolkit.settings import NoSettings, did_you_mean
+
+if TYPE_CHECKING:
+    from vilavt_toolkit import contracts
+
+ENTRY_POINTS = "vilavt_toolkit.components"
+"""The entry point group through which installed packages bring components."""
+
+
+T = TypeVar("T")
+
+
+C = TypeVar("C", bound=type[Any])
+
+
+_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+
+
+_ORIGIN: ContextVar[str] = ContextVar("origin", default="")
+
+
+loaded_plugins: set[str] = set()
+"""Modules and files that recipes' `plugins:` have loaded, so that loading one twice does nothing."""
+
+
+@functools.cache
+def _entry_point_packages() -> dict[str, str]:
+    """Top-level package -> "package version" of everything installed under the entry point group."""
+    found = {}
+    for point in metadata.entry_points(group=ENTRY_POINTS):
+        top = point.value.split(".")[0].split(":")[0]
+        found[top] = f"{top} {point.dist.version}" if point.dist else top
+    return found
+
+
+@dataclass(frozen=True)
+class Entry(Generic[T]):
+    """One registered component."""
+
+    kind: str
+    name: str
+    cls: type[T]
+    config: type[Any]
+    origin: str
+    """What brought it: a package and its version, or a plugin."""
+
+    @property
+    def location(self) -> str:
+        """file:line of the class, or its dotted name where it has no source file."""
+        try:
+            return f"{inspect.getsourcefile(self.cls)}:{inspect.getsourcelines(self.cls)[1]}"
+        except (OSError, TypeError):  # a class made in a console or by exec
+            return f"{self.cls.__module__}.{self.cls.__qualname__}"
+
+    @property
+    def summary(self) -> str:
+        """First line of the class's docstring."""
+        return (inspect.getdoc(self.cls) or "").partition("\n")[0]
+
+
+class Registry(Generic[T]):
+    """The components of one kind. `label` and `plural` are how errors speak of it."""
+
+    def __init__(self, kind: str, label: str = "", plural: str = "") -> None:
+        self.kind = kind
+        self.label = label or kind.replace("_", " ")
+        self.plural = plural or f"{self.label}s"
+        self._entries: dict[str, Entry[T]] = {}
+
+    def register(self, name: str, config: type[Any] | None = None) -> Callable[[C], C]:
+        """Register the decorated class under `name`, with its settings' dataclass; raises DuplicateName."""
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{self.label} name {name!r} is not lower_snake_case, like 'cross_attention'.")
+        settings = NoSettings if config is None else config
+        if not dataclasses.is_dataclass(settings):
+            raise TypeError(f"The config of {self.label} '{name}' must be a dataclass, not {settings!r}.")
+        if any(f.name == "name" for f in dataclasses.fields(settings)):
+            raise TypeError(f"{settings.__name__} may not have a setting 'name': it is the part's.")
+
+        def add(cls: C) -> C:
+            self._add(Entry(self.kind, name, cls, settings, _origin_of(cls)))
+            return cls
+
+        return add
+
+    def _add(self, entry: Entry[T]) -> None:
+        old = self._entries.get(entry.name)
+        if old is not None:
+            why = "rename one of them"
+            if old.location == entry.location:
+                why = "the same file was imported twice, under two module names; import it one way"
+            raise DuplicateName(
+                f"two {self.plural} are named '{entry.name}': {old.location} ({old.origin}) and "
+                f"{entry.location} ({entry.origin}); {why}."
+            )
+        self._entries[entry.name] = entry
+
+    def get(self, name: str) -> Entry[T]:
+        """Return the component registered under exactly `name`; raises UnknownName with what there is."""
+        entry = self._entries.get(name)
+        if entry is None:
+            raise UnknownName(self.unknown(name))
+        return entry
+
+    def unknown(self, name: object) -> str:
+        """Say that `name` is not registered, what is, and where that came from."""
+        names, origins = ", ".join(self.names()) or "none", ", ".join(self.origins()) or "nothing"
+        return (
+            f"no {self.label} named {name!r}.{did_you_mean(name, self.names())}\n"
+            f"  registered {self.plural}: {names}\n  loaded from: {origins}"
+        )
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        return sorted(self._entries)
+
+    def entries(self) -> list[Entry[T]]:
+        """All entries, sorted by name."""
+        return [self._entries[name] for name in self.names()]
+
+    def origins(self) -> list[str]:
+        """What brought the entries, in the order of arrival."""
+        return list(dict.fromkeys(entry.origin for entry in self._entries.values()))
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in self._entries
+
+    def snapshot(self) -> dict[str, Entry[T]]:
+        """Return what is registered now, for `restore`."""
+        return dict(self._entries)
+
+    def restore(self, snapshot: dict[str, Entry[T]]) -> None:
+        """Forget what came after `snapshot`, except the components of installed packages.
+
+        Python would not import those a second time, so a forgotten one could not come back.
+        """
+        kept = {n: e for n, e in self._entries.items() if _package_of(e.cls) in _entry_point_packages()}
+        self._entries = kept | snapshot
+
+
+def _package_of(cls: type[Any]) -> str:
+    return cls.__module__.split(".")[0]
+
+
+def _origin_of(cls: type[Any]) -> str:
+    package = _package_of(cls)
+    return _ORIGIN.get() or _entry_point_packages().get(package, package)
+
+
+@contextmanager
+def registering_from(origin: str) -> Iterator[None]:
+    """Let everything registered inside name `origin` as what brought it."""
+    token = _ORIGIN.set(origin)
+    try:
+        yield
+    finally:
+        _ORIGIN.reset(token)
+
+
+sources: Registry[contracts.Source] = Registry("source")
+
+
+encoders: Registry[contracts.Encoder] = Registry("encoder")
+
+
+modulators: Registry[contracts.Modulator] = Registry("modulator")
+
+
+inquiry_encoders: Registry[contracts.InquiryEncoder] = Registry("inquiry_encoder")
+
+
+projectors: Registry[contracts.Projector] = Registry("projector")
+
+
+language_models: Registry[contracts.LanguageModel] = Registry("language_model")
+
+
+dialogues: Registry[contracts.Dialogue] = Registry("dialogue")
+
+
+stopping_policies: Registry[contracts.StoppingPolicy] = Registry("stopping", "stopping policy", "stopping policies")
+
+
+tasks: Registry[contracts.Task] = Registry("task")
+
+
+optimizers: Registry[contracts.Optimizer] = Registry("optimizer")
+
+
+rewards: Registry[contracts.Reward] = Registry("reward")
+
+
+advantages: Registry[contracts.Advantage] = Registry("advantage")
+
+
+policy_losses: Registry[contracts.PolicyLoss] = Registry("policy_loss", "policy loss", "policy losses")
+
+
+formats: Registry[Any] = Registry("format", "checkpoint format")
+
+
+REGISTRIES: dict[str, Registry[Any]] = {
+    registry.kind: registry
+    for registry in (
+        sources,
+        encoders,
+        modulators,
+        inquiry_encoders,
+        projectors,
+        language_models,
+        dialogues,
+        stopping_policies,
+        tasks,
+        optimizers,
+        rewards,
+        advantages,
+        policy_losses,
+        formats,
+    )
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A component chosen by name, with its typed settings."""
+
+    kind: str
+    name: str
+    config: Any
+
+    @property
+    def entry(self) -> Entry[Any]:
+        """The registered component."""
+        return REGISTRIES[self.kind].get(self.name)
+
+    def __str__(self) -> str:
+        return f"{REGISTRIES[self.kind].label} '{self.name}'"
+
+
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Undo on leaving whatever plugins were loaded and components registered inside; for tests."""
+    before = {kind: registry.snapshot() for kind, registry in REGISTRIES.items()}
+    plugins = set(loaded_plugins)
+    try:
+        yield
+    finally:
+        for kind, registry in REGISTRIES.items():
+            registry.restore(before[kind])
+        for module in loaded_plugins - plugins:
+            sys.modules.pop(module, None)
+        loaded_plugins.intersection_update(plugins)

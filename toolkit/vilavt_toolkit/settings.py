@@ -1,0 +1,60 @@
+"""Settings: how config dataclasses declare a key with its default, help and range. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, Field, dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+
+def setting(
+    default: Any = MISSING,
+    *,
+    help: str,
+    factory: Callable[[], Any] | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    replaces: tuple[str, ...] = (),
+) -> Any:
+    """Declare one setting of a component's config dataclass: default, help, inclusive range.
+
+    Where a child recipe or the command line sets it anew, the inherited settings that it `replaces` go. Two that
+    replace each other are alternatives, and may not both be set.
+    """
+    facts = {"help": help, "minimum": minimum, "maximum": maximum, "replaces": replaces}
+    if factory is not None:
+        return field(default_factory=factory, metadata=facts)
+    return field(default=default, metadata=facts)
+
+
+def part(
+    kind: str,
+    help: str,
+    default_name: str | tuple[str, ...] | None = None,
+    many: bool = False,
+) -> Any:
+    """Declare a key that names a component of `kind`; with `many`, one or a list of them.
+
+    Without `default_name` the key is required. A default is looked up when a recipe is read, as any name is.
+    """
+    names = (default_name,) if isinstance(default_name, str) else default_name
+    facts = {"help": help, "part": kind, "many": many, "default_names": names}
+    # The true default needs the registries, so the parser fills it in; None only keeps the field optional.
+    return field(default=MISSING if names is None else None, metadata=facts)
+
+
+def default_of(f: Field[Any]) -> Any:
+    """What a setting is where it is not set; MISSING where it must be."""
+    return f.default if f.default_factory is MISSING else f.default_factory()
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """The config of a component that has no settings."""
+
+
+def did_you_mean(name: object, known: Iterator[str] | list[str] | tuple[str, ...]) -> str:
+    """Return " Did you mean 'x'?" for the closest known name, or an empty string."""
+    close = get_close_matches(str(name), list(known), n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,1 @@
+"""The reinforcement stage: rollouts, rewards, policy updates."""

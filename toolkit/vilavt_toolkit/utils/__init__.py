@@ -1,0 +1,1 @@
+"""Small helpers without a floor of their own: files, progress, pictures, versions, Pillow."""
