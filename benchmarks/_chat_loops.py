@@ -69,7 +69,7 @@ class Given(Loop):
     def together(self) -> list[Session]:
         """Hold all dialogues at once."""
         seats = [Seat(script.session.copy(), number) for number, script in enumerate(self._scripts)]
-        for seat in self.seated(seats, len(seats)):
+        for seat in self.run_requests(seats, len(seats)):
             _whole(seat)
         return [seat.session for seat in seats]
 
@@ -78,7 +78,7 @@ class Given(Loop):
         seats = []
         for number, script in enumerate(self._scripts[:count]):
             seat = Seat(script.session.copy(), number, kept=Kept(self.model.device))
-            for _ in self.alone(seat):
+            for _ in self.run_one(seat):
                 pass
             _whole(seat)
             seats.append(seat)

@@ -77,7 +77,7 @@ def ask_many(
     model, outer = asked[0][0].model, sys.exception()
     try:
         with evaluating(model):
-            for seat in Loop(model, agreed).seated(seats(), min(slots, len(asked))):
+            for seat in Loop(model, agreed).run_requests(seats(), min(slots, len(asked))):
                 answers[seat.number] = _ended(opened.pop(seat.number), seat)
     except BaseException as stopped:
         for stack in opened.values():

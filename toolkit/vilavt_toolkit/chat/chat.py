@@ -73,7 +73,7 @@ class Chat:
     def ask(self, question: str, images: Any = ()) -> Answer:
         """Ask a question about `images`, one or several, and whatever was shown before; raises InputError."""
         with self.question(question, images):
-            for _ in Loop(self.model, self.decoding).alone(self.seat()):
+            for _ in Loop(self.model, self.decoding).run_one(self.seat()):
                 pass
             return answer_of(self.session.copy())
 
@@ -84,7 +84,7 @@ class Chat:
         """
         events: list[Event] = []
         with self.question(question, images):
-            for _ in Loop(self.model, self.decoding).alone(self.seat(events)):
+            for _ in Loop(self.model, self.decoding).run_one(self.seat(events)):
                 yield from events
                 events.clear()
             answer = answer_of(self.session.copy())

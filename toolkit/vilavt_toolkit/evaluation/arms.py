@@ -87,7 +87,7 @@ def evaluate(
         asked: dict[int, Sample] = {}
         found: dict[int, Item] = {}
         sessions = _opened(model, ARMS[name], (task.sample(section.split, index) for index in range(count)), asked)
-        seats = Loop(model, decoding, rewrite).each(sessions, section.batch_size)
+        seats = Loop(model, decoding, rewrite).run_sessions(sessions, section.batch_size)
         for seat in track(seats, count, name):
             sample = asked.pop(seat.number)
             if seat.error is not None:

@@ -50,11 +50,11 @@ class Loop:
         With `seeds`, one for each session's generator, what one draws does not depend on its place among the others.
         Raises the first error of a session.
         """
-        for seat in self.each(sessions, max(1, len(sessions)), seeds):
+        for seat in self.run_sessions(sessions, max(1, len(sessions)), seeds):
             if seat.error is not None:
                 raise seat.error
 
-    def each(self, sessions: Iterable[Session], slots: int, seeds: Sequence[int] | None = None) -> Iterator[Seat]:
+    def run_sessions(self, sessions: Iterable[Session], slots: int, seeds: Sequence[int] | None = None) -> Iterator[Seat]:
         """Run sessions, `slots` at a time, and give each as it ends, with its number and its error if it had one.
 
         Sessions are taken as there is room for them.
@@ -64,9 +64,9 @@ class Loop:
             Seat(session, number, own + number if seeds is None else seeds[number])
             for number, session in enumerate(sessions)
         )
-        return self.seated(seats, slots)
+        return self.run_requests(seats, slots)
 
-    def seated(self, seats: Iterable[Seat], slots: int) -> Iterator[Seat]:
+    def run_requests(self, seats: Iterable[Seat], slots: int) -> Iterator[Seat]:
         """Run seats, `slots` at a time, and give each as it ends."""
         waiting, cache = iter(seats), KeyValues(slots, self.model.device)
         reader = self._reader(cache)
@@ -87,7 +87,7 @@ class Loop:
                     _leave(live, seat, cache)
                 yield seat
 
-    def alone(self, seat: Seat) -> Iterator[None]:
+    def run_one(self, seat: Seat) -> Iterator[None]:
         """Run one seat that keeps what it reads, a step at a time, until it is over; raises its error."""
         assert seat.kept is not None
         with exclusively(self.model):

@@ -136,7 +136,7 @@ class Prompter:
                 seeds.append(rollout_seed(self.seed, step, attempt, prompt, number))
         if self.stop():
             raise StoppedBetweenSteps
-        for seat in self._loop.each(sessions, self.section.rollout_batch, seeds):
+        for seat in self._loop.run_sessions(sessions, self.section.rollout_batch, seeds):
             if seat.error is not None:
                 raise error_of(f"sample {samples[seat.number // self.section.group].id}", seat.error)
             if self.stop():
