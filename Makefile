@@ -20,7 +20,7 @@ $(VENV): $(VENV)/.installed
 quickstart: $(VENV)/.installed
 	$(BIN)/vilavt train quickstart
 	$(BIN)/vilavt eval runs/quickstart
-	$(BIN)/vilavt train quickstart run=runs/quickstart-more train.start=runs/quickstart train.steps=60 \
+	$(BIN)/vilavt train quickstart run=runs/quickstart-more train.init_from=runs/quickstart train.steps=60 \
 		train.warmup_steps=5 train.schedule=constant train.optimizer.lr=2e-5
 	$(BIN)/vilavt eval runs/quickstart-more 'eval.arms=[modulated]'
 	$(BIN)/vilavt rl quickstart

@@ -1,4 +1,4 @@
-"""Single tokens: the share of the memory bandwidth that they use, and how often faster than transformers' they are."""
+"""The chat's benchmark of single tokens: their share of the memory bandwidth, and transformers' `generate` beside."""
 
 from __future__ import annotations
 
@@ -7,55 +7,60 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from _chat_cases import Bench
-from _chat_loops import Given
-from _chat_models import Script, image, opened
-from _measure import Row, Spread, interleaved
+from _chat_cases import ChatBench
+from _chat_loops import ScriptedLoop
+from _chat_models import Script, noise_image, open_session
+from _measure import Row, Spread, time_interleaved
 
-from vilavt_toolkit.models.meta import assign, weightless
+from vilavt_toolkit.models.meta import assign_weights, meta_parameters
 
 _FEW = 8
-"""Tokens that are written in any case: what beginning costs falls out of the difference."""
+"""Tokens of the short runs: the difference to the long runs leaves out what beginning costs."""
 
 
-def decoding(bench: Bench) -> list[Row]:
-    """A token of one chat, beside the memory bandwidth of the same run and beside transformers' `generate`."""
+def measure_decoding(bench: ChatBench) -> list[Row]:
+    """Measure a token of one chat beside the memory bandwidth of the same run and beside transformers' `generate`."""
     bench.model.forget()
     size, device = bench.size, bench.device
-    session = opened(bench.model, image((size.side, size.side)))
+    session = open_session(bench.model, noise_image((size.side, size.side)))
     prompt, many = len(session.trajectory.ids), _FEW + size.decoded
     sides: dict[str, Callable[[], object]] = {}
     for count in (_FEW, many):
-        sides[f"ours {count}"] = _writing(bench, Script(session, [_endless(bench, count)]))
-        sides[f"generate {count}"] = _generating(bench, prompt, count)
+        sides[f"ours {count}"] = _decode_with_ours(bench, Script(session, [_long_reply(bench, count)]))
+        sides[f"generate {count}"] = _decode_with_transformers(bench, prompt, count)
     source = torch.empty(size.copied // 4, dtype=torch.float32, device=device).fill_(1.0)
     target = torch.empty_like(source)
     sides["copy"] = lambda: target.copy_(source)
-    seconds = interleaved(sides, device, size.repeats, warm=2)
+    seconds = time_interleaved(sides, device, size.repeats, warm=2)
     ours: list[float] = []
     theirs: list[float] = []
     for found, name in ((ours, "ours"), (theirs, "generate")):
         pairs = zip(seconds[f"{name} {many}"], seconds[f"{name} {_FEW}"], strict=True)
         found += [(long - short) / size.decoded for long, short in pairs]
-    bandwidth = Spread.of([2 * size.copied / s for s in seconds["copy"]])
-    read = _bytes(bench.model.language_model, prompt + _FEW + size.decoded / 2)
-    share = Spread.of([100 * read / s / bandwidth.median for s in ours])
-    ratio = Spread.of([b / a for a, b in zip(ours, theirs, strict=True)])
-    return _rows(bench, share, ratio, read, bandwidth, (ours, theirs))
+    bandwidth = Spread.from_values([2 * size.copied / s for s in seconds["copy"]])
+    read = _bytes_per_token(bench.model.language_model, prompt + _FEW + size.decoded / 2)
+    share = Spread.from_values([100 * read / s / bandwidth.median for s in ours])
+    ratio = Spread.from_values([b / a for a, b in zip(ours, theirs, strict=True)])
+    return _decoding_rows(bench, share, ratio, read, bandwidth, (ours, theirs))
 
 
-def _rows(
-    bench: Bench, share: Spread, ratio: Spread, read: float, bandwidth: Spread, seconds: tuple[list[float], list[float]]
+def _decoding_rows(
+    bench: ChatBench,
+    share: Spread,
+    ratio: Spread,
+    read: float,
+    bandwidth: Spread,
+    seconds: tuple[list[float], list[float]],
 ) -> list[Row]:
     real = bench.device.type == "cuda"
-    ours, theirs = (Spread.of([1e3 * s for s in side]) for side in seconds)
+    ours, theirs = (Spread.from_values([1e3 * s for s in side]) for side in seconds)
     what = f"decoding, batch 1, {bench.size.decoded} tokens, {str(next(bench.model.parameters()).dtype)[6:]}"
-    mine = f"{ours.text()} ms a token"
+    mine = f"{ours.to_text()} ms a token"
     return [
         Row(
             bench.device.type,
             f"{what}: share of the memory bandwidth",
-            f"{share.text('.1f')}%",
+            f"{share.to_text('.1f')}%",
             f"{mine}, {read / 1e9:.2f} GB each",
             f"copying: {bandwidth.median / 1e9:.0f} GB a second",
             "at least 60%, aim 70%" if real else "",
@@ -65,9 +70,9 @@ def _rows(
         Row(
             bench.device.type,
             f"{what}: beside transformers' `generate`, same weights",
-            f"{ratio.text()} x",
+            f"{ratio.to_text()} x",
             mine,
-            f"generate: {theirs.text()} ms a token",
+            f"generate: {theirs.to_text()} ms a token",
             "at least 2 x" if real else "",
             ratio.median >= 2 if real else None,
             {"ratio": asdict(ratio), "ms": asdict(ours), "generate_ms": asdict(theirs)},
@@ -75,21 +80,21 @@ def _rows(
     ]
 
 
-def _endless(bench: Bench, count: int) -> list[int]:
-    """A reply of so many tokens, of which only the last ends the turn."""
+def _long_reply(bench: ChatBench, count: int) -> list[int]:
+    """Make a reply of so many tokens, of which only the last ends the turn."""
     model = bench.model
     word = model.language_model.tokenizer.encode(" look")
     tail = model.language_model.tokenizer.encode("<answer>12</answer>")
     return [*(word * count)[: count - len(tail)], *tail]
 
 
-def _writing(bench: Bench, script: Script) -> Callable[[], object]:
-    return Given(bench.model, [script]).alone_each
+def _decode_with_ours(bench: ChatBench, script: Script) -> Callable[[], object]:
+    return ScriptedLoop(bench.model, [script]).run_one_by_one
 
 
-def _generating(bench: Bench, prompt: int, count: int) -> Callable[[], object]:
-    """Writing `count` tokens behind a prompt of as many columns with transformers' own loop."""
-    twin = _twin(bench)
+def _decode_with_transformers(bench: ChatBench, prompt: int, count: int) -> Callable[[], object]:
+    """Make a call that writes `count` tokens after a prompt of `prompt` tokens with transformers' own loop."""
+    twin = _transformers_twin(bench)
     weight = next(bench.model.parameters())
     embeddings = torch.randn(1, prompt, bench.model.language_model.width, device=weight.device, dtype=weight.dtype)
     mask = torch.ones(1, prompt, dtype=torch.long, device=weight.device)
@@ -103,8 +108,8 @@ def _generating(bench: Bench, prompt: int, count: int) -> Callable[[], object]:
     return run
 
 
-def _twin(bench: Bench) -> Any:
-    """transformers' causal model of the same shape around the same weights; of text their rotations are the same."""
+def _transformers_twin(bench: ChatBench) -> Any:
+    """Build transformers' causal model of the same shape on the same weights; for text its RoPE is the same."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     language_model: Any = bench.model.language_model
@@ -112,17 +117,17 @@ def _twin(bench: Bench) -> Any:
     same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     same += ("num_key_value_heads", "max_position_embeddings", "rms_norm_eps")
     settings = {name: getattr(text, name) for name in same}
-    with weightless():
+    with meta_parameters():
         twin = Qwen2ForCausalLM(Qwen2Config(**settings, tie_word_embeddings=False, pad_token_id=0, eos_token_id=None))
     weights = {f"model.{name}": value for name, value in language_model.model.named_parameters()}
-    missing = assign(twin, {**weights, "lm_head.weight": language_model.lm_head.weight})
+    missing = assign_weights(twin, {**weights, "lm_head.weight": language_model.lm_head.weight})
     assert not missing, f"transformers' model has no {missing[0]} from ours"
     twin.generation_config.eos_token_id = None
     return twin.to(bench.device).eval()
 
 
-def _bytes(language_model: Any, columns: float) -> float:
-    """What a token must read: weights but for the table of embeddings, and keys and values of so many columns."""
+def _bytes_per_token(language_model: Any, columns: float) -> float:
+    """Return the bytes that a token must read: all weights but the embeddings, and the KV cache of so many tokens."""
     table = language_model.model.get_input_embeddings().weight
     weights = sum(weight.nbytes for weight in language_model.parameters() if weight is not table)
     text = language_model.model.config
@@ -130,8 +135,8 @@ def _bytes(language_model: Any, columns: float) -> float:
     return float(weights + 2 * text.num_hidden_layers * width * table.element_size() * columns)
 
 
-def missing(device: str) -> list[Row]:
-    """What would be measured on a device that is not here."""
+def missing_rows(device: str) -> list[Row]:
+    """Return the rows of a device that is not available."""
     return [
         Row(device, "decoding, batch 1, bfloat16: share of the memory bandwidth", target="at least 60%, aim 70%"),
         Row(device, "decoding, batch 1, bfloat16: beside transformers' `generate`", target="at least 2 x"),

@@ -1,4 +1,4 @@
-"""What a chat holds, and whether it is given back."""
+"""The chat's benchmark of memory: the KV cache of one chat as it grows, and what many chats leave behind."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _chat_cases import Bench
-from _chat_models import QUESTION, image
+from _chat_cases import ChatBench
+from _chat_models import QUESTION, noise_image
 from _measure import Row
 
 from vilavt_toolkit.chat.chat import Chat
@@ -21,28 +21,28 @@ _SHORT = Decoding(max_new_tokens=4)
 _QUESTIONS, _SIDE = 24, 112
 _LONG = " ".join([QUESTION] * 25)
 _STRAIGHT = 0.95
-"""Of the line through what is held: room is made by a quarter at a time, so that it is one of steps."""
+"""Least R² of memory against tokens: the KV cache grows in steps of a quarter, so the line is not exact."""
 _NOISE = 0.01
-"""Of the memory that the process has, growth that is none: allocators keep some pages more or less."""
+"""Share of the process's memory below which growth does not count: allocators keep some pages more or less."""
 
 
-def memory(bench: Bench) -> list[Row]:
-    """Bytes by tokens in a chat that goes on, and memory after many chats in a row."""
+def measure_memory(bench: ChatBench) -> list[Row]:
+    """Measure the bytes of a growing chat by its tokens, and the memory after many chats in a row."""
     bench.model.forget()
-    rows = [_held(bench)]
-    row = _given_back(bench)
+    rows = [_measure_growth(bench)]
+    row = _measure_release(bench)
     return rows if row is None else [*rows, row]
 
 
-def _held(bench: Bench) -> Row:
-    """What a chat's keys and values take while it goes on."""
+def _measure_growth(bench: ChatBench) -> Row:
+    """Measure the KV cache of a chat while it grows."""
     size = bench.size
-    chat = _chat(bench, image((size.side, size.side)))
+    chat = _make_chat(bench, noise_image((size.side, size.side)))
     tokens, held = [], []
     for number in range(_QUESTIONS):
         chat.ask(f"question {number}: {_LONG}")
-        tokens.append(chat.kept.length)
-        held.append(chat.kept.bytes)
+        tokens.append(chat.cached_prefix.length)
+        held.append(chat.cached_prefix.bytes)
     x, y = np.asarray(tokens, dtype=float), np.asarray(held, dtype=float)
     slope, start = np.polyfit(x, y, 1)
     fit = float(1 - ((y - start - slope * x) ** 2).sum() / ((y - y.mean()) ** 2).sum())
@@ -56,25 +56,25 @@ def _held(bench: Bench) -> Row:
     )
 
 
-def _chat(bench: Bench, source: Source) -> Chat:
-    """A chat about an image; the model, which knows no answer, is asked for one after its first turn."""
+def _make_chat(bench: ChatBench, source: Source) -> Chat:
+    """Make a chat about an image; the untrained model never answers, so the answer is demanded after one turn."""
     chat = Chat(bench.model, [source], _SHORT)
     chat.session.max_turns = 1
     return chat
 
 
-def _given_back(bench: Bench) -> Row | None:
-    """Memory after chats in a row, each with an image of its own; None where it cannot be read."""
-    if _used(bench.device) is None:
+def _measure_release(bench: ChatBench) -> Row | None:
+    """Measure the memory after chats in a row, each with an image of its own; None if it cannot be measured."""
+    if _used_memory(bench.device) is None:
         return None
     count = bench.size.row
     warm, marks = max(1, count // 5), []
     for number in range(count):
         bench.model.forget()
-        _chat(bench, image((_SIDE, _SIDE), number)).ask("what is it?")
+        _make_chat(bench, noise_image((_SIDE, _SIDE), number)).ask("what is it?")
         if number >= warm - 1 and (number + 1 - warm) % max(1, count // 10) == 0:
             gc.collect()
-            marks.append(_used(bench.device) or 0)
+            marks.append(_used_memory(bench.device) or 0)
     grown, whole = marks[-1] - marks[0], marks[0]
     kind = "allocated on the GPU" if bench.device.type == "cuda" else "resident"
     return Row(
@@ -87,8 +87,8 @@ def _given_back(bench: Bench) -> Row | None:
     )
 
 
-def _used(device: torch.device) -> int | None:
-    """Bytes that tensors take on a GPU, or that the process has in memory."""
+def _used_memory(device: torch.device) -> int | None:
+    """Return the bytes of tensors on a GPU, or of the process's memory; None if the system does not say."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         return torch.cuda.memory_allocated(device)
@@ -97,8 +97,8 @@ def _used(device: torch.device) -> int | None:
     return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def missing(device: str) -> list[Row]:
-    """What would be measured on a device that is not here."""
+def missing_rows(device: str) -> list[Row]:
+    """Return the rows of a device that is not available."""
     return [
         Row(device, f"a chat of {_QUESTIONS} questions: what it holds by tokens", target=f"R² at least {_STRAIGHT}"),
         Row(device, "1,000 chats in a row: memory allocated on the GPU", target="no growth"),

@@ -1,4 +1,4 @@
-"""What the chat is measured with: models of two sizes, their images and videos, and the replies that are given."""
+"""Models, images, videos and scripted dialogues of the chat's benchmark."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from vilavt_toolkit.settings import NoSettings
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
 
 ZOOM = 512
-"""Pixels along a side of a crop, and of the largest view of one."""
+"""Pixels along a side of a crop, and of its largest view."""
 TOKENS = 64
 """Tokens of a reply."""
 QUESTION = "Which of the houses on the hill has a red door, and what is written on it?"
@@ -43,23 +43,23 @@ class Size:
     image: tuple[int, int]
     """Width and height of the image that is zoomed into."""
     frames: int
-    """Of the video."""
+    """Frames of the video."""
     side: int
     """Pixels along a side of a frame, and of the image of a chat of many."""
     zooms: tuple[int, int]
-    """How often the image and the video are zoomed into."""
+    """Numbers of zooms into the image and into the video."""
     chats: int
     alone: int
-    """How many of the chats are held one by one."""
+    """Number of the chats that are run one by one."""
     decoded: int
     """Tokens that decoding is timed over."""
     row: int
-    """Chats in a row."""
+    """Number of chats in a row, for the measurement of memory."""
     copied: int
     """Bytes that the copy bandwidth is measured over."""
     repeats: int
     long_repeats: int
-    """Of what takes a minute."""
+    """Repeats of cases that take a minute."""
 
 
 _SMALL_TOWER = QwenVisionConfig(
@@ -103,34 +103,34 @@ QUICK = {
 }  # fmt: skip
 
 
-class ReadyModel(VisualChatModel):
-    """A model that makes every region ready once: resizing is not what is measured, and no side pays for it."""
+class CachedViewsModel(VisualChatModel):
+    """A model that prepares every view once, so that no side pays for resizing."""
 
     def prepare(self, region: Region) -> View:
-        """The view of a region, with its data on the CPU."""
-        # Sources are kept with their views: an id of one that is gone may be another's.
+        """Return the view of a region, with its data on the CPU."""
+        # Sources are kept with their views, since Python reuses the id of a source that is gone.
         key = (id(region.source), region.box, region.overview)
-        if key not in self._ready:
-            self._ready[key] = region.source, super().prepare(region)
-        return self._ready[key][1]
+        if key not in self._cached_views:
+            self._cached_views[key] = region.source, super().prepare(region)
+        return self._cached_views[key][1]
 
     @property
-    def _ready(self) -> dict[Any, tuple[Source, View]]:
+    def _cached_views(self) -> dict[Any, tuple[Source, View]]:
         found: dict[Any, tuple[Source, View]] = self.__dict__.setdefault("_views_by_region", {})
         return found
 
-    def forget(self) -> None:
+    def forget_views(self) -> None:
         """Forget the views."""
-        self._ready.clear()
+        self._cached_views.clear()
 
 
-def chat_model(size: Size, device: torch.device) -> ReadyModel:
-    """A model with random weights, float32: Qwen2.5-VL's parts under the paper's modulation, `late`."""
+def build_chat_model(size: Size, device: torch.device) -> CachedViewsModel:
+    """Build a model with random weights, float32: Qwen2.5-VL's parts under the paper's modulation, `late`."""
     torch.manual_seed(0)
     dialogue = Vilavt(VilavtConfig(overviews_together=False))
     with torch.device(device):
         language_model = Qwen25VLLanguageModel(Qwen25VLLanguageConfig(config=size.language, vocab_size=size.vocab_size))
-        language_model.fit_tokenizer(_corpus(dialogue), dialogue.fixed_strings("bbox_2d"))
+        language_model.fit_tokenizer(_tokenizer_corpus(dialogue), dialogue.fixed_strings("bbox_2d"))
         encoder = Qwen25VLEncoder(
             Qwen25VLConfig(
                 config=size.vision,
@@ -144,70 +144,72 @@ def chat_model(size: Size, device: torch.device) -> ReadyModel:
         dynamic = DynamicEncoder(encoder, [(JointAttention, NoSettings())], "late", inquiries)
         projector = IdentityProjector(NoSettings(), encoder.spec.out_width, language_model.width)
         stopping = [ModelDecides(ModelDecidesConfig(), language_model.width)]
-        model = ReadyModel(dynamic, projector, language_model, dialogue, ImageSource, ImageConfig(), stopping)
+        model = CachedViewsModel(dynamic, projector, language_model, dialogue, ImageSource, ImageConfig(), stopping)
     return model.to(device).eval()
 
 
-def _corpus(dialogue: Vilavt) -> list[str]:
-    """Texts of the lengths that a tokenizer of real size gives them, about."""
-    turns = [dialogue.write(_call(1, [(n, n, 2 * n, 3 * n)], " ".join(_WORDS))) for n in range(10, 999, 7)]
+def _tokenizer_corpus(dialogue: Vilavt) -> list[str]:
+    """Return texts for a small tokenizer that gives turns about as many tokens as one of real size."""
+    turns = [dialogue.write(_call_turn(1, [(n, n, 2 * n, 3 * n)], " ".join(_WORDS))) for n in range(10, 999, 7)]
     return [*dialogue.texts.values(), QUESTION, INQUIRY, *turns] * 2
 
 
 _WORDS = ("look", "at", "the", "door", "of", "each", "house", "once", "more", "and", "read", "it")
 
 
-def image(size: tuple[int, int], seed: int = 0) -> ImageSource:
-    """An image of noise, (width, height)."""
+def noise_image(size: tuple[int, int], seed: int = 0) -> ImageSource:
+    """Make an image of noise, `size` (width, height)."""
     return ImageSource(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
 
 
-def video(frames: int, side: int) -> VideoSource:
-    """A video of noise, all of whose frames are shown first."""
+def noise_video(frames: int, side: int) -> VideoSource:
+    """Make a video of noise with all its frames as overviews."""
     pixels = np.random.default_rng(0).integers(0, 256, (frames, side, side, 3), dtype=np.uint8)
     return VideoSource.open(pixels, VideoConfig(frames=frames, pixels=frames * side * side))
 
 
-def opened(model: VisualChatModel, source: Source) -> Session:
-    """A session in which the question about a source has been asked."""
+def open_session(model: VisualChatModel, source: Source) -> Session:
+    """Open a session and ask the question about a source."""
     session = Session(model, [source])
-    session.open(QUESTION)
+    session.ask(QUESTION)
     return session
 
 
 @dataclass(frozen=True)
 class Script:
-    """A dialogue whose replies are given: the question asked, and the ids of every reply."""
+    """A dialogue with given replies: a session with its question, and the ids of every reply."""
 
     session: Session
     replies: Sequence[Sequence[int]] = field(default_factory=list)
 
 
-def script(model: VisualChatModel, source: Source, zooms: Sequence[Sequence[tuple[int, Box]]], tokens: int) -> Script:
-    """The script of a dialogue with one call for each of `zooms`, (region, box of the source) pairs; then an answer.
+def write_script(
+    model: VisualChatModel, source: Source, zooms: Sequence[Sequence[tuple[int, Box]]], tokens: int
+) -> Script:
+    """Write the script of a dialogue with one call for each of `zooms`, (region, box of the source) pairs, and an answer.
 
     Every reply is `tokens` long, or as long as its call needs.
     """
-    session = opened(model, source)
+    session = open_session(model, source)
     within = source.overviews()
     calls = []
     for zoom in zooms:
         regions = []
         for index, box in zoom:
-            units = model.encoder.encoder.extent(session.views[index])
+            units = model.vision.backbone.extent(session.views[index])
             written = source.write_box(box, within[index], units)
             regions.append(RegionCall(index, written))
         calls.append(Turn(call=ToolCall(tuple(regions), INQUIRY)))
-    return Script(session, [_ids(model, turn, tokens) for turn in (*calls, Turn(answer="12"))])
+    return Script(session, [_turn_ids(model, turn, tokens) for turn in (*calls, Turn(answer="12"))])
 
 
-def _call(index: int, boxes: Sequence[tuple[int, ...]], thought: str) -> Turn:
+def _call_turn(index: int, boxes: Sequence[tuple[int, ...]], thought: str) -> Turn:
     regions = tuple(RegionCall(index, {"bbox_2d": list(box)}) for box in boxes)
     return Turn(thought, call=ToolCall(regions, INQUIRY))
 
 
-def _ids(model: VisualChatModel, turn: Turn, tokens: int) -> list[int]:
-    """The ids of a turn, its thought as long as makes `tokens` of it."""
+def _turn_ids(model: VisualChatModel, turn: Turn, tokens: int) -> list[int]:
+    """Return the ids of a turn, with a thought so long that there are at least `tokens` of them."""
     thought: list[str] = []
     while True:
         text = model.dialogue.write(Turn(" ".join(thought), turn.call, turn.answer))
@@ -218,7 +220,7 @@ def _ids(model: VisualChatModel, turn: Turn, tokens: int) -> list[int]:
 
 
 def image_zooms(size: tuple[int, int], count: int) -> list[list[tuple[int, Box]]]:
-    """`count` zooms of two square crops each, into the first view."""
+    """Make `count` zooms of two square crops each, into the overview."""
     side = min(ZOOM, size[0] // 4, size[1] // 3)
     places = [(x * side, y * side) for y in range(3) for x in range(4)]
     boxes = [(float(x), float(y), float(x + side), float(y + side)) for x, y in places]
@@ -226,12 +228,12 @@ def image_zooms(size: tuple[int, int], count: int) -> list[list[tuple[int, Box]]
 
 
 def frame_zooms(frames: int, side: int, count: int) -> list[list[tuple[int, Box]]]:
-    """`count` zooms of one crop each, half as wide as a frame, enlarged to a frame's size."""
+    """Make `count` zooms of one crop each, half as wide as a frame, enlarged to a frame's size."""
     half = float(side // 2)
     return [[(n % frames, (float(n % frames), 0.0, 0.0, half, half))] for n in range(count)]
 
 
 def corner_zooms(side: int, count: int) -> list[list[tuple[int, Box]]]:
-    """`count` zooms of one crop each, half as wide as an image, enlarged to the image's size."""
+    """Make `count` zooms of one crop each, half as wide as an image, enlarged to the image's size."""
     half = float(side // 2)
     return [[(0, (n % 2 * half, n // 2 * half, n % 2 * half + half, n // 2 * half + half))] for n in range(count)]

@@ -1,7 +1,7 @@
-"""The peer: modulated attention built segment by segment, as the paper's code does; written for this comparison.
+"""The peer of packed attention: modulated attention segment by segment, as in the paper's code.
 
-Every segment is cut out by numbers read back from the device, its inquiry is found by a mask, its keys are put
-together, attended over by themselves, and the results are joined: two waits and several small kernels per segment.
+It was written for this comparison. Every segment is cut out by numbers that are read back from the device, its
+inquiry is selected by a mask, and its attention is a call of its own: two waits and several small kernels a segment.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from torch.nn import functional as F
 def loop_attention(
     q: Tensor, k: Tensor, v: Tensor, ends: Tensor, words_k: Tensor, words_v: Tensor, group_of_word: Tensor
 ) -> Tensor:
-    """q, k, v [S, H, d] in segments that end at `ends` [N + 1] on the device; words [T, H, d] of group_of_word [T]."""
+    """Attend over q, k, v [S, H, d] in segments that end at `ends` [N + 1], and over the words [T, H, d] of each group.
+
+    `group_of_word` [T] says which segment a word belongs to. All tensors are on the device.
+    """
     outputs = []
     for segment in range(len(ends) - 1):
         start, end = int(ends[segment].item()), int(ends[segment + 1].item())

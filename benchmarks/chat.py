@@ -17,48 +17,50 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _chat_cases import Bench, batches, batches_agree, equal, turns
-from _chat_cases import missing as missing_turns
-from _chat_decoding import decoding
-from _chat_decoding import missing as missing_decoding
-from _chat_memory import memory
-from _chat_memory import missing as missing_memory
-from _chat_models import QUICK, SIZES, Size, chat_model
-from _measure import Row, facts, markdown, put_between
+from _chat_cases import ChatBench, check_batches, check_logits, measure_batches, measure_turns
+from _chat_cases import missing_rows as missing_turns
+from _chat_decoding import measure_decoding
+from _chat_decoding import missing_rows as missing_decoding
+from _chat_memory import measure_memory
+from _chat_memory import missing_rows as missing_memory
+from _chat_models import QUICK, SIZES, Size, build_chat_model
+from _measure import Row, format_table, measurement_facts, replace_section
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
-EXACT: Mapping[str, Callable[[Bench], list[Row]]] = {"equal": equal, "batches_agree": batches_agree}
-"""Measured in float32 everywhere; where one does not hold, no other figure means anything."""
-CASES: Mapping[str, Callable[[Bench], list[Row]]] = {
-    "turns": turns,
-    "batches": batches,
-    "decoding": decoding,
-    "memory": memory,
+EXACT: Mapping[str, Callable[[ChatBench], list[Row]]] = {"equal": check_logits, "batches_agree": check_batches}
+"""Checks in float32 on every device; if one fails, no other figure means anything."""
+CASES: Mapping[str, Callable[[ChatBench], list[Row]]] = {
+    "turns": measure_turns,
+    "batches": measure_batches,
+    "decoding": measure_decoding,
+    "memory": measure_memory,
 }
 TITLES = {"cpu": "On a CPU, a small model, float32", "cuda": "On a CUDA GPU, 7B sizes, bfloat16"}
 
 
 def main() -> None:
-    """Measure, print, and write what was asked for."""
-    options = _options()
+    """Measure, print, and write the results by the options."""
+    options = _parse_options()
     sections = []
     for device in ("cpu", "cuda") if options.device == "all" else (options.device,):
-        section = _measured(device, options.quick, options.only)
+        section = _measure_device(device, options.quick, options.only)
         sections.append(section)
-        text = _section(section)
+        text = _format_section(section)
         print(f"## {TITLES[device]}\n\n{text}\n", flush=True)
         if options.write and not section["missing"]:
-            put_between(PAGE, f"chat {device}", text)
+            replace_section(PAGE, f"chat {device}", text)
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(sections, indent=2) + "\n")
     if wrong := [row["what"] for section in sections for row in section["rows"][: section["exact"]] if not row["met"]]:
-        raise SystemExit(f"The chat is not what it must be: {'; '.join(wrong)}.")
+        raise SystemExit(f"The chat fails the checks that it must pass: {', '.join(wrong)}. Fix these first.")
 
 
-def _options() -> argparse.Namespace:
+def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: to see that it runs, not to measure")
+    parser.add_argument(
+        "--quick", action="store_true", help="use tiny sizes, to see that it runs rather than to measure"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda", "all"), default="all")
     parser.add_argument("--json", type=Path, help="write all figures into this file")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
@@ -66,35 +68,35 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="CASE", help=", ".join(names))
     options = parser.parse_args()
     if options.quick and options.write:
-        parser.error("--quick measures nothing that is worth writing down; leave out one of --quick and --write.")
+        parser.error("--quick measures nothing worth writing down. Leave out --quick or --write.")
     if options.write and options.only != names:
-        parser.error("--write puts down whole tables; leave out one of --only and --write.")
+        parser.error("--write replaces whole tables. Leave out --only or --write.")
     return options
 
 
-def _measured(device: str, quick: bool, only: list[str]) -> dict[str, Any]:
+def _measure_device(device: str, quick: bool, only: list[str]) -> dict[str, Any]:
     if device == "cuda" and not torch.cuda.is_available():
         absent = [*missing_turns(device, SIZES[device]), *missing_decoding(device), *missing_memory(device)]
         return {"device": device, "missing": True, "exact": 0, "rows": [asdict(row) for row in absent]}
     size = (QUICK if quick else SIZES)[device]
-    bench = Bench(chat_model(size, torch.device(device)), size, torch.device(device))
-    exact = _run(EXACT, bench, only)
+    bench = ChatBench(build_chat_model(size, torch.device(device)), size, torch.device(device))
+    exact = _run_cases(EXACT, bench, only)
     if device == "cuda":
         bench.model.to(torch.bfloat16)
         torch.cuda.empty_cache()
-    rows = exact + [replace(row, met=None if quick else row.met) for row in _run(CASES, bench, only)]
+    rows = exact + [replace(row, met=None if quick else row.met) for row in _run_cases(CASES, bench, only)]
     command = " ".join(["python benchmarks/chat.py", *sys.argv[1:]])
     words = {
         "device": device,
         "missing": False,
         "exact": len(exact),
-        "model": _words(bench.model, size),
-        **facts(device, command),
+        "model": _describe_model(bench.model, size),
+        **measurement_facts(device, command),
     }
     return {**words, "rows": [asdict(row) for row in rows]}
 
 
-def _run(cases: Mapping[str, Callable[[Bench], list[Row]]], bench: Bench, only: list[str]) -> list[Row]:
+def _run_cases(cases: Mapping[str, Callable[[ChatBench], list[Row]]], bench: ChatBench, only: list[str]) -> list[Row]:
     rows = []
     for name, case in cases.items():
         if name in only:
@@ -105,8 +107,8 @@ def _run(cases: Mapping[str, Callable[[Bench], list[Row]]], bench: Bench, only: 
     return rows
 
 
-def _words(model: torch.nn.Module, size: Size) -> str:
-    """What the model is."""
+def _describe_model(model: torch.nn.Module, size: Size) -> str:
+    """Describe the model."""
     weights = sum(parameter.numel() for parameter in model.parameters())
     vision, language = size.vision, size.language
     return (
@@ -116,9 +118,9 @@ def _words(model: torch.nn.Module, size: Size) -> str:
     )
 
 
-def _section(section: dict[str, Any]) -> str:
-    """The table of one device, and under it what it was measured with."""
-    table = markdown([Row(**row) for row in section["rows"]])
+def _format_section(section: dict[str, Any]) -> str:
+    """Write the table of one device, and below it the circumstances of its measurement."""
+    table = format_table([Row(**row) for row in section["rows"]])
     if section["missing"]:
         return f"{table}\n\nNot measured: there is no CUDA GPU."
     named = ", ".join(f"{name} {version}" for name, version in section["versions"].items() if name != "machine")

@@ -10,87 +10,109 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from _cases import GroupCost, Place, groups_cost, kernels, loop, missing, modulation, packing, tower
-from _encoders import every_encoder, preparing_clouds
-from _encoders import missing as missing_encoders
-from _measure import Row, facts, markdown, put_between
-from _models import QUICK, SIZES
-from _plot import line_plot
+from _encoder_cases import (
+    EncoderBench,
+    GroupCost,
+    measure_groups,
+    measure_kernels,
+    measure_loop,
+    measure_modulation,
+    measure_packing,
+    measure_tower,
+    missing_rows,
+)
+from _encoder_models import QUICK, SIZES
+from _encoder_registry import measure_every_encoder, measure_preparing
+from _encoder_registry import missing_rows as missing_encoders
+from _line_plot import draw_line_plot
+from _measure import Row, format_table, measurement_facts, replace_section
 
 from vilavt_toolkit.registry.plugins import load_builtin
 
 DOCS = Path(__file__).parent.parent / "docs"
-CASES = (modulation, packing, kernels, loop, tower, every_encoder, preparing_clouds)
+CASES: Mapping[str, Callable[[EncoderBench], list[Row]]] = {
+    "modulation": measure_modulation,
+    "packing": measure_packing,
+    "kernels": measure_kernels,
+    "loop": measure_loop,
+    "tower": measure_tower,
+    "every_encoder": measure_every_encoder,
+    "preparing_clouds": measure_preparing,
+}
 GROUPS = "groups"
 TITLES = {"cpu": "On a CPU, small sizes, float32", "cuda": "On a CUDA GPU, real sizes, bfloat16"}
 
 
 def main() -> None:
-    """Measure, print, and write what was asked for."""
-    options = _options()
+    """Measure, print, and write the results by the options."""
+    options = _parse_options()
     load_builtin()
     sections = []
     for device in ("cpu", "cuda") if options.device == "all" else (options.device,):
-        section, cost = _measured(device, options.quick, options.only)
+        section, cost = _measure_device(device, options.quick, options.only)
         sections.append(section)
-        text = _section(section)
+        text = _format_section(section)
         print(f"## {TITLES[device]}\n\n{text}\n", flush=True)
         if options.write and not section["missing"]:
-            _write(device, text, cost)
+            _write_page(device, text, cost)
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(sections, indent=2) + "\n")
 
 
-def _options() -> argparse.Namespace:
+def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: to see that it runs, not to measure")
+    parser.add_argument(
+        "--quick", action="store_true", help="use tiny sizes, to see that it runs rather than to measure"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda", "all"), default="all")
     parser.add_argument("--json", type=Path, help="write all figures into this file")
     parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md, and the plot")
-    names = [*(case.__name__ for case in CASES), GROUPS]
+    names = [*CASES, GROUPS]
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="CASE", help=", ".join(names))
     options = parser.parse_args()
     if options.quick and options.write:
-        parser.error("--quick measures nothing that is worth writing down; leave out one of --quick and --write.")
+        parser.error("--quick measures nothing worth writing down. Leave out --quick or --write.")
     if options.write and options.only != names:
-        parser.error("--write puts down whole tables; leave out one of --only and --write.")
+        parser.error("--write replaces whole tables. Leave out --only or --write.")
     return options
 
 
-def _measured(device: str, quick: bool, only: list[str]) -> tuple[dict[str, Any], GroupCost | None]:
+def _measure_device(device: str, quick: bool, only: list[str]) -> tuple[dict[str, Any], GroupCost | None]:
     command = " ".join(["python benchmarks/encoder.py", *sys.argv[1:]])
     if device == "cuda" and not torch.cuda.is_available():
-        absent = [*missing(device), *missing_encoders(device)]
+        absent = [*missing_rows(device), *missing_encoders(device)]
         return {"device": device, "missing": True, "rows": [asdict(row) for row in absent]}, None
-    place = Place(torch.device(device), (QUICK if quick else SIZES)[device])
+    bench = EncoderBench(torch.device(device), (QUICK if quick else SIZES)[device])
     rows: list[Row] = []
     cost = None
-    for case in (case for case in CASES if case.__name__ in only):
-        rows += case(place)
-        _say(f"{device}: {case.__name__} measured")
+    for name in (name for name in CASES if name in only):
+        rows += CASES[name](bench)
+        _report_progress(f"{device}: {name} measured")
     if GROUPS in only:
-        found, cost = groups_cost(place, quick)
+        found, cost = measure_groups(bench, quick)
         rows += found
-    if quick:  # sizes at which no target was meant
+    if quick:
+        # The targets are not meant for these sizes.
         rows = [replace(row, met=None) for row in rows]
-    facts_of = facts(device, command)
-    measured = {"device": device, "missing": False, "size": asdict(place.size), **facts_of}
+    facts_of = measurement_facts(device, command)
+    measured = {"device": device, "missing": False, "size": asdict(bench.size), **facts_of}
     return measured | {"rows": [asdict(row) for row in rows]}, cost
 
 
-def _say(text: str) -> None:
+def _report_progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _section(section: dict[str, Any]) -> str:
-    """The table of one device, and under it what it was measured with."""
-    table = markdown([Row(**row) for row in section["rows"]])
+def _format_section(section: dict[str, Any]) -> str:
+    """Write the table of one device, and below it the circumstances of its measurement."""
+    table = format_table([Row(**row) for row in section["rows"]])
     if section["missing"]:
         return f"{table}\n\nNot measured: there is no CUDA GPU."
     named = ", ".join(f"{name} {version}" for name, version in section["versions"].items() if name != "machine")
@@ -101,15 +123,15 @@ def _section(section: dict[str, Any]) -> str:
     )
 
 
-def _write(device: str, text: str, cost: GroupCost | None) -> None:
-    """Replace the device's part of the page, and its plot."""
+def _write_page(device: str, text: str, cost: GroupCost | None) -> None:
+    """Replace the device's section of the page, and its plot."""
     if cost is not None:
         name = f"groups-{device}.svg"
         points = [(n, s.median, s.low, s.high) for n, s in zip(cost.counts, cost.spreads, strict=True)]
         title = f"Cost by the number of inquiry groups ({cost.modulator}, {device})"
-        (DOCS / name).write_text(line_plot(title, "inquiry groups", "ms, forward and backward", points, cost.line))
+        (DOCS / name).write_text(draw_line_plot(title, "inquiry groups", "ms, forward and backward", points, cost.line))
         text += f"\n\n![Milliseconds by the number of groups]({name})"
-    put_between(DOCS / "performance.md", device, text)
+    replace_section(DOCS / "performance.md", device, text)
 
 
 if __name__ == "__main__":

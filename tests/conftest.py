@@ -16,7 +16,7 @@ model:
     zoom_pixels: 1024
   modulator: {name: film}
   integration: all
-  projector: {name: mlp, hidden: 32}
+  projector: {name: mlp, hidden_dim: 32}
   language_model:
     name: hf_causal
     vocab_size: 400
@@ -29,7 +29,7 @@ model:
       num_key_value_heads: 2
       max_position_embeddings: 384
       initializer_range: 0.3
-  dialogue: {name: native, steps: 4, system: ''}
+  dialogue: {name: native, box_units: 4, system: ''}
   stopping: [{name: model_decides}, {name: max_turns, turns: 3}]
 task:
   name: digit_scenes
@@ -120,13 +120,13 @@ def tiny_task(_tiny_folder: Path):
     from vilavt_toolkit.config.recipe import load_recipe
 
     part = load_recipe(_tiny_folder / "tiny.yaml").recipe.task
-    return part.entry.cls(part.config)
+    return part.build()
 
 
 @pytest.fixture(scope="session")
 def tiny_run(_tiny_folder: Path) -> Path:
     """The run of the tiny recipe after its four steps, with checkpoints at two and four; tests copy it to change it."""
     from vilavt_toolkit.config.recipe import load_recipe
-    from vilavt_toolkit.training.supervised.run import train
+    from vilavt_toolkit.training.supervised.run import run_supervised
 
-    return train(load_recipe(_tiny_folder / "tiny.yaml", [f"run={_tiny_folder / 'run'}", "train.log_every=1"]))
+    return run_supervised(load_recipe(_tiny_folder / "tiny.yaml", [f"run={_tiny_folder / 'run'}", "train.log_every=1"]))

@@ -11,7 +11,7 @@ import torch
 from vilavt_components.sources.image import ImageConfig, ImageSource
 from vilavt_toolkit.config.recipe import load_recipe, recipe_names
 from vilavt_toolkit.contracts import Region
-from vilavt_toolkit.models.assemble import assemble
+from vilavt_toolkit.models.assemble import assemble_model
 from vilavt_toolkit.registry import stopping_policies
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +25,7 @@ MODULATIONS = [name for name in recipe_names() if name.startswith("modulation/")
 @pytest.mark.parametrize("name", OWN)
 def test_it_assembles_without_a_weight(name):
     with torch.device("meta"):
-        assert assemble(load_recipe(name).recipe.model)
+        assert assemble_model(load_recipe(name).recipe.model)
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -40,9 +40,9 @@ def test_by_name_and_by_path_it_is_the_same_with_a_run_named_after_it(name, monk
 @pytest.mark.parametrize("name", EYES)
 def test_the_quickstart_takes_every_encoder_of_images_by_name_alone(name):
     recipe = load_recipe("quickstart", [f"model.encoder.name={name}"])
-    model = assemble(recipe.recipe.model)
+    model = assemble_model(recipe.recipe.model)
     region = Region(ImageSource.open(np.zeros((256, 256, 3), np.uint8), ImageConfig()))
-    assert model.encoder.encoder.grid(model.encoder.encoder.prepare(region.crop()).size) == (4, 4)
+    assert model.vision.backbone.feature_grid(model.vision.backbone.prepare(region.crop()).size) == (4, 4)
     assert name == "timm" or any("whose settings go: config, stem" in note for note in recipe.notes)
 
 
@@ -57,7 +57,7 @@ NAMED = {
 def test_the_quickstart_takes_models_of_libraries_by_one_name(name):
     recipe = load_recipe("quickstart", NAMED[name])
     with torch.device("meta"):
-        assert assemble(recipe.recipe.model)
+        assert assemble_model(recipe.recipe.model)
     assert any("which go: config, stem" in note or "settings go: config, stem" in note for note in recipe.notes)
 
 
@@ -103,7 +103,7 @@ def test_every_stopping_policy_has_a_recipe_of_one_run_that_changes_only_when_it
     assert name in {part["name"] for part in (stopping if isinstance(stopping, list) else [stopping])}
     assert recipe["model"] | {"stopping": base["model"]["stopping"]} == base["model"]
     assert (recipe["task"], recipe["eval"]) == (base["task"], base["eval"])
-    assert recipe["train"]["start"] == base["run"]
+    assert recipe["train"]["init_from"] == base["run"]
 
 
 @pytest.mark.parametrize(("variable", "folder"), [("MODULATIONS", "modulation"), ("ENCODERS", "encoders")])

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 
 import vilavt_toolkit as vt
 from vilavt_toolkit.checkpoints import exporting
-from vilavt_toolkit.checkpoints import native as checkpoints
+from vilavt_toolkit.checkpoints.native import find_checkpoint
 from vilavt_toolkit.cli.app import run as command
 from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.errors import InputError
-from vilavt_toolkit.models.assemble import assemble
+from vilavt_toolkit.models.assemble import assemble_model
 from vilavt_toolkit.models.batch import collate
 
 ROOT = Path(__file__).parents[1]
@@ -90,14 +90,14 @@ def test_sft_is_of_the_papers_model_and_settings(tmp_path):
     (base / "model.safetensors.index.json").write_text(json.dumps(plain))
     recipe = load_recipe("vilavt_7b/sft", [f"model.checkpoint={base}", f"model.inquiry_encoder.path={text}"])
     with torch.device("meta"):
-        model = assemble(recipe.recipe.model)
-    assert numbers(model.encoder.encoder) + numbers(model.language_model) == 8_292_166_656
-    assert numbers(model.encoder.inquiry_encoder.model) == 595_776_512
-    assert list(model.encoder.modulators) == [str(block) for block in range(16, 32)]
-    assert model.encoder.encoder.spec.full_attention == (7, 15)
+        model = assemble_model(recipe.recipe.model)
+    assert numbers(model.vision.backbone) + numbers(model.language_model) == 8_292_166_656
+    assert numbers(model.vision.inquiry_encoder.model) == 595_776_512
+    assert list(model.vision.modulators) == [str(block) for block in range(16, 32)]
+    assert model.vision.backbone.spec.full_attention == (7, 15)
     learning = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    assert "encoder.inquiry_encoder.projection.weight" in learning
-    assert not any(name.startswith("encoder.inquiry_encoder.model.") for name in learning)
+    assert "vision.inquiry_encoder.projection.weight" in learning
+    assert not any(name.startswith("vision.inquiry_encoder.model.") for name in learning)
     train = recipe.recipe.train
     assert (train.batch_size, train.schedule, train.optimizer.config.lr) == (32, "cosine", 5e-5)
     assert round(0.03 * train.steps) == train.warmup_steps
@@ -110,13 +110,13 @@ def test_rl_and_eval_are_of_a_query_aware_checkpoint(tmp_path, name):
     released = described(tmp_path / "released", {**SEVEN_BILLION, **config})
     recipe = load_recipe(f"vilavt_7b/{name}", [f"model.checkpoint={released}"]).recipe
     with torch.device("meta"):
-        model = assemble(recipe.model)
-    assert list(model.encoder.modulators) == [str(block) for block in range(16, 32)]
+        model = assemble_model(recipe.model)
+    assert list(model.vision.modulators) == [str(block) for block in range(16, 32)]
     assert recipe.model.stopping[1].config.turns == 10
     assert recipe.model.encoder.config.overview_total == 8192 * 28 * 28
     if recipe.rl is not None:
         clip = recipe.rl.policy_loss.config
-        assert (recipe.rl.prompts, recipe.rl.group, recipe.rl.kl, recipe.rl.freeze) == (64, 4, 0.0, ["encoder"])
+        assert (recipe.rl.prompts_per_step, recipe.rl.group_size, recipe.rl.kl, recipe.rl.freeze) == (64, 4, 0.0, ["encoder"])
         assert (clip.eps_low, clip.eps_high, clip.dual_clip) == (0.2, 0.3, 3.0)
 
 
@@ -156,7 +156,7 @@ def test_trained_on_the_papers_format_it_zooms_and_answers(runs):
 
 
 def test_a_run_names_the_checkpoint_it_began_as_no_more(runs):
-    saved = checkpoints.find(runs / "sft") / "recipe.yaml"
+    saved = find_checkpoint(runs / "sft") / "recipe.yaml"
     assert load_recipe(saved).recipe.model.checkpoint == ""
     assert vt.load(runs / "sft", device="cpu").tokenize_inquiry("a red square")[-1] == 0
 
@@ -171,8 +171,8 @@ def test_exported_and_loaded_again_it_has_the_same_logits(runs):
 def test_reinforcement_from_the_exported_folder_changes_the_modulation_and_not_the_tower(runs):
     start = f"model.checkpoint={runs / 'out'}"
     assert command(["rl", "vilavt_7b/tiny_rl", start, f"run={runs / 'none'}", f"rl.run={runs / 'rl'}"]) == 0
-    before, after = (vt.load(runs / name, device="cpu").encoder for name in ("out", "rl"))
-    assert all(torch.equal(a, b) for a, b in zip(before.encoder.parameters(), after.encoder.parameters(), strict=True))
+    before, after = (vt.load(runs / name, device="cpu").vision for name in ("out", "rl"))
+    assert all(torch.equal(a, b) for a, b in zip(before.backbone.parameters(), after.backbone.parameters(), strict=True))
     pairs = zip(before.modulators.parameters(), after.modulators.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in pairs)
 

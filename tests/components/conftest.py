@@ -63,17 +63,17 @@ def play(tiny_model) -> Play:
 
     def played(texts: Sequence[str]) -> Trajectory:
         session = Session(tiny_model, [tiny_model.open_source(pixels)])
-        session.open("what?")
+        session.ask("what?")
         for text in texts:
             ids = tiny_model.language_model.tokenizer.encode(text)
-            turn = session.sampled(ids, [0.0] * len(ids))
+            turn = session.add_sampled_turn(ids, [0.0] * len(ids))
             if turn.call is not None:
                 try:
                     session.carry_out(turn.call)
                 except CallError as error:
-                    session.feed_back(str(error))
+                    session.add_feedback(str(error))
             elif turn.problem:
-                session.feed_back(turn.problem)
+                session.add_feedback(turn.problem)
         return session.trajectory
 
     return played

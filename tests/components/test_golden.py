@@ -119,15 +119,15 @@ def told_as_the_paper_is(dynamic, expected):
 
 def run_blocks(dynamic, inputs, given=None):
     """The output of every block; with `given`, block i gets given[i] in place of what came before."""
-    outputs, block = [], dynamic.encoder.block
+    outputs, block = [], dynamic.backbone.block
 
-    def recorded(index, tokens, at, attend):
+    def recorded(index, tokens, site, attend):
         if given is not None:
             tokens = tokens.with_x(given[index])
-        outputs.append(block(index, tokens, at, attend))
+        outputs.append(block(index, tokens, site, attend))
         return outputs[-1]
 
-    with patch.object(dynamic.encoder, "block", recorded):
+    with patch.object(dynamic.backbone, "block", recorded):
         encode(dynamic, inputs)
     return outputs
 
@@ -150,10 +150,10 @@ def test_patches_are_embedded_as_the_papers_are():
     inputs = load("inputs_A")
     dynamic = build("late")
     seen = []
-    with patch.object(dynamic.encoder, "block", lambda index, tokens, at, attend: seen.append(tokens) or tokens.x):
+    with patch.object(dynamic.backbone, "block", lambda index, tokens, site, attend: seen.append(tokens) or tokens.x):
         encode(dynamic, inputs)
     # The paper's order is cell after cell; ours, seen on the grid, is the same picture.
-    grids = dynamic.encoder.to_grids(seen[0].x, seen[0].layout)
+    grids = dynamic.backbone.to_grids(seen[0].x, seen[0].layout)
     cells = [g.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).transpose(2, 3).flatten(0, 4) for g in grids]
     assert_equal(torch.cat(cells), load("outputs_A_late")["patch_embed"])
 
@@ -185,7 +185,7 @@ def test_another_inquiry_or_grouping_gives_the_papers_features(point, name):
 @torch.no_grad()
 def test_padded_mlps_change_no_number():
     padded, expected = build("late", pad_mlp=96), load("outputs_A_late")
-    assert padded.encoder.spec.blocks[0].sites["fc1"] == 2 * 192
+    assert padded.backbone.spec.blocks[0].sites["fc1"] == 2 * 192
     assert_equal(encode(padded, load("inputs_A")), expected["vision_output"])
 
 
@@ -196,7 +196,7 @@ def test_every_integration_modulates_its_blocks_as_the_paper_does(point):
     assert sorted(map(int, dynamic.modulators)) == list(MODULATED[point])
     late, everywhere = load("outputs_A_late")["vision_blocks"], load("outputs_A_all")["vision_blocks"]
     start = []
-    take = patch.object(dynamic.encoder, "block", lambda index, tokens, at, attend: start.append(tokens.x) or tokens.x)
+    take = patch.object(dynamic.backbone, "block", lambda index, tokens, site, attend: start.append(tokens.x) or tokens.x)
     with take:
         encode(dynamic, inputs)
     # Block by block from what the paper's code gave it: modulated blocks against `all`, plain ones against `late`,
@@ -211,7 +211,7 @@ def test_every_integration_modulates_its_blocks_as_the_paper_does(point):
 @torch.no_grad()
 def test_plain_blocks_of_the_later_half_are_those_of_the_plain_tower():
     dynamic, inputs = build("early"), load("inputs_A")
-    plain = DynamicEncoder(dynamic.encoder).eval()
+    plain = DynamicEncoder(dynamic.backbone).eval()
     given = list(load("outputs_A_late")["vision_blocks"])
     found = run_blocks(dynamic, inputs, given)[4:]
     none = [[] for _ in inquiries_of(inputs)]
@@ -256,7 +256,7 @@ def loss_of(dynamic, inputs, positions):
 def gradients(dynamic):
     """Gradients under the paper's keys."""
     found = {}
-    tower = {key: value.grad for key, value in dynamic.encoder.tower.named_parameters()}
+    tower = {key: value.grad for key, value in dynamic.backbone.tower.named_parameters()}
     width = CONFIG["vision_config"]["intermediate_size"]
     for key, grad in checkpoint.to_checkpoint(tower, width).items():
         found[f"visual.{key}"] = grad

@@ -16,8 +16,8 @@ from vilavt_components.inquiry_encoders.hf_text import HFTextConfig, HFTextInqui
 from vilavt_components.language_models.qwen2_5_vl import Qwen25VLLanguageConfig, Qwen25VLLanguageModel
 from vilavt_components.modulators.joint_attention import JointAttention
 from vilavt_components.projectors.identity import IdentityProjector
-from vilavt_toolkit.contracts import GroupInquiry, PlacedRegion, Trajectory, View
-from vilavt_toolkit.generation.kv_cache import KeyValues
+from vilavt_toolkit.contracts import InquiryTokens, ShownRegion, Trajectory, View
+from vilavt_toolkit.generation.kv_cache import KVCache
 from vilavt_toolkit.models.batch import collate
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.settings import NoSettings
@@ -49,7 +49,7 @@ def assert_equal(found, expected, rtol=1e-5):
 
 def build(folder, point):
     """The whole model from our parts: tower and language model as they load, the modulation filled in by hand."""
-    encoder = Qwen25VLEncoder(Qwen25VLConfig(model=str(folder), local_files_only=True))
+    encoder = Qwen25VLEncoder(Qwen25VLConfig(path=str(folder), local_files_only=True))
     # The paper's code gives both slices of an image one time.
     settings = Qwen25VLLanguageConfig(path=str(folder), local_files_only=True, time_step=0)
     language_model = Qwen25VLLanguageModel(settings)
@@ -98,11 +98,11 @@ def sample(inputs, ids, labels, real, images):
         if group not in groups:
             groups.append(group)
             words = inputs["query_ids"][group][inputs["query_attention_mask"][group].bool()]
-            trajectory.groups.append(GroupInquiry("", tuple(words.tolist())))
+            trajectory.groups.append(InquiryTokens("", tuple(words.tolist())))
         views.append(View(data, (t, h, w)))
         grid = (t, h // 2, w // 2)
         count = math.prod(grid)
-        trajectory.regions.append(PlacedRegion(0, None, groups.index(group), column, count, (t, h, w), grid=grid))
+        trajectory.regions.append(ShownRegion(0, None, groups.index(group), column, count, (t, h, w), grid=grid))
         column += count
     return trajectory, views
 
@@ -128,7 +128,7 @@ def told_as_the_paper_is(model, point):
     """
     mask = INPUTS["A"]["query_attention_mask"].bool()
     features = load_file(GOLDEN / f"outputs_A_{point}.safetensors")["text_proj"][mask]
-    return patch.object(model.encoder.inquiry_encoder, "forward", lambda ids: (features, torch.zeros(len(ids), 64)))
+    return patch.object(model.vision.inquiry_encoder, "forward", lambda ids: (features, torch.zeros(len(ids), 64)))
 
 
 @pytest.mark.parametrize(("name", "point", "padding"), CASES)
@@ -178,18 +178,18 @@ def test_greedy_generation_with_a_cache_is_the_papers(golden_folder):
     assert trajectory.ids == expected["prompt_ids"][0].tolist()
     batch = collate(trajectories, views, model.language_model)
     features = model.encode(batch.views, batch.groups, batch.inquiries)
-    cache = KeyValues(1, torch.device("cpu"))
+    cache = KVCache(1, torch.device("cpu"))
 
     def read(embedded, positions):
         length, mask = embedded.shape[1], torch.ones(embedded.shape[:2], dtype=torch.bool)
-        logits = model.language_model(embedded, positions, mask, cache.extension([0], [length], embedded.dtype))
+        logits = model.language_model(embedded, positions, mask, cache.prepare_update([0], [length], embedded.dtype))
         cache.commit([0], [length], [int(positions.max()) + 1])
         return logits[:, -1]
 
     steps = [read(model.embed(batch.ids, batch.slots, features), batch.positions)]
     for _ in range(11):
         token = steps[-1].argmax(-1, keepdim=True)
-        steps.append(read(model.language_model.embed(token), torch.full((3, 1, 1), cache.free[0])))
+        steps.append(read(model.language_model.embed(token), torch.full((3, 1, 1), cache.next_positions[0])))
     logits = torch.stack(steps, dim=1)
     assert torch.equal(logits.argmax(-1), expected["generated_ids"])
     assert_equal(logits[..., SAID], expected["step_logits"][..., SAID])
@@ -197,9 +197,9 @@ def test_greedy_generation_with_a_cache_is_the_papers(golden_folder):
 
 def gradients(model):
     """Gradients under the paper's keys."""
-    dynamic = model.encoder
-    tower = {key: value.grad for key, value in dynamic.encoder.tower.named_parameters()}
-    width = dynamic.encoder.shape.intermediate_size
+    dynamic = model.vision
+    tower = {key: value.grad for key, value in dynamic.backbone.tower.named_parameters()}
+    width = dynamic.backbone.shape.intermediate_size
     found = {f"visual.{key}": grad for key, grad in tower_checkpoint.to_checkpoint(tower, width).items()}
     for index, (modulator,) in dynamic.modulators.items():
         found |= {_instruct(index, key): value.grad for key, value in modulator.named_parameters()}

@@ -10,7 +10,7 @@ from vilavt_components.advantages.grpo import GRPO, GRPOConfig
 from vilavt_components.advantages.rloo import RLOO
 from vilavt_components.policy_losses.ppo_clip import PPOClip, PPOClipConfig
 from vilavt_toolkit.settings import NoSettings
-from vilavt_toolkit.training.reinforcement.policy_math import flat_groups, k3, weighted_sum
+from vilavt_toolkit.training.reinforcement.policy_math import find_flat_groups, k3_divergence, weighted_sum
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "policy.safetensors")
 
@@ -27,7 +27,7 @@ def test_grpo(mask):
     rows, rewards = groups()
     produced = GOLDEN[f"grpo.{mask}"]
     found = torch.empty(12)
-    found[rows] = GRPO(GRPOConfig(eps=1e-6)).advantages(rewards)
+    found[rows] = GRPO(GRPOConfig(eps=1e-6)).compute_advantages(rewards)
     expected = GOLDEN["grpo.advantages" if mask == "response_mask" else "grpo.advantages_multi_turn_mask"]
     torch.testing.assert_close(found[:, None] * produced, expected, atol=1e-5, rtol=1e-5)
 
@@ -35,13 +35,13 @@ def test_grpo(mask):
 def test_rloo():
     rows, rewards = groups()
     found = torch.empty(12)
-    found[rows] = RLOO(NoSettings()).advantages(rewards)
+    found[rows] = RLOO(NoSettings()).compute_advantages(rewards)
     expected = GOLDEN["rloo.advantages"]
     torch.testing.assert_close(found[:, None] * GOLDEN["grpo.response_mask"], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_group_of_equal_rewards_is_the_flat_one():
-    assert flat_groups(groups()[1]).tolist() == [False, False, True]
+    assert find_flat_groups(groups()[1]).tolist() == [False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -58,10 +58,10 @@ def test_the_clipped_loss_its_gradient_and_its_clip_fraction(case, logp, mask, c
     loss = PPOClip(PPOClipConfig(eps_low=low, eps_high=high, dual_clip=dual, normalise="tokens"))
     lengths = produced.sum(1).tolist()
     weights = GOLDEN[logp].clone().requires_grad_()
-    tokens, clipped = loss.tokens(
+    tokens, clipped = loss.token_losses(
         weights[produced], GOLDEN["ppo.old_log_probs"][produced], GOLDEN["ppo.advantages"][produced]
     )
-    total = weighted_sum(tokens, loss.weights(lengths), lengths)
+    total = weighted_sum(tokens, loss.sequence_weights(lengths), lengths)
     total.backward()
     torch.testing.assert_close(total, GOLDEN[f"{case}.loss"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(weights.grad, GOLDEN[f"{case}.grad_log_probs"], atol=1e-6, rtol=1e-5)
@@ -73,12 +73,12 @@ def test_the_clipped_loss_its_gradient_and_its_clip_fraction(case, logp, mask, c
 def test_a_step_without_produced_tokens_has_a_loss_of_zero():
     none = torch.zeros(0)
     loss = PPOClip(PPOClipConfig(normalise="tokens"))
-    tokens, _ = loss.tokens(none, none, none)
-    assert weighted_sum(tokens, loss.weights([0, 0]), [0, 0]) == GOLDEN["ppo_zero_mask.loss"] == 0
+    tokens, _ = loss.token_losses(none, none, none)
+    assert weighted_sum(tokens, loss.sequence_weights([0, 0]), [0, 0]) == GOLDEN["ppo_zero_mask.loss"] == 0
 
 
 def test_k3():
     logp, reference = GOLDEN["ppo.log_probs"], GOLDEN["kl.ref_log_probs"]
-    torch.testing.assert_close(k3(logp, reference), GOLDEN["kl.low_var_kl"], atol=1e-5, rtol=1e-5)
-    far = k3(20 * logp, reference)
+    torch.testing.assert_close(k3_divergence(logp, reference), GOLDEN["kl.low_var_kl"], atol=1e-5, rtol=1e-5)
+    far = k3_divergence(20 * logp, reference)
     torch.testing.assert_close(far.clamp(max=10), GOLDEN["kl.low_var_kl_clamped"], atol=1e-5, rtol=1e-5)

@@ -10,7 +10,7 @@ import pytest
 from vilavt_components.common.answers.scoring import (
     BENCHMARK_KINDS,
     REINFORCEMENT_KINDS,
-    kind_of,
+    answer_kind_of,
     mean_relative_accuracy,
 )
 from vilavt_components.rewards.answer import Answer, AnswerConfig
@@ -86,7 +86,7 @@ def test_every_row_that_is_listed_is_in_the_vectors_and_differs():
 @pytest.mark.parametrize("row", GOLDEN["rows"], ids=name)
 def test_the_outcome_reward(row, ask, answering):
     try:
-        kind = kind_of(row["question_type"], REINFORCEMENT_KINDS, "row")
+        kind = answer_kind_of(row["question_type"], REINFORCEMENT_KINDS, "row")
         trajectory = answering(bare(row["model_output"]))
         ours = Answer(AnswerConfig(strict=True)).score(ask(kind, bare(row["ground_truth"])), trajectory)
     except InputError:
@@ -103,7 +103,7 @@ def benchmark():
 @pytest.mark.parametrize("row", GOLDEN["rows"] + GOLDEN["vci_rows"], ids=name)
 def test_the_score_in_evaluation(row, ask, benchmark):
     try:
-        kind = kind_of(row["question_type"], BENCHMARK_KINDS, "row")
+        kind = answer_kind_of(row["question_type"], BENCHMARK_KINDS, "row")
         ours = benchmark.score(ask(kind, bare(row["ground_truth"])), bare(row["model_output"]))
     except InputError:
         ours = "refused"
@@ -136,7 +136,7 @@ def test_the_format_reward(row, ask, played):
 
 @pytest.mark.parametrize("row", GOLDEN["full_score_rows"], ids=lambda row: row["name"])
 def test_the_whole_reward(row, ask, played):
-    sample = ask(kind_of(row["question_type"], REINFORCEMENT_KINDS, "row"), row["ground_truth"])
+    sample = ask(answer_kind_of(row["question_type"], REINFORCEMENT_KINDS, "row"), row["ground_truth"])
     trajectory = played(row["turns"])
     ours = {
         "overall": Vilavt(VilavtConfig()),

@@ -18,7 +18,7 @@ from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.contracts import Region
 from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.dialogue.tool_calls import CallError
-from vilavt_toolkit.models.assemble import assemble
+from vilavt_toolkit.models.assemble import assemble_model
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "zoomin.json").read_text(encoding="utf-8"))
 CASES = {case["name"]: case for case in GOLDEN["cases"]}
@@ -61,7 +61,7 @@ def model_of(tmp_path_factory):
     @cache
     def build(budget):
         path.write_text(RECIPE.format(budget=budget))
-        model = assemble(load_recipe(path).recipe.model)
+        model = assemble_model(load_recipe(path).recipe.model)
         model.language_model.fit_tokenizer(["index", "image", "find it"] * 4, [])
         return model
 
@@ -98,7 +98,7 @@ def images(tmp_path_factory):
 
 def opened(model, images, case):
     session = Session(model, [model.open_source(stored(images, source["id"])) for source in case["sources"]])
-    session.open("Which one?")
+    session.ask("Which one?")
     return session
 
 
@@ -117,7 +117,7 @@ def ask(session, arguments):
 
 
 def extents(session):
-    return [session.model.encoder.encoder.extent(view) for view in session.views]
+    return [session.model.vision.backbone.extent(view) for view in session.views]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -146,10 +146,10 @@ def assert_same_zoom(case, session, index, expected):
     width, height = source.extent[2:]
     assert np.allclose(np.divide(placed.box, (width, height) * 2), expected["positions"], atol=1e-12)
     left, upper, right, lower = expected["crop_boxes"]
-    crop = Region(source, placed.box, scale=placed.scale).crop()
+    crop = Region(source, placed.box, shown=placed.shown).crop()
     assert np.array_equal(crop.data, source.pixels[upper:lower, left:right])
     assert enlarged_size(crop, 2.0) == tuple(expected["scaled_sizes"])
-    assert session.model.encoder.encoder.extent(view) == tuple(expected["sizes"])
+    assert session.model.vision.backbone.extent(view) == tuple(expected["sizes"])
     assert_same_pixels(case["name"], view.data.permute(1, 2, 0).contiguous().numpy(), expected)
 
 
@@ -179,7 +179,7 @@ def test_boxes_are_cut_at_whole_pixels_in_zooms_of_zooms_too(model_of, images):
     model = model_of(budget_of(CASES["tiny_box"]))
     pixels = np.random.default_rng(0).integers(0, 256, (448, 448, 3), dtype=np.uint8)
     session = Session(model, [model.open_source(pixels)])
-    session.open("Which one?")
+    session.ask("Which one?")
     ask(session, {"region": [{"index": 0, "bbox_2d": [112, 112, 336, 336]}], "query": "the middle"})
     ask(session, {"region": [{"index": 1, "bbox_2d": [112, 112, 336, 336]}], "query": "its middle"})
     crops = [Region(session.sources[0], placed.box).crop().data for placed in session.trajectory.regions[1:]]

@@ -1,14 +1,18 @@
 """The contract tests fail on components that break their contract."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
+from vilavt_components.encoders.timm.encoder import TimmConfig, TimmEncoder
 from vilavt_toolkit.contracts import Modulator
-from vilavt_toolkit.registry import inquiry_encoders, isolated, modulators
+from vilavt_toolkit.registry import encoders, inquiry_encoders, modulators
 from vilavt_toolkit.registry.plugins import load_builtin
 from vilavt_toolkit.settings import NoSettings
-from vilavt_toolkit.testing import bench, check_inquiry_encoder, check_modulator
+from vilavt_toolkit.testing import bench, check_encoder, check_inquiry_encoder, check_modulator
+from vilavt_toolkit.testing.isolation import isolated_registries
 
 load_builtin()
 
@@ -84,17 +88,70 @@ class Words(bench.WordInquiryEncoder):
         return features, pooled + self.offset
 
 
+class ToyEncoder(TimmEncoder):
+    """A correct encoder of one kind of block, for the faulty ones to depart from."""
+
+    @classmethod
+    def variants(cls):
+        return {}
+
+
+class IgnoresTheSamplesLimit(ToyEncoder):
+    def prepare(self, crop):
+        return super().prepare(replace(crop, max_pixels=None))
+
+
+class KeepsItsNormsToItself(ToyEncoder):
+    @classmethod
+    def tiny(cls):
+        tiny = super().tiny()
+        return replace(tiny, config=tiny.config | {"qk_norm": True})
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.spec = replace(self.spec, blocks=tuple(replace(b, normalises_qk=False) for b in self.spec.blocks))
+
+
+class BoastsOfNorms(ToyEncoder):
+    def __init__(self, config):
+        super().__init__(config)
+        self.spec = replace(self.spec, blocks=tuple(replace(b, normalises_qk=True) for b in self.spec.blocks))
+
+
 def check(cls):
-    with isolated():
+    with isolated_registries():
         modulators.register("under_test")(cls)
         check_modulator("under_test")
 
 
 def test_variants_of_an_inquiry_encoder_are_held_to_the_contract_too():
-    with isolated():
+    with isolated_registries():
         inquiry_encoders.register("under_test")(Words)
         with pytest.raises(AssertionError, match="under_test, shifted: an empty inquiry does not pool to zero"):
             check_inquiry_encoder("under_test")
+
+
+def check_toy_encoder(cls):
+    with isolated_registries():
+        encoders.register("under_test", TimmConfig)(cls)
+        check_encoder("under_test")
+
+
+def test_a_correct_encoder_passes():
+    check_toy_encoder(ToyEncoder)
+
+
+@pytest.mark.parametrize(
+    ("cls", "words"),
+    [
+        (IgnoresTheSamplesLimit, "the view of an overview with max_pixels=256 has 1024 pixels"),
+        (KeepsItsNormsToItself, "normalises_qk=False, but its queries and keys are normalised after site 'qkv'"),
+        (BoastsOfNorms, "normalises_qk=True, but its queries and keys are not normalised"),
+    ],
+)
+def test_a_broken_encoder_is_caught(cls, words):
+    with pytest.raises(AssertionError, match=words):
+        check_toy_encoder(cls)
 
 
 def test_a_correct_modulator_passes():

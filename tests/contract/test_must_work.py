@@ -1,4 +1,4 @@
-"""The must-work table of docs/contracts.md: encoder family x modulator, no promised cell refused."""
+"""The must-work table of docs/compatibility.md: encoder family x modulator, no promised cell refused."""
 
 from pathlib import Path
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from vilavt_components.encoders.open_clip.encoder import OpenClipEncoder
-from vilavt_components.encoders.timm.encoder import StemConfig, TimmConfig, TimmEncoder
+from vilavt_components.encoders.timm.encoder import TimmConfig, TimmEncoder
+from vilavt_components.encoders.timm.stem import StemConfig
 from vilavt_components.encoders.timm_stages.encoder import TimmStagesConfig, TimmStagesEncoder
 from vilavt_toolkit.contracts import Modulator
 from vilavt_toolkit.errors import BadConfig
@@ -42,7 +43,7 @@ FAMILIES = {
 
 def table():
     """The cells of the docs by (encoder family, modulator)."""
-    text = (Path(__file__).parents[2] / "docs" / "contracts.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text(encoding="utf-8")
     lines = [line for line in text.partition("## Must work")[2].partition("\n## ")[0].splitlines() if line[:1] == "|"]
     head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {
@@ -76,9 +77,9 @@ def test_every_variant_is_of_a_family():
 def test_the_cell_works(family, name):
     for config in FAMILIES[family]:
         dynamic = modulated(config, name)
-        views = example_views(dynamic.encoder)
+        views = example_views(dynamic.backbone)
         features, grids = dynamic.encode(views, [0, 1, 0, 1, 1], [dynamic.tokenize("the red square"), []])
-        assert len(dynamic.modulators) == dynamic.encoder.spec.depth
+        assert len(dynamic.modulators) == dynamic.backbone.spec.depth
         assert len(grids) == len(views)
         assert features.isfinite().all()
 

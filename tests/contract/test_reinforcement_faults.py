@@ -5,12 +5,13 @@ import random
 import pytest
 import torch
 
-from vilavt_toolkit.contracts import Advantage, PolicyLoss, Reward, RewardSettings
-from vilavt_toolkit.registry import advantages, isolated, policy_losses, rewards
+from vilavt_toolkit.contracts import Advantage, PolicyLoss, Reward, RewardConfig
+from vilavt_toolkit.registry import advantages, policy_losses, rewards
 from vilavt_toolkit.registry.plugins import load_builtin
 from vilavt_toolkit.rewards import reward_function
 from vilavt_toolkit.settings import NoSettings
 from vilavt_toolkit.testing import check_advantage, check_policy_loss, check_reward
+from vilavt_toolkit.testing.isolation import isolated_registries
 
 load_builtin()
 
@@ -40,7 +41,7 @@ def eats_turns(sample, trajectory):
 
 
 def test_a_correct_reward_passes():
-    with isolated():
+    with isolated_registries():
         reward_function("under_test")(right)
         check_reward("under_test")
 
@@ -56,7 +57,7 @@ def test_a_correct_reward_passes():
     ],
 )
 def test_a_broken_reward_is_caught(function, words):
-    with isolated(), pytest.raises(AssertionError, match=words):
+    with isolated_registries(), pytest.raises(AssertionError, match=words):
         reward_function("under_test")(function)
         check_reward("under_test")
 
@@ -73,13 +74,13 @@ def test_a_reward_without_a_weight_is_caught():
         def score(self, sample, trajectory):
             return 0.0
 
-    with isolated(), pytest.raises(AssertionError, match="has no weight"):
+    with isolated_registries(), pytest.raises(AssertionError, match="has no weight"):
         rewards.register("under_test")(Weightless)
         check_reward("under_test")
 
 
 def test_an_outsiders_reward_inherits_its_weight():
-    assert RewardSettings(weight=0.25).weight == 0.25
+    assert RewardConfig(weight=0.25).weight == 0.25
 
 
 def advantage(function):
@@ -91,7 +92,7 @@ def advantage(function):
         def tiny(cls):
             return NoSettings()
 
-        def advantages(self, rewards):
+        def compute_advantages(self, rewards):
             return function(rewards)
 
     return Made
@@ -109,7 +110,7 @@ def advantage(function):
     ],
 )
 def test_a_broken_advantage_is_caught(function, words):
-    with isolated(), pytest.raises(AssertionError, match=words):
+    with isolated_registries(), pytest.raises(AssertionError, match=words):
         advantages.register("under_test")(advantage(function))
         check_advantage("under_test")
 
@@ -124,56 +125,56 @@ class Reinforce(PolicyLoss):
     def tiny(cls):
         return NoSettings()
 
-    def tokens(self, logp, old, advantages):
+    def token_losses(self, logp, old, advantages):
         rho = (logp - old).clamp(-2, 2).exp()
         return -rho * advantages, (logp - old).abs() > 2
 
-    def weights(self, lengths):
+    def sequence_weights(self, lengths):
         return [1 / max(1, sum(lengths)) if length else 0.0 for length in lengths]
 
 
 class ClimbsDown(Reinforce):
-    def tokens(self, logp, old, advantages):
-        loss, clipped = super().tokens(logp, old, advantages)
+    def token_losses(self, logp, old, advantages):
+        loss, clipped = super().token_losses(logp, old, advantages)
         return -loss, clipped
 
 
 class HalvesTies(Reinforce):
-    def tokens(self, logp, old, advantages):
-        loss, clipped = super().tokens(logp, old, advantages)
+    def token_losses(self, logp, old, advantages):
+        loss, clipped = super().token_losses(logp, old, advantages)
         return torch.maximum(loss, -advantages), clipped
 
 
 class SaysNothing(Reinforce):
-    def tokens(self, logp, old, advantages):
-        loss, clipped = super().tokens(logp, old, advantages)
+    def token_losses(self, logp, old, advantages):
+        loss, clipped = super().token_losses(logp, old, advantages)
         return loss, torch.zeros_like(clipped)
 
 
 class Whitens(Reinforce):
-    def tokens(self, logp, old, advantages):
-        loss, clipped = super().tokens(logp, old, advantages)
+    def token_losses(self, logp, old, advantages):
+        loss, clipped = super().token_losses(logp, old, advantages)
         return loss - (loss - loss.mean()).detach(), clipped
 
 
 class Overflows(Reinforce):
-    def tokens(self, logp, old, advantages):
+    def token_losses(self, logp, old, advantages):
         return -(logp - old).exp() * advantages, (logp - old).abs() > 2
 
 
 class CountsEmptyOnes(Reinforce):
-    def weights(self, lengths):
+    def sequence_weights(self, lengths):
         return [1 / max(1, sum(lengths)) for _ in lengths]
 
 
 class MeansOverMicroBatches(Reinforce):
-    def tokens(self, logp, old, advantages):
-        loss, clipped = super().tokens(logp, old, advantages)
+    def token_losses(self, logp, old, advantages):
+        loss, clipped = super().token_losses(logp, old, advantages)
         return loss / max(1, len(loss)), clipped
 
 
 def check_loss(cls):
-    with isolated():
+    with isolated_registries():
         policy_losses.register("under_test")(cls)
         check_policy_loss("under_test")
 

@@ -16,8 +16,8 @@ from vilavt_toolkit.chat.events import Event
 from vilavt_toolkit.chat.terminal import COMMANDS
 from vilavt_toolkit.cli.app import run
 from vilavt_toolkit.contracts import RegionCall, ToolCall, Turn
-from vilavt_toolkit.registry import isolated
 from vilavt_toolkit.testing import check_stopping
+from vilavt_toolkit.testing.isolation import isolated_registries
 from vilavt_toolkit.testing.scripted import Scripted
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +76,7 @@ def test_the_policy_of_the_page_of_policies_is_one(tmp_path, monkeypatch, capsys
     Path("gained.py").write_text(SNIPPET.findall(page("docs/stopping.md"))[0])
     recipe = page("docs/stopping.md").split("plugins: [./gained.py]")[1].split("```")[0]
     Path("gained.yaml").write_text(f"inherits: quickstart\nplugins: [./gained.py]{recipe}")
-    with isolated():
+    with isolated_registries():
         assert run(["check", "gained.yaml"]) == 0
         assert "model_decides, gained, max_turns" in capsys.readouterr().out
         check_stopping("gained")

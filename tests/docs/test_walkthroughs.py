@@ -13,13 +13,13 @@ import pytest
 
 import vilavt_toolkit as vt
 from vilavt_toolkit.cli.app import run
-from vilavt_toolkit.registry import isolated
+from vilavt_toolkit.testing.isolation import isolated_registries
 
 ROOT = Path(__file__).parents[2]
 SNIPPET = re.compile(r"(?<!`:\n\n)^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PAGES = {"add-a-modulator": "spotlight", "add-an-encoder": "mini_vit"}
 FILE = re.compile(r"^`([\w.]+)`:\n\n```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-SHORT = ["train.steps=1", "train.batch_size=4", "train.micro_batch=4", "train.prepare=stream", "train.workers=0"]
+SHORT = ["train.steps=1", "train.batch_size=4", "train.micro_batch=4", "train.preprocess=stream", "train.workers=0"]
 
 
 @pytest.fixture(params=PAGES)
@@ -31,7 +31,7 @@ def written(request, tmp_path, monkeypatch):
         (tmp_path / file).write_text(text, encoding="utf-8")
     assert {file.name for file in tmp_path.iterdir()} == {f"{name}.py", f"test_{name}.py", f"{name}.yaml"}
     monkeypatch.chdir(tmp_path)
-    with isolated():
+    with isolated_registries():
         yield tmp_path, name
 
 

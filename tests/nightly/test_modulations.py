@@ -20,7 +20,7 @@ pytestmark = pytest.mark.nightly
 def run(request):
     """The evaluated run of a modulation's recipe, as the recipe is now."""
     try:
-        (found,) = compare.read([ROOT / "runs" / "modulation" / request.param])
+        (found,) = compare.read_summaries([ROOT / "runs" / "modulation" / request.param])
     except RunError as error:
         pytest.fail(f"{error} `make nightly` does both for all modulations.")
     recipe = load_recipe(f"modulation/{request.param}")

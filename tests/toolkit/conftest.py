@@ -20,7 +20,7 @@ inherits: point_clouds
 model:
   encoder: {overview_points: 32, zoom_points: 64, overview_tokens: 6, zoom_tokens: 8, neighbours: 5, point_width: 16,
             width: 32, depth: 2, heads: 2}
-  projector: {name: mlp, hidden: 32}
+  projector: {name: mlp, hidden_dim: 32}
   language_model:
     vocab_size: 400
     config: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 2}
@@ -78,11 +78,11 @@ def says(monkeypatch):
             def __init__(self, model, decoding, rewrite=None) -> None:
                 super().__init__(model, decoding, lambda number: ())
 
-            def _draw(self, seats, logits):
-                for seat in seats:
-                    question = seat.session.trajectory.questions[-1].text
-                    self._left.setdefault(seat, list(ids.get(question, ())))
-                return super()._draw(seats, logits)
+            def _sample(self, requests, logits):
+                for request in requests:
+                    question = request.session.trajectory.questions[-1].text
+                    self._left.setdefault(request, list(ids.get(question, ())))
+                return super()._sample(requests, logits)
 
         monkeypatch.setattr("vilavt_toolkit.chat.chat.Loop", Saying)
         monkeypatch.setattr("vilavt_toolkit.chat.ask.Loop", Saying)
@@ -97,7 +97,14 @@ def state():
     def of(chat: vt.Chat) -> tuple[object, ...]:
         session = chat.session
         same = [id(view) for view in session.views], [id(source) for source in session.sources]
-        counts = session.announced, session.calls, session.calls_before, session.tool, session.spent, session.tail
+        counts = (
+            session.sources_shown,
+            session.calls,
+            session.calls_before,
+            session.can_call_tool,
+            session.spent,
+            session.tail,
+        )
         return session.trajectory.to_json(), same, counts
 
     return of

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from vilavt_toolkit.contracts import Reward, RewardSettings, Sample, Trajectory, Turn
+from vilavt_toolkit.contracts import Reward, RewardConfig, Sample, Trajectory, Turn
 from vilavt_toolkit.errors import DuplicateName, InputError
-from vilavt_toolkit.registry import isolated, rewards
+from vilavt_toolkit.registry import rewards
 from vilavt_toolkit.registry.plugins import load_plugins
 from vilavt_toolkit.rewards import reward_function
 from vilavt_toolkit.testing import check_reward
-from vilavt_toolkit.training.reinforcement.scoring import RewardError, score_all, score_safely
+from vilavt_toolkit.testing.isolation import isolated_registries
+from vilavt_toolkit.training.reinforcement.scoring import RewardError, score_all
 
 SAMPLE = Sample("scenes/7", "what?", "red", ())
 TRAJECTORY = Trajectory(turns=[Turn("seen", answer="red")], feedback=[""])
@@ -30,7 +31,7 @@ class Made(Reward):
 
     @classmethod
     def tiny(cls):
-        return RewardSettings()
+        return RewardConfig()
 
     def score(self, sample, trajectory):
         return self.does()
@@ -40,20 +41,24 @@ def raising(error):
     raise error
 
 
+def score_one(does, **options):
+    return score_all([("mine", Made(does))], [(SAMPLE, TRAJECTORY)], **options)
+
+
 def test_the_function_of_the_docs_in_a_file_of_its_own_is_a_reward(tmp_path):
     (tmp_path / "mine.py").write_text(re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1])
-    with isolated():
+    with isolated_registries():
         load_plugins(["./mine.py"], relative_to=tmp_path)
         entry = rewards.get("short_thoughts")
         assert entry.summary == "The share of turns whose thought has ten words at most."
-        assert entry.config is RewardSettings
+        assert entry.config is RewardConfig
         assert entry.origin.endswith("mine.py")
         assert entry.cls(entry.config(weight=0.5)).score(SAMPLE, TRAJECTORY) == 1
         check_reward("short_thoughts")
 
 
 def test_the_function_stays_a_function():
-    with isolated():
+    with isolated_registries():
 
         @reward_function("half")
         def half(sample, trajectory):
@@ -63,7 +68,7 @@ def test_the_function_stays_a_function():
 
 
 def test_two_functions_of_one_name_are_refused_naming_both():
-    with isolated():
+    with isolated_registries():
         reward_function("twice")(lambda sample, trajectory: 0.0)
         with pytest.raises(DuplicateName, match="two rewards are named 'twice'"):
             reward_function("twice")(lambda sample, trajectory: 1.0)
@@ -83,14 +88,14 @@ def test_two_functions_of_one_name_are_refused_naming_both():
 )
 def test_a_reward_that_fails_is_named_with_the_sample(does, words):
     with pytest.raises(RewardError) as caught:
-        score_safely("mine", Made(does), SAMPLE, TRAJECTORY)
+        score_one(does)
     assert str(caught.value).startswith("reward 'mine', sample scenes/7: ")
     assert words in str(caught.value)
 
 
 def test_the_users_traceback_is_kept():
     with pytest.raises(RewardError) as caught:
-        score_safely("mine", Made(lambda: raising(KeyError("gold"))), SAMPLE, TRAJECTORY)
+        score_one(lambda: raising(KeyError("gold")))
     assert isinstance(caught.value.__cause__, KeyError)
     assert caught.value.__cause__.__traceback__ is not None
 
@@ -98,7 +103,7 @@ def test_the_users_traceback_is_kept():
 def test_a_reward_that_hangs_is_named_and_does_not_hold_the_program():
     never, started = threading.Event(), time.monotonic()
     with pytest.raises(RewardError, match=r"reward 'mine', sample scenes/7: it has not returned for 0\.05 seconds"):
-        score_safely("mine", Made(never.wait), SAMPLE, TRAJECTORY, seconds=0.05)
+        score_one(never.wait, seconds=0.05)
     assert time.monotonic() - started < 5
     assert all(thread.daemon for thread in threading.enumerate() if thread.name == "rewards")
     never.set()

@@ -1,13 +1,18 @@
-"""The errors a user can cause, each one sentence that names the thing and says what to do."""
+"""Errors that a user can cause. Each message names the thing that is wrong and ends in what to do."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import ClassVar
 
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended, 128 + SIGINT as shells have it."""
+TERMINATED = 143
+"""Exit code of a command that SIGTERM ended, 128 + SIGTERM."""
+
 
 class VilavtError(Exception):
-    """A failure the user can mend; the command line prints no traceback and exits with `exit_code`."""
+    """A failure that the user can correct. The command line prints no traceback and exits with `exit_code`."""
 
     exit_code: ClassVar[int] = 1
 
@@ -17,7 +22,7 @@ class VilavtError(Exception):
 
 
 class UsageError(VilavtError):
-    """A command, argument or recipe that cannot be meant."""
+    """A command, an argument or a recipe that makes no sense."""
 
     exit_code = 2
 
@@ -31,7 +36,7 @@ class BadConfig(UsageError):
 
 
 class BadRecipe(UsageError):
-    """A recipe, or a plugin it asks for, that cannot be found or read."""
+    """A recipe, or a plugin that it names, that cannot be found or read."""
 
 
 class DuplicateName(UsageError):
@@ -39,7 +44,7 @@ class DuplicateName(UsageError):
 
 
 class RecipeErrors(UsageError):
-    """Everything that is wrong with a recipe, at once."""
+    """All errors of a recipe at once."""
 
     def __init__(self, errors: Iterable[VilavtError]) -> None:
         self.errors: tuple[VilavtError, ...] = tuple(errors)
@@ -55,7 +60,7 @@ class InputError(VilavtError):
 
 
 class MissingWeights(InputError):
-    """What only its weights tell of a checkpoint, of which but the descriptions are here."""
+    """A question about a checkpoint that only its weights answer, while only its config files are available."""
 
 
 class RunError(VilavtError):
@@ -63,11 +68,14 @@ class RunError(VilavtError):
 
 
 class TrainingError(VilavtError):
-    """Training that cannot go on."""
+    """Training that cannot continue."""
 
 
-def error_of(what: str, error: Exception) -> Exception:
-    """An error with what it is of; what is a fault of the code stays what it is, with a note."""
+def add_context(what: str, error: Exception) -> Exception:
+    """Return an error that says what it belongs to, `what`.
+
+    A user's error gets it in its message. Any other error is a bug: it keeps its type and traceback, and gets a note.
+    """
     if isinstance(error, VilavtError):
         return type(error)(f"{what}: {error}")
     error.add_note(f"while {what} was asked")

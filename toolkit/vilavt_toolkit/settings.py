@@ -1,4 +1,4 @@
-"""Settings: how config dataclasses declare a key with its default, help and range. Imports no torch."""
+"""Settings: config dataclasses declare a key with its default, help and range. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ def setting(
     minimum: float | None = None,
     maximum: float | None = None,
     replaces: tuple[str, ...] = (),
+    formerly: tuple[str, ...] = (),
 ) -> Any:
     """Declare one setting of a component's config dataclass: default, help, inclusive range.
 
-    Where a child recipe or the command line sets it anew, the inherited settings that it `replaces` go. Two that
-    replace each other are alternatives, and may not both be set.
+    `replaces` names alternatives. When a child recipe or the command line sets this one, the inherited ones are
+    dropped; two that replace each other may not both be set. `formerly` holds the names that the setting had in
+    earlier versions: a recipe that uses one is refused with the new name, and old checkpoints are converted.
     """
-    facts = {"help": help, "minimum": minimum, "maximum": maximum, "replaces": replaces}
+    facts = {"help": help, "minimum": minimum, "maximum": maximum, "replaces": replaces, "formerly": formerly}
     if factory is not None:
         return field(default_factory=factory, metadata=facts)
     return field(default=default, metadata=facts)
@@ -33,25 +35,27 @@ def part(
     help: str,
     default_name: str | tuple[str, ...] | None = None,
     many: bool = False,
+    formerly: tuple[str, ...] = (),
 ) -> Any:
     """Declare a key that names a component of `kind`; with `many`, one or a list of them.
 
     Without `default_name` the key is required. A default is looked up when a recipe is read, as any name is.
+    `formerly` is that of `setting`.
     """
     names = (default_name,) if isinstance(default_name, str) else default_name
-    facts = {"help": help, "part": kind, "many": many, "default_names": names}
+    facts = {"help": help, "part": kind, "many": many, "default_names": names, "formerly": formerly}
     # The true default needs the registries, so the parser fills it in; None only keeps the field optional.
     return field(default=MISSING if names is None else None, metadata=facts)
 
 
 def default_of(f: Field[Any]) -> Any:
-    """What a setting is where it is not set; MISSING where it must be."""
+    """Return the default of a setting; MISSING if the setting is required."""
     return f.default if f.default_factory is MISSING else f.default_factory()
 
 
 @dataclass(frozen=True)
 class NoSettings:
-    """The config of a component that has no settings."""
+    """Config of a component without settings."""
 
 
 def did_you_mean(name: object, known: Iterator[str] | list[str] | tuple[str, ...]) -> str:

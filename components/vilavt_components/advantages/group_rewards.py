@@ -1,4 +1,4 @@
-"""What all group advantages share: the rewards of a prompt group about their mean."""
+"""The step that all group advantages share: subtract the mean reward of the prompt group."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from torch import Tensor
 from vilavt_toolkit.errors import UsageError
 
 
-def centred(rewards: Tensor) -> Tensor:
-    """Rewards minus their group's mean; [P, G] -> [P, G]. Raises UsageError for groups of one."""
+def subtract_group_mean(rewards: Tensor) -> Tensor:
+    """Subtract the mean of each prompt group; [P, G] -> [P, G]. Raises UsageError for groups of one rollout."""
+    # A group of one would silently have advantage 0 here, and NaN from the standard deviation that `grpo` divides by.
     if rewards.shape[1] < 2:
-        raise UsageError("a prompt group of one rollout has nothing to be better than; set rl.group to 2 or more.")
+        raise UsageError("a prompt group of one rollout has no others to compare with. Set rl.group_size to 2 or more.")
     return rewards - rewards.mean(1, keepdim=True)

@@ -1,1 +1,1 @@
-"""What components of several kinds share."""
+"""Code that components of several kinds share; nothing in it is registered."""

@@ -1,4 +1,4 @@
-"""What keeps its precision when the weights of a transformers model lose theirs."""
+"""Parts of transformers models that must stay in float32 when the weights change type."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import torch
 from torch import nn
 
 
-class KeepsFrequencies(nn.Module):
-    """Rotary frequencies stay float32 when weights change type, or far positions would turn by radians."""
+class Float32RotaryFrequencies(nn.Module):
+    """A module whose rotary frequencies (buffers `inv_freq`) stay in float32 when its weights change type.
+
+    A position is multiplied by its frequency: rounded to bfloat16, position 10,000 would turn by whole radians.
+    """
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        # `to`, `half`, `bfloat16` and `cuda` all go through `_apply`: this is the only place that sees all of them.
         kept = [
             (module, name, buffer)
             for module in self.modules()

@@ -1,4 +1,4 @@
-"""transformers without its advice, where what it remarks on is meant."""
+"""A way to silence transformers' warnings where we do on purpose what it warns about."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Keep transformers' warnings from the user; errors are raised all the same.
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' warnings inside; errors are still raised.
 
-    It remarks on ViLaVT's model type, which it does not know, and on rotary settings of three axes, which it reads.
+    It warns about ViLaVT's model type, which it does not know, and about rotary settings of three axes, which it reads.
     """
     from transformers.utils import logging as untyped
 

@@ -1,4 +1,4 @@
-"""Weights in .safetensors: read, and filled into a module that they must fit."""
+"""Weights in .safetensors: read them, and load them into a module that they must fit."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.utils.text import shorten_list
 
 logger = logging.getLogger(__name__)
 
 CONVERT = "safetensors.torch.save_file(torch.load(path, weights_only=True), 'weights.safetensors')"
-Wanted = Callable[[Sequence[str]], Mapping[str, str]]
-"""Of all names of a file's tensors, those to read, each with the module's name."""
+RenameKeys = Callable[[Sequence[str]], Mapping[str, str]]
+"""Maps the names of a file's tensors to the module's names; a name that it leaves out is not read."""
 _SHOWN = 4
-# What names of tensors tell of a model; the first that fits holds.
+# The architecture that names of tensors suggest. The first match counts, so special cases stand before general ones.
 _KINDS: Mapping[str, str] = {
     r"points\.lift\.": "a `point_cloud` encoder",
     r"(.*\.)?resblocks\.\d+\.": "an open_clip model",
@@ -35,71 +36,72 @@ _KINDS: Mapping[str, str] = {
 }
 
 
-def as_they_are(names: Sequence[str]) -> dict[str, str]:
-    """All tensors, under their own names."""
+def identity_names(names: Sequence[str]) -> dict[str, str]:
+    """Keep all tensors under their own names."""
     return {name: name for name in names}
 
 
 def check_safetensors(path: Path, convert: str = CONVERT) -> None:
-    """Hold that a file is there and of the format, reading no tensor of it; raises InputError."""
-    with _opened(path, convert):
+    """Check that a file exists and is .safetensors, reading no tensor of it; raises InputError."""
+    with _open_safetensors(path, convert):
         pass
 
 
-def fill_from_file(
+def load_file_into(
     module: nn.Module,
     path: Path,
-    unused: Callable[[str], bool] = lambda name: False,
-    wanted: Wanted = as_they_are,
+    is_unused: Callable[[str], bool] = lambda name: False,
+    rename_keys: RenameKeys = identity_names,
     convert: str = CONVERT,
 ) -> None:
-    """Load a file's weights as `fill` does; raises InputError.
+    """Load a file's weights as `load_weights_into` does; raises InputError.
 
-    `wanted` gives the module's name of those of the file's tensors that are read; `convert` is a line of Python that
-    makes .safetensors of other formats.
+    `rename_keys` chooses the tensors that are read and gives their names in the module. `convert` is a line of Python,
+    shown in errors, that converts other formats to .safetensors.
     """
-    with _opened(path, convert) as file:
+    with _open_safetensors(path, convert) as file:
         names = list(file.keys())
-        weights = {name: file.get_tensor(key) for key, name in wanted(names).items()}
-    fill(module, weights, f"'{path}'", unused, kind_of(names))
+        weights = {name: file.get_tensor(key) for key, name in rename_keys(names).items()}
+    load_weights_into(module, weights, f"'{path}'", is_unused, guess_architecture(names))
 
 
 @contextmanager
-def _opened(path: Path, convert: str) -> Iterator[Any]:
+def _open_safetensors(path: Path, convert: str) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     if path.suffix != ".safetensors":
         raise InputError(
-            f"Weights '{path}' are not .safetensors, and other formats can run code when read; convert once: {convert}."
+            f"Weights '{path}' are not .safetensors, and other formats can run code when read. Convert once: {convert}."
         )
     if not path.is_file():
-        raise InputError(f"Weights '{path}' do not exist; correct the part's `file`.")
+        raise InputError(f"Weights '{path}' do not exist. Correct the part's `path`.")
     try:
         with safe_open(path, "pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise InputError(f"Weights '{path}' cannot be read ({error}); copy the file again.") from error
+        raise InputError(f"Weights '{path}' cannot be read ({error}). Copy the file again.") from error
 
 
-def fill(
+def load_weights_into(
     module: nn.Module,
     weights: Mapping[str, Tensor],
     origin: str,
-    unused: Callable[[str], bool],
-    kind: str = "",
+    is_unused: Callable[[str], bool],
+    architecture: str = "",
     assign: bool = False,
 ) -> None:
-    """Load weights that must fit exactly, but for those that are `unused` here; raises InputError with all faults.
+    """Load weights that must fit exactly, except those that `is_unused` names; raises InputError with all faults.
 
-    What modules compute themselves (buffers that are not saved) older checkpoints may hold; it is left out. `kind` is
-    what model the weights look like. With `assign` the tensors become the module's own, and are not copied.
+    Buffers that modules compute themselves are skipped, since older checkpoints may hold them. `architecture` is what
+    the weights look like, for the error. With `assign` the tensors become the module's own without a copy.
     """
-    own, computed = module.state_dict(), _computed(module)
+    own, computed = module.state_dict(), _non_persistent_buffer_names(module)
 
-    def left(name: str) -> bool:
-        return name not in own and (name.rpartition(".")[2] in computed or unused(name))
+    def is_skipped(name: str) -> bool:
+        return name not in own and (name.rpartition(".")[2] in computed or is_unused(name))
 
-    given = {name: value for name, value in weights.items() if not left(name)}
+    given = {name: value for name, value in weights.items() if not is_skipped(name)}
+    # All faults together: a wrong setting shows in several places, and one name alone does not tell which.
     faults = {
         "missing": [name for name in own if name not in given],
         "unexpected": [name for name in given if name not in own],
@@ -109,27 +111,21 @@ def fill(
             if name in own and value.shape != own[name].shape
         ],
     }
-    found = [f"{fault}: {listed(names)}" for fault, names in faults.items() if names]
+    found = [f"{fault}: {shorten_list(names, _SHOWN)}" for fault, names in faults.items() if names]
     if found:
-        other = f", by their names {kind}" if kind and kind != kind_of(own) else ""
+        other = f", by their names {architecture}" if architecture and architecture != guess_architecture(own) else ""
         raise InputError(
-            f"Weights {origin} are of another architecture{other} ({'; '.join(found)}); set the part's settings to "
+            f"Weights {origin} are of another architecture{other} ({'; '.join(found)}). Set the part's settings to "
             "match, or name other weights."
         )
     module.load_state_dict(given, assign=assign)
     logger.info("Loaded %d tensors of %s.", len(given), origin)
 
 
-def kind_of(names: Collection[str]) -> str:
-    """What model tensors of these names are of; empty where they do not tell."""
+def guess_architecture(names: Collection[str]) -> str:
+    """Return the architecture that tensors of these names suggest, such as "a ResNet"; empty if they suggest none."""
     return next((kind for start, kind in _KINDS.items() if any(re.match(start, name) for name in names)), "")
 
 
-def listed(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-def _computed(module: nn.Module) -> set[str]:
+def _non_persistent_buffer_names(module: nn.Module) -> set[str]:
     return {name for part in module.modules() for name in part._non_persistent_buffers_set}

@@ -1,0 +1,1 @@
+"""Dialogues: prompts, and how a turn is written."""

@@ -1,8 +1,9 @@
 """The grammar of a turn, in llguidance's Lark, for dialogues that write a thought, then a call in JSON or an answer.
 
-A box's second corner must lie behind its first, as far as its source wants, and x2 and y2 stand behind both x1 and y1:
-no context-free grammar of a bearable size says so. A grammar therefore ends behind each number that others depend on,
-and the next one is made with that number known. No token reaches from one into the next.
+The second corner of a box must lie after its first one, and the smallest and largest sides that its source allows
+depend on the numbers before. A context-free grammar of this would need a rule for each pair of numbers. Therefore a
+grammar ends after each number that others depend on, and the next grammar is built with that number known. No token
+spans two grammars.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Any
 from vilavt_toolkit.contracts import BoxSchema
 from vilavt_toolkit.vision.boxes import BoxError
 
-# JSON's escapes, without those of half a character (D800 to DFFF), which no tokenizer takes. An answer needs a letter
-# that Python too does not take for a space.
-_TEXTS = r"""
+# QUERY: the escapes of JSON, without those of half a surrogate pair (D800 to DFFF), which no tokenizer encodes.
+# ANSWER: at least one character that `str.strip` keeps, since `parse` strips the answer and rejects an empty one.
+_TERMINALS = r"""
 ANY: /(?s:.*)/
 TAG: /<\/?(think|tool|answer)>/
 PLAIN: ANY & ~(ANY TAG ANY)
@@ -27,96 +28,105 @@ ANSWER: "<answer>" (PLAIN & /(?s:.*)[^\s\x1c-\x1f](?s:.*)/) "</answer>"
 QUERY: PLAIN & /([^"\\\x00-\x1f]|\\(["\\\/bfnrt]|u([0-9a-cA-CefEF][0-9a-fA-F]{3}|[dD][0-7][0-9a-fA-F]{2})))*/
 """
 _REGION = '{"index": '
-_BEGUN = re.compile(r'\{"index": (?P<index>\d+), "[^"]*": \[(?P<numbers>[\d, ]*),$')
+_UNFINISHED_BOX = re.compile(r'\{"index": (?P<index>\d+), "[^"]*": \[(?P<numbers>[\d, ]*),$')
 
 
 @dataclass(frozen=True)
-class Form:
+class TurnSyntax:
     """How a dialogue writes a turn."""
 
-    behind_thought: str
-    tool: tuple[str, str]
-    """Before and behind a call."""
+    after_thought: str
+    """Text between `</think>` and the call or the answer."""
+    tool_tags: tuple[str, str]
+    """Text before and after a call."""
     max_regions: int
 
 
-def turn_grammar(form: Form, written: str, boxes: Sequence[BoxSchema], call: bool) -> str:
-    """How a turn may go on, as `Dialogue.grammar` says."""
+def build_turn_grammar(syntax: TurnSyntax, written: str, boxes: Sequence[BoxSchema], call: bool) -> str:
+    """Build the grammar of how a turn may continue after `written`; see `Dialogue.grammar`."""
     if not written:
-        return _Rules(form, boxes).beginning(call)
-    begun = _BEGUN.search(written)
-    if begun is None:
+        return _GrammarBuilder(syntax, boxes).start_turn(call)
+    # Grammars end only at the end of a turn or after the comma in a box, so the text says which of them it was.
+    unfinished = _UNFINISHED_BOX.search(written)
+    if unfinished is None:
         return ""
-    numbers = tuple(int(number) for number in begun["numbers"].split(","))
-    named = written[written.rindex(form.tool[0]) :].count(_REGION)
-    return _Rules(form, boxes).box(int(begun["index"]), numbers, named)
+    numbers = tuple(int(number) for number in unfinished["numbers"].split(","))
+    regions = written[written.rindex(syntax.tool_tags[0]) :].count(_REGION)
+    return _GrammarBuilder(syntax, boxes).continue_box(int(unfinished["index"]), numbers, regions)
 
 
-class _Rules:
-    """Rules of one grammar; their names are numbered."""
+class _GrammarBuilder:
+    """Builds one grammar. Rules for JSON values are numbered in the order in which they are added."""
 
-    def __init__(self, form: Form, boxes: Sequence[BoxSchema]) -> None:
-        self.form = form
+    def __init__(self, syntax: TurnSyntax, boxes: Sequence[BoxSchema]) -> None:
+        self.syntax = syntax
         self.boxes = boxes
         self.rules: list[str] = []
 
-    def beginning(self, call: bool) -> str:
-        """From the thought to the first number of a box, or to the end of an answer."""
-        region = self._regions() if call else ""
-        called = _text(f'{self.form.tool[0]}{{"region": [{_REGION}')
-        ending = f"(ANSWER | {called} {region})" if region else "ANSWER"
-        behind = _text(self.form.behind_thought) if self.form.behind_thought else ""
-        return self._grammar(f"THOUGHT {behind} {ending}")
+    def start_turn(self, call: bool) -> str:
+        """Return the grammar from the thought to the first number of a box, or to the end of an answer."""
+        region = self._begin_region() if call else ""
+        call_start = _quote(f'{self.syntax.tool_tags[0]}{{"region": [{_REGION}')
+        ending = f"(ANSWER | {call_start} {region})" if region else "ANSWER"
+        after_thought = _quote(self.syntax.after_thought) if self.syntax.after_thought else ""
+        return self._join_rules(f"THOUGHT {after_thought} {ending}")
 
-    def box(self, index: int, begun: tuple[int, ...], named: int) -> str:
-        """Behind the comma of a box of region `index`, the last of `named`: its next number, and what depends on none.
+    def continue_box(self, index: int, begun: tuple[int, ...], regions: int) -> str:
+        """Return the grammar after a comma in a box of region `index`: its next number, then what depends on none.
 
-        Behind its last number that is the rest of the call, up to the first number of another box.
+        `begun` are the box's numbers so far, `regions` the number of regions in the call so far, this one included.
+        After the box's last number comes the rest of the call, up to the first number of another box.
         """
         schema = self.boxes[index](begun)
         key, *others = schema["properties"]
         items = schema["properties"][key]["prefixItems"]
-        number = f"{_text(' ')} {self._value(items[len(begun)])}"
+        number = f"{_quote(' ')} {self._add_value_rule(items[len(begun)])}"
         if len(begun) + 1 < len(items):
-            return self._grammar(f"{number} {_text(',')}")
-        further = [self._further(name, schema) for name in others]
-        return self._grammar(" ".join([number, _text("]"), *further, _text("}"), self._behind_region(named)]))
+            return self._join_rules(f"{number} {_quote(',')}")
+        properties = [self._write_property(name, schema) for name in others]
+        return self._join_rules(" ".join([number, _quote("]"), *properties, _quote("}"), self._end_region(regions)]))
 
-    def _behind_region(self, named: int) -> str:
-        closed = f'{_text("], " + json.dumps("query") + ": ")} /"/ QUERY /"/ {_text("}" + self.form.tool[1])}'
-        another = self._regions() if named < self.form.max_regions else ""
-        return f"({_text(', ' + _REGION)} {another} | {closed})" if another else closed
+    def _end_region(self, regions: int) -> str:
+        """Return the rest of a call after a region: another region, or the query."""
+        query = f'{_quote("], " + json.dumps("query") + ": ")} /"/ QUERY /"/ {_quote("}" + self.syntax.tool_tags[1])}'
+        another = self._begin_region() if regions < self.syntax.max_regions else ""
+        return f"({_quote(', ' + _REGION)} {another} | {query})" if another else query
 
-    def _regions(self) -> str:
-        """The index of a region, up to the first number of its box; empty where nothing can be named."""
-        alike: dict[tuple[str, str], list[int]] = {}
-        for index, of_box in enumerate(self.boxes):
+    def _begin_region(self) -> str:
+        """Return a region from its index to the first number of its box; empty if no region can be named."""
+        # Regions of one source have the same schema for the first number: one rule for all of their indices keeps the
+        # grammar small, which matters since one is compiled for every turn.
+        indices_by_schema: dict[tuple[str, str], list[int]] = {}
+        for index, box_schema in enumerate(self.boxes):
             try:
-                properties = of_box(())["properties"]
-            except BoxError:
+                properties = box_schema(())["properties"]
+            except BoxError:  # no box fits into this region any more
                 continue
             key = next(iter(properties))
-            alike.setdefault((key, json.dumps(properties[key]["prefixItems"][0])), []).append(index)
-        kinds = []
-        for (key, first), indices in alike.items():
-            named = "|".join(map(str, indices))
-            kinds.append(f"/{named}/ {_text(f', {json.dumps(key)}: [')} {self._value(json.loads(first))} {_text(',')}")
-        return f"({' | '.join(kinds)})" if kinds else ""
+            schema = json.dumps(properties[key]["prefixItems"][0])
+            indices_by_schema.setdefault((key, schema), []).append(index)
+        alternatives = []
+        for (key, schema), indices in indices_by_schema.items():
+            names = "|".join(map(str, indices))
+            box = f"{_quote(f', {json.dumps(key)}: [')} {self._add_value_rule(json.loads(schema))} {_quote(',')}"
+            alternatives.append(f"/{names}/ {box}")
+        return f"({' | '.join(alternatives)})" if alternatives else ""
 
-    def _further(self, key: str, schema: Mapping[str, Any]) -> str:
-        said = f"{_text(f', {json.dumps(key)}: ')} {self._value(schema['properties'][key])}"
-        return said if key in schema["required"] else f"({said})?"
+    def _write_property(self, key: str, schema: Mapping[str, Any]) -> str:
+        """Return a property of a region after its box, optional unless the schema requires it."""
+        text = f"{_quote(f', {json.dumps(key)}: ')} {self._add_value_rule(schema['properties'][key])}"
+        return text if key in schema["required"] else f"({text})?"
 
-    def _value(self, schema: Mapping[str, Any]) -> str:
-        """The name of a rule for a value of this JSON schema."""
+    def _add_value_rule(self, schema: Mapping[str, Any]) -> str:
+        """Add a rule for a value of this JSON schema, and return its name."""
         name = f"value{len(self.rules)}"
         self.rules.append(f"{name}: %json {json.dumps(schema)}")
         return name
 
-    def _grammar(self, start: str) -> str:
-        return "\n".join([f"start: {start}", *self.rules, _TEXTS])
+    def _join_rules(self, start: str) -> str:
+        return "\n".join([f"start: {start}", *self.rules, _TERMINALS])
 
 
-def _text(text: str) -> str:
-    """A text as Lark writes it."""
+def _quote(text: str) -> str:
+    """Quote a text for Lark, whose strings have the escapes of JSON."""
     return json.dumps(text)

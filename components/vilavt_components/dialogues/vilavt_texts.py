@@ -1,4 +1,4 @@
-"""The wordings of dialogue `vilavt`: read from its data file, or from one that a recipe names, and filled in."""
+"""The texts of dialogue `vilavt`, from its own template or from one that a recipe names."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ from typing import Any
 from vilavt_toolkit.errors import BadConfig, InputError
 from vilavt_toolkit.settings import did_you_mean
 
-REQUIRED: Mapping[str, tuple[str, ...]] = {
+PLACEHOLDERS: Mapping[str, tuple[str, ...]] = {
     "system": (),
-    "before": (),
-    "behind": (),
+    "features_prefix": (),
+    "features_suffix": (),
     "overview": ("features", "index"),
     "question": ("question",),
-    "forced": ("question",),
+    "question_without_tool": ("question",),
     "response": ("regions",),
     "crop": ("features", "index"),
     "feedback": ("problem",),
     "demand": (),
 }
-"""Every text, and what must stand in it, once each, to be filled in."""
+"""Each text, and the placeholders that must be in it exactly once."""
+_RENAMED = {"before": "features_prefix", "behind": "features_suffix", "forced": "question_without_tool"}
+"""Texts by their names in earlier versions, as a template of a user may still have them."""
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 def read_texts(template: str | None, own: Mapping[str, str | None]) -> dict[str, str]:
-    """All texts: a setting's own, else the template's, else the usual; raises InputError, BadConfig."""
-    found = dict(_usual())
+    """Return all texts: a setting's own, else the template's, else the default; raises InputError or BadConfig."""
+    found = dict(_default_texts())
+    # An error names the place where a text was set, not the text alone.
     origins = dict.fromkeys(found, "")
     given = [] if template is None else [(f"template '{template}'", _read_file(template))]
     settings = {name: text for name, text in own.items() if text is not None}
@@ -38,19 +41,22 @@ def read_texts(template: str | None, own: Mapping[str, str | None]) -> dict[str,
         found.update(mapping)
         origins.update(dict.fromkeys(mapping, origin))
     for name, text in found.items():
-        _check(name, text, origins[name])
+        _check_placeholders(name, text, origins[name])
     return found
 
 
-def filled(text: str, **values: object) -> str:
-    """The text with `values` in their places, in one pass: what is filled in is never filled in again."""
+def fill_text(text: str, **values: object) -> str:
+    """Return the text with `values` for its placeholders.
+
+    In one pass, so that braces in a question are not filled in again. A placeholder without a value stays as it is.
+    """
     return _PLACEHOLDER.sub(lambda found: str(values.get(found[1], found[0])), text)
 
 
 @cache
-def _usual() -> Mapping[str, str]:
+def _default_texts() -> Mapping[str, str]:
     text = (files("vilavt_components.dialogues") / "vilavt_template.yaml").read_text(encoding="utf-8")
-    return _parsed(text, "vilavt_template.yaml")
+    return _parse_texts(text, "vilavt_template.yaml")
 
 
 def _read_file(template: str) -> Mapping[str, str]:
@@ -58,29 +64,35 @@ def _read_file(template: str) -> Mapping[str, str]:
         text = Path(template).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError, RuntimeError) as error:
         raise InputError(
-            f"template '{template}' cannot be read ({error}); give the path of a YAML file of texts."
+            f"template '{template}' cannot be read ({error}). Give the path of a YAML file of texts."
         ) from error
-    return _parsed(text, template)
+    return _parse_texts(text, template)
 
 
-def _parsed(text: str, name: str) -> Mapping[str, str]:
+def _parse_texts(text: str, name: str) -> Mapping[str, str]:
     import yaml
 
     try:
         data: Any = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"template '{name}' is not valid YAML ({' '.join(str(error).split())}); mend it.") from error
+        raise InputError(
+            f"template '{name}' is not valid YAML ({' '.join(str(error).split())}). Correct it."
+        ) from error
     if not isinstance(data, dict):
-        raise BadConfig(f"template '{name}' must be a mapping of texts by name: {', '.join(REQUIRED)}.")
+        raise BadConfig(f"template '{name}' is no mapping of texts. Write lines like `demand: Answer now.`")
     for key, value in data.items():
-        if key not in REQUIRED:
-            raise BadConfig(f"template '{name}' has no text '{key}'.{did_you_mean(key, list(REQUIRED))}")
+        if key in _RENAMED:
+            raise BadConfig(
+                f"template '{name}': the text '{key}' is now called {_RENAMED[key]}. Write {_RENAMED[key]}."
+            )
+        if key not in PLACEHOLDERS:
+            raise BadConfig(f"template '{name}' has no text '{key}'.{did_you_mean(key, list(PLACEHOLDERS))}")
         if not isinstance(value, str):
-            raise BadConfig(f"template '{name}': '{key}' must be a text, not {type(value).__name__}; quote it.")
+            raise BadConfig(f"template '{name}': '{key}' must be a text, not {type(value).__name__}. Quote it.")
     return data
 
 
-def _check(name: str, text: str, origin: str) -> None:
-    for placeholder in REQUIRED[name]:
+def _check_placeholders(name: str, text: str, origin: str) -> None:
+    for placeholder in PLACEHOLDERS[name]:
         if text.count(f"{{{placeholder}}}") != 1:
-            raise BadConfig(f"{origin}: text `{name}` must hold {{{placeholder}}} once; it says where that goes.")
+            raise BadConfig(f"{origin}: text `{name}` must hold {{{placeholder}}} once. Write it where it is to go.")

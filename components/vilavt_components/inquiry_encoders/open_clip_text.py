@@ -1,4 +1,4 @@
-"""Inquiries read by the text tower of an open_clip model, in the space that it shares with images."""
+"""Inquiry encoder `open_clip_text`: the text tower of an open_clip model, in the space that it shares with images."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vilavt_components.common.hf_errors import explained
-from vilavt_components.common.open_clip import OpenClipModel, OpenClipSettings, resolve
+from vilavt_components.common.hf_errors import as_input_error
+from vilavt_components.common.open_clip import OpenClipModel, OpenClipSettings, resolve_model
 from vilavt_toolkit.contracts import InquiryEncoder, LanguageModel
 from vilavt_toolkit.errors import BadConfig
-from vilavt_toolkit.packed.tokens import runs, to_device
+from vilavt_toolkit.packed.tokens import concat_ranges, to_device
 from vilavt_toolkit.registry import inquiry_encoders
 
-# In a checkpoint of open_clip's older class the text tower's tensors stand by themselves, among these of other parts.
+# In a checkpoint of open_clip's older class the text tower's tensors have no prefix, and lie beside these.
 _OTHERS = ("visual.", "text_decoder.", "logit_scale", "logit_bias")
 _CONTEXT = 77
 _TOKENIZER_SETTINGS = ("clean", "strip_sep_token", "language")
@@ -24,7 +24,7 @@ _TOKENIZER_SETTINGS = ("clean", "strip_sep_token", "language")
 
 @dataclass(frozen=True)
 class OpenClipTextConfig(OpenClipSettings):
-    """Settings of inquiry encoder `open_clip_text`; without `model`, `file` or `config` a small tower at random."""
+    """Settings of inquiry encoder `open_clip_text`; without `model`, `path` or `config` a small tower at random."""
 
 
 @inquiry_encoders.register("open_clip_text", OpenClipTextConfig)
@@ -34,13 +34,13 @@ class OpenClipTextInquiryEncoder(InquiryEncoder):
     def __init__(self, config: OpenClipTextConfig, language_model: LanguageModel) -> None:
         super().__init__()
         self.config = config
-        self._origin = resolve(config)
-        part = self._origin.section("text_cfg")
-        _check(self._origin, part)
-        self._tokenizer, self._pad = _tokenizer(self._origin, part, config.local_files_only)
-        self.text = self._origin.build("text", part)
-        self.causal = self.text.attn_mask is not None
-        # Made anew in every call: as a buffer it is in no checkpoint, and without values on the meta device.
+        self._clip = resolve_model(config)
+        text_config = self._clip.tower_config("text_cfg")
+        _check_text_config(self._clip, text_config)
+        self._tokenizer, self._pad = _build_tokenizer(self._clip, text_config, config.local_files_only)
+        self.text = self._clip.build_tower("text", text_config)
+        self.is_causal = self.text.attn_mask is not None
+        # Built in every call instead: this buffer is in no checkpoint, so a model built on the meta device lacks it.
         self.text.attn_mask = None
         self.width: int = self.text.width if self.text.text_projection is None else self.text.output_dim
 
@@ -51,7 +51,7 @@ class OpenClipTextInquiryEncoder(InquiryEncoder):
 
     @classmethod
     def variants(cls) -> Mapping[str, OpenClipTextConfig]:
-        """Return settings of towers that read both ways, and that append a token of their own."""
+        """Return settings of towers without a causal mask, with a class token, and without a projection."""
         small = {"width": 16, "heads": 2, "layers": 1, "context_length": 12}
         both_ways = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True, "ls_init_value": 0.5}
         return {
@@ -61,10 +61,9 @@ class OpenClipTextInquiryEncoder(InquiryEncoder):
         }
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of the stripped text with the tower's marks, without padding.
+        """Return token ids of the stripped text with the tower's special tokens, without padding.
 
-        Of a text longer than the tower's context the rest is cut, as open_clip's tokenizer does; the mark at its end
-        stays.
+        A text longer than the tower's context is cut as open_clip's tokenizer does it: the end token stays.
         """
         text = text.strip()
         if not text:
@@ -74,66 +73,73 @@ class OpenClipTextInquiryEncoder(InquiryEncoder):
             ids.pop()
         return ids
 
-    def words(self, ids: Sequence[int]) -> list[str]:
-        """The text of every token."""
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """Return the text of every token."""
         decode = getattr(self._tokenizer, "tokenizer", self._tokenizer).decode
         return [decode([token]).strip() for token in ids]
 
     def forward(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Features of all tokens [T, D] and of what the tower pools per group [G, D], zero where empty."""
+        """Return features of all tokens [T, D], and the tower's pooled one per group [G, D], zero for an empty inquiry."""
         text = self.text
         device = text.token_embedding.weight.device
         groups = [group for group, tokens in enumerate(ids) if tokens]
         if not groups:
             nothing = text.token_embedding.weight.new_zeros(0, self.width)
             return nothing, nothing.new_zeros(len(ids), self.width)
-        asked = [ids[group] for group in groups]
-        hidden = self._read(asked, device)  # [N, L, W]
+        # Only groups with an inquiry are encoded, N of the G. Of their padded hidden states [N, L, W] the rows of
+        # tokens and of what is pooled are gathered first, so that norm and projection run on these alone.
+        given = [ids[group] for group in groups]
+        hidden = self._encode_padded(given, device)
         length = hidden.shape[1]
-        starts = [row * length for row in range(len(asked))]
-        rows = runs(starts, [len(tokens) for tokens in asked])
-        ends = [start + self._pooled(tokens, length) for start, tokens in zip(starts, asked, strict=True)]
+        starts = [row * length for row in range(len(given))]
+        rows = concat_ranges(starts, [len(tokens) for tokens in given])
+        ends = [start + self._pooled_index(tokens, length) for start, tokens in zip(starts, given, strict=True)]
         flat = hidden.flatten(0, 1)
-        features, pooled = (self._shared(flat.index_select(0, to_device(index, device))) for index in (rows, ends))
+        features, pooled = (
+            self._project_shared(flat.index_select(0, to_device(index, device))) for index in (rows, ends)
+        )
         return features, pooled.new_zeros(len(ids), self.width).index_copy(0, to_device(groups, device), pooled)
 
     def check_weights(self) -> None:
-        """Hold that the weights of `file` are there; raises InputError."""
-        self._origin.check_weights(self.config)
+        """Check that the weights of `path` exist; raises InputError."""
+        self._clip.check_weights(self.config)
 
     def load_weights(self) -> None:
         """Load the text tower of the named weights; raises InputError."""
-        self._origin.fill(self.text, _name)
+        self._clip.load_weights_into(self.text, _text_tensor_name)
 
     @property
-    def _whole(self) -> bool:
-        # Where tokens see those behind them, or the last place is pooled, padding takes part in what the tower says.
-        return not self.causal or self.text.cls_emb is not None or self.text.pool_type == "last"
+    def _needs_full_context(self) -> bool:
+        # If tokens see those after them, or the last column is pooled, padding changes the result. The tower was trained
+        # with texts padded to its context, so these must be too.
+        return not self.is_causal or self.text.cls_emb is not None or self.text.pool_type == "last"
 
-    def _read(self, ids: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-        """Last hidden states of N inquiries, none of them empty; [N, L, W], one more where the tower appends one."""
+    def _encode_padded(self, ids: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+        """Encode N inquiries, none of them empty; last hidden states [N, L, W], with a class token [N, L + 1, W]."""
         text = self.text
-        length = text.context_length if self._whole else max(len(tokens) for tokens in ids)
+        length = text.context_length if self._needs_full_context else max(len(tokens) for tokens in ids)
         padded = torch.tensor([[*tokens, *[self._pad] * (length - len(tokens))] for tokens in ids], device="cpu")
         x, mask = text._embeds(padded.to(device, non_blocking=True))
-        if self.causal:
-            places = x.shape[1]
-            later = torch.full((places, places), float("-inf"), dtype=x.dtype, device=device).triu(1)
-            mask = later if mask is None else later + mask
+        # `_embeds` returns the mask of padding, if the tower has one; open_clip adds the causal one to it.
+        if self.is_causal:
+            columns = x.shape[1]
+            causal = torch.full((columns, columns), float("-inf"), dtype=x.dtype, device=device).triu(1)
+            mask = causal if mask is None else causal + mask
         hidden: Tensor = text.transformer(x, attn_mask=mask)
         return hidden
 
-    def _pooled(self, ids: Sequence[int], length: int) -> int:
-        """The place of what stands for an inquiry, among `length`."""
+    def _pooled_index(self, ids: Sequence[int], length: int) -> int:
+        """Return the column, of `length`, that open_clip's `text_global_pool` takes for the whole inquiry."""
         text = self.text
         if text.cls_emb is not None or text.pool_type == "last":
             return length - 1
         if text.pool_type == "eos":
             return list(ids).index(text.eos_id) if text.eos_id in ids else 0
+        # "argmax": CLIP's end token has the largest id.
         return 0 if text.pool_type == "first" else max(range(len(ids)), key=ids.__getitem__)
 
-    def _shared(self, hidden: Tensor) -> Tensor:
-        """Normed, and in the space shared with images where the tower has a projection; [N, W] -> [N, D]."""
+    def _project_shared(self, hidden: Tensor) -> Tensor:
+        """Apply the final norm, and the projection into the space shared with images if there is one; [N, W] -> [N, D]."""
         normed: Tensor = self.text.ln_final(hidden)
         projection = self.text.text_projection
         if projection is None:
@@ -142,63 +148,71 @@ class OpenClipTextInquiryEncoder(InquiryEncoder):
         return shared
 
 
-def _check(origin: OpenClipModel, part: Mapping[str, Any]) -> None:
-    theirs = part.get("hf_model_name")
-    if theirs:
+def _check_text_config(clip: OpenClipModel, text_config: Mapping[str, Any]) -> None:
+    """Raise BadConfig for a text tower that this inquiry encoder cannot run."""
+    hf_name = text_config.get("hf_model_name")
+    if hf_name:
         raise BadConfig(
-            f"The text tower of {origin.name} is transformers' {theirs}; take inquiry encoder `hf_text` with "
-            f"`path: {theirs}`, or a model with a text tower of open_clip's own, such as ViT-B-32."
+            f"The text tower of {clip.name} is transformers' {hf_name}; take inquiry encoder `hf_text` with "
+            f"`path: {hf_name}`, or a model with a text tower of open_clip's own, such as ViT-B-32."
         )
-    if part.get("pool_type") == "none":
+    if text_config.get("pool_type") == "none":
         raise BadConfig("Inquiry encoder 'open_clip_text' needs a pooled vector; set `pool_type` to argmax or last.")
-    if part.get("scaled_cosine_attn"):
-        raise BadConfig("open_clip's own scaled cosine attention fails; leave out `scaled_cosine_attn`.")
-    if part.get("tokenizer_mode"):
+    if text_config.get("scaled_cosine_attn"):
+        # open_clip's own forward of it fails too.
+        raise BadConfig("Inquiry encoder 'open_clip_text' has no scaled cosine attention; remove `scaled_cosine_attn`.")
+    if text_config.get("tokenizer_mode"):
         raise BadConfig(
-            f"Inquiry encoder 'open_clip_text' has no tokenizer mode '{part['tokenizer_mode']}', which puts a token "
-            "behind the padding; name a model without `tokenizer_mode`."
+            f"Inquiry encoder 'open_clip_text' has no tokenizer mode '{text_config['tokenizer_mode']}', which puts a token "
+            "after the padding; choose a model without `tokenizer_mode`."
         )
 
 
-def _tokenizer(origin: OpenClipModel, part: Mapping[str, Any], local_files_only: bool) -> tuple[Any, int]:
-    """open_clip's tokenizer of a text tower, and the id it pads with; raises BadConfig and InputError."""
+def _build_tokenizer(clip: OpenClipModel, text_config: Mapping[str, Any], local_files_only: bool) -> tuple[Any, int]:
+    """Build open_clip's tokenizer of a text tower; returns it and its padding id. Raises BadConfig and InputError."""
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
-    context, source = part.get("context_length", _CONTEXT), part.get("hf_tokenizer_name")
-    more = _tokenizer_settings(part)
+    context, source = text_config.get("context_length", _CONTEXT), text_config.get("hf_tokenizer_name")
+    more = _tokenizer_settings(text_config)
     if source:
-        source = str(origin.folder or source)
-        advice = "give a hub name in reach or cached, or a folder with the tokenizer's files."
-        with explained(f"tokenizer '{source}' of {origin.name} cannot be loaded", advice, source):
-            theirs = HFTokenizer(source, context_length=context, local_files_only=local_files_only, **more)
-            return theirs, int(theirs.tokenizer.pad_token_id)
+        source = str(clip.folder or source)
+        advice = "Give a hub name in reach or cached, or a folder with the tokenizer's files."
+        with as_input_error(f"tokenizer '{source}' of {clip.name} cannot be loaded", advice, source):
+            wrapped = HFTokenizer(source, context_length=context, local_files_only=local_files_only, **more)
+            return wrapped, int(wrapped.tokenizer.pad_token_id)
     try:
-        made = SimpleTokenizer(context_length=context, **more)
+        simple = SimpleTokenizer(context_length=context, **more)
     except (TypeError, AssertionError) as error:
-        raise BadConfig(f"open_clip's tokenizer does not take tokenizer_kwargs {more}: {error}") from error
-    size = part.get("vocab_size", made.vocab_size)
-    if size < made.vocab_size:
         raise BadConfig(
-            f"`vocab_size` {size} of {origin.name} is below the {made.vocab_size} of its tokenizer; raise it."
+            f"open_clip's tokenizer does not take tokenizer_kwargs {more} ({error}); remove what it names."
+        ) from error
+    # The other way, an id without a row in the table would fail in training, on a GPU without a readable error.
+    size = text_config.get("vocab_size", simple.vocab_size)
+    if size < simple.vocab_size:
+        raise BadConfig(
+            f"`vocab_size` {size} of {clip.name} is below the {simple.vocab_size} of its tokenizer; set it to "
+            f"{simple.vocab_size}."
         )
-    return made, 0
+    return simple, 0
 
 
-def _tokenizer_settings(part: Mapping[str, Any]) -> dict[str, Any]:
-    """tokenizer_kwargs, of which a published model may use those that clean a text, and none that loads code."""
-    given = dict(part.get("tokenizer_kwargs") or {})
+def _tokenizer_settings(text_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the model's tokenizer_kwargs; raises BadConfig for others than those that clean a text."""
+    # An allow-list, since kwargs go on to transformers, and some of its own load code.
+    given = dict(text_config.get("tokenizer_kwargs") or {})
     wrong = next((name for name in given if name not in _TOKENIZER_SETTINGS), None)
     if wrong == "reduction_mask":
         raise BadConfig(
-            "`reduction_mask` draws what is left of a long text at random; leave it out of tokenizer_kwargs."
+            "`reduction_mask` cuts a long text at random, and an inquiry must be read the same way every time; remove it "
+            "from tokenizer_kwargs."
         )
     if wrong is not None:
         raise BadConfig(
-            f"`tokenizer_kwargs` has {wrong!r}, and only {', '.join(_TOKENIZER_SETTINGS)} are passed on; leave it out."
+            f"`tokenizer_kwargs` has {wrong!r}, and only {', '.join(_TOKENIZER_SETTINGS)} are passed on; remove it."
         )
     return given
 
 
-def _name(key: str) -> str | None:
-    """A checkpoint's name of a tensor without `text.`; None where it is of another part."""
+def _text_tensor_name(key: str) -> str | None:
+    """Return a checkpoint's name of a text tensor without `text.`, or None for a tensor of another part."""
     return None if key.startswith(_OTHERS) else key.removeprefix("text.")

@@ -1,4 +1,4 @@
-"""What the language models of transformers have in common: settings, tokenizer, cache, what can never be said."""
+"""The base of language models around transformers: settings, tokenizer, KV cache, and tokens that are never written."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 
-from vilavt_components.common.hf_errors import explained
-from vilavt_components.common.precision import KeepsFrequencies
-from vilavt_components.language_models import tokenizer as _tokenizer
-from vilavt_toolkit.contracts import CacheView, Frames, LanguageModel
+from vilavt_components.common.hf_errors import as_input_error
+from vilavt_components.common.precision import Float32RotaryFrequencies
+from vilavt_components.language_models.tokenizer import HFTokenizer, load_tokenizer, train_tokenizer
+from vilavt_toolkit.contracts import CacheView, LanguageModel, TurnTemplate
 from vilavt_toolkit.errors import InputError
-from vilavt_toolkit.settings import did_you_mean, setting
+from vilavt_toolkit.settings import setting
 
 log = logging.getLogger(__name__)
 
@@ -33,57 +33,69 @@ class CausalConfig:
         help="from scratch instead: `model_type` and that family's transformers settings",
         replaces=("path", "revision"),
     )
-    vocab_size: int = setting(1024, help="from scratch: at most so many tokens, trained on the task", minimum=300)
-    tokenizer: str | None = setting(None, help="tokenizer to use instead of `path`'s or a trained one")
-    placeholder: str = setting("<|feature|>", help="token that stands where a feature goes; added if missing")
-    attention: str | None = setting(None, help="transformers' attention implementation; null: its own choice")
+    vocab_size: int = setting(1024, help="from scratch: most tokens of the tokenizer trained on the task", minimum=300)
+    tokenizer: str | None = setting(
+        None, help="folder or hub name of a tokenizer to use instead of `path`'s or a trained one"
+    )
+    placeholder: str = setting("<|feature|>", help="token in place of each feature (added if missing)")
+    attention: str | None = setting(None, help="transformers' attention implementation (null: its own choice)")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", help="type of pretrained weights")
     revision: str | None = setting(None, help="hub revision of `path`")
     local_files_only: bool = setting(False, help="never ask the hub")
 
 
-class CausalModel(KeepsFrequencies, LanguageModel):
-    """A language model around one of transformers, which stands in `model`; tokenizer loaded, or trained on the task.
+class CausalModel(Float32RotaryFrequencies, LanguageModel):
+    """A language model around transformers' `model`, with a tokenizer that is loaded or trained on the task.
 
-    A subclass calls `_begin` with transformers' text configuration, then makes `model`.
+    The `__init__` of a subclass calls `_check_config`, then `_load_tokenizer_and_sizes` with transformers' text
+    configuration, then builds `model`: the tokenizer may enlarge the vocabulary that the model is built for.
     """
 
     label: ClassVar[str]
-    """Its registered name, for errors."""
+    """The registered name, for errors."""
     template: ClassVar[str | None] = None
-    """A chat template for tokenizers without one that know its marks."""
+    """A chat template for tokenizers that have none and know its special tokens."""
     config: CausalConfig
     model: Any
 
-    def _check(self, config: CausalConfig) -> None:
+    def _check_config(self, config: CausalConfig) -> None:
         if bool(config.path) == bool(config.config):
             raise InputError(f"{self.label}: set exactly one of `path` (pretrained) and `config` (from scratch).")
         self.config = config
 
-    def _begin(self, text: Any) -> None:
-        """Load the tokenizer where there is one, and take widths and lengths from `text`."""
+    def _load_tokenizer_and_sizes(self, text: Any) -> None:
+        """Load the tokenizer if one is named, and take widths and lengths from transformers' configuration `text`."""
         config = self.config
         source = config.tokenizer or config.path
         if source is not None:
-            family = None if config.tokenizer else self._family()
-            where = source, config.placeholder, config.revision, config.local_files_only
-            self._use(_tokenizer.load(*where, self.template, family))
+            tokenizer = load_tokenizer(
+                source,
+                config.placeholder,
+                config.revision,
+                config.local_files_only,
+                self.template,
+                None if config.tokenizer else self._tokenizer_config(),
+            )
+            self._use_tokenizer(tokenizer)
+            # The placeholder may be new, and needs a row in the table of embeddings.
             text.vocab_size = max(text.vocab_size, len(self.tokenizer))
         self.width: int = text.hidden_size
         self.layers = int(getattr(text, "num_hidden_layers", 0))
         self.vocab_size: int = text.vocab_size
         self.context_length = int(getattr(text, "max_position_embeddings", None) or 1 << 20)
-        # transformers slides its windows over columns, padding counted. Within one window there is no sliding.
+        # transformers slides a window over columns and counts padding as text, which would shift it from row to row.
+        # A context no longer than the window never slides it, so sliding can be switched off.
         self._window: int | None = getattr(text, "sliding_window", None)
         if self._window and self._window < self.context_length:
-            log.warning("attention slides over %d tokens; the context ends there.", self._window)
+            log.warning("Attention slides over %d tokens, so the context is limited to as many.", self._window)
             self.context_length = self._window
 
-    def _family(self) -> Any:
-        """transformers' configuration that says what kind of tokenizer `path` has; None: what is there says it."""
+    def _tokenizer_config(self) -> Any:
+        """Return a transformers configuration that tells the class of `path`'s tokenizer; None: its files tell."""
         return None
 
-    def _windowless(self, model: Any) -> Any:
+    def _disable_sliding_window(self, model: Any) -> Any:
+        # A huge window, since transformers raises for None where a layer is of the type "sliding_attention".
         if self._window:
             model.config.get_text_config().sliding_window = 1 << 30
         return model
@@ -95,6 +107,7 @@ class CausalModel(KeepsFrequencies, LanguageModel):
 
     def save_assets(self, folder: Path) -> None:
         """Write the architecture and the tokenizer into `folder`."""
+        # A copy, so that the running model keeps its window disabled.
         config = copy.deepcopy(self.model.config)
         if self._window:
             config.get_text_config().sliding_window = self._window
@@ -104,21 +117,22 @@ class CausalModel(KeepsFrequencies, LanguageModel):
     def fit_tokenizer(self, corpus: Iterable[str], fixed: Sequence[str]) -> None:
         """Train the tokenizer, unless one was loaded; `fixed` strings become single tokens."""
         if self.config.path is None and self.config.tokenizer is None:
-            trained = _tokenizer.train(corpus, fixed, self.vocab_size, self.config.placeholder)
+            trained = train_tokenizer(corpus, fixed, self.vocab_size, self.config.placeholder)
+            # The trainer treats its size as a wish: bytes and fixed strings become tokens in any case.
             if len(trained) > self.vocab_size:
                 raise InputError(
-                    f"{self.label}: bytes and grammar strings alone are {len(trained)} tokens; set vocab_size to more "
-                    f"than its {self.vocab_size}."
+                    f"{self.label}: bytes and grammar strings alone are {len(trained)} tokens, more than vocab_size "
+                    f"{self.vocab_size}; set vocab_size to {len(trained)} or more."
                 )
-            self._use(trained)
+            self._use_tokenizer(trained)
 
-    def _use(self, tokenizer: _tokenizer.HFTokenizer) -> None:
-        self.tokenizer: _tokenizer.HFTokenizer = tokenizer
-        self.frames: Frames = tokenizer.frames
+    def _use_tokenizer(self, tokenizer: HFTokenizer) -> None:
+        self.tokenizer: HFTokenizer = tokenizer
+        self.turn_template: TurnTemplate = tokenizer.turn_template
         self.end_of_turn, self.placeholder = tokenizer.end_of_turn, tokenizer.placeholder
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token embeddings; [...] -> [..., D]."""
+        """Look up token embeddings; [...] -> [..., D]."""
         embedded: Tensor = self.model.get_input_embeddings()(ids)
         return embedded
 
@@ -130,56 +144,57 @@ class CausalModel(KeepsFrequencies, LanguageModel):
         cache: CacheView | None = None,
         last: int | None = None,
     ) -> Tensor:
-        """Logits [B, L, V] of columns [B, L, D]; see the contract."""
+        """Return logits [B, L, V] of columns [B, L, D] at positions [P, B, L]; see the contract."""
         if cache is None:
-            logits = self._logits(embeddings, positions, mask, None, last)
+            logits = self._compute_logits(embeddings, positions, mask, None, last)
         else:
-            with self._masked_attention(single=embeddings.shape[1] == 1) as takes_none:
-                seen = self._seen(cache, embeddings) if takes_none else cache.mask
-                logits = self._logits(embeddings, positions, seen, _Cache(cache), last)
-        # Neither a placeholder nor a row without a token can be said, in sampling or in training.
+            with self._mask_taking_attention(is_single=embeddings.shape[1] == 1) as takes_none:
+                attention_mask = self._attention_mask(cache, embeddings) if takes_none else cache.mask
+                logits = self._compute_logits(embeddings, positions, attention_mask, _TransformersCache(cache), last)
+        # Neither a placeholder nor a row of the table without a token can be written. In training too, so that the
+        # probabilities of all other tokens are the same as in sampling.
         logits[..., self.placeholder] = float("-inf")
         logits[..., len(self.tokenizer) :] = float("-inf")
         return logits
 
     @abstractmethod
-    def _logits(self, embeddings: Tensor, positions: Tensor, mask: Any, cache: Any, last: int | None) -> Tensor:
-        """What `model` makes of the same; in a tensor of its own. The mask is what `_seen` says, None: causal."""
+    def _compute_logits(self, embeddings: Tensor, positions: Tensor, mask: Any, cache: Any, last: int | None) -> Tensor:
+        """Return the model's logits in a tensor that the caller may write to. A `mask` of None means causal."""
 
-    def _seen(self, cache: CacheView, embeddings: Tensor) -> Any:
-        """What new columns see, as the model's attention takes it: None where the first are read, for fast kernels."""
-        return None if cache.kept == 0 else cache.mask
+    def _attention_mask(self, cache: CacheView, embeddings: Tensor) -> Any:
+        """Return the mask of the new columns [B, L, D], as the model's attention takes it."""
+        # Without a prefix plain causal attention is right, and without a mask its kernels are the fast ones.
+        return None if cache.prefix_length == 0 else cache.mask
 
     @property
     def head(self) -> nn.Module:
-        """The module that turns last hidden states into logits."""
+        """Return the module that turns last hidden states into logits."""
         found: nn.Module = self.model.get_output_embeddings()
         return found
 
-    def _of_single_tokens(self) -> str:
-        """transformers' name of the attention of single tokens over a cache."""
+    def _single_token_attention(self) -> str:
+        """Return transformers' name of the attention used for single new tokens."""
         return "sdpa"
 
     @contextmanager
-    def _masked_attention(self, single: bool) -> Iterator[bool]:
-        """Attention that takes any mask, where the chosen implementation takes none but padding.
-
-        Whether it takes none too, and is causal then.
-        """
+    def _mask_taking_attention(self, is_single: bool) -> Iterator[bool]:
+        """Use an attention that takes any mask; yields True if it also takes None, for causal attention."""
+        # Flash attention takes padding at an end and nothing else, but a row of the cache may have holes.
         config = self.model.config.get_text_config()
         chosen = config._attn_implementation
         if chosen == "eager":
             yield False
             return
-        config._attn_implementation = self._of_single_tokens() if single else "sdpa"
+        config._attn_implementation = self._single_token_attention() if is_single else "sdpa"
         try:
-            yield not single
+            # A single token may see all columns, so a mask of None would be right only if no row had padding.
+            yield not is_single
         finally:
             config._attn_implementation = chosen
 
 
-class _Cache:
-    """A chat's cache as transformers' models use theirs."""
+class _TransformersCache:
+    """Wraps the loop's KV cache in the methods that transformers' models call on theirs."""
 
     is_compileable = False
 
@@ -187,31 +202,24 @@ class _Cache:
         self._view = view
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Add to a layer; what all columns have there."""
+        """Add keys and values of new columns to a layer; returns those of all columns."""
         return self._view.update(layer, keys, values)
 
     def get_seq_length(self, layer: int = 0) -> int:
-        """None before the new ones, whatever is kept: positions and mask, not this count, say where they stand."""
+        """Return 0: positions and masks are given, so that nothing may be derived from this length."""
         return 0
 
     def get_query_offset(self, layer: int = 0) -> int:
-        """The same; asked for where no mask is given."""
+        """Return 0, for the same reason; transformers asks for it if no mask is given."""
         return 0
 
     def get_mask_sizes(self, length: int, layer: int) -> tuple[int, int]:
-        """Columns that a mask would be made for; none is, where none is given."""
+        """Return the size of the mask that transformers would build, and never does here: it is given, or causal."""
         return length, 0
 
 
-def check_settings(family: str, given: Iterable[str], known: Any) -> None:
-    """Hold that transformers' configuration knows all settings: it keeps others, which then do nothing."""
-    for key in given:
-        if not hasattr(known, key):
-            raise ValueError(f"{family!r} has no setting {key!r}.{did_you_mean(key, tuple(known.to_dict()))}")
-
-
 @contextmanager
-def mended(label: str) -> Iterator[None]:
-    """Turn what goes wrong with settings from scratch into an InputError."""
-    with explained(f"{label}: `config` builds no causal language model", "mend `config` or `attention`."):
+def config_errors(label: str) -> Iterator[None]:
+    """Turn the exceptions that settings from scratch cause into an InputError."""
+    with as_input_error(f"{label}: `config` builds no causal language model", "Correct `config` or `attention`."):
         yield

@@ -1,4 +1,4 @@
-"""Language model `hf_causal`: any transformers causal LM, pretrained or built from a small config."""
+"""Language model `hf_causal`: any causal LM of transformers, pretrained or built from a small config."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilavt_components.common.hf_errors import explained
-from vilavt_components.language_models.causal_base import CausalConfig, CausalModel, check_settings, mended
+from vilavt_components.common.hf_errors import as_input_error, check_known_settings
+from vilavt_components.language_models.causal_base import CausalConfig, CausalModel, config_errors
 from vilavt_toolkit.registry import language_models
 
 
@@ -21,16 +21,16 @@ class HFCausalConfig(CausalConfig):
 
 @language_models.register("hf_causal", HFCausalConfig)
 class HFCausal(CausalModel):
-    """Any transformers causal LM, with or without a chat template; tokenizer loaded, or trained on the task."""
+    """Any causal LM of transformers, with or without a chat template; its tokenizer is loaded, or trained on the task."""
 
     label = "hf_causal"
 
     def __init__(self, config: HFCausalConfig) -> None:
         super().__init__()
-        self._check(config)
-        architecture = _architecture(config)
-        self._begin(architecture.get_text_config())
-        self.model = self._windowless(_build(architecture, config))
+        self._check_config(config)
+        architecture = _load_architecture(config)
+        self._load_tokenizer_and_sizes(architecture.get_text_config())
+        self.model = self._disable_sliding_window(_build_model(architecture, config))
 
     @classmethod
     def tiny(cls) -> HFCausalConfig:
@@ -44,8 +44,9 @@ class HFCausal(CausalModel):
             return
         from transformers import AutoModelForCausalLM
 
-        del self.model  # never two copies at once
-        with _explained(self.config.path):
+        # Memory never holds two copies of the model.
+        del self.model
+        with _loading_errors(self.config.path):
             read: Any = AutoModelForCausalLM.from_pretrained  # untyped
             self.model, report = read(
                 self.config.path,
@@ -57,14 +58,16 @@ class HFCausal(CausalModel):
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-            # transformers would go on with random ones.
+            # transformers draws missing weights at random, and only warns.
             if missing := sorted(report["missing_keys"]):
                 raise ValueError(f"its weights lack {missing[0]} and {len(missing) - 1} others")
-        self._windowless(self.model)
+        self._disable_sliding_window(self.model)
+        # Tokens that the checkpoint has no row for, as a new placeholder.
         if self.model.get_input_embeddings().num_embeddings < self.vocab_size:
             self.model.resize_token_embeddings(self.vocab_size)
 
-    def _logits(self, embeddings: Tensor, positions: Tensor, mask: Any, cache: Any, last: int | None) -> Tensor:
+    def _compute_logits(self, embeddings: Tensor, positions: Tensor, mask: Any, cache: Any, last: int | None) -> Tensor:
+        # One position axis: `positions` is [1, B, L]. transformers takes 0 for "logits of all columns".
         output = self.model(
             inputs_embeds=embeddings,
             position_ids=positions[0],
@@ -77,41 +80,44 @@ class HFCausal(CausalModel):
         return logits
 
 
-def _explained(path: str) -> contextlib.AbstractContextManager[None]:
-    advice = "give a folder with config.json, safetensors weights and a tokenizer, or a hub name in reach or cached."
-    return explained(f"language model {path!r} cannot be loaded", advice, path)
+def _loading_errors(path: str) -> contextlib.AbstractContextManager[None]:
+    advice = "Give a folder with config.json, safetensors weights and a tokenizer, or a hub name in reach or cached."
+    return as_input_error(f"language model {path!r} cannot be loaded", advice, path)
 
 
-def _architecture(config: HFCausalConfig) -> Any:
-    """Read or build transformers' configuration."""
+def _load_architecture(config: HFCausalConfig) -> Any:
+    """Read transformers' configuration from `path`, or build it from `config`; raises InputError."""
     from transformers import AutoConfig
 
     if config.path is not None:
-        with _explained(config.path):
+        with _loading_errors(config.path):
             return AutoConfig.from_pretrained(
                 config.path,
                 revision=config.revision,
                 local_files_only=config.local_files_only,
                 trust_remote_code=False,
             )
+    # The special ids are those of the trained tokenizer (`SPECIAL_TOKENS`); a family's own may lie beyond its size.
     settings = {"vocab_size": config.vocab_size, "use_cache": False, **config.config}
     family = settings.pop("model_type", None)
     special = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
-    with mended("hf_causal"):
+    with config_errors("hf_causal"):
         known = AutoConfig.for_model(family)
-        check_settings(str(family), set(config.config) - {"model_type"}, known)
+        check_known_settings(str(family), set(config.config) - {"model_type"}, known)
         return AutoConfig.for_model(family, **{**special, **settings})
 
 
-def _build(architecture: Any, config: HFCausalConfig) -> Any:
-    """Build the model; weights that will be loaded are not initialised first."""
+def _build_model(architecture: Any, config: HFCausalConfig) -> Any:
+    """Build the model; weights that will be loaded are not drawn first, which takes minutes for a large one."""
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    kept = torch.get_default_dtype() if config.path is None else getattr(torch, config.dtype)
-    start = no_init_weights() if config.path is not None else contextlib.nullcontext()
-    with _explained(config.path) if config.path is not None else mended("hf_causal"), start:
+    is_new = config.path is None
+    dtype = torch.get_default_dtype() if is_new else getattr(torch, config.dtype)
+    errors = config_errors("hf_causal") if config.path is None else _loading_errors(config.path)
+    with errors, contextlib.nullcontext() if is_new else no_init_weights():
         build: Any = AutoModelForCausalLM.from_config  # untyped
-        model = build(architecture, attn_implementation=config.attention, dtype=kept)
-    model.tie_weights()  # left out where initialisation is
+        model = build(architecture, attn_implementation=config.attention, dtype=dtype)
+    # Tying is a step of initialisation, and skipped with it.
+    model.tie_weights()
     return model

@@ -1,4 +1,4 @@
-"""Language model `qwen2_5_vl`: the text model of Qwen2.5-VL and ViLaVT, whose positions have time, row and column."""
+"""Language model `qwen2_5_vl`: the text model of Qwen2.5-VL and ViLaVT, with M-RoPE positions (time, row, column)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vilavt_components.common import qwen_checkpoint as checkpoint
-from vilavt_components.common.quiet import quietly
-from vilavt_components.common.weights import fill
-from vilavt_components.language_models.causal_base import CausalConfig, CausalModel, check_settings, mended
-from vilavt_components.language_models.single_token_attention import single_tokens
+from vilavt_components.common.hf_errors import check_known_settings
+from vilavt_components.common.quiet import quiet_transformers
+from vilavt_components.common.qwen_checkpoint_files import (
+    FAMILIES,
+    CheckpointLocation,
+    read_checkpoint_config,
+    read_tensors,
+)
+from vilavt_components.common.weights import load_weights_into
+from vilavt_components.language_models.causal_base import CausalConfig, CausalModel, config_errors
+from vilavt_components.language_models.single_token_attention import register_single_token_attention
 from vilavt_components.language_models.tokenizer import CHATML
 from vilavt_toolkit.contracts import CacheView, Grid
 from vilavt_toolkit.errors import InputError
@@ -23,11 +29,14 @@ from vilavt_toolkit.settings import setting
 
 _TEXT = "qwen2_5_vl_text"
 _TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_OTHERS = ("model.visual.",)
+# Newer checkpoints hold the text model under this prefix; in older ones the vision tower lies beside its tensors.
 _NEW_PREFIX = "model.language_model."
+_OTHERS = ("model.visual.",)
+# Keys of a config.json that describe the file, and not the text model.
 _OF_THE_FILE = {"dtype", "architectures", "model_type", "transformers_version"}
+# Devices with attention kernels that take a causal bias instead of a mask.
 _CAUSAL_KERNELS = ("cuda",)
-# Of a checkpoint that does not say: positions from one second to the next.
+# Positions from one second to the next, for a checkpoint that does not say.
 _TOKENS_PER_SECOND = 2
 
 
@@ -46,8 +55,8 @@ class Qwen25VLLanguageConfig(CausalConfig):
     placeholder: str = setting("<|image_pad|>", help="token that stands where a feature goes; added if missing")
     time_step: float | None = setting(
         None,
-        help="positions from one slice of a region (t, h, w) to the next; 0: slices of one moment; null: the "
-        "checkpoint's tokens_per_second, as of a video whose slices are a second apart",
+        help="positions from one slice of a region (t, h, w) to the next (0: all slices at one time; null: the "
+        "checkpoint's tokens_per_second, right for a video whose slices are a second apart)",
         minimum=0,
     )
 
@@ -56,8 +65,8 @@ class Qwen25VLLanguageConfig(CausalConfig):
 class Qwen25VLLanguageModel(CausalModel):
     """transformers' text model of Qwen2.5-VL with its head. (Qwen2.5-VL technical report, section 2.1.3.)
 
-    Features of a region stand at one time (or one per slice), at their row and at their column of its grid; text stands
-    at the same position on all three axes, one behind the largest before it.
+    Features of a region have the time of the region (or of their slice), and their row and column of its grid. Text has
+    the same position on all three axes, one after the largest before it.
     """
 
     label = "qwen2_5_vl"
@@ -66,16 +75,17 @@ class Qwen25VLLanguageModel(CausalModel):
 
     def __init__(self, config: Qwen25VLLanguageConfig) -> None:
         super().__init__()
-        self._check(config)
-        self._origin = _origin(config)
-        text = _architecture(config, self._origin)
+        self._check_config(config)
+        self._location = _checkpoint_location(config)
+        text = _load_architecture(config, self._location)
+        # Kept before the tokenizer may enlarge it: the number of rows that the checkpoint's table has.
         self._stored_rows: int = text.vocab_size
-        self._begin(text)
+        self._load_tokenizer_and_sizes(text)
         self.time_step = text.tokens_per_second if config.time_step is None else config.time_step
-        self.tied = bool(text.tie_word_embeddings)
-        self.model, self.lm_head = _build(text, config)
-        self._windowless(self.model)
-        self._tie()
+        self.is_tied = bool(text.tie_word_embeddings)
+        self.model, self.lm_head = _build_model(text, config)
+        self._disable_sliding_window(self.model)
+        self._tie_head()
 
     @classmethod
     def tiny(cls) -> Qwen25VLLanguageConfig:
@@ -84,7 +94,7 @@ class Qwen25VLLanguageModel(CausalModel):
 
     @classmethod
     def variants(cls) -> Mapping[str, Qwen25VLLanguageConfig]:
-        """Return settings of one with shared embeddings and grouped keys, and of one with windows."""
+        """Return settings of a model with tied embeddings and grouped queries, and of one with sliding windows."""
         windows = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}
         changes: dict[str, dict[str, Any]] = {
             "tied": {"tie_word_embeddings": True, "num_key_value_heads": 1},
@@ -96,79 +106,89 @@ class Qwen25VLLanguageModel(CausalModel):
         }
 
     def positions(self, length: int, regions: Sequence[tuple[int, Grid]], first: int = 0) -> Tensor:
-        """Time, row and column of `length` columns with these (column, grid) of features; [3, length].
+        """Return time, row and column of `length` columns with features at `regions` (column, grid); [3, length].
 
-        As transformers' get_rope_index places images and videos; behind a video that lasts longer than its sides are
-        long, as its first versions and the paper's do.
+        Follows transformers' `get_rope_index`. After a video that lasts longer than its sides are long, text goes on
+        after the largest position, as in the first versions of `get_rope_index` and in the paper's code.
         """
         parts: list[Tensor] = []
+        # The next column to place, and the first position that is still free.
         column, free = 0, first
         for start, grid in sorted(regions):
-            time, row, place = self._axes_of(grid)
-            parts += [_text(free, start - column), _block(time, row, place) + (free + start - column)]
-            free += start - column + max(time[-1], row[-1], place[-1]) + 1
-            column = start + len(time) * len(row) * len(place)
-        return torch.cat([*parts, _text(free, length - column)], dim=1)
+            times, rows, columns = self._axis_positions(grid)
+            text_length = start - column
+            origin = free + text_length
+            parts += [_text_positions(free, text_length), _grid_positions(times, rows, columns) + origin]
+            # Positions grow by the region's longest axis, not by its number of features.
+            free = origin + max(times[-1], rows[-1], columns[-1]) + 1
+            column = start + len(times) * len(rows) * len(columns)
+        return torch.cat([*parts, _text_positions(free, length - column)], dim=1)
 
     @property
     def head(self) -> nn.Module:
-        """The module that turns last hidden states into logits."""
+        """Return the module that turns last hidden states into logits."""
         return self.lm_head
 
-    def _of_single_tokens(self) -> str:
-        return single_tokens()
+    def _single_token_attention(self) -> str:
+        return register_single_token_attention()
 
-    def _seen(self, cache: CacheView, embeddings: Tensor) -> Any:
-        if not cache.kept or embeddings.device.type not in _CAUSAL_KERNELS:
-            return super()._seen(cache, embeddings)
-        from torch.nn.attention.bias import causal_lower_right  # brings torch's compiler, which takes seconds
+    def _attention_mask(self, cache: CacheView, embeddings: Tensor) -> Any:
+        # Where padding gives the prefix no one length, or there is none, the base's mask is right.
+        if not cache.prefix_length or embeddings.device.type not in _CAUSAL_KERNELS:
+            return super()._attention_mask(cache, embeddings)
+        # Imported here, since it brings torch's compiler, which takes seconds.
+        from torch.nn.attention.bias import causal_lower_right
 
-        # Kernels for it leave out what is not seen. By layer, or transformers would take it for a mask of padding.
-        behind = causal_lower_right(embeddings.shape[1], cache.kept + embeddings.shape[1])
-        return dict.fromkeys(self.model.config.layer_types, behind)
+        # With this bias the kernels skip what is masked, instead of computing it and adding -inf. As a dict by layer
+        # type, since transformers would take a single tensor for a mask of padding.
+        after_prefix = causal_lower_right(embeddings.shape[1], cache.prefix_length + embeddings.shape[1])
+        return dict.fromkeys(self.model.config.layer_types, after_prefix)
 
-    def _family(self) -> Any:
+    def _tokenizer_config(self) -> Any:
         # transformers does not know the paper's model type, nor that it has Qwen's tokenizer.
         from transformers import Qwen2_5_VLConfig
 
         return Qwen2_5_VLConfig()
 
-    def _axes_of(self, grid: Grid) -> tuple[list[int], range, range]:
-        """Where the slices, rows and columns of a grid stand, from 0."""
+    def _axis_positions(self, grid: Grid) -> tuple[list[int], range, range]:
+        """Return the positions of a grid's slices, rows and columns, from 0; raises InputError for other grids."""
         if not 1 <= len(grid) <= 3:
             raise InputError(
-                f"qwen2_5_vl places features of a grid (h, w) or (t, h, w), not of {tuple(grid)}; choose another "
-                "language model or encoder."
+                f"qwen2_5_vl has positions for a grid (h, w) or (t, h, w), not for {tuple(grid)}; choose another "
+                "language model, such as hf_causal."
             )
+        # Grids are padded with leading 1s: an image has one slice, a list of features one slice and one row.
         slices, rows, columns = (1,) * (3 - len(grid)) + tuple(grid)
         return [int(index * self.time_step) for index in range(slices)], range(rows), range(columns)
 
     def load_weights(self) -> None:
         """Load the language model's weights of `path`, and no others; raises InputError."""
-        if self._origin is None:
+        if self._location is None:
             return
-        weights = checkpoint.read_tensors(self._origin, _language_name, getattr(torch, self.config.dtype))
-        if self.tied:
+        weights = read_tensors(self._location, _language_name, getattr(torch, self.config.dtype))
+        # A tied head may be stored beside the table or be missing; the table is right in both cases.
+        if self.is_tied:
             weights.pop(_HEAD, None)
         for name in {_TABLE, _HEAD} & set(weights):
-            weights[name] = self._grown(weights[name])
-        if self.tied and _TABLE in weights:
+            weights[name] = self._add_token_rows(weights[name])
+        if self.is_tied and _TABLE in weights:
             weights[_HEAD] = weights[_TABLE]
-        fill(self, weights, f"'{self._origin.name}'", unused=lambda name: False, assign=True)
-        self._tie()
+        load_weights_into(self, weights, f"'{self._location.name}'", is_unused=lambda name: False, assign=True)
+        # Assigning has made two parameters of them, which are one again after this.
+        self._tie_head()
 
-    def _grown(self, rows: Tensor) -> Tensor:
-        """Rows for all tokens; of those that the checkpoint does not have, the mean of the others."""
+    def _add_token_rows(self, rows: Tensor) -> Tensor:
+        """Return rows for all tokens; those that the checkpoint lacks get the mean of its rows."""
         more = self.vocab_size - self._stored_rows
         if not more or len(rows) != self._stored_rows:
             return rows
         return torch.cat([rows, rows.mean(0, keepdim=True).expand(more, -1)])
 
-    def _tie(self) -> None:
-        if self.tied:
+    def _tie_head(self) -> None:
+        if self.is_tied:
             self.lm_head.weight = self.model.get_input_embeddings().weight
 
-    def _logits(self, embeddings: Tensor, positions: Tensor, mask: Any, cache: Any, last: int | None) -> Tensor:
+    def _compute_logits(self, embeddings: Tensor, positions: Tensor, mask: Any, cache: Any, last: int | None) -> Tensor:
         hidden = self.model(
             inputs_embeds=embeddings,
             position_ids=positions,
@@ -190,47 +210,50 @@ _SMALL: dict[str, Any] = {
 }
 
 
-def _text(first: int, length: int) -> Tensor:
+def _text_positions(first: int, length: int) -> Tensor:
+    """Return consecutive positions, the same on all three axes; [3, length]."""
     return torch.arange(first, first + length, device="cpu").expand(3, -1)
 
 
-def _block(*axes: Sequence[int]) -> Tensor:
-    """Every combination of the axes, the last one fastest; [3, combinations]."""
+def _grid_positions(*axes: Sequence[int]) -> Tensor:
+    """Return every combination of the axes' positions, the last axis fastest; [3, combinations]."""
     return torch.cartesian_prod(*(torch.tensor(list(axis), device="cpu") for axis in axes)).T
 
 
 def _language_name(key: str) -> str | None:
-    """Our name of a checkpoint's tensor, in its older or newer layout; None where it is not the language model's."""
+    """Return our name of a checkpoint's tensor, in its older or newer layout; None if it is not the language model's."""
     if key.startswith(_NEW_PREFIX):
         return f"model.{key.removeprefix(_NEW_PREFIX)}"
     return key if key.startswith(("model.", "lm_head.")) and not key.startswith(_OTHERS) else None
 
 
-def _origin(config: Qwen25VLLanguageConfig) -> checkpoint.Origin | None:
-    """Where the checkpoint is; None for a model from scratch."""
+def _checkpoint_location(config: Qwen25VLLanguageConfig) -> CheckpointLocation | None:
+    """Return where the checkpoint is, or None for a model from scratch."""
     if config.path is None:
         return None
-    return checkpoint.Origin(config.path, config.revision, config.local_files_only, part="language model")
+    return CheckpointLocation(config.path, config.revision, config.local_files_only, part="language model")
 
 
-def _architecture(config: Qwen25VLLanguageConfig, origin: checkpoint.Origin | None) -> Any:
-    """transformers' configuration of the text model, read or made."""
+def _load_architecture(config: Qwen25VLLanguageConfig, location: CheckpointLocation | None) -> Any:
+    """Read transformers' configuration of the text model, or build it from `config`; raises InputError."""
     from transformers import Qwen2_5_VLTextConfig
 
-    if origin is not None:
-        found = checkpoint.read_config(origin, (*checkpoint.FAMILIES, _TEXT))
-        with origin.explained("read"), quietly():
-            return _checked(Qwen2_5_VLTextConfig(**text_settings(found)))
-    with mended("qwen2_5_vl"), quietly():
-        check_settings(_TEXT, set(config.config) - {"tie_word_embeddings"}, Qwen2_5_VLTextConfig())
+    if location is not None:
+        found = read_checkpoint_config(location, (*FAMILIES, _TEXT))
+        with location.as_input_error("read"), quiet_transformers():
+            return _complete_config(Qwen2_5_VLTextConfig(**text_settings(found)))
+    with config_errors("qwen2_5_vl"), quiet_transformers():
+        check_known_settings(_TEXT, set(config.config) - {"tie_word_embeddings"}, Qwen2_5_VLTextConfig())
+        # The special ids are those of the trained tokenizer; the epsilon is that of the published models.
         special = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": 1, "rms_norm_eps": 1e-6}
-        return _checked(Qwen2_5_VLTextConfig(**{"vocab_size": config.vocab_size, **special, **config.config}))
+        return _complete_config(Qwen2_5_VLTextConfig(**{"vocab_size": config.vocab_size, **special, **config.config}))
 
 
 def text_settings(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What config.json says of the text model: in a section of its own, or beside everything else."""
+    """Return the text model's settings in a config.json, as transformers' text configuration takes them."""
     from transformers import Qwen2_5_VLTextConfig
 
+    # Newer files have a section for the text model, older ones hold its settings beside everything else.
     given: Mapping[str, Any] = found.get("text_config") or found
     known = {*Qwen2_5_VLTextConfig().to_dict(), "rope_scaling", "rope_theta"} - _OF_THE_FILE
     tied = found.get("tie_word_embeddings", False) or given.get("tie_word_embeddings", False)
@@ -242,10 +265,12 @@ def text_settings(found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _checked(text: Any) -> Any:
-    """The configuration with what ours adds, if the parts of its heads that turn with time, row and column fit."""
-    text.tie_word_embeddings = getattr(text, "tie_word_embeddings", False)  # to some versions no setting of text's
+def _complete_config(text: Any) -> Any:
+    """Add the settings that some versions of transformers leave out; raises ValueError for sections that do not fit."""
+    text.tie_word_embeddings = getattr(text, "tie_word_embeddings", False)
     text.tokens_per_second = getattr(text, "tokens_per_second", _TOKENS_PER_SECOND)
+    # M-RoPE splits the d / 2 pairs of a head into sections for time, row and column. Published models of d = 128 have
+    # 16, 24 and 24; other widths get the same shares.
     half = text.hidden_size // text.num_attention_heads // 2
     across = 3 * half // 8
     sections = text.rope_parameters.setdefault("mrope_section", [half - 2 * across, across, across])
@@ -256,17 +281,18 @@ def _checked(text: Any) -> Any:
     return text
 
 
-def _build(text: Any, config: Qwen25VLLanguageConfig) -> tuple[Any, nn.Linear]:
-    """Text model and head; weights that will be loaded are not drawn first."""
+def _build_model(text: Any, config: Qwen25VLLanguageConfig) -> tuple[Any, nn.Linear]:
+    """Build text model and head; weights that will be loaded are not drawn first."""
     from transformers import AutoModel
     from transformers.initialization import no_init_weights
 
-    new = config.path is None
-    dtype = torch.get_default_dtype() if new else getattr(torch, config.dtype)
-    with mended("qwen2_5_vl"), contextlib.nullcontext() if new else no_init_weights():
+    is_new = config.path is None
+    dtype = torch.get_default_dtype() if is_new else getattr(torch, config.dtype)
+    # transformers' class with a head would build the vision tower too, so the head is built here.
+    with config_errors("qwen2_5_vl"), contextlib.nullcontext() if is_new else no_init_weights():
         build: Any = AutoModel.from_config  # untyped
         model = build(text, attn_implementation=config.attention, dtype=dtype)
         head = nn.Linear(text.hidden_size, text.vocab_size, bias=False, dtype=dtype)
-        if new:
+        if is_new:
             nn.init.normal_(head.weight, std=text.initializer_range)
     return model, head

@@ -1,4 +1,4 @@
-"""Attention of single tokens over a cache, for models whose query heads share keys, whatever transformers' version."""
+"""Attention of single new tokens over a KV cache, fast for models whose query heads share keys."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch.nn import functional as F
 
 
 @cache
-def single_tokens() -> str:
-    """The name under which transformers knows it, once asked for."""
+def register_single_token_attention() -> str:
+    """Register the attention with transformers, and return the name that `_attn_implementation` takes for it."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register("vilavt_single_tokens", _attend)
+    AttentionInterface.register("vilavt_single_tokens", _attend_single_token)
     return "vilavt_single_tokens"
 
 
-def _attend(
+def _attend_single_token(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -30,9 +30,10 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """Attend from query [B, H, 1, d] over key, value [B, H', C, d] under a mask [B, 1, 1, C]; [B, 1, H, d].
 
-    Heads that share a key stand as so many queries of its head: under a mask, kernels would have every key copied for
-    each of them, and of a token that is most of what is read beside weights.
+    H is a multiple of H' (grouped queries).
     """
+    # The query heads that share a key become several queries of one head. Under a mask sdpa would copy every key for
+    # each of them, and for a single token keys and values are most of what is read beside the weights.
     rows, heads, _, width = query.shape
     packed = query.reshape(rows, key.shape[1], heads // key.shape[1], width)
     out = F.scaled_dot_product_attention(packed, key, value, attention_mask, dropout, scale=scaling)

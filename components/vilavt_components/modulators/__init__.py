@@ -1,1 +1,1 @@
-"""Components of kind modulator."""
+"""Components of kind modulator: change the blocks of an encoder under the inquiry."""

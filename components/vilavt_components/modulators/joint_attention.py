@@ -1,4 +1,4 @@
-"""Joint attention: a block attends over all regions of an inquiry and over the inquiry's own tokens."""
+"""Modulator `joint_attention`: a block attends over all regions of an inquiry group and over the inquiry's tokens."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from vilavt_toolkit.settings import NoSettings
 
 @modulators.register("joint_attention")
 class JointAttention(Modulator):
-    """The paper's modulation (section 3): inquiry tokens are keys and values beside those of the whole group.
+    """The paper's modulation (section 3): the inquiry's tokens are further keys and values of the block's attention.
 
-    They ask nothing themselves, and stand behind the group's regions where positions are rotary. Windows, and with
-    them the blocks' own partitions, give way to the group.
+    softmax(q [k; W_k i]^T / sqrt(d)) [v; W_v i], where q, k, v are those of all regions of the group, and i [T, D] the
+    features of its inquiry tokens. Inquiry tokens are no queries. With rotary positions they come after the last region
+    of the group. The block attends over the whole group (span `group`), also where the plain encoder uses windows.
     """
 
     span = "group"
@@ -22,22 +23,22 @@ class JointAttention(Modulator):
     def __init__(self, config: NoSettings, block: BlockSpec, inquiry_width: int) -> None:
         super().__init__()
         self.heads = block.heads
-        # Drawn as any linear map, as in the paper: an inquiry that starts at zero would still take its share of the
-        # softmax from the image, and give nothing for it.
+        # Not zero, as in the paper: keys and values of zero would still take their share of the softmax away from
+        # the image, and add nothing in return.
         self.key = nn.Linear(inquiry_width, block.heads * block.head_dim)
         self.value = nn.Linear(inquiry_width, block.heads * block.head_dim)
 
     @classmethod
     def tiny(cls) -> NoSettings:
-        """Return its settings, of which there are none."""
+        """Return the empty settings."""
         return NoSettings()
 
     @classmethod
-    def refusal(cls, config: NoSettings, block: BlockSpec) -> str:
-        """Say that the block has no attention to join."""
+    def unsupported_reason(cls, config: NoSettings, block: BlockSpec) -> str:
+        """Say that the block has no attention; empty if it has."""
         return "" if block.heads else "it adds keys and values, and the block has no attention of tokens."
 
     def context(self, inquiry: Inquiry) -> Context:
-        """One key and one value per inquiry token; features [T, D] -> [T, H, d] each."""
+        """Return one key and one value per inquiry token; features [T, D] -> [T, H, d] each."""
         features = inquiry.features
         return Context(*(part(features).unflatten(-1, (self.heads, -1)) for part in (self.key, self.value)))

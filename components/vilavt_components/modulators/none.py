@@ -1,4 +1,4 @@
-"""No modulation: the encoder does not see the inquiry."""
+"""Modulator `none`: the encoder does not see the inquiry."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from vilavt_toolkit.settings import NoSettings
 
 @modulators.register("none")
 class NoModulation(Modulator):
-    """Leaves every block as it is; what the other modulators are compared with."""
+    """Changes nothing: y' = y. The baseline that other modulators are compared with.
+
+    It has no sites and no context, so it runs at the speed of the plain encoder.
+    """
 
     def __init__(self, config: NoSettings, block: BlockSpec, inquiry_width: int) -> None:
         super().__init__()
 
     @classmethod
     def tiny(cls) -> NoSettings:
-        """Return its settings, of which there are none."""
+        """Return the empty settings."""
         return NoSettings()

@@ -1,1 +1,1 @@
-"""Components of kind optimizer."""
+"""Components of kind optimizer: build a torch optimizer from named parameters."""

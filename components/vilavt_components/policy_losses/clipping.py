@@ -1,4 +1,4 @@
-"""What the clipped losses share: PPO's clip, the dual clip, and how a step's tokens are weighed."""
+"""The parts that the clipped losses share: PPO's clip, the dual clip, and the weights of a step's sequences."""
 
 from __future__ import annotations
 
@@ -7,42 +7,46 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vilavt_toolkit.training.reinforcement.policy_math import ratio
+from vilavt_toolkit.training.reinforcement.policy_math import probability_ratio
 
 
 def clipped_loss(
     logp: Tensor, old: Tensor, advantages: Tensor, low: float, high: float, dual: float | None
 ) -> tuple[Tensor, Tensor]:
-    """-min(rho A, clip(rho, 1 - low, 1 + high) A), for A < 0 at most -dual A; [N] each.
+    """Return -min(rho A, clip(rho, 1 - low, 1 + high) A) per token, and whether a clip stops its gradient; [N] each.
 
-    Returns the loss and whether a clip stops its gradient (arXiv 1707.06347, 1912.09729).
+    rho is the ratio of probabilities exp(logp - old) and A the advantage (PPO, arXiv 1707.06347, equation 7). If A < 0
+    the loss is at most -dual A (dual clip, arXiv 1912.09729): a token that became far more probable under
+    a bad rollout would otherwise have an unbounded loss.
     """
-    rho = ratio(logp, old)
-    free = -advantages * rho
-    held = -advantages * rho.clamp(1 - low, 1 + high)
-    clipped = held > free
-    # Not torch.maximum: at a tie, as everywhere on the first inner step, it halves the gradient between both.
-    loss = torch.where(clipped, held, free)
+    rho = probability_ratio(logp, old)
+    unclipped_loss = -advantages * rho
+    clipped_ratio_loss = -advantages * rho.clamp(1 - low, 1 + high)
+    clipped = clipped_ratio_loss > unclipped_loss
+    # Not torch.maximum: at a tie it splits the gradient between both, and on the first inner step every token ties.
+    loss = torch.where(clipped, clipped_ratio_loss, unclipped_loss)
     if dual is None:
         return loss, clipped
-    most = -dual * advantages
-    beyond = (advantages < 0) & (loss > most)
-    return torch.where(beyond, most, loss), clipped | beyond
+    max_loss = -dual * advantages
+    # Only for A < 0: elsewhere -dual A is negative, and a lower bound on the gain, not a bound on the loss.
+    dual_clipped = (advantages < 0) & (loss > max_loss)
+    return torch.where(dual_clipped, max_loss, loss), clipped | dual_clipped
 
 
-def sequence_weights(lengths: Sequence[int]) -> list[float]:
-    """The mean over each sequence's tokens, then over the sequences that have some."""
+def weigh_by_sequence(lengths: Sequence[int]) -> list[float]:
+    """Return the weights of a mean over each sequence's tokens, then over the sequences that have tokens."""
+    # An empty sequence has no token to learn from; counting it would only shrink the weights of the others.
     sequences = sum(length > 0 for length in lengths)
     return [1 / (sequences * length) if length else 0.0 for length in lengths]
 
 
-def token_weights(lengths: Sequence[int]) -> list[float]:
-    """The mean over all tokens of the step."""
+def weigh_by_token(lengths: Sequence[int]) -> list[float]:
+    """Return the weights of a mean over all tokens of the step."""
     total = sum(lengths)
     return [1 / total if length else 0.0 for length in lengths]
 
 
-def constant_weights(lengths: Sequence[int], max_length: int) -> list[float]:
-    """The sum over all tokens, divided by the number of sequences that have some times a constant."""
+def weigh_by_constant(lengths: Sequence[int], max_length: int) -> list[float]:
+    """Return the weights of a sum over tokens / `max_length`, then a mean over the sequences that have tokens."""
     sequences = sum(length > 0 for length in lengths)
     return [1 / (sequences * max_length) if length else 0.0 for length in lengths]

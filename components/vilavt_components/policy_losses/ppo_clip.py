@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from vilavt_components.policy_losses.clipping import clipped_loss, constant_weights, sequence_weights, token_weights
+from vilavt_components.policy_losses.clipping import clipped_loss, weigh_by_constant, weigh_by_sequence, weigh_by_token
 from vilavt_toolkit.contracts import PolicyLoss
 from vilavt_toolkit.registry import policy_losses
 from vilavt_toolkit.settings import setting
@@ -18,30 +18,34 @@ from vilavt_toolkit.settings import setting
 class PPOClipConfig:
     """Settings of policy loss `ppo_clip`."""
 
-    eps_low: float = setting(0.2, help="how far the ratio counts below 1", minimum=0, maximum=1)
-    eps_high: float = setting(0.2, help="how far the ratio counts above 1; .28 leaves rare tokens room", minimum=0)
+    eps_low: float = setting(0.2, help="distance below 1 at which the ratio is clipped", minimum=0, maximum=1)
+    eps_high: float = setting(0.2, help="distance above 1 at which the ratio is clipped (DAPO takes 0.28)", minimum=0)
     dual_clip: float | None = setting(
-        3.0, help="largest ratio that counts where the advantage is negative; null: any", minimum=1
+        3.0, help="largest ratio that counts if the advantage is negative (null for no limit)", minimum=1
     )
     normalise: Literal["sequence", "tokens", "constant"] = setting(
         "sequence",
-        help="mean over tokens, then sequences (GRPO); mean over all tokens of a step (DAPO); "
-        "sum over tokens / max_length, then mean over sequences (Dr.GRPO)",
+        help="sequence for the mean over tokens, then over sequences (GRPO), tokens for the mean over all tokens of a "
+        "step (DAPO), constant for the sum over tokens / max_length, then the mean over sequences (Dr. GRPO)",
     )
-    max_length: int | None = setting(None, help="the constant of `normalise: constant`, in tokens", minimum=1)
+    max_length: int | None = setting(None, help="constant of `normalise: constant`, in tokens", minimum=1)
 
     def __post_init__(self) -> None:
         if (self.normalise == "constant") != (self.max_length is not None):
-            raise ValueError("max_length and `normalise: constant` go together; give both, or neither.")
+            raise ValueError("max_length and `normalise: constant` go together. Give both, or neither.")
         if self.dual_clip is not None and self.dual_clip <= 1 + self.eps_high:
             raise ValueError(
-                f"dual_clip {self.dual_clip} must exceed 1 + eps_high, {1 + self.eps_high}; raise it, or set null."
+                f"dual_clip {self.dual_clip} must exceed 1 + eps_high, {1 + self.eps_high}. Raise it, or set it to null."
             )
 
 
 @policy_losses.register("ppo_clip", PPOClipConfig)
 class PPOClip(PolicyLoss):
-    """-min(rho A, clip(rho) A): no gain from going further than the clip, at most `dual_clip` times |A| of loss."""
+    """PPO's clipped surrogate (Schulman et al., 2017, arXiv 1707.06347, equation 7): -min(rho A, clip(rho) A).
+
+    rho = exp(logp - old). A token gains nothing by moving further than the clip, and a token of a bad rollout loses at
+    most `dual_clip` * |A|. `normalise` chooses how tokens are averaged: the loss of GRPO, DAPO or Dr. GRPO.
+    """
 
     def __init__(self, config: PPOClipConfig) -> None:
         self.config = config
@@ -53,19 +57,20 @@ class PPOClip(PolicyLoss):
 
     @classmethod
     def variants(cls) -> dict[str, PPOClipConfig]:
-        """Return settings of the other two ways to weigh tokens, one without dual clip."""
+        """Return settings of the other two ways to average tokens, one of them without dual clip."""
         return {
             "tokens": PPOClipConfig(eps_high=0.28, dual_clip=None, normalise="tokens"),
             "constant": PPOClipConfig(normalise="constant", max_length=8),
         }
 
-    def tokens(self, logp: Tensor, old: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss [N] of every produced token, and whether clipping stops its gradient, bool [N]."""
+    def token_losses(self, logp: Tensor, old: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss [N] of every produced token, and bool [N], True if clipping stops its gradient."""
         config = self.config
         return clipped_loss(logp, old, advantages, config.eps_low, config.eps_high, config.dual_clip)
 
-    def weights(self, lengths: Sequence[int]) -> list[float]:
-        """The weight of every sequence's tokens, from the lengths of all sequences of a step."""
+    def sequence_weights(self, lengths: Sequence[int]) -> list[float]:
+        """Return the weight of every sequence's tokens, from the lengths of all sequences of a step."""
+        # `max_length` is set exactly when `normalise` is "constant"; the config checks that.
         if self.config.max_length is not None:
-            return constant_weights(lengths, self.config.max_length)
-        return token_weights(lengths) if self.config.normalise == "tokens" else sequence_weights(lengths)
+            return weigh_by_constant(lengths, self.config.max_length)
+        return weigh_by_token(lengths) if self.config.normalise == "tokens" else weigh_by_sequence(lengths)

@@ -1,1 +1,1 @@
-"""Components of kind projector."""
+"""Components of kind projector: from the encoder's features to the language model's width."""

@@ -1,4 +1,4 @@
-"""Features as they are, for encoders that end in the language model's width: Qwen2.5-VL's tower merges into it."""
+"""Projector `identity`: features unchanged, for encoders that already end in the language model's width."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ from vilavt_toolkit.settings import NoSettings
 
 @projectors.register("identity")
 class IdentityProjector(Projector):
-    """Changes nothing, and has no weights; raises BadConfig where the widths differ."""
+    """Hands features on unchanged, without weights, as for Qwen2.5-VL, whose tower ends in its merger.
+
+    Raises BadConfig if the widths differ.
+    """
 
     def __init__(self, config: NoSettings, in_width: int, out_width: int) -> None:
         super().__init__()
         if in_width != out_width:
             raise BadConfig(
-                f"Projector 'identity' hands on features as they are, but the encoder's are {in_width} wide and the "
-                f"language model's {out_width}; choose 'mlp', or parts of one width."
+                f"Projector 'identity' hands features on unchanged, but the encoder's are {in_width} wide and the "
+                f"language model's {out_width}. Choose projector 'mlp'."
             )
 
     @classmethod
     def tiny(cls) -> NoSettings:
-        """Return its settings: it has none."""
+        """Return the empty settings."""
         return NoSettings()
 
     def forward(self, features: Tensor, sizes: Sequence[Grid]) -> Tensor:
-        """The features themselves; [F, D] -> [F, D]."""
+        """Return the features themselves; [F, D] -> [F, D]."""
         return features

@@ -1,4 +1,4 @@
-"""Reward `answer`: whether the answer is right, by the kind of the question."""
+"""Reward `answer`: 1 for a right answer, compared by its kind (text, number, box, ...)."""
 
 from __future__ import annotations
 
@@ -6,25 +6,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vilavt_components.common.answers.scoring import Comparison, score_answer
-from vilavt_toolkit.contracts import Reward, RewardSettings, Sample, Trajectory
+from vilavt_toolkit.contracts import Reward, RewardConfig, Sample, Trajectory
 from vilavt_toolkit.registry import rewards
 from vilavt_toolkit.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerConfig(RewardSettings):
+class AnswerConfig(RewardConfig):
     """Settings of reward `answer`."""
 
     kind: Literal["auto", "text", "choice", "number", "mra", "math", "yes_no", "box", "view_change"] = setting(
-        "auto", help="how answers are compared; auto: as the sample's tag `answer_kind` says, text without one"
+        "auto", help="kind of comparison (auto for the sample's tag `answer_kind`, text without that tag)"
     )
-    tolerance: float = setting(0.0, help="relative error that a number may have", minimum=0, maximum=1)
-    strict: bool = setting(
-        False, help="whether `mra` counts a threshold only where the error is below it, not where it is reached"
-    )
+    tolerance: float = setting(0.0, help="largest relative error of a right number", minimum=0, maximum=1)
+    strict: bool = setting(False, help="count a threshold of `mra` only if the error is below it, not if it is equal")
     iou: float | None = setting(
         0.5,
-        help="overlap (intersection over union) from which a box is right; null: the overlap is the reward",
+        help="least intersection over union of a right box (null to make the overlap itself the reward)",
         minimum=0.01,
         maximum=1,
     )
@@ -34,8 +32,8 @@ class AnswerConfig(RewardSettings):
 class Answer(Reward):
     """1 for a right answer in the last turn, 0 for a wrong or missing one.
 
-    Graded for `mra`, for `view_change`, and for boxes without `iou`. The whole answer must be what it says: nothing is
-    searched for inside a longer text.
+    Answers of kind `mra` and `view_change`, and boxes if `iou` is null, get a score between 0 and 1. The whole text
+    must be the answer. Searching a longer text for it would pay a model for writing down every possible answer.
     """
 
     def __init__(self, config: AnswerConfig) -> None:
@@ -49,16 +47,17 @@ class Answer(Reward):
 
     @classmethod
     def variants(cls) -> dict[str, AnswerConfig]:
-        """Return settings that ask for text, whatever the sample's tag says."""
+        """Return settings that compare texts, whatever the sample's tag says."""
         return {"text": AnswerConfig(kind="text")}
 
     def score(self, sample: Sample, trajectory: Trajectory) -> float:
-        """The answer's score in [0, 1]; raises InputError where the sample's own answer cannot be read."""
-        return score_answer(sample, final_answer(trajectory), self.config.kind, self._how)
+        """Return the answer's score in [0, 1]; raises InputError if the sample's own answer cannot be read."""
+        return score_answer(sample, read_final_answer(trajectory), self.config.kind, self._how)
 
 
-def final_answer(trajectory: Trajectory) -> str | None:
-    """The answer of the last turn, if that is in the right form and answers; nothing else is ever scored."""
+def read_final_answer(trajectory: Trajectory) -> str | None:
+    """Return the answer of the last turn; None if that turn is malformed, calls the tool or has no answer."""
+    # Only the last turn: an answer in an earlier turn was withdrawn, or the model would be paid for guessing twice.
     if not trajectory.turns:
         return None
     turn = trajectory.turns[-1]

@@ -1,25 +1,25 @@
-"""Reward `format`: the whole grammar, in every turn."""
+"""Reward `format`: 1 if every turn follows the dialogue's grammar."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vilavt_components.rewards.answer import final_answer
-from vilavt_toolkit.contracts import Reward, RewardSettings, Sample, Trajectory, Turn
+from vilavt_components.rewards.answer import read_final_answer
+from vilavt_toolkit.contracts import Reward, RewardConfig, Sample, Trajectory, Turn
 from vilavt_toolkit.registry import rewards
 from vilavt_toolkit.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class FormatConfig(RewardSettings):
+class FormatConfig(RewardConfig):
     """Settings of reward `format`."""
 
-    empty_thoughts: bool = setting(False, help="whether a turn may leave its thought empty")
+    empty_thoughts: bool = setting(False, help="allow turns with an empty thought")
 
 
 @rewards.register("format", FormatConfig)
 class Format(Reward):
-    """1 where every turn is one thought and one tool call that was carried out or one answer, the last an answer."""
+    """1 if every turn is one thought and either a tool call that was carried out or an answer; the last must answer."""
 
     def __init__(self, config: FormatConfig) -> None:
         self.config = config
@@ -30,16 +30,17 @@ class Format(Reward):
         return FormatConfig()
 
     def score(self, sample: Sample, trajectory: Trajectory) -> float:
-        """1 or 0; a dialogue without a turn scores 0."""
-        if final_answer(trajectory) is None:
+        """Return 1 or 0; a dialogue without a turn scores 0."""
+        if read_final_answer(trajectory) is None:
             return 0.0
         pairs = zip(trajectory.turns, trajectory.feedback, strict=True)
-        return float(all(self._is_right(turn, feedback) for turn, feedback in pairs))
+        return float(all(self._is_well_formed(turn, feedback) for turn, feedback in pairs))
 
-    def _is_right(self, turn: Turn, feedback: str) -> bool:
+    def _is_well_formed(self, turn: Turn, feedback: str) -> bool:
         if turn.problem or not (turn.thought.strip() or self.config.empty_thoughts):
             return False
         if turn.call is None:
             return bool(turn.answer and turn.answer.strip())
-        # A call is judged where it is carried out: boxes that are none, regions that do not exist are told there.
+        # Feedback is what the dialogue answers to a call it cannot carry out, such as one with a region that does not
+        # exist. Checking boxes a second time here could disagree with it.
         return turn.answer is None and bool(turn.call.regions) and not feedback

@@ -1,4 +1,4 @@
-"""Reward `vilavt`: the paper's, outcome and format in one."""
+"""Reward `vilavt`: the paper's reward, outcome and format in one."""
 
 from __future__ import annotations
 
@@ -6,30 +6,28 @@ from dataclasses import dataclass
 
 from vilavt_components.rewards.answer import Answer, AnswerConfig
 from vilavt_components.rewards.format import Format, FormatConfig
-from vilavt_toolkit.contracts import Reward, RewardSettings, Sample, Trajectory
+from vilavt_toolkit.contracts import Reward, RewardConfig, Sample, Trajectory
 from vilavt_toolkit.registry import rewards
 from vilavt_toolkit.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class VilavtConfig(RewardSettings):
+class VilavtConfig(RewardConfig):
     """Settings of reward `vilavt`, the paper's where they are not set."""
 
     format_share: float = setting(
-        0.5, help="share of the format in the reward of what is right; the outcome has the rest", minimum=0, maximum=1
+        0.5, help="share of the format in the reward of a right answer, the rest is the outcome's", minimum=0, maximum=1
     )
-    strict: bool = setting(
-        True, help="whether `mra` counts a threshold only where the error is below it, not where it is reached"
-    )
-    empty_thoughts: bool = setting(False, help="whether a turn may leave its thought empty")
+    strict: bool = setting(True, help="count a threshold of `mra` only if the error is below it, not if it is equal")
+    empty_thoughts: bool = setting(False, help="allow turns with an empty thought")
 
 
 @rewards.register("vilavt", VilavtConfig)
 class Vilavt(Reward):
-    """Half the outcome and half the format where the outcome is above 0, else 0, as in the paper's recipe.
+    """Half the outcome plus half the format if the outcome is above 0, else 0, as in the paper's recipe.
 
-    The outcome is that of reward `answer`, the format that of reward `format`: what its implementation pays for
-    without being right earns nothing here.
+    The outcome is the score of reward `answer`, the format that of reward `format`. They are stricter than the paper's
+    implementation, which pays for some answers that are not right: those earn nothing here.
     """
 
     def __init__(self, config: VilavtConfig) -> None:
@@ -43,8 +41,9 @@ class Vilavt(Reward):
         return VilavtConfig()
 
     def score(self, sample: Sample, trajectory: Trajectory) -> float:
-        """The reward in [0, 1]; raises InputError where the sample's own answer cannot be read."""
+        """Return the reward in [0, 1]; raises InputError if the sample's own answer cannot be read."""
         outcome = self._outcome.score(sample, trajectory)
+        # Without this gate a well-formed wrong answer would earn half, and the model could live on form alone.
         if not outcome > 0:
             return 0.0
         share = self.config.format_share

@@ -1,4 +1,8 @@
-"""Where the boxes of a tool call may go on, number by number; what JSON schemas of boxes say."""
+"""JSON schemas of the boxes in tool calls, with exact bounds for the next number.
+
+Constrained decoding asks after every number of a box which numbers can follow, so that the model can only write boxes
+that are read and shown.
+"""
 
 from __future__ import annotations
 
@@ -10,130 +14,142 @@ from typing import Any
 
 from vilavt_toolkit.contracts import Box
 from vilavt_toolkit.contracts.pixel_budget import MAX_ASPECT
-from vilavt_toolkit.vision.boxes import BoxError, compose, pixel_box
+from vilavt_toolkit.vision.boxes import BoxError, compose_box, pixel_box
 
-Edge = Callable[[float], float]
-"""The coordinate, along one axis, of a share (0 to 1) of a region."""
-Cut = Callable[[Box, int, int], tuple[int, int, int, int]]
-"""The pixels (left, upper, right, lower) that a box cuts out of an image of a width and a height."""
-LEAST = 1 - 1e-9
-"""Pixels of the shortest side of a box; a little less than one, since coordinates went through a division and back."""
+ToCoordinate = Callable[[float], float]
+"""Maps a fraction (0 to 1) of a region's axis to a coordinate of the source."""
+PixelRounding = Callable[[Box, int, int], tuple[int, int, int, int]]
+"""Maps a box and an image's width and height to the pixels that are cut out (left, upper, right, lower)."""
+MIN_SIDE = 1 - 1e-9
+"""Pixels of the shortest side of a box; a little less than 1, since a coordinate may be off by a rounding error."""
 
 
 @dataclass(frozen=True)
-class Axis:
+class ImageAxis:
     """An axis of a region of an image, along which a box is written in whole units."""
 
     units: int
-    at: Callable[[int], float]
-    """The coordinate of a unit, in pixels of the image; as reading a box computes it."""
-    count: Callable[[float, float], int]
-    """How many pixels are cut out between two coordinates."""
-    least: float
-    """Pixels of the shortest side that is read."""
+    to_pixels: Callable[[int], float]
+    """Maps a unit to a pixel coordinate of the image, with the very floating-point steps of reading a box."""
+    count_pixels: Callable[[float, float], int]
+    """Counts the pixels that are cut out between two coordinates."""
+    min_side: float
+    """Pixels of the shortest side that can be read."""
 
-    def between(self, start: int, end: int) -> int:
-        """How many pixels are cut out between two units."""
-        return self.count(self.at(start), self.at(end))
+    def pixels_between(self, start: int, end: int) -> int:
+        """Count the pixels that are cut out between two units."""
+        return self.count_pixels(self.to_pixels(start), self.to_pixels(end))
 
-    def ends(self, start: int, shortest: int, longest: int) -> range:
-        """Where a side that begins at `start` may end, long enough and not too long for some length of the other side.
+    def valid_ends(self, start: int, shortest: int, longest: int) -> range:
+        """Return the ends of a side that begins at `start`, if the other side can be `shortest` to `longest` pixels.
 
-        The other side is cut from `shortest` to `longest` pixels long. Lengths grow by less than a factor of
-        MAX_ASPECT from one end to the next, so that what may be is without gaps.
+        An end is valid if its side is long enough, and no more than MAX_ASPECT times as long or as short as some
+        length of the other side.
         """
-        after = range(start + 1, self.units + 1)
-        first = bisect_left(after, True, key=lambda end: self._reaches(start, end, shortest))
-        beyond = bisect_left(after, True, key=lambda end: self.between(start, end) > MAX_ASPECT * longest)
-        return after[first:beyond]
+        # Both conditions are monotonic in the end, and from one end to the next a side grows by less than a factor
+        # of MAX_ASPECT. Hence the valid ends have no gaps, and two binary searches find them.
+        ends = range(start + 1, self.units + 1)
+        first = bisect_left(ends, True, key=lambda end: self._is_long_enough(start, end, shortest))
+        too_long = bisect_left(ends, True, key=lambda end: self.pixels_between(start, end) > MAX_ASPECT * longest)
+        return ends[first:too_long]
 
-    def lengths(self, start: int) -> tuple[int, int]:
-        """Pixels of the shortest and of the longest side that begins at `start`."""
-        first = self.ends(start, 0, math.ceil(self.at(self.units)))[0]
-        return self.between(start, first), self.between(start, self.units)
+    def side_lengths(self, start: int) -> tuple[int, int]:
+        """Return the pixels of the shortest and of the longest side that begins at `start`."""
+        first = self.valid_ends(start, 0, math.ceil(self.to_pixels(self.units)))[0]
+        return self.pixels_between(start, first), self.pixels_between(start, self.units)
 
     @property
-    def longest_of_shortest(self) -> int:
-        """Pixels of the shortest side, at most, wherever it begins: it may touch one pixel more than it is long."""
-        unit = (self.at(self.units) - self.at(0)) / self.units
-        return math.ceil(max(unit, self.least)) + 1
+    def max_shortest_side(self) -> int:
+        """Pixels of the shortest side at the start where it is longest."""
+        unit = (self.to_pixels(self.units) - self.to_pixels(0)) / self.units
+        # A side that begins inside a pixel touches one pixel more than its length.
+        return math.ceil(max(unit, self.min_side)) + 1
 
-    def starts(self, shortest: int, longest: int) -> range:
-        """Where a side may begin that is to go with such lengths of the other side."""
-        all_of_them = range(self.units)
-        return all_of_them[: bisect_left(all_of_them, True, key=lambda start: not self.ends(start, shortest, longest))]
+    def valid_starts(self, shortest: int, longest: int) -> range:
+        """Return the starts from which some end is valid for these lengths of the other side."""
+        starts = range(self.units)
+        return starts[: bisect_left(starts, True, key=lambda start: not self.valid_ends(start, shortest, longest))]
 
-    def _reaches(self, start: int, end: int, other: int) -> bool:
-        return self.at(end) - self.at(start) >= self.least and MAX_ASPECT * self.between(start, end) >= other
+    def _is_long_enough(self, start: int, end: int, other: int) -> bool:
+        long_enough = self.to_pixels(end) - self.to_pixels(start) >= self.min_side
+        return long_enough and MAX_ASPECT * self.pixels_between(start, end) >= other
 
 
-def edges_of(within: Box) -> list[Edge]:
-    """Where shares of a region are along its axes, as `read_bbox` and `read_box` compute it."""
+def coordinate_functions(within: Box) -> list[ToCoordinate]:
+    """Return for each axis of the region `within` the map from fractions to coordinates that reading a box uses."""
     axes = len(within) // 2
 
-    def edge(axis: int) -> Edge:
+    def map_axis(axis: int) -> ToCoordinate:
         low, high = within[axis], within[axes + axis]
-        return lambda share: compose((low, high), (share,))[0]
+        # `compose_box` itself, so that bounds and reading agree to the last bit.
+        return lambda share: compose_box((low, high), (share,))[0]
 
-    return [edge(axis) for axis in range(axes)]
+    return [map_axis(axis) for axis in range(axes)]
 
 
 def image_axes(
-    edges: Sequence[Edge], units: tuple[int, ...], size: tuple[int, int], cut: Cut = pixel_box, least: float = LEAST
-) -> tuple[Axis, Axis]:
-    """The axes x and y of a region of an image of `size` (width, height), whose boxes are cut out by `cut`."""
+    coordinates: Sequence[ToCoordinate],
+    units: tuple[int, ...],
+    size: tuple[int, int],
+    rounding: PixelRounding = pixel_box,
+    min_side: float = MIN_SIDE,
+) -> tuple[ImageAxis, ImageAxis]:
+    """Return the axes x and y of a region of an image of `size` (width, height), whose boxes `rounding` cuts out."""
 
-    def axis(place: int) -> Axis:
-        def count(start: float, end: float) -> int:
-            first, _, behind, _ = cut((start, 0.0, end, 1.0), size[place], 1)
-            return behind - first
+    def make_axis(place: int) -> ImageAxis:
+        def count_pixels(start: float, end: float) -> int:
+            # Both axes are rounded alike, so a box that is one pixel high serves to count along either.
+            first, _, after, _ = rounding((start, 0.0, end, 1.0), size[place], 1)
+            return after - first
 
-        return Axis(units[place], lambda unit: edges[place](unit / units[place]), count, least)
+        return ImageAxis(units[place], lambda unit: coordinates[place](unit / units[place]), count_pixels, min_side)
 
-    return axis(0), axis(1)
+    return make_axis(0), make_axis(1)
 
 
-def image_range(axes: tuple[Axis, Axis], begun: tuple[int, ...]) -> range:
-    """What the next number of x1, y1, x2, y2 may be, so that the box can be read, and its crop made a view."""
+def next_number_range(axes: tuple[ImageAxis, ImageAxis], numbers: tuple[int, ...]) -> range:
+    """Return the values of the next of x1, y1, x2, y2 after `numbers`, all of which can be completed to a valid box.
+
+    A box is valid if it can be read and its crop can be made a view.
+    """
     x, y = axes
-    match begun:
+    match numbers:
         case ():
-            # Of y no more is known than that it can be so short wherever it begins; hence nothing of x is too short.
-            return x.starts(y.longest_of_shortest, y.between(0, y.units))
+            # Of y only this is known: wherever it begins, it can be as short as that, so no side of x is too short.
+            return x.valid_starts(y.max_shortest_side, y.pixels_between(0, y.units))
         case (x1,):
-            return y.starts(*x.lengths(x1))
+            return y.valid_starts(*x.side_lengths(x1))
         case (x1, y1):
-            return x.ends(x1, *y.lengths(y1))
+            return x.valid_ends(x1, *y.side_lengths(y1))
         case (x1, y1, x2):
-            width = x.between(x1, x2)
-            return y.ends(y1, width, width)
+            width = x.pixels_between(x1, x2)
+            return y.valid_ends(y1, width, width)
         case _:
             return range(0)
 
 
-def box_array(begun: tuple[int, ...], following: range, units: tuple[int, ...], key: str) -> Mapping[str, Any]:
-    """JSON schema of the box `key` that begins with `begun`, its next number in `following`; raises BoxError for none.
+def box_array_schema(
+    numbers: tuple[int, ...], next_range: range, units: tuple[int, ...], key: str
+) -> Mapping[str, Any]:
+    """Return the JSON schema of the box `key` that begins with `numbers` and goes on with one of `next_range`.
 
-    Of the numbers behind it no more is said than that they lie in the region, which is `units` long along its axes.
+    The numbers after the next one are only bounded by the region, which is `units` long along its axes. Raises
+    BoxError if `next_range` is empty before the box is complete.
     """
     count = 2 * len(units)
-    if len(begun) < count and not following:
-        raise BoxError(f"no {key} goes on behind {list(begun)}; choose another region.")
-    items: list[Mapping[str, Any]] = [{"const": number} for number in begun]
-    for place in range(len(begun), count):
+    if len(numbers) < count and not next_range:
+        raise BoxError(f"no {key} can begin with {list(numbers)}; choose another region.")
+    items: list[Mapping[str, Any]] = [{"const": number} for number in numbers]
+    for place in range(len(numbers), count):
+        # A box has at least one unit: an upper side cannot be 0, and a lower side cannot be the region's end.
         least, most = int(place >= len(units)), units[place % len(units)] - int(place < len(units))
-        if place == len(begun):
-            least, most = following[0], following[-1]
+        if place == len(numbers):
+            least, most = next_range[0], next_range[-1]
         items.append({"type": "integer", "minimum": least, "maximum": most})
     return {"type": "array", "prefixItems": items, "items": False, "minItems": count, "maxItems": count}
 
 
-def keys_of(required: Mapping[str, Any], optional: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-    """JSON schema of an object of these properties and no others."""
+def object_schema(required: Mapping[str, Any], optional: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+    """Return the JSON schema of an object with these properties and no others."""
     properties = {**required, **(optional or {})}
     return {"type": "object", "properties": properties, "required": [*required], "additionalProperties": False}
-
-
-def along(steps: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
-    """The units along each of so many axes."""
-    return (steps,) * axes if isinstance(steps, int) else steps

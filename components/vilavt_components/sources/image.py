@@ -5,10 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import threading
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,19 +14,29 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-from vilavt_components.sources.box_schema import Edge, along, box_array, edges_of, image_axes, image_range, keys_of
+from vilavt_components.sources.box_schema import (
+    ToCoordinate,
+    box_array_schema,
+    coordinate_functions,
+    image_axes,
+    next_number_range,
+    object_schema,
+)
+from vilavt_components.sources.regular_file import check_regular_file
 from vilavt_toolkit.contracts import Box, Crop, Source
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.registry import sources
 from vilavt_toolkit.settings import setting
+from vilavt_toolkit.utils.pillow import limit_pixels
 from vilavt_toolkit.vision.boxes import (
     BoxError,
     pixel_box,
     read_bbox,
     read_box,
-    relative,
-    shown,
+    relative_box,
+    shorten_value,
     truncated_box,
+    units_per_axis,
     write_bbox,
 )
 
@@ -38,12 +45,14 @@ log = logging.getLogger(__name__)
 Pixels = NDArray[np.uint8]
 """[h, w, 3]"""
 
-# Told apart by people with colour-blindness too, bright enough to stand on photographs.
-_COLOURS = ("#ff4136", "#2ecc40", "#0d8bff", "#ffdc00", "#f012be", "#39cccc", "#ff851b", "#b10dc9")
-_PILLOW_LIMIT = threading.Lock()
+# Chosen to differ for people with colour-blindness too, and to be bright enough for photographs.
+_BOX_COLOURS = ("#ff4136", "#2ecc40", "#0d8bff", "#ffdc00", "#f012be", "#39cccc", "#ff851b", "#b10dc9")
 _IN_MEMORY = "the image in memory"
-# A zoom into less than a pixel, and into that, would be enlarged without end.
-_LEAST = 0.5
+_MIN_SIDE = 0.5
+"""Pixels of the shortest side of a box with `rounding: truncate`.
+
+Such a box may lie inside one pixel. Without a limit, zooms into zooms would be enlarged without end.
+"""
 
 
 @dataclass(frozen=True)
@@ -53,14 +62,14 @@ class ImageConfig:
     max_pixels: int = setting(400_000_000, help="most pixels an image may have when decoded", minimum=1)
     rounding: Literal["outward", "truncate"] = setting(
         "outward",
-        help="which pixels a box cuts out: all that it touches, or those between its edges cut to whole numbers, as "
-        "the paper's code does",
+        help="pixels that a box cuts out: outward takes all that it touches, truncate those between its edges cut to "
+        "whole numbers, as the paper's code does",
     )
 
 
 @sources.register("image", ImageConfig)
 class ImageSource(Source):
-    """An image: a path, a PIL image, or uint8 pixels [h, w, 3]. Boxes are (x1, y1, x2, y2) in its pixels."""
+    """An image from a path, a PIL image, or uint8 pixels [h, w, 3]. Boxes are (x1, y1, x2, y2) in its pixels."""
 
     modality: ClassVar[str] = "image"
     box_key: ClassVar[str] = "bbox_2d"
@@ -84,18 +93,18 @@ class ImageSource(Source):
     def open(cls, original: Any, config: ImageConfig) -> ImageSource:
         """Open a path, a PIL image or uint8 pixels [h, w, 3]; raises InputError naming the file.
 
-        The orientation noted by the camera is applied, what is transparent becomes white, of an animation the
-        first frame is taken, and deeper pixels become 8 bit: 16 bit scaled from their whole range, 32-bit
-        integers and floats from 0..1, 0..255 or 0..65535, whichever is the first to hold them, and otherwise
-        from their own range.
+        The image is turned upright by its EXIF orientation, transparent pixels become white, and an animation shows
+        its first frame. Deeper pixels become 8 bit: 16-bit ones are scaled from their whole range, 32-bit integers
+        and floats from the first of 0..1, 0..255 and 0..65535 that holds them all, or else from their own range.
         """
         if isinstance(original, np.ndarray):
-            return cls(_checked_array(original, config.max_pixels), rounding=config.rounding)
+            # An array is used as it is, without a copy.
+            return cls(_check_array(original, config.max_pixels), rounding=config.rounding)
         if isinstance(original, Image.Image):
-            return cls(_decoded(original, _IN_MEMORY, config.max_pixels), rounding=config.rounding)
+            return cls(_decode_image(original, _IN_MEMORY, config.max_pixels), rounding=config.rounding)
         if isinstance(original, str | os.PathLike):
             path = Path(os.fspath(original))
-            return cls(_read(path, config.max_pixels), str(path), config.rounding)
+            return cls(_read_file(path, config.max_pixels), str(path), config.rounding)
         raise InputError(
             f"an image must be a path, a PIL image or an array of uint8 [h, w, 3], not {type(original).__name__}."
         )
@@ -114,45 +123,48 @@ class ImageSource(Source):
             if key != self.box_key:
                 raise BoxError(f'"{str(key)[:40]}" does not belong to a region of an image; leave it out.')
         if self._truncates:
-            return self._read_exactly(value[self.box_key], within, steps)
+            return self._read_box_by_fractions(value[self.box_key], within, steps)
         return read_bbox(value[self.box_key], within, steps, self.box_key)
 
-    def _read_exactly(self, value: Any, within: Box, steps: int | tuple[int, ...]) -> Box:
-        """Read a box by way of fractions of the image: what is cut to whole pixels must be rounded as the paper's."""
+    def _read_box_by_fractions(self, value: Any, within: Box, steps: int | tuple[int, ...]) -> Box:
+        """Read a box with the paper's rounding errors, which decide the pixel that an edge is cut to."""
         part = read_box(value, (0.0, 0.0, 1.0, 1.0), steps, self.box_key)
-        edges = self._exact_edges(within)
-        box = tuple(edges[place % 2](share) for place, share in enumerate(part))
-        if min(box[2] - box[0], box[3] - box[1]) < _LEAST:
+        to_x, to_y = self._fraction_functions(within)
+        box = to_x(part[0]), to_y(part[1]), to_x(part[2]), to_y(part[3])
+        if min(box[2] - box[0], box[3] - box[1]) < _MIN_SIDE:
             raise BoxError(
-                f"{self.box_key} {shown(value)} is smaller than half a pixel of the image; choose a larger box."
+                f"{self.box_key} {shorten_value(value)} is smaller than half a pixel of the image; choose a larger box."
             )
         return box
 
-    def _exact_edges(self, within: Box) -> list[Edge]:
-        """Where shares of the region `within` are along x and y, by way of fractions of the image."""
-        outer = relative(self.extent, within)
+    def _fraction_functions(self, within: Box) -> list[ToCoordinate]:
+        """Return for x and y the map from fractions of `within` to pixels, computed as in the paper's code."""
+        outer = relative_box(self.extent, within)
 
-        def edge(axis: int) -> Edge:
+        def map_axis(axis: int) -> ToCoordinate:
             start, length, side = outer[axis], outer[2 + axis] - outer[axis], self.extent[2 + axis]
+            # By way of fractions of the whole image, as there: the direct way rounds to other last bits.
             return lambda share: min((start + share * length) * side, side)
 
-        return [edge(0), edge(1)]
+        return [map_axis(0), map_axis(1)]
 
     def box_schema(self, within: Box, steps: int | tuple[int, ...], begun: tuple[int, ...] = ()) -> Mapping[str, Any]:
-        """JSON schema of {"bbox_2d": [x1, y1, x2, y2]}: large enough to be read, not too long for its breadth."""
-        units, (height, width) = along(steps, 2), self.pixels.shape[:2]
+        """Return the JSON schema of {"bbox_2d": [x1, y1, x2, y2]}, a box that can be read and shown."""
+        units, (height, width) = units_per_axis(steps, 2), self.pixels.shape[:2]
         if self._truncates:
-            axes = image_axes(self._exact_edges(within), units, (width, height), truncated_box, _LEAST)
+            axes = image_axes(self._fraction_functions(within), units, (width, height), truncated_box, _MIN_SIDE)
         else:
-            axes = image_axes(edges_of(within), units, (width, height))
-        return keys_of({self.box_key: box_array(begun, image_range(axes, begun), units, self.box_key)})
+            axes = image_axes(coordinate_functions(within), units, (width, height))
+        return object_schema(
+            {self.box_key: box_array_schema(begun, next_number_range(axes, begun), units, self.box_key)}
+        )
 
     def write_box(self, box: Box, within: Box, steps: int | tuple[int, ...]) -> dict[str, Any]:
-        """Write `box` as {"bbox_2d": [x1, y1, x2, y2]}, rounded outward to whole steps of `within`."""
+        """Write `box` as {"bbox_2d": [x1, y1, x2, y2]}, rounded outward to whole units of `within`."""
         return {self.box_key: write_bbox(box, within, steps)}
 
     def crop(self, box: Box, overview: bool = False) -> Crop:
-        """Cut the pixels of `box`, as `rounding` says, out of the original; data uint8 [h, w, 3]."""
+        """Cut the pixels of `box` out of the original by the setting `rounding`; data uint8 [h, w, 3]."""
         height, width = self.pixels.shape[:2]
         left, upper, right, lower = (truncated_box if self._truncates else pixel_box)(box, width, height)
         return Crop(np.ascontiguousarray(self.pixels[upper:lower, left:right]), self.modality, overview)
@@ -172,115 +184,89 @@ class ImageSource(Source):
 # --- Reading ----------------------------------------------------------------------------------------
 
 
-def _checked_array(array: NDArray[Any], most: int) -> Pixels:
+def _check_array(array: NDArray[Any], max_pixels: int) -> Pixels:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
         raise InputError(
-            f"an image array must be uint8 [h, w, 3] and not empty, not {array.dtype} {list(array.shape)}; "
-            "convert it, or pass a PIL image."
+            f"an image array must be uint8 [h, w, 3] and not empty, not {array.dtype} {list(array.shape)}. "
+            "Convert it, or pass a PIL image."
         )
-    _check_size(array.shape[1], array.shape[0], _IN_MEMORY, most)
+    _check_size(array.shape[1], array.shape[0], _IN_MEMORY, max_pixels)
     return array
 
 
-def _check_size(width: int, height: int, name: str, most: int) -> None:
-    if width * height > most:
+def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
+    if width * height > max_pixels:
         raise InputError(
-            f"{name} is too large: {width} x {height} pixels, and at most {most:,} are read; "
-            "scale it down or raise max_pixels."
+            f"{name} is too large: {width} x {height} pixels, and at most {max_pixels:,} are read. "
+            "Scale it down or raise max_pixels."
         )
     if width * height == 0:
-        raise InputError(f"{name} has no pixels: {width} x {height}; give another image.")
+        raise InputError(f"{name} has no pixels: {width} x {height}. Give another image.")
 
 
-def _read(path: Path, most: int) -> Pixels:
-    """Read an image file; whatever is wrong with it becomes one InputError that names it."""
+def _read_file(path: Path, max_pixels: int) -> Pixels:
+    """Read an image file; raises InputError naming it, whatever is wrong with it."""
     try:
-        _check_file(path)
-        with _limited(most), path.open("rb") as file, Image.open(file) as image:
-            return _decoded(image, str(path), most)
+        check_regular_file(path, "image", "the path of an image file")
+        # The limit also holds inside containers (icons, TIFF), whose sizes show up only while they are decoded.
+        with limit_pixels(max_pixels), path.open("rb") as file, Image.open(file) as image:
+            return _decode_image(image, str(path), max_pixels)
     except UnidentifiedImageError as error:
-        raise InputError(f"{path} is not an image in a known format; convert it to PNG or JPEG.") from error
+        raise InputError(f"{path} is not an image in a known format. Convert it to PNG or JPEG.") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
-            f"{path} is too large: at most {most:,} pixels are read; scale it down or raise max_pixels."
+            f"{path} is too large: at most {max_pixels:,} pixels are read. Scale it down or raise max_pixels."
         ) from error
     except PermissionError as error:
-        raise InputError(f"{path} cannot be read: permission denied; change its permissions.") from error
+        raise InputError(f"{path} cannot be read: permission denied. Change its permissions.") from error
     except OSError as error:
-        advice = "check the path of the image" if error.errno == errno.ENAMETOOLONG else "get the image again"
-        raise InputError(f"{path} cannot be read ({error.strerror or error}); {advice}.") from error
+        advice = "Check the path of the image" if error.errno == errno.ENAMETOOLONG else "Get the image again"
+        raise InputError(f"{path} cannot be read ({error.strerror or error}). {advice}.") from error
 
 
-def _check_file(path: Path) -> None:
-    """Refuse what is no file with something in it; raises OSError where even that cannot be seen."""
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give the path of an image file.")
-    if not path.exists():
-        raise InputError(f"{path} does not exist; check the path of the image.")
-    if not path.is_file():
-        raise InputError(f"{path} is no regular file; give the path of an image file.")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty (0 bytes); get the image again.")
-
-
-@contextmanager
-def _limited(most: int) -> Iterator[None]:
-    """Let Pillow refuse images of more than `most` pixels, those inside containers (icons, TIFF) included.
-
-    Pillow's own limit is a global that allows some 179 megapixels at most; hence the lock.
-    """
-    with _PILLOW_LIMIT, warnings.catch_warnings():
-        before = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = most
-        # Its other warnings are about metadata; what matters of the pixels it raises.
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
-
-
-def _decoded(image: Image.Image, name: str, most: int) -> Pixels:
+def _decode_image(image: Image.Image, name: str, max_pixels: int) -> Pixels:
     """Decode a PIL image to 8-bit RGB."""
-    _check_size(*image.size, name, most)
+    _check_size(*image.size, name, max_pixels)
     try:
         image.load()
-        _check_size(*image.size, name, most)  # icons learn their size on loading
-        return np.array(_flat(_upright(image, name)))
+        # Once more, since the size of an icon is known only after loading.
+        _check_size(*image.size, name, max_pixels)
+        return np.array(_to_rgb(_apply_orientation(image, name)))
     except (InputError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise
-    except Exception as error:  # malformed data makes Pillow's decoders raise almost anything
+    except Exception as error:
+        # Malformed data makes Pillow's decoders raise almost anything.
         raise InputError(
-            f"{name} is damaged or cut off ({error or type(error).__name__}); get the image again."
+            f"{name} is damaged or cut off ({error or type(error).__name__}). Get the image again."
         ) from error
 
 
-def _upright(image: Image.Image, name: str) -> Image.Image:
-    """Apply the orientation that the camera noted; a note that cannot be read is none."""
+def _apply_orientation(image: Image.Image, name: str) -> Image.Image:
+    """Turn an image upright by its EXIF orientation; unreadable EXIF data is ignored with a warning."""
     try:
         return ImageOps.exif_transpose(image)
-    except Exception as error:  # the pixels are good, and EXIF blocks are often malformed
-        log.warning("%s: its EXIF data cannot be read (%s); it is taken as upright.", name, error)
+    except Exception as error:
+        # EXIF blocks are often malformed while the pixels are good.
+        log.warning("%s: its EXIF data cannot be read (%s). It is taken as upright.", name, error)
         return image
 
 
-def _flat(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     """Turn an image of any mode into RGB."""
     if image.mode.startswith("I;16"):
-        # To native 16 bit first: Pillow clips where it converts these modes itself.
+        # By hand, since Pillow clips values above 255 when it converts these modes itself.
         deep = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((deep + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        return Image.fromarray(_scaled(np.asarray(image, dtype=np.float64))).convert("RGB")
+        return Image.fromarray(_scale_to_bytes(np.asarray(image, dtype=np.float64))).convert("RGB")
     if image.has_transparency_data:
         solid = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", solid.size, "white"), solid).convert("RGB")
     return image.convert("RGB")
 
 
-def _scaled(values: NDArray[np.float64]) -> Pixels:
-    """Scale pixels of unknown range to 0..255: from the first usual range that holds them, or their own."""
+def _scale_to_bytes(values: NDArray[np.float64]) -> Pixels:
+    """Scale pixels of unknown range to 0..255, from the first usual range that holds them, or from their own."""
     finite = values[np.isfinite(values)]
     if finite.size == 0:
         return np.zeros(values.shape, np.uint8)
@@ -288,7 +274,7 @@ def _scaled(values: NDArray[np.float64]) -> Pixels:
     usual = [top for top in (1.0, 255.0, 65535.0) if low >= 0 and high <= top]
     bottom, top = (0.0, usual[0]) if usual else (low, high)
     scaled = (np.clip(values, bottom, top) - bottom) * (255 / max(top - bottom, 1e-12))
-    # What is no number, as where a depth camera saw nothing, becomes black.
+    # NaN becomes black: depth cameras write it where they measured nothing.
     pixels: Pixels = np.rint(np.nan_to_num(scaled, nan=0.0)).astype(np.uint8)
     return pixels
 
@@ -297,31 +283,33 @@ def _scaled(values: NDArray[np.float64]) -> Pixels:
 
 
 def draw_boxes(picture: Image.Image, boxes: Sequence[tuple[int, Box]]) -> None:
-    """Draw (number, box) pairs on a picture, in its pixels; the numbers keep clear of each other."""
+    """Draw (number, box) pairs on a picture, in its pixels."""
     drawing, size = ImageDraw.Draw(picture), max(picture.size)
     font = ImageFont.load_default(size=max(12, size // 32))
     line = max(2, size // 200)
     for number, box in boxes:
-        _outline(drawing, box, box_colour(number), line, picture.size)
+        _draw_outline(drawing, box, box_colour(number), line, picture.size)
+    # Numbers after all boxes, so that no box hides one; each keeps clear of those before it.
     taken: list[Box] = []
     for number, box in boxes:
-        taken.append(label(drawing, str(number), box, box_colour(number), font, picture.size, taken))
+        taken.append(draw_label(drawing, str(number), box, box_colour(number), font, picture.size, taken))
 
 
 def box_colour(number: int) -> str:
-    """The colour of the box of a number, from 1."""
-    return _COLOURS[(number - 1) % len(_COLOURS)]
+    """Return the colour of the box of a number, from 1."""
+    return _BOX_COLOURS[(number - 1) % len(_BOX_COLOURS)]
 
 
-def _outline(drawing: ImageDraw.ImageDraw, box: Box, colour: str, line: int, size: tuple[int, int]) -> None:
+def _draw_outline(drawing: ImageDraw.ImageDraw, box: Box, colour: str, line: int, size: tuple[int, int]) -> None:
     left, upper, right, lower = pixel_box(box, *size)
     inner = (left + line, upper + line, right - 1 - line, lower - 1 - line)
     drawing.rectangle((left, upper, right - 1, lower - 1), outline=colour, width=line)
     if inner[0] < inner[2] and inner[1] < inner[3]:
-        drawing.rectangle(inner, outline="black")  # keeps a line visible on a part of its own colour
+        # A second, black line keeps the box visible on an area of its own colour.
+        drawing.rectangle(inner, outline="black")
 
 
-def label(
+def draw_label(
     drawing: ImageDraw.ImageDraw,
     text: str,
     box: Box,
@@ -330,21 +318,21 @@ def label(
     size: tuple[int, int],
     taken: Sequence[Box],
 ) -> Box:
-    """Write a box's number at its first corner where it hides no other number; returns where."""
+    """Write a box's number at its first corner where it hides none of the `taken` numbers; returns its place."""
     left, upper, right, lower = drawing.textbbox((0, 0), text, font=font)
     width, height = right - left + 10, lower - upper + 10
     corners = [(x, y) for y in (box[1], box[3] - height) for x in (box[0], box[2] - width)]
-    # Beside the corners last: the same box may be asked for more than four times.
+    # Places beside the corners come last; they are needed if one box is drawn more than four times.
     corners += [(box[0] + step * width, box[1]) for step in range(1, 6)]
     places = []
     for x, y in corners:
         x, y = min(max(x, 0.0), size[0] - width), min(max(y, 0.0), size[1] - height)
         places.append((x, y, x + width, y + height))
-    place = next((p for p in places if not any(_meet(p, other) for other in taken)), places[0])
+    place = next((p for p in places if not any(_is_overlapping(p, other) for other in taken)), places[0])
     drawing.rectangle(place, fill=colour, outline="black")
     drawing.text((place[0] + 5 - left, place[1] + 5 - upper), text, fill="black", font=font)
     return place
 
 
-def _meet(a: Box, b: Box) -> bool:
+def _is_overlapping(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

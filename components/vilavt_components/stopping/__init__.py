@@ -1,0 +1,1 @@
+"""Components of kind stopping: policies that decide when the model stops looking and answers."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vilavt_components.stopping.composition import Composed, examples
+from vilavt_components.stopping.composition import Composed, example_parts
 from vilavt_toolkit.contracts import GO_ON, Decision, LoopState
 from vilavt_toolkit.registry import Part, stopping_policies
 from vilavt_toolkit.settings import part
@@ -14,12 +14,12 @@ from vilavt_toolkit.settings import part
 class AllOfConfig:
     """Settings of stopping policy `all_of`."""
 
-    policies: list[Part] = part("stopping", "the policies that must agree", many=True)
+    policies: list[Part] = part("stopping", "policies that must agree", many=True)
 
 
 @stopping_policies.register("all_of", AllOfConfig)
 class AllOf(Composed):
-    """The answer is demanded when all of several policies end the dialogue at once; it stops when all would stop."""
+    """Demands the answer when all of several policies end the dialogue at once; stops if all of them would stop."""
 
     def __init__(self, config: AllOfConfig, width: int) -> None:
         super().__init__(config.policies, width)
@@ -27,13 +27,15 @@ class AllOf(Composed):
     @classmethod
     def tiny(cls) -> AllOfConfig:
         """Return settings of two policies."""
-        return AllOfConfig(examples())
+        return AllOfConfig(example_parts())
 
     def decide(self, state: LoopState) -> Decision:
-        """Go on while one of them does; a call is left out only where all would leave it out."""
-        said = self.decisions(state)
+        """Go on while one policy goes on; drop the call only if all policies would drop it."""
+        said = self.collect_decisions(state)
         if any(decision.action == "go_on" for decision in said):
             return GO_ON
         stops = all(decision.action == "stop" for decision in said)
         why = " and ".join(decision.why for decision in said)
-        return Decision("stop" if stops else "answer", why, call=any(decision.call for decision in said))
+        return Decision(
+            "stop" if stops else "answer", why, carry_out_call=any(decision.carry_out_call for decision in said)
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vilavt_components.stopping.composition import Composed, examples
+from vilavt_components.stopping.composition import Composed, example_parts
 from vilavt_toolkit.contracts import GO_ON, Decision, LoopState
 from vilavt_toolkit.registry import Part, stopping_policies
 from vilavt_toolkit.settings import part
@@ -14,12 +14,12 @@ from vilavt_toolkit.settings import part
 class AnyOfConfig:
     """Settings of stopping policy `any_of`."""
 
-    policies: list[Part] = part("stopping", "the first of them that does not say go on decides", many=True)
+    policies: list[Part] = part("stopping", "policies, of which the first that does not go on decides", many=True)
 
 
 @stopping_policies.register("any_of", AnyOfConfig)
 class AnyOf(Composed):
-    """The first of several policies that does not say go on decides, as in a recipe's list; for use inside `all_of`."""
+    """Lets the first of several policies that does not go on decide, as a recipe's list does; for use in `all_of`."""
 
     def __init__(self, config: AnyOfConfig, width: int) -> None:
         super().__init__(config.policies, width)
@@ -27,9 +27,10 @@ class AnyOf(Composed):
     @classmethod
     def tiny(cls) -> AnyOfConfig:
         """Return settings of two policies."""
-        return AnyOfConfig(examples())
+        return AnyOfConfig(example_parts())
 
     def decide(self, state: LoopState) -> Decision:
-        """What the first policy says that does not go on."""
-        said = (policy.decide(state) for policy in self.parts())
+        """Return the first decision that does not go on."""
+        # A generator: the policies after the one that decides are not asked.
+        said = (policy.decide(state) for policy in self.member_policies())
         return next((decision for decision in said if decision.action != "go_on"), GO_ON)

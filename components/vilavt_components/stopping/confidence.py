@@ -1,4 +1,4 @@
-"""Stopping policy `confidence`: the answer that the model would give now is taken once it is probable enough."""
+"""Stopping policy `confidence`: stop looking once the answer that the model would give is probable enough."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ class ConfidenceConfig:
     """Settings of stopping policy `confidence`."""
 
     threshold: float = setting(0.9, help="least probability of the probed answer", minimum=0, maximum=1)
-    of: Literal["answer", "turn"] = setting(
-        "answer", help="whose probability: of the answer's own tokens, or of the whole turn with its thought"
+    probability_of: Literal["answer", "turn"] = setting(
+        "answer",
+        help="probability of the answer's own tokens, or of the whole turn with its thought",
+        formerly=("of",),
     )
-    after: int = setting(0, help="looks at which the model goes on whatever it would answer", minimum=0)
+    min_looks: int = setting(
+        0, help="number of looks before the answer may be demanded", minimum=0, formerly=("after",)
+    )
 
 
 @stopping_policies.register("confidence", ConfidenceConfig)
 class Confidence(StoppingPolicy):
-    """At each look the answer is probed, and demanded as soon as its probability reaches a threshold."""
+    """Probes the answer at each look, and demands it once its probability reaches a threshold."""
 
     needs = frozenset({"probe"})
 
@@ -37,11 +41,12 @@ class Confidence(StoppingPolicy):
         return ConfidenceConfig()
 
     def decide(self, state: LoopState) -> Decision:
-        """Demand the answer where the last probe is an answer that is probable enough."""
-        if not state.look or len(state.probes) <= self.config.after or state.probes[-1].answer is None:
+        """Demand the answer if the last probe is an answer that is probable enough."""
+        if not state.before_turn or len(state.probes) <= self.config.min_looks or state.probes[-1].answer is None:
             return GO_ON
-        probe, of = state.probes[-1], self.config.of
+        probe, of = state.probes[-1], self.config.probability_of
         found = probe.probability if of == "answer" else probe.turn_probability
+        # Not `found < threshold`: that is False for NaN, which would then count as confident.
         if not found >= self.config.threshold:
             return GO_ON
         what = "the probed answer" if of == "answer" else "the probed turn"

@@ -1,4 +1,4 @@
-"""Stopping policy `converged`: looking again changes nothing any more."""
+"""Stopping policy `converged`: stop looking once another look changes nothing."""
 
 from __future__ import annotations
 
@@ -17,52 +17,54 @@ from vilavt_toolkit.settings import setting
 class ConvergedConfig:
     """Settings of stopping policy `converged`."""
 
-    what: Literal["features", "answer"] = setting(
-        "features", help="what no longer changes: the mean feature of what was encoded, or the probed answer"
+    signal: Literal["features", "answer"] = setting(
+        "features",
+        help="signal that must stop changing, the mean feature of each look or the probed answer",
+        formerly=("what",),
     )
     threshold: float = setting(
         0.95, help="least cosine between the mean features of one look and the next", minimum=-1, maximum=1
     )
-    patience: int = setting(1, help="how many times in a row it has not changed", minimum=1)
+    patience: int = setting(1, help="number of looks in a row without a change", minimum=1)
 
 
 @stopping_policies.register("converged", ConvergedConfig)
 class Converged(StoppingPolicy):
-    """The answer is demanded when the re-encoded features, or the probed answers, stop changing from look to look."""
+    """Demands the answer when the features of each look, or the probed answers, stop changing from look to look."""
 
     def __init__(self, config: ConvergedConfig, width: int) -> None:
         super().__init__()
         self.config = config
-        self.needs = frozenset({"features"}) if config.what == "features" else frozenset({"probe"})
+        self.needs = frozenset({"features"}) if config.signal == "features" else frozenset({"probe"})
 
     @classmethod
     def tiny(cls) -> ConvergedConfig:
-        """Return the defaults, of features."""
+        """Return the default settings, which compare features."""
         return ConvergedConfig()
 
     @classmethod
     def variants(cls) -> dict[str, ConvergedConfig]:
         """Return settings that compare answers."""
-        return {"answer": ConvergedConfig(what="answer", patience=2)}
+        return {"answer": ConvergedConfig(signal="answer", patience=2)}
 
     def decide(self, state: LoopState) -> Decision:
-        """Demand the answer where the last looks were alike."""
-        if not state.look:
+        """Demand the answer if the last looks were alike."""
+        if not state.before_turn:
             return GO_ON
-        return self._features(state) if self.config.what == "features" else self._answer(state)
+        return self._compare_features(state) if self.config.signal == "features" else self._compare_answers(state)
 
-    def _features(self, state: LoopState) -> Decision:
+    def _compare_features(self, state: LoopState) -> Decision:
         last = state.features[-self.config.patience - 1 :]
         if len(last) <= self.config.patience:
             return GO_ON
         cosines = [F.cosine_similarity(a.float(), b.float(), dim=0).item() for a, b in pairwise(last)]
-        # No number is at least anything, so features that are none never converge.
+        # Not `any(cosine < threshold)`: that is False for NaN, so features of NaN would count as converged.
         if not all(cosine >= self.config.threshold for cosine in cosines):
             return GO_ON
         least, wanted = min(cosines), self.config.threshold
         return Decision("answer", f"the features stopped changing: their cosine is {least:.3f}, at least {wanted:g}")
 
-    def _answer(self, state: LoopState) -> Decision:
+    def _compare_answers(self, state: LoopState) -> Decision:
         looks = self.config.patience + 1
         answers = [probe.answer for probe in state.probes[-looks:]]
         if len(answers) < looks or answers[-1] is None or any(answer != answers[-1] for answer in answers):

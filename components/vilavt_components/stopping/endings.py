@@ -1,4 +1,4 @@
-"""What several stopping policies read off the state of the loop."""
+"""Helpers that several stopping policies use to read the state of the loop."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Literal
 from vilavt_toolkit.contracts import LoopState
 
 
-def answered(state: LoopState) -> bool:
-    """Whether the last turn is an answer."""
+def has_answered(state: LoopState) -> bool:
+    """Return True if the last turn is an answer."""
     return bool(state.turns) and state.turns[-1].answer is not None
 
 
-def ending(state: LoopState) -> Literal["answer", "stop"]:
-    """How a dialogue ends whose means are used up: an answer that is there is not demanded again."""
-    return "stop" if answered(state) else "answer"
+def choose_ending(state: LoopState) -> Literal["answer", "stop"]:
+    """Return the action that ends a dialogue: stop if the last turn already answers, else demand the answer."""
+    return "stop" if has_answered(state) else "answer"

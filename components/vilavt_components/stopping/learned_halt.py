@@ -1,4 +1,4 @@
-"""Stopping policy `learned_halt`: a small head on the hidden state says when enough has been seen."""
+"""Stopping policy `learned_halt`: a small head on the hidden state predicts when to answer."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ class LearnedHaltConfig:
     threshold: float = setting(
         0.5, help="least probability that the next turn of a trace would answer", minimum=0, maximum=1
     )
-    hidden: int = setting(0, help="width of a hidden layer of the head; 0: it is linear", minimum=0)
-    weight: float = setting(1.0, help="weight of its loss beside that of the tokens", minimum=0)
+    hidden_dim: int = setting(
+        0, help="width of a hidden layer of the head (0 for a linear head)", minimum=0, formerly=("hidden",)
+    )
+    weight: float = setting(1.0, help="weight of its loss in the training loss", minimum=0)
 
 
 @stopping_policies.register("learned_halt", LearnedHaltConfig)
 class LearnedHalt(StoppingPolicy):
-    """A head learns from traces whether the next turn answers; where that is probable enough, the answer is demanded.
+    """A head that learns from traces if the next turn answers, and demands the answer once that is probable enough.
 
-    It reads the hidden state that the turn's first token is predicted from, and does not change it. As in adaptive
-    computation (Graves 2016, section 2), a sigmoidal unit halts; here it is supervised.
+    It reads the hidden state [D] that the turn's first token is predicted from. Its loss does not train the language
+    model. A sigmoidal halting unit as in adaptive computation time (Graves, 2016, arXiv 1603.08983), but supervised.
     """
 
     needs = frozenset({"hidden"})
@@ -37,7 +39,7 @@ class LearnedHalt(StoppingPolicy):
     def __init__(self, config: LearnedHaltConfig, width: int) -> None:
         super().__init__()
         self.config = config
-        inner = config.hidden
+        inner = config.hidden_dim
         layers = [nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, 1)] if inner else [nn.Linear(width, 1)]
         self.head = nn.Sequential(nn.LayerNorm(width), *layers)
 
@@ -49,26 +51,28 @@ class LearnedHalt(StoppingPolicy):
     @classmethod
     def variants(cls) -> dict[str, LearnedHaltConfig]:
         """Return settings of a head with a hidden layer."""
-        return {"two_layers": LearnedHaltConfig(hidden=8, weight=0.5)}
+        return {"two_layers": LearnedHaltConfig(hidden_dim=8, weight=0.5)}
 
     @torch.no_grad()
     def decide(self, state: LoopState) -> Decision:
-        """Demand the answer where the head gives it enough probability."""
-        if not state.look or state.hidden is None:
+        """Demand the answer if the head gives it enough probability."""
+        if not state.before_turn or state.hidden is None:
             return GO_ON
-        found = self._logits(state.hidden).sigmoid().item()
+        found = self._halt_logits(state.hidden).sigmoid().item()
+        # Not `found < threshold`: that is False for NaN, which would then halt.
         if not found >= self.config.threshold:
             return GO_ON
         wanted = self.config.threshold
         return Decision("answer", f"learned to halt here: probability {found:.3f}, at least {wanted:g}")
 
     def loss(self, hidden: Tensor, answered: Tensor) -> Tensor:
-        """The binary cross-entropy in nats, summed over turns and weighted; see the contract."""
-        logits = self._logits(hidden.detach())
+        """Return the binary cross-entropy in nats, summed over turns and weighted; see the contract."""
+        # Detached: halting is read off the model's states, it must not bend them.
+        logits = self._halt_logits(hidden.detach())
         return self.config.weight * F.binary_cross_entropy_with_logits(logits, answered.to(logits), reduction="sum")
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """[..., D] -> [...], in float32 whatever the head computes in."""
+    def _halt_logits(self, hidden: Tensor) -> Tensor:
+        """Return the logit of answering next, in float32 whatever the head computes in; [..., D] -> [...]."""
         weight = next(self.head.parameters())
         logits: Tensor = self.head(hidden.to(weight)).squeeze(-1).float()
         return logits

@@ -1,10 +1,10 @@
-"""Stopping policy `max_turns`: after so many turns the answer is demanded."""
+"""Stopping policy `max_turns`: a limit on the number of turns."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vilavt_components.stopping.endings import ending
+from vilavt_components.stopping.endings import choose_ending
 from vilavt_toolkit.contracts import GO_ON, Decision, LoopState, StoppingPolicy
 from vilavt_toolkit.registry import stopping_policies
 from vilavt_toolkit.settings import setting
@@ -14,12 +14,12 @@ from vilavt_toolkit.settings import setting
 class MaxTurnsConfig:
     """Settings of stopping policy `max_turns`."""
 
-    turns: int = setting(10, help="turns without an answer after which it is demanded", minimum=1)
+    turns: int = setting(10, help="number of turns after which the answer is demanded", minimum=1)
 
 
 @stopping_policies.register("max_turns", MaxTurnsConfig)
 class MaxTurns(StoppingPolicy):
-    """After so many turns, failed tool calls counted, the answer is demanded."""
+    """Demands the answer after a number of turns; failed tool calls count."""
 
     def __init__(self, config: MaxTurnsConfig, width: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class MaxTurns(StoppingPolicy):
         return MaxTurnsConfig(turns=2)
 
     def decide(self, state: LoopState) -> Decision:
-        """Demand the answer once the turns are used up."""
+        """Demand the answer once the turns are used up; stop if the last turn already answers."""
         if len(state.turns) < self.config.turns:
             return GO_ON
-        return Decision(ending(state), f"{self.config.turns} turns are used up")
+        return Decision(choose_ending(state), f"{self.config.turns} turns are used up")

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vilavt_components.stopping.endings import answered
+from vilavt_components.stopping.endings import has_answered
 from vilavt_toolkit.contracts import GO_ON, Decision, LoopState, StoppingPolicy
 from vilavt_toolkit.registry import stopping_policies
 
 
 @dataclass(frozen=True)
 class ModelDecidesConfig:
-    """`model_decides` has no settings."""
+    """The empty settings of stopping policy `model_decides`."""
 
 
 @stopping_policies.register("model_decides", ModelDecidesConfig)
 class ModelDecides(StoppingPolicy):
-    """The loop ends when the model has written an answer."""
+    """Stops when the model has written an answer, and never demands one."""
 
     def __init__(self, config: ModelDecidesConfig, width: int) -> None:
         super().__init__()
-        self.config = config
 
     @classmethod
     def tiny(cls) -> ModelDecidesConfig:
-        """Return the (empty) settings."""
+        """Return the empty settings."""
         return ModelDecidesConfig()
 
     def decide(self, state: LoopState) -> Decision:
         """Stop after an answer."""
-        return Decision("stop", "answered") if answered(state) else GO_ON
+        return Decision("stop", "answered") if has_answered(state) else GO_ON

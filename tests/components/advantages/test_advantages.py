@@ -31,7 +31,7 @@ every = pytest.mark.parametrize("name", ALL)
     ],
 )
 def test_one_good_one_half_and_two_bad_rollouts(name, expected):
-    found = ALL[name].advantages(torch.tensor([[1, 0.5, 0, 0]]))
+    found = ALL[name].compute_advantages(torch.tensor([[1, 0.5, 0, 0]]))
     torch.testing.assert_close(found, torch.tensor([expected]), atol=5e-5, rtol=0)
 
 
@@ -40,15 +40,15 @@ def test_one_good_one_half_and_two_bad_rollouts(name, expected):
 @given(groups, st.randoms(use_true_random=False))
 def test_a_permuted_group_has_permuted_advantages(name, rewards, random):
     order = random.sample(range(rewards.shape[1]), rewards.shape[1])
-    found = ALL[name].advantages(rewards)
-    torch.testing.assert_close(ALL[name].advantages(rewards[:, order]), found[:, order], atol=1e-3, rtol=1e-4)
+    found = ALL[name].compute_advantages(rewards)
+    torch.testing.assert_close(ALL[name].compute_advantages(rewards[:, order]), found[:, order], atol=1e-3, rtol=1e-4)
 
 
 @every
 @settings(deadline=None)
 @given(groups)
 def test_advantages_of_a_group_cancel(name, rewards):
-    assert ALL[name].advantages(rewards).sum(1).abs().max() < 1e-2
+    assert ALL[name].compute_advantages(rewards).sum(1).abs().max() < 1e-2
 
 
 @every
@@ -56,16 +56,16 @@ def test_advantages_of_a_group_cancel(name, rewards):
 @given(st.lists(st.integers(0, 8), min_size=2, max_size=6), st.integers(-4, 4))
 def test_a_constant_added_to_all_rewards_changes_nothing(name, rewards, constant):
     exact = torch.tensor([rewards], dtype=torch.float64) / 8
-    found = ALL[name].advantages(exact + constant)
-    torch.testing.assert_close(found, ALL[name].advantages(exact), atol=1e-9, rtol=1e-9)
+    found = ALL[name].compute_advantages(exact + constant)
+    torch.testing.assert_close(found, ALL[name].compute_advantages(exact), atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", LINEAR)
 @settings(deadline=None)
 @given(groups, st.floats(0.1, 10))
 def test_advantages_without_a_scale_grow_with_the_rewards(name, rewards, factor):
-    found = ALL[name].advantages(rewards * factor)
-    torch.testing.assert_close(found, ALL[name].advantages(rewards) * factor, atol=1e-4, rtol=1e-4)
+    found = ALL[name].compute_advantages(rewards * factor)
+    torch.testing.assert_close(found, ALL[name].compute_advantages(rewards) * factor, atol=1e-4, rtol=1e-4)
 
 
 @settings(deadline=None)
@@ -73,11 +73,11 @@ def test_advantages_without_a_scale_grow_with_the_rewards(name, rewards, factor)
 def test_grpo_forgets_the_scale_of_the_rewards(rewards, factor):
     exact = torch.tensor([rewards], dtype=torch.float64)
     torch.testing.assert_close(
-        ALL["grpo"].advantages(exact * factor), ALL["grpo"].advantages(exact), atol=2e-3, rtol=2e-3
+        ALL["grpo"].compute_advantages(exact * factor), ALL["grpo"].compute_advantages(exact), atol=2e-3, rtol=2e-3
     )
 
 
 @every
 def test_a_group_of_one_is_refused(name):
-    with pytest.raises(UsageError, match=r"set rl\.group to 2 or more"):
-        ALL[name].advantages(torch.ones(3, 1))
+    with pytest.raises(UsageError, match=r"Set rl\.group_size to 2 or more"):
+        ALL[name].compute_advantages(torch.ones(3, 1))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vilavt_components.dialogues.native import Native, NativeConfig
 from vilavt_components.language_models import tokenizer as _tokenizer
-from vilavt_toolkit.contracts import RegionCall, Shown, Slot, ToolCall, Turn
+from vilavt_toolkit.contracts import AnnouncedRegion, RegionCall, Slot, ToolCall, Turn
 
 NATIVE = Native(NativeConfig())
 
@@ -145,7 +145,7 @@ def test_the_system_prompt_shows_boxes_as_the_sources_write_them():
 
 
 def test_what_a_source_says_of_a_region_stands_behind_its_index():
-    shown = [Shown(0, None, (4, 4), True), Shown(1, None, (4, 4), True, "2.5 s")]
+    shown = [AnnouncedRegion(0, None, (4, 4), True), AnnouncedRegion(1, None, (4, 4), True, "2.5 s")]
     expected = [Slot(0), "[0]\n", Slot(1), "[1] 2.5 s\n"]
     assert NATIVE.opening("what?", shown, True) == [*expected, "what?"]
     assert NATIVE.observation(shown, "the digit") == expected
@@ -154,7 +154,7 @@ def test_what_a_source_says_of_a_region_stands_behind_its_index():
 def test_grammar_strings_are_single_tokens_and_a_call_takes_few():
     words = ["red square", "blue circle", "what digit is on the red square?", "0 1 2 3 4 5 6 7 8 9"]
     fixed = NATIVE.fixed_strings("bbox_2d")
-    tokenizer = _tokenizer.train(words * 20, fixed, 400, "<|feature|>")
+    tokenizer = _tokenizer.train_tokenizer(words * 20, fixed, 400, "<|feature|>")
     for text in fixed:
         assert len(tokenizer.encode(text)) == 1, text
     turn = Turn("red square", call=ToolCall((RegionCall(0, {"bbox_2d": [0, 1, 2, 3]}),), "red square"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vilavt_components.dialogues.vilavt import Vilavt, VilavtConfig
 from vilavt_components.sources.video.source import VideoSource
-from vilavt_toolkit.contracts import RegionCall, Shown, Slot, ToolCall, Turn
+from vilavt_toolkit.contracts import AnnouncedRegion, RegionCall, Slot, ToolCall, Turn
 from vilavt_toolkit.errors import BadConfig, InputError, RecipeErrors
 
 VILAVT = Vilavt(VilavtConfig())
@@ -109,7 +109,7 @@ def test_a_turn_without_a_thought_is_read_and_its_text_is_no_thought():
 
 
 def shown(index, overview=True, label="", extent=(644, 476)):
-    return Shown(index, None, (17, 23), overview, label, extent)
+    return AnnouncedRegion(index, None, (17, 23), overview, label, extent)
 
 
 def test_first_views_stand_between_their_tokens_with_their_index_before_the_question():
@@ -139,11 +139,11 @@ def test_crops_come_in_a_tool_response_with_index_width_and_height():
 
 def test_the_response_to_the_last_call_demands_the_answer_within():
     response = VILAVT.observation([shown(1, False)], "q")
-    assert VILAVT.concluded(response) == [*response[:-1], VILAVT.demand(), "</tool_response>"]
+    assert VILAVT.observation_with_demand(response) == [*response[:-1], VILAVT.demand(), "</tool_response>"]
 
 
 def test_boxes_are_in_pixels_of_what_was_shown_and_the_system_prompt_says_so():
-    assert VILAVT.units((644, 476)) == (644, 476)
+    assert VILAVT.box_units((644, 476)) == (644, 476)
     assert "[x1, y1, x2, y2]" in VILAVT.system and "pixels" in VILAVT.system
     assert "{box" not in VILAVT.system and "steps" not in VILAVT.system
 
@@ -161,9 +161,9 @@ def template(tmp_path, text):
 
 
 def test_what_stands_around_features_is_the_same_in_dialogues_given_word_by_word():
-    assert VILAVT.around == ("<|vision_start|>", "<|vision_end|>")
-    dialogue = Vilavt(VilavtConfig(before="<img>", behind="</img>", overview="{index}: {features}; "))
-    assert dialogue.around == ("<img>", "</img>")
+    assert VILAVT.feature_delimiters == ("<|vision_start|>", "<|vision_end|>")
+    dialogue = Vilavt(VilavtConfig(features_prefix="<img>", features_suffix="</img>", overview="{index}: {features}; "))
+    assert dialogue.feature_delimiters == ("<img>", "</img>")
     assert dialogue.opening("a", [shown(0)], True)[:5] == ["0: ", "<img>", Slot(0), "</img>", "; "]
 
 
@@ -176,7 +176,7 @@ def test_a_template_replaces_the_texts_it_names_and_a_setting_goes_before_it(tmp
 
 def test_a_dialogue_contains_its_template_once_it_was_read(tmp_path):
     path = template(tmp_path, "demand: Say it.\n")
-    contained = Vilavt(VilavtConfig(template=path, max_regions=3)).contained()
+    contained = Vilavt(VilavtConfig(template=path, max_regions=3)).self_contained_config()
     Path(path).unlink()
     assert contained.template is None and contained.max_regions == 3
     assert Vilavt(contained).texts == {**VILAVT.texts, "demand": "Say it."}
@@ -211,18 +211,18 @@ def test_a_setting_that_leaves_out_what_must_be_filled_in_is_refused():
 
 
 def test_a_checkpoint_needs_no_template_file(tmp_path, tiny_recipe):
-    from vilavt_toolkit.checkpoints import native as checkpoints
     from vilavt_toolkit.checkpoints.loading import build
+    from vilavt_toolkit.checkpoints.native import load_checkpoint, save_checkpoint
     from vilavt_toolkit.config.recipe import load_recipe
 
     path = template(tmp_path, "demand: Say it.\n")
     text = tiny_recipe.read_text().replace(
-        "{name: native, steps: 4, system: ''}", f"{{name: vilavt, system: '', template: {path}}}"
+        "{name: native, box_units: 4, system: ''}", f"{{name: vilavt, system: '', template: {path}}}"
     )
     tiny_recipe.write_text(text)
-    checkpoints.save(tmp_path / "run", build(tiny_recipe), load_recipe(tiny_recipe), 1)
+    save_checkpoint(tmp_path / "run", build(tiny_recipe), load_recipe(tiny_recipe), 1)
     Path(path).unlink()
     with pytest.raises(RecipeErrors, match=r"words\.yaml"):
         build(tiny_recipe)
-    model, _ = checkpoints.load(tmp_path / "run")
+    model, _ = load_checkpoint(tmp_path / "run")
     assert model.dialogue.demand() == "Say it."

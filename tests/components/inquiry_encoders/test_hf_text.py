@@ -85,14 +85,14 @@ def test_a_folder_gives_its_model_and_its_tokenizer(bert_folder):
     encoder = encoder_of(path=str(bert_folder), local_files_only=True)
     encoder.load_weights()
     ids = encoder.tokenize(" a red square ")
-    assert encoder.words(ids) == ["[CLS]", "a", "red", "square", "[SEP]"]
+    assert encoder.token_texts(ids) == ["[CLS]", "a", "red", "square", "[SEP]"]
     expected = BertModel.from_pretrained(bert_folder)(torch.tensor([ids])).last_hidden_state[0]
     bench.assert_close(encoder.eval()([ids])[0], expected, "features")
 
 
 def test_a_long_inquiry_is_cut_and_keeps_its_marks(bert_folder):
     encoder = encoder_of(path=str(bert_folder), max_tokens=4, local_files_only=True)
-    assert encoder.words(encoder.tokenize("a red digit a red square")) == ["[CLS]", "a", "red", "[SEP]"]
+    assert encoder.token_texts(encoder.tokenize("a red digit a red square")) == ["[CLS]", "a", "red", "[SEP]"]
     assert encoder.tokenize("  \n") == []
 
 
@@ -101,7 +101,7 @@ def test_a_new_model_reads_the_language_models_tokens():
     encoder = HFTextInquiryEncoder(HFTextConfig(config=FAMILIES["qwen3"], max_tokens=3), language_model)
     ids = language_model.tokenizer.encode("read the digit on the blue circle")
     assert encoder.tokenize(" read the digit on the blue circle") == ids[:3]
-    assert "".join(encoder.words(ids)) == "read the digit on the blue circle"
+    assert "".join(encoder.token_texts(ids)) == "read the digit on the blue circle"
     assert encoder.model.get_input_embeddings().num_embeddings == language_model.vocab_size
 
 

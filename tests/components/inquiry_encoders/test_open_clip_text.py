@@ -62,7 +62,7 @@ def saved(model, path):
 @torch.no_grad()
 def test_pooled_features_are_open_clips_encode_text(name, tmp_path):
     model, config = model_of(name), MODELS[name][1]
-    encoder = encoder_of(config=config, file=saved(model, tmp_path / "w.safetensors"))
+    encoder = encoder_of(config=config, path=saved(model, tmp_path / "w.safetensors"))
     encoder.load_weights()
     ids = [encoder.tokenize(text) for text in TEXTS]
     features, pooled = encoder(ids)
@@ -79,7 +79,7 @@ def test_token_features_are_projected_into_the_shared_space_too(tmp_path):
     model = model_of("text_tower_of_its_own")
     model.text.output_tokens = True
     config = MODELS["text_tower_of_its_own"][1]
-    encoder = encoder_of(config=config, file=saved(model, tmp_path / "w.safetensors"))
+    encoder = encoder_of(config=config, path=saved(model, tmp_path / "w.safetensors"))
     encoder.load_weights()
     ids = encoder.tokenize(TEXTS[0])
     features, pooled = encoder([[], ids])
@@ -102,7 +102,7 @@ def test_an_inquiry_is_the_same_alone_and_beside_longer_ones(name):
 def test_tokens_are_open_clips_without_padding():
     encoder = encoder_of()
     ids = encoder.tokenize(" read the digit! ")
-    assert encoder.words(ids) == ["<start_of_text>", "read", "the", "digit", "!", "<end_of_text>"]
+    assert encoder.token_texts(ids) == ["<start_of_text>", "read", "the", "digit", "!", "<end_of_text>"]
     assert ids == open_clip.tokenize(["read the digit!"])[0, : len(ids)].tolist()
     assert encoder.tokenize(" \n") == []
 
@@ -110,7 +110,7 @@ def test_tokens_are_open_clips_without_padding():
 def test_a_long_inquiry_is_cut_at_the_context_and_keeps_its_mark():
     ids = encoder_of(config=config_of()).tokenize("digit " * 99)
     assert len(ids) == 16 and len(set(ids[1:-1])) == 1
-    assert encoder_of().words(ids)[-1] == "<end_of_text>"
+    assert encoder_of().token_texts(ids)[-1] == "<end_of_text>"
 
 
 def test_one_recipe_names_the_same_model_for_both_towers(tmp_path):
@@ -118,7 +118,7 @@ def test_one_recipe_names_the_same_model_for_both_towers(tmp_path):
     model = model_of("clip")
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": MODELS["clip"][1]}))
     saved(model, tmp_path / "open_clip_model.safetensors")
-    text, image = encoder_of(file=str(tmp_path)), OpenClipEncoder(OpenClipConfig(file=str(tmp_path)))
+    text, image = encoder_of(path=str(tmp_path)), OpenClipEncoder(OpenClipConfig(path=str(tmp_path)))
     text.load_weights(), image.load_weights()
     assert torch.equal(text.text.text_projection, model.text_projection)
     assert torch.equal(image.tower.model.conv1.weight, model.visual.conv1.weight)
@@ -171,10 +171,10 @@ def tokenizer_folder(tmp_path):
 
 @torch.no_grad()
 def test_a_tokenizer_of_transformers_pads_as_open_clip_does(tokenizer_folder):
-    encoder = encoder_of(file=str(tokenizer_folder.path), local_files_only=True)
+    encoder = encoder_of(path=str(tokenizer_folder.path), local_files_only=True)
     encoder.load_weights()
     ids = [encoder.tokenize(text) for text in ("A red digit.", "a red square " * 9)]
-    assert encoder.words(ids[0]) == ["[CLS]", "a", "red", "digit"]
+    assert encoder.token_texts(ids[0]) == ["[CLS]", "a", "red", "digit"]
     assert len(ids[1]) <= 6
     tokenizer = open_clip.get_tokenizer(f"local-dir:{tokenizer_folder.path}")
     expected = tokenizer_folder.model.encode_text(tokenizer(["A red digit.", "a red square " * 9]))
@@ -186,7 +186,7 @@ def test_a_tokenizer_out_of_reach_is_one_sentence(tmp_path):
         json.dumps({"model_cfg": config_of({"hf_tokenizer_name": "owner/elsewhere"})})
     )
     with pytest.raises(InputError, match=r"tokenizer '.*' cannot be loaded"):
-        encoder_of(file=str(tmp_path), local_files_only=True)
+        encoder_of(path=str(tmp_path), local_files_only=True)
 
 
 @pytest.mark.parametrize(
@@ -215,4 +215,4 @@ def test_what_it_cannot_read_with_is_refused_with_the_reason(settings, words):
 def test_weights_of_another_architecture_are_one_error_with_what_differs(tmp_path):
     file = saved(model_of("clip"), tmp_path / "w.safetensors")
     with pytest.raises(InputError, match=r"missing: transformer\.resblocks\.2\..*mis-shaped: positional_embedding"):
-        encoder_of(config=config_of({"layers": 3, "context_length": 9}), file=file).load_weights()
+        encoder_of(config=config_of({"layers": 3, "context_length": 9}), path=file).load_weights()

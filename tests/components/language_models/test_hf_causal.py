@@ -146,7 +146,11 @@ def test_what_is_saved_builds_the_same_model(family, tied, tmp_path):
     load_model(other, str(tmp_path / "model.safetensors"))
     assert torch.equal(logits(other, some_ids()), logits(model, some_ids()))
     assert other.tokenizer.encode("<answer>7</answer>") == model.tokenizer.encode("<answer>7</answer>")
-    assert (other.frames, other.end_of_turn, other.placeholder) == (model.frames, model.end_of_turn, model.placeholder)
+    assert (other.turn_template, other.end_of_turn, other.placeholder) == (
+        model.turn_template,
+        model.end_of_turn,
+        model.placeholder,
+    )
     weights = other.model.get_input_embeddings().weight, other.model.get_output_embeddings().weight
     assert (weights[0] is weights[1]) is tied
 
@@ -202,7 +206,7 @@ def conversation(system: str | None) -> list[dict[str, str]]:
 
 
 def framed(tokenizer: _tokenizer.HFTokenizer, system: str | None) -> str:
-    frames, end = tokenizer.frames, tokenizer.decode([tokenizer.end_of_turn])
+    frames, end = tokenizer.turn_template, tokenizer.decode([tokenizer.end_of_turn])
     messages = [m["content"] for m in conversation(None)]
     text = f"{frames.system[0]}{system}{frames.system[1]}" if system else frames.first
     for asked, said in zip(messages[::2], messages[1::2], strict=False):
@@ -216,7 +220,7 @@ def test_frames_and_texts_in_a_row_are_the_templates_own_rendering(name, system)
     template, end, has_system = TEMPLATES[name]
     tokenizer = _tokenizer.HFTokenizer(backend(template), "<|feature|>")
     assert tokenizer.decode([tokenizer.end_of_turn]) == end
-    assert (tokenizer.frames.system is not None) is has_system
+    assert (tokenizer.turn_template.system is not None) is has_system
     if system and not has_system:
         return
     rendered = tokenizer.backend.apply_chat_template(conversation(system), tokenize=False, add_generation_prompt=True)
@@ -238,7 +242,7 @@ def test_a_template_that_leaves_out_what_is_said_is_refused_in_a_sentence():
         _tokenizer.HFTokenizer(backend("{{ raise_exception('never') }}"), "<|feature|>")
 
 
-TRAINED = _tokenizer.train(CORPUS, FIXED, 400, "<|feature|>")
+TRAINED = _tokenizer.train_tokenizer(CORPUS, FIXED, 400, "<|feature|>")
 
 
 @given(st.text())
@@ -254,7 +258,7 @@ def test_grammar_and_special_tokens_survive_it_too(pieces):
 
 @pytest.mark.parametrize("text", ["Répondez!", "Отвечай.", "Antworte jetzt, hörst du?"])
 def test_a_fixed_string_in_another_language_survives(text):
-    tokenizer = _tokenizer.train(CORPUS, [text], 400, "<|feature|>")
+    tokenizer = _tokenizer.train_tokenizer(CORPUS, [text], 400, "<|feature|>")
     assert tokenizer.decode(tokenizer.encode(f"so {text}")) == f"so {text}"
 
 
@@ -312,7 +316,7 @@ def test_damaged_folders_are_one_sentence_each(folder, tmp_path):
     (path / "tokenizer.json").write_text("{")
     assert "tokenizer" in refusal(path=str(path)), "a broken tokenizer"
     (path / "tokenizer.json").unlink()
-    assert "name one in `tokenizer`" in refusal(path=str(path)), "no tokenizer"
+    assert "Name one in `tokenizer`" in refusal(path=str(path)), "no tokenizer"
     (path / "config.json").write_text("{")
     assert str(path) in refusal(path=str(path)), "a broken config"
     assert "nowhere" in refusal(path=str(tmp_path / "nowhere"), local_files_only=True)

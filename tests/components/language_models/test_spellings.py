@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vilavt_components.language_models.tokenizer import HFTokenizer, train
+from vilavt_components.language_models.tokenizer import HFTokenizer, train_tokenizer
 
 
 def byte_level() -> HFTokenizer:
     """Trained as a recipe's, with strings of a grammar as single tokens."""
     corpus = ["what digit is on the red square? é → 日本", "2.5 > 3"]
-    return train(corpus, ["<think>", "</think><answer>", '{"index": ', ", 日"], 400, "<|feature|>")
+    return train_tokenizer(corpus, ["<think>", "</think><answer>", '{"index": ', ", 日"], 400, "<|feature|>")
 
 
 def pieces() -> HFTokenizer:
@@ -38,7 +38,7 @@ def pieces() -> HFTokenizer:
 @cache
 def made(kind: str) -> tuple[HFTokenizer, list[bytes]]:
     tokenizer = {"byte level": byte_level, "pieces": pieces}[kind]()
-    return tokenizer, tokenizer.spellings()
+    return tokenizer, tokenizer.token_bytes()
 
 
 @pytest.mark.parametrize("kind", ["byte level", "pieces"])

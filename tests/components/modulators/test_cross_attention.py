@@ -10,9 +10,10 @@ from vilavt_components.modulators.cross_attention import CrossAttention, CrossAt
 from vilavt_toolkit.contracts import BlockSpec, Inquiry
 from vilavt_toolkit.errors import BadConfig
 from vilavt_toolkit.packed.tokens import Layout
-from vilavt_toolkit.registry import isolated, modulators
+from vilavt_toolkit.registry import modulators
 from vilavt_toolkit.testing import check_modulator
 from vilavt_toolkit.testing.bench import WordInquiryEncoder, assert_gradients, backpropagate, example_views
+from vilavt_toolkit.testing.isolation import isolated_registries
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
 
 BLOCK = BlockSpec(32, {"attention": 32, "mlp": 32, "block": 32}, heads=2, head_dim=16)
@@ -95,7 +96,7 @@ def test_it_shows_which_words_every_token_attends_to():
 )  # fmt: skip
 def test_it_fits_blocks_of_any_width(width, head_dim, heads, chosen):
     if chosen and heads and chosen % heads:
-        with pytest.raises(ValueError, match="is no divisor of width"):
+        with pytest.raises(ValueError, match="does not divide width"):
             CrossAttentionConfig(width=chosen, heads=heads)
         return
     block = BlockSpec(width, {"attention": width}, head_dim=head_dim)
@@ -113,14 +114,14 @@ def test_by_itself_it_is_a_quarter_as_wide_as_a_wide_block_with_heads_as_large_a
 
 def test_a_block_that_offers_nothing_but_its_output_is_modulated_there():
     staged = BlockSpec(24, {"block": 24})
-    assert not CrossAttention.refusal(CrossAttentionConfig(), staged)
+    assert not CrossAttention.unsupported_reason(CrossAttentionConfig(), staged)
     assert opened(CrossAttentionConfig(), staged).sites == {"block"}
     assert opened(CrossAttentionConfig(), BLOCK).sites == {"attention"}
 
 
 def test_a_site_that_is_not_there_is_refused_by_name():
-    assert "'mlp'" in CrossAttention.refusal(CrossAttentionConfig(site="mlp"), BlockSpec(24, {"block": 24}))
-    assert "'block'" in CrossAttention.refusal(CrossAttentionConfig(), BlockSpec(24, {"norm1": 24}))
+    assert "'mlp'" in CrossAttention.unsupported_reason(CrossAttentionConfig(site="mlp"), BlockSpec(24, {"block": 24}))
+    assert "'block'" in CrossAttention.unsupported_reason(CrossAttentionConfig(), BlockSpec(24, {"norm1": 24}))
 
     class Staged(TimmEncoder):
         def __init__(self, config):
@@ -147,7 +148,7 @@ def test_one_after_another_the_inquiry_is_heard_in_every_block_it_is_integrated_
     torch.manual_seed(0)
     parts = [(CrossAttention, CrossAttentionConfig(site=site)) for site in ("attention", "mlp", "block")]
     dynamic = DynamicEncoder(TimmEncoder(TimmEncoder.tiny()), parts, [1], WordInquiryEncoder()).eval()
-    views, ids = example_views(dynamic.encoder), [dynamic.tokenize("the red square")]
+    views, ids = example_views(dynamic.backbone), [dynamic.tokenize("the red square")]
     before, _ = dynamic.encode(views, [0] * 5, ids)
     for modulator in dynamic.modulators["1"]:
         torch.nn.init.normal_(modulator.out.weight)
@@ -163,6 +164,6 @@ def test_its_other_settings_keep_the_contract_of_a_modulator_too(name):
         def tiny(cls):
             return CrossAttention.variants()[name]
 
-    with isolated():
+    with isolated_registries():
         modulators.register("variant", CrossAttentionConfig)(Variant)
         check_modulator("variant")

@@ -38,14 +38,14 @@ def test_it_changes_nothing_before_training():
 
 
 def test_it_refuses_blocks_without_norms_and_output():
-    reason = FiLM.refusal(FiLMConfig(), BlockSpec(6, {"mlp": 6}))
+    reason = FiLM.unsupported_reason(FiLMConfig(), BlockSpec(6, {"mlp": 6}))
     assert "'norm1'" in reason
-    assert not FiLM.refusal(FiLMConfig(), BLOCK)
+    assert not FiLM.unsupported_reason(FiLMConfig(), BLOCK)
 
 
 def test_it_scales_the_output_of_a_stage_whose_norms_are_inside():
     stage = BlockSpec(6, {"block": 6})
-    assert not FiLM.refusal(FiLMConfig(), stage)
+    assert not FiLM.unsupported_reason(FiLMConfig(), stage)
     film = FiLM(FiLMConfig(zero_init=False), stage, 4)
     assert film.sites == {"block"}
     assert FiLM(FiLMConfig(), BlockSpec(6, {"norm1": 6, "norm2": 6, "block": 6}), 4).sites == {"norm1", "norm2"}

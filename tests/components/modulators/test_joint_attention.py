@@ -31,16 +31,16 @@ def views():
 def captured_attention(dynamic, groups, inquiries):
     """q, k, v and the result of the first block's attention."""
     seen = {}
-    block = dynamic.encoder.block
+    block = dynamic.backbone.block
 
-    def watched(index, tokens, at, attend):
+    def watched(index, tokens, site, attend):
         def attention(q, k, v, *args, **kwargs):
             seen.update(q=q, k=k, v=v, out=attend(q, k, v, *args, **kwargs))
             return seen["out"]
 
-        return block(index, tokens, at, attention)
+        return block(index, tokens, site, attention)
 
-    dynamic.encoder.block = watched
+    dynamic.backbone.block = watched
     dynamic.encode(views(), groups, inquiries)
     return seen
 
@@ -72,7 +72,7 @@ def test_regions_of_a_group_see_each_other_without_an_inquiry_too():
 @torch.no_grad()
 def test_the_order_of_the_inquirys_words_matters_where_positions_are_rotary():
     absolute, rotary = modulated(), modulated(Qwen25VLEncoder(Qwen25VLEncoder.tiny()))
-    for dynamic, given, matters in ((absolute, views(), False), (rotary, example_views(rotary.encoder), True)):
+    for dynamic, given, matters in ((absolute, views(), False), (rotary, example_views(rotary.backbone), True)):
         groups = [0] * len(given)
         first, second = (dynamic.encode(given, groups, [ids])[0] for ids in ([3, 5, 7], [7, 3, 5]))
         assert torch.allclose(first, second, atol=1e-5) is not matters
@@ -81,16 +81,16 @@ def test_the_order_of_the_inquirys_words_matters_where_positions_are_rotary():
 @torch.no_grad()
 def test_a_group_sees_past_the_windows_of_its_regions():
     dynamic = modulated(Qwen25VLEncoder(Qwen25VLEncoder.tiny()))
-    given = example_views(dynamic.encoder)[:2]
+    given = example_views(dynamic.backbone)[:2]
     other = View(given[1].data.flip(-1), given[1].size)
-    count = dynamic.encoder.count(given[0].size)
+    count = dynamic.backbone.feature_count(given[0].size)
     first, second = (dynamic.encode([given[0], view], [0, 0], [[3]])[0][:count] for view in (given[1], other))
     assert ((first - second).abs().amax(dim=-1) > 0).all()
 
 
 def test_it_refuses_blocks_without_attention():
-    assert "no attention" in JointAttention.refusal(NoSettings(), BlockSpec(6, {"block": 6}))
-    assert not JointAttention.refusal(NoSettings(), BlockSpec(6, {"block": 6}, heads=2, head_dim=3))
+    assert "no attention" in JointAttention.unsupported_reason(NoSettings(), BlockSpec(6, {"block": 6}))
+    assert not JointAttention.unsupported_reason(NoSettings(), BlockSpec(6, {"block": 6}, heads=2, head_dim=3))
 
 
 def test_its_width_follows_the_heads_and_not_the_block():

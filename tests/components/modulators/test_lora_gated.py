@@ -6,9 +6,10 @@ import torch
 from vilavt_components.modulators.lora_gated import LoRAGated, LoRAGatedConfig
 from vilavt_toolkit.contracts import BlockSpec, Inquiry
 from vilavt_toolkit.packed.tokens import Layout
-from vilavt_toolkit.registry import isolated, modulators
+from vilavt_toolkit.registry import modulators
 from vilavt_toolkit.testing import check_modulator
 from vilavt_toolkit.testing.bench import assert_gradients, backpropagate
+from vilavt_toolkit.testing.isolation import isolated_registries
 
 BLOCK = BlockSpec(8, {"qkv": 24, "proj": 8, "fc1": 32, "fc2": 8}, {"fc2": 32})
 ALL = ("qkv", "proj", "fc1", "fc2")
@@ -95,9 +96,9 @@ def test_the_encoder_and_it_may_have_different_precisions(of_encoder):
 
 
 def test_a_linear_that_is_not_there_is_refused_by_name():
-    assert not LoRAGated.refusal(LoRAGatedConfig(targets=ALL), BLOCK)
-    assert "'qkv'" in LoRAGated.refusal(LoRAGatedConfig(), BlockSpec(8, {"block": 8}))
-    assert "'fc1'" in LoRAGated.refusal(LoRAGatedConfig(targets=("fc2", "fc1")), BlockSpec(8, {"fc2": 8}))
+    assert not LoRAGated.unsupported_reason(LoRAGatedConfig(targets=ALL), BLOCK)
+    assert "'qkv'" in LoRAGated.unsupported_reason(LoRAGatedConfig(), BlockSpec(8, {"block": 8}))
+    assert "'fc1'" in LoRAGated.unsupported_reason(LoRAGatedConfig(targets=("fc2", "fc1")), BlockSpec(8, {"fc2": 8}))
 
 
 @pytest.mark.parametrize(
@@ -120,6 +121,6 @@ def test_its_other_settings_keep_the_contract_of_a_modulator_too(name):
         def tiny(cls):
             return LoRAGated.variants()[name]
 
-    with isolated():
+    with isolated_registries():
         modulators.register("variant", LoRAGatedConfig)(Variant)
         check_modulator("variant")

@@ -24,7 +24,7 @@ lengths_of_a_step = st.lists(st.integers(0, 50), min_size=1, max_size=12)
 def one(loss, rho, advantage):
     """Loss, gradient with respect to the log-probability, and whether it was clipped."""
     logp = torch.tensor([rho]).log().requires_grad_()
-    found, clipped = loss.tokens(logp, torch.zeros(1), torch.tensor([float(advantage)]))
+    found, clipped = loss.token_losses(logp, torch.zeros(1), torch.tensor([float(advantage)]))
     found.sum().backward()
     return found.item(), logp.grad.item(), bool(clipped)
 
@@ -48,8 +48,8 @@ def test_the_dual_clip_bounds_what_a_bad_token_can_cost():
 @pytest.mark.parametrize(("name", "expected"), [("grpo", 0), ("dapo", 1 / 3), ("dr_grpo", 0.125)])
 def test_a_good_short_and_a_bad_long_sequence(name, expected):
     lengths, gains = [2, 4], torch.tensor([1.0, 1, -1, -1, -1, -1])
-    loss, _ = LOSSES[name].tokens(torch.zeros(6), torch.zeros(6), gains)
-    assert weighted_sum(loss, LOSSES[name].weights(lengths), lengths).item() == pytest.approx(expected, abs=1e-6)
+    loss, _ = LOSSES[name].token_losses(torch.zeros(6), torch.zeros(6), gains)
+    assert weighted_sum(loss, LOSSES[name].sequence_weights(lengths), lengths).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_at_a_ratio_of_one_the_whole_gradient_flows():
@@ -63,7 +63,7 @@ def test_at_a_ratio_of_one_the_whole_gradient_flows():
 def test_weights_make_means(lengths):
     produced, counted = sum(lengths), sum(length > 0 for length in lengths)
     total = {
-        name: sum(w * n for w, n in zip(loss.weights(lengths), lengths, strict=True)) for name, loss in LOSSES.items()
+        name: sum(w * n for w, n in zip(loss.sequence_weights(lengths), lengths, strict=True)) for name, loss in LOSSES.items()
     }
     assert total["grpo"] == pytest.approx(float(produced > 0))
     assert total["dapo"] == pytest.approx(float(produced > 0))
@@ -74,7 +74,7 @@ def test_weights_make_means(lengths):
 @given(lengths_of_a_step)
 def test_a_sequence_without_tokens_changes_no_other_weight(lengths):
     for loss in LOSSES.values():
-        assert loss.weights([*lengths, 0]) == [*loss.weights(lengths), 0]
+        assert loss.sequence_weights([*lengths, 0]) == [*loss.sequence_weights(lengths), 0]
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -85,13 +85,13 @@ def test_no_split_into_micro_batches_changes_a_gradient(name, lengths, data):
     generator = torch.Generator().manual_seed(sum(lengths))
     old, gains = torch.randn(2, sum(lengths), generator=generator)
     start = old + torch.randn(sum(lengths), generator=generator)
-    weights = LOSSES[name].weights(lengths)
+    weights = LOSSES[name].sequence_weights(lengths)
 
     def gradient(bounds):
         logp = start.clone().requires_grad_()
         for first, last in pairwise(bounds):
             tokens = slice(sum(lengths[:first]), sum(lengths[:last]))
-            loss, _ = LOSSES[name].tokens(logp[tokens], old[tokens], gains[tokens])
+            loss, _ = LOSSES[name].token_losses(logp[tokens], old[tokens], gains[tokens])
             weighted_sum(loss, weights[first:last], lengths[first:last]).backward()
         return logp.grad
 

@@ -44,14 +44,14 @@ def test_features_come_out_in_the_regions_order_as_many_as_the_grid_says(sizes, 
     torch.manual_seed(0)
     projector = MLPProjector(MLPConfig(merge=merge, pool=pool), 3, 5)
     parts = [torch.randn(math.prod(size), 3) for size in sizes]
-    packed = projector(torch.cat(parts), sizes).split([math.prod(projector.grid(size)) for size in sizes])
+    packed = projector(torch.cat(parts), sizes).split([math.prod(projector.output_grid(size)) for size in sizes])
     for found, part, size in zip(packed, parts, sizes, strict=True):
         torch.testing.assert_close(found, projector(part, [size]))
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_it_has_as_many_linear_layers_as_asked(layers):
-    projector = MLPProjector(MLPConfig(layers=layers, hidden=7), 3, 5)
+    projector = MLPProjector(MLPConfig(layers=layers, hidden_dim=7), 3, 5)
     assert sum(isinstance(module, nn.Linear) for module in projector.modules()) == layers
     assert projector(torch.randn(4, 3), [(2, 2)]).shape == (4, 5)
 

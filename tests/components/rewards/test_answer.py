@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vilavt_components.common.answers.reading import overlap, read_box, read_choice, read_number, same_text
+from vilavt_components.common.answers.boxes import read_box, region_box_iou
+from vilavt_components.common.answers.reading import is_same_text, read_choice, read_number
 from vilavt_components.common.answers.scoring import mean_relative_accuracy
 from vilavt_components.rewards.answer import Answer, AnswerConfig
 from vilavt_toolkit.contracts import Sample, Trajectory, Turn
@@ -223,9 +224,9 @@ boxes = st.tuples(sides, sides).map(
 @settings(deadline=None)
 @given(boxes, boxes)
 def test_overlap_is_symmetric_and_whole_only_for_the_same_box(first, second):
-    shared = overlap(first, second)
+    shared = region_box_iou(first, second)
     assert 0 <= shared <= 1
-    assert shared == overlap(second, first)
+    assert shared == region_box_iou(second, first)
     assert (shared == 1) == (first == second)
 
 
@@ -256,7 +257,7 @@ def test_a_data_set_without_answers_is_told_instead_of_scored_as_always_wrong(as
 
 
 def test_an_unknown_kind_is_named_with_its_sample(ask, answering):
-    with pytest.raises(InputError, match="sample s1: its tag answer_kind is 'essay'; it must be one of text, choice"):
+    with pytest.raises(InputError, match="sample s1: its tag answer_kind is 'essay'. It must be one of text, choice"):
         Answer(AnswerConfig()).score(ask("essay", "1"), answering("1"))
 
 
@@ -295,8 +296,8 @@ def test_a_box_reads_back(box):
 @settings(deadline=None)
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_equality_of_texts_is_symmetric_and_holds_for_itself(first, second):
-    assert same_text(first, first)
-    assert same_text(first, second) == same_text(second, first)
+    assert is_same_text(first, first)
+    assert is_same_text(first, second) == is_same_text(second, first)
 
 
 @pytest.mark.parametrize(("answer", "earned"), [("25%", 1), ("25", 1), ("0.25", 1), ("20", 0.6), ("2500%", 0)])

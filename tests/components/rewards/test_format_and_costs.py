@@ -44,15 +44,15 @@ def test_every_region_that_was_looked_at_again_costs(play, ask, regions, cost):
 def test_what_is_free_and_what_is_most_bound_the_cost(play, ask):
     trajectory = play([LOOK % ", ".join([BOX] * 4), ANSWER])
     cost = lambda **settings: ReencodeCost(ReencodeCostConfig(**settings)).score(ask("choice", "B"), trajectory)  # noqa: E731
-    assert cost(price=0.1, free=3) == pytest.approx(-0.1)
-    assert cost(price=0.1, free=9) == 0
-    assert cost(price=1, most=0.5) == -0.5
+    assert cost(price=0.1, free_units=3) == pytest.approx(-0.1)
+    assert cost(price=0.1, free_units=9) == 0
+    assert cost(price=1, max_cost=0.5) == -0.5
 
 
 def test_tokens_cost_as_many_as_the_regions_take(play, ask):
     trajectory = play([LOOK % BOX, ANSWER])
     tokens = sum(region.count for region in trajectory.regions if region.box is not None)
-    priced = ReencodeCost(ReencodeCostConfig(unit="token", price=0.01, free=1))
+    priced = ReencodeCost(ReencodeCostConfig(unit="token", price=0.01, free_units=1))
     assert priced.score(ask("choice", "B"), trajectory) == pytest.approx(-0.01 * (tokens - 1))
 
 
@@ -80,7 +80,7 @@ def test_the_papers_reward_is_two_weighted_parts(play, ask):
     plain = {
         "rewards": [
             {"name": "answer", "weight": 0.5, "kind": "mra"},
-            {"name": "gated", "weight": 0.5, "reward": "format", "where": {"name": "answer", "kind": "mra"}},
+            {"name": "gated", "weight": 0.5, "reward": "format", "condition": {"name": "answer", "kind": "mra"}},
         ]
     }
     section = parse_config(Section, plain)

@@ -146,7 +146,7 @@ def bad_files(folder: Path) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("missing.png", "does not exist; check the path"),
+        ("missing.png", "does not exist. Check the path"),
         ("empty.png", "is empty"),
         ("text.png", "is not an image in a known format"),
         ("cut.jpg", "is damaged or cut off"),
@@ -232,7 +232,7 @@ def test_no_file_stays_open(tmp_path: Path) -> None:
 
 
 def test_a_name_longer_than_the_system_allows_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"x\.png cannot be read \(File name too long\); check the path"):
+    with pytest.raises(InputError, match=r"x\.png cannot be read \(File name too long\). Check the path"):
         ImageSource.open(tmp_path / f"{'x' * 300}.png", CONFIG)
 
 

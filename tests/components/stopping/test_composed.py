@@ -9,17 +9,18 @@ from vilavt_components.stopping.all_of import AllOf, AllOfConfig
 from vilavt_components.stopping.any_of import AnyOf, AnyOfConfig
 from vilavt_toolkit.config.parsing import parse_config
 from vilavt_toolkit.contracts import GO_ON, Decision, LoopState, StoppingPolicy, Turn
-from vilavt_toolkit.registry import Part, isolated, stopping_policies
+from vilavt_toolkit.registry import Part, stopping_policies
 from vilavt_toolkit.settings import NoSettings
+from vilavt_toolkit.testing.isolation import isolated_registries
 
 STATE = LoopState((Turn(problem="no tag"),), 0)
-STOP, DEMAND, REFUSE = Decision("stop", "s"), Decision("answer", "a"), Decision("answer", "r", call=False)
+STOP, DEMAND, REFUSE = Decision("stop", "s"), Decision("answer", "a"), Decision("answer", "r", carry_out_call=False)
 
 
 @pytest.fixture
 def parts():
     """Parts by what each always says."""
-    with isolated():
+    with isolated_registries():
         for name, decision in {"on": GO_ON, "stop": STOP, "demand": DEMAND, "refuse": REFUSE}.items():
             always = type(name, (Always,), {"decision": decision})
             stopping_policies.register(f"always_{name}", NoSettings)(always)
@@ -47,7 +48,7 @@ class Always(StoppingPolicy):
         (["stop", "stop"], Decision("stop", "s and s")),
         (["stop", "demand"], Decision("answer", "s and a")),
         (["refuse", "demand"], Decision("answer", "r and a")),
-        (["refuse", "refuse"], Decision("answer", "r and r", call=False)),
+        (["refuse", "refuse"], Decision("answer", "r and r", carry_out_call=False)),
     ],
 )
 def test_all_of_ends_what_all_end_and_refuses_what_all_refuse(parts, names, said):
@@ -62,8 +63,8 @@ def test_any_of_says_what_the_first_says_that_ends(parts):
 NESTED = {
     "policies": [
         "model_decides",
-        {"name": "all_of", "policies": [{"name": "learned_halt", "hidden": 4}, "confidence"]},
-        {"name": "converged", "what": "features"},
+        {"name": "all_of", "policies": [{"name": "learned_halt", "hidden_dim": 4}, "confidence"]},
+        {"name": "converged", "signal": "features"},
     ]
 }
 

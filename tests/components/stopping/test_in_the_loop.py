@@ -9,7 +9,7 @@ from vilavt_components.stopping.budget import Budget, BudgetConfig
 from vilavt_components.stopping.model_decides import ModelDecides, ModelDecidesConfig
 from vilavt_toolkit.contracts import GO_ON, RegionCall, StoppingPolicy, ToolCall, Turn
 from vilavt_toolkit.dialogue.session import Session
-from vilavt_toolkit.generation.hidden_states import hidden_states
+from vilavt_toolkit.generation.hidden_states import collect_hidden_states
 from vilavt_toolkit.generation.loop import Decoding
 from vilavt_toolkit.models.batch import collate
 from vilavt_toolkit.testing.scripted import Scripted
@@ -52,7 +52,7 @@ def led(tiny_model, tiny_task, monkeypatch):
         script = [token for turn in SCRIPT for token in encode(tiny_model.dialogue.write(turn))]
         sample = tiny_task.sample("test", 0)
         session = Session(tiny_model, [tiny_model.open_source(original) for original in sample.originals])
-        session.open(sample.question)
+        session.ask(sample.question)
         Scripted(tiny_model, Decoding(40), lambda number: script).run([session])
         return session
 
@@ -63,10 +63,10 @@ def led(tiny_model, tiny_task, monkeypatch):
 def test_a_look_shows_the_hidden_state_that_a_head_learns_from(led, tiny_model, needs):
     watcher = Watcher(*needs)
     session = led(watcher)
-    looks = [state.hidden for state in watcher.seen if state.look]
+    looks = [state.hidden for state in watcher.seen if state.before_turn]
     assert len(looks) == len(session.trajectory.turns) == len(SCRIPT)
     batch = collate([session.trajectory], [session.views], tiny_model.language_model)
-    with torch.no_grad(), hidden_states(tiny_model.language_model) as seen:
+    with torch.no_grad(), collect_hidden_states(tiny_model.language_model) as seen:
         tiny_model(batch)
     torch.testing.assert_close(torch.stack(looks), seen[0][0, batch.starts], rtol=1e-3, atol=1e-4)
 
@@ -75,7 +75,7 @@ def test_beside_a_probe_too_it_is_that_of_a_turn_that_nobody_demanded(led):
     alone, beside = Watcher("hidden"), Watcher("hidden", "probe")
     led(alone)
     led(beside)
-    first = [next(state.hidden for state in watcher.seen if state.look) for watcher in (alone, beside)]
+    first = [next(state.hidden for state in watcher.seen if state.before_turn) for watcher in (alone, beside)]
     torch.testing.assert_close(first[1], first[0], rtol=1e-3, atol=1e-4)
 
 
@@ -92,7 +92,7 @@ def test_a_budget_of_patches_is_kept_whatever_is_asked_for(led, tiny_model):
         assert refused == (spent[-1] < whole)
         if refused:  # its call left nothing behind, and the answer was demanded in its place
             assert len(session.trajectory.turns) == session.calls + 2
-            assert sum(tiny_model.encoder.encoder.tokens(view.size) for view in session.views) == spent[-1]
+            assert sum(tiny_model.vision.backbone.token_count(view.size) for view in session.views) == spent[-1]
     assert spent == sorted(spent) and spent[0] == least and spent[-1] == whole
 
 

@@ -15,7 +15,7 @@ from vilavt_components.stopping.converged import Converged, ConvergedConfig
 from vilavt_components.stopping.learned_halt import LearnedHalt, LearnedHaltConfig
 from vilavt_components.stopping.max_turns import MaxTurns, MaxTurnsConfig
 from vilavt_toolkit.config.parsing import parse_config
-from vilavt_toolkit.contracts import GO_ON, LoopState, Probe, Spent, ToolCall, Turn
+from vilavt_toolkit.contracts import GO_ON, LoopState, Probe, ToolCall, Turn, Usage
 from vilavt_toolkit.errors import RecipeErrors
 
 CALL, ANSWER, BROKEN = Turn(call=ToolCall((), "what?")), Turn(answer="7"), Turn(problem="no tag")
@@ -23,7 +23,7 @@ NOTHING = LoopState((), 0)
 UNITS = ["patches", "tokens", "flops", "seconds"]
 
 amounts = st.integers(0, 50)
-costs = st.builds(Spent, amounts, amounts, amounts, amounts, amounts, amounts.map(float), amounts.map(float))
+costs = st.builds(Usage, amounts, amounts, amounts, amounts, amounts, amounts.map(float), amounts.map(float))
 
 
 def after(*turns: Turn, **state) -> LoopState:
@@ -31,7 +31,7 @@ def after(*turns: Turn, **state) -> LoopState:
 
 
 def looking(*turns: Turn, **state) -> LoopState:
-    return after(*turns, look=True, **state)
+    return after(*turns, before_turn=True, **state)
 
 
 def probes(*answers: tuple[str | None, float]) -> tuple[Probe, ...]:
@@ -47,37 +47,37 @@ def test_a_budget_carries_out_a_call_exactly_if_it_fits(spent, planned, limit, u
     if getattr(spent, unit) + getattr(planned, unit) <= limit:
         assert said == GO_ON
     else:
-        assert (said.action, said.call) == ("answer", False)
+        assert (said.action, said.carry_out_call) == ("answer", False)
         assert unit in said.why.lower() and f"{limit:,g}" in said.why
 
 
 @given(spent=costs, limit=amounts, unit=st.sampled_from(UNITS), turns=st.sampled_from([(), (CALL,), (BROKEN,)]))
 def test_at_a_look_a_budget_counts_what_is_spent_alone(spent, limit, unit, turns):
-    said = Budget(BudgetConfig(**{unit: limit}), 8).decide(looking(*turns, spent=spent, planned=Spent(*[99] * 7)))
+    said = Budget(BudgetConfig(**{unit: limit}), 8).decide(looking(*turns, spent=spent, planned=Usage(*[99] * 7)))
     assert said.action == ("answer" if getattr(spent, unit) > limit else "go_on")
 
 
 def test_the_tokens_of_a_budget_are_all_that_the_language_model_reads_and_writes():
-    spent = Spent(patches=100, features=1, read=2, written=3, probed=4)
+    spent = Usage(patches=100, features=1, read=2, written=3, probed=4)
     assert Budget(BudgetConfig(tokens=9), 8).decide(looking(spent=spent)).action == "answer"
     assert Budget(BudgetConfig(tokens=10), 8).decide(looking(spent=spent)) == GO_ON
 
 
 def test_of_several_limits_that_which_is_exceeded_is_named():
     budget = Budget(BudgetConfig(patches=1000, seconds=1.5), 8)
-    said = budget.decide(looking(CALL, spent=Spent(patches=10, seconds=2.25)))
+    said = budget.decide(looking(CALL, spent=Usage(patches=10, seconds=2.25)))
     assert said.why == "the budget of 1.5 seconds does not allow more: 2.25 seconds are spent"
 
 
 @pytest.mark.parametrize("policy", [Budget(BudgetConfig(patches=0), 8), MaxTurns(MaxTurnsConfig(turns=1), 8)])
 def test_an_answer_that_is_there_is_not_demanded_again(policy):
-    spent = Spent(patches=1)
+    spent = Usage(patches=1)
     assert policy.decide(after(ANSWER, spent=spent)).action == "stop"
     assert policy.decide(after(BROKEN, spent=spent)).action == "answer"
 
 
 def test_a_budget_of_nothing_is_refused():
-    with pytest.raises(RecipeErrors, match="set at least one of patches, tokens, flops and seconds"):
+    with pytest.raises(RecipeErrors, match="Set at least one of patches, tokens, flops and seconds"):
         parse_config(BudgetConfig, {})
 
 
@@ -98,14 +98,14 @@ def test_what_was_probed_before_and_a_probe_without_an_answer_end_nothing():
 
 
 def test_the_first_looks_can_be_left_alone():
-    policy = Confidence(ConfidenceConfig(threshold=0.5, after=1), 8)
+    policy = Confidence(ConfidenceConfig(threshold=0.5, min_looks=1), 8)
     assert policy.decide(looking(probes=probes(("7", 0.9)))) == GO_ON
     said = policy.decide(looking(CALL, probes=probes(("7", 0.9), ("7", 0.8))))
     assert said.why == "the probed answer has a probability of 0.800, at least 0.5"
 
 
 def test_the_probability_may_be_that_of_the_whole_turn():
-    policy = Confidence(ConfidenceConfig(threshold=0.5, of="turn"), 8)
+    policy = Confidence(ConfidenceConfig(threshold=0.5, probability_of="turn"), 8)
     assert policy.decide(looking(probes=(Probe("7", 0.9, 0.4),))) == GO_ON
     assert "the probed turn" in policy.decide(looking(probes=(Probe("7", 0.2, 0.6),))).why
 
@@ -148,14 +148,14 @@ def test_features_have_converged_when_their_direction_stays(degrees, patience, e
     ],
 )
 def test_answers_have_converged_when_the_last_are_one(answers, patience, ends):
-    policy = Converged(ConvergedConfig(what="answer", patience=patience), 2)
+    policy = Converged(ConvergedConfig(signal="answer", patience=patience), 2)
     said = policy.decide(looking(CALL, probes=probes(*[(answer, 0.5) for answer in answers])))
     assert said.action == ("answer" if ends else "go_on")
 
 
 def test_nothing_more_is_found_out_at_a_look_than_is_compared():
     assert Converged(ConvergedConfig(), 2).needs == {"features"}
-    assert Converged(ConvergedConfig(what="answer"), 2).needs == {"probe"}
+    assert Converged(ConvergedConfig(signal="answer"), 2).needs == {"probe"}
 
 
 # --- Learned halt ----------------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_nothing_more_is_found_out_at_a_look_than_is_compared():
 @pytest.mark.parametrize("hidden", [0, 16])
 def test_a_head_learns_which_hidden_states_end_a_dialogue(hidden):
     torch.manual_seed(0)
-    policy = LearnedHalt(LearnedHaltConfig(hidden=hidden), 6)
+    policy = LearnedHalt(LearnedHaltConfig(hidden_dim=hidden), 6)
     states = torch.randn(256, 6)
     answered = (states[:, 1] > states[:, 4]).float()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.03)

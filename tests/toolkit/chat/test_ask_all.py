@@ -96,9 +96,9 @@ def test_what_cannot_be_asked_together_is_refused_before_anything_is_asked(tiny_
     cases = [
         ([(chat, "a"), (chat.fork(), "b"), (chat, "c")], {}, "chat 2 is chat 0 again"),
         ([(chat, "a"), (vt.Chat(mrope_model), "b")], {}, "chat 1 has another model"),
-        ([(chat, "a"), (other, "b")], {}, "chat 1 is decoded otherwise"),
+        ([(chat, "a"), (other, "b")], {}, "chat 1 has another decoding"),
         ([(chat, "a")], {"slots": 0}, "slots 0"),
-        ([(chat, "a"), other], {}, "place 1 .* is no pair"),
+        ([(chat, "a"), other], {}, "item 1 .* is no pair"),
     ]
     with unharmed(chat):
         for asked, options, told in cases:

@@ -9,9 +9,8 @@ import time
 import pytest
 
 import vilavt_toolkit as vt
-from vilavt_toolkit.chat.events import Answered
+from vilavt_toolkit.chat.events import Answered, TokenWritten
 from vilavt_toolkit.errors import InputError, UsageError
-from vilavt_toolkit.generation.events import Written
 
 SHORT = vt.Decoding(max_new_tokens=8)
 
@@ -129,7 +128,7 @@ def test_a_stream_that_is_left_by_break_is_taken_back_before_the_next_question(t
 
     async def leave() -> None:
         async for event in chat.stream_async("why?"):
-            assert isinstance(event, Written)
+            assert isinstance(event, TokenWritten)
             break
         alone = chat.fork().ask("how?")
         stream = chat.stream_async("why?")

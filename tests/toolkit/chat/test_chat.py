@@ -9,11 +9,10 @@ import pytest
 from PIL import Image
 
 import vilavt_toolkit as vt
-from vilavt_toolkit.chat.events import Answered
+from vilavt_toolkit.chat.events import Answered, Demanded, RegionsShown, Rejected, TokenWritten, ToolCalled
 from vilavt_toolkit.contracts import Turn
 from vilavt_toolkit.errors import InputError, UsageError
-from vilavt_toolkit.generation.events import Called, Demanded, Looked, Told, Written
-from vilavt_toolkit.generation.kv_cache import KeyValues
+from vilavt_toolkit.generation.kv_cache import KVCache
 
 SHORT = vt.Decoding(max_new_tokens=12)
 ANSWER = Turn("seen", answer="7")
@@ -52,8 +51,8 @@ def test_a_fork_goes_on_by_itself_and_so_does_what_it_was_forked_from(chat_model
 
 def test_a_fork_copies_nothing_until_both_read_on(tiny_model, picture, monkeypatch):
     copied = []
-    copy_row = KeyValues.copy_row
-    monkeypatch.setattr(KeyValues, "copy_row", lambda self, *given: copied.append(self) or copy_row(self, *given))
+    copy_row = KVCache.copy_row
+    monkeypatch.setattr(KVCache, "copy_row", lambda self, *given: copied.append(self) or copy_row(self, *given))
     chat = vt.Chat(tiny_model, [picture(0)], SHORT)
     chat.ask("what?")
     fork = chat.fork()
@@ -89,14 +88,14 @@ def test_a_stream_tells_what_happens_in_its_order(tiny_model, says, picture, loo
     says(tiny_model, {"what?": [look((0, [0, 0, 2, 2])), broken, look((1, [0, 0, 4, 4])), "<think>ä—€"]})
     chat = vt.Chat(tiny_model, [picture(0)], vt.Decoding(max_new_tokens=60))
     events = list(chat.stream("what?"))
-    kinds = [type(event) for event in events if not isinstance(event, Written)]
-    assert kinds == [Called, Looked, Told, Called, Demanded, Looked, Answered]
+    kinds = [type(event) for event in events if not isinstance(event, TokenWritten)]
+    assert kinds == [ToolCalled, RegionsShown, Rejected, ToolCalled, Demanded, RegionsShown, Answered]
     assert events[-1].answer.trajectory.ids == chat.trajectory.ids
-    looked = [event for event in events if isinstance(event, Looked)]
+    looked = [event for event in events if isinstance(event, RegionsShown)]
     assert [region.index for event in looked for region in event.regions] == [1, 2]
     trajectory, decode = chat.trajectory, tiny_model.language_model.tokenizer.decode
     own = [(token, p) for token, p, made in zip(*columns(trajectory), strict=True) if made]
-    tokens = [event for event in events if isinstance(event, Written)]
+    tokens = [event for event in events if isinstance(event, TokenWritten)]
     assert [(event.id, event.logprob) for event in tokens] == own
     ends = [token for token, _ in own if token == tiny_model.language_model.end_of_turn]
     assert "".join(event.text for event in tokens) == "".join(
@@ -120,7 +119,7 @@ def turns_of(trajectory) -> list[list[int]]:
 @pytest.mark.parametrize("seed", range(4))
 def test_the_texts_of_a_stream_are_the_turns_whatever_bytes_are_written(tiny_model, picture, seed):
     chat = vt.Chat(tiny_model, [picture(0)], vt.Decoding(20, temperature=3.0, seed=seed))
-    events = [event for event in chat.stream("what?") if isinstance(event, Written)]
+    events = [event for event in chat.stream("what?") if isinstance(event, TokenWritten)]
     language_model = tiny_model.language_model
     texts = []
     for turn in turns_of(chat.trajectory):
@@ -160,8 +159,8 @@ def test_a_second_question_while_a_stream_is_open_is_refused_and_disturbs_nothin
 def test_words_behind_words_that_nobody_answered_stand_apart(tiny_model, picture):
     chat = vt.Chat(tiny_model, [picture(0)])
     with_words = chat.session
-    with_words.open("what is this?")
-    with_words.open("and that?")
+    with_words.ask("what is this?")
+    with_words.ask("and that?")
     assert "what is this?\nand that?" in tiny_model.language_model.tokenizer.decode(with_words.trajectory.ids)
 
 
@@ -172,12 +171,12 @@ def test_memory_grows_with_what_was_read_and_no_faster(tiny_model, picture):
     for _ in range(3):
         chat.ask("what?")
         length = len(chat.trajectory.ids)
-        assert (length - 10) * a_token <= chat.kept.bytes <= (1.25 * length + 128) * a_token
+        assert (length - 10) * a_token <= chat.cached_prefix.bytes <= (1.25 * length + 128) * a_token
 
 
 def test_chats_that_are_over_leave_nothing(tiny_model, picture):
     def caches() -> int:
-        return sum(type(one) is KeyValues for one in gc.get_objects())
+        return sum(type(one) is KVCache for one in gc.get_objects())
 
     gc.collect()
     before = caches()
@@ -188,7 +187,7 @@ def test_chats_that_are_over_leave_nothing(tiny_model, picture):
         chat.fork().ask("why?")
         stream = chat.stream("how?")
         next(stream)
-        watched += [weakref.ref(chat), weakref.ref(chat.kept), weakref.ref(chat.session)]
+        watched += [weakref.ref(chat), weakref.ref(chat.cached_prefix), weakref.ref(chat.session)]
         del chat, stream
     gc.collect()
     assert caches() == before
@@ -200,11 +199,11 @@ def test_errors_that_are_kept_hold_no_cache(tiny_model, picture, monkeypatch):
     made = []
 
     def making(rows, device):
-        cache = KeyValues(rows, device)
+        cache = KVCache(rows, device)
         made.append(weakref.ref(cache))
         return cache
 
-    monkeypatch.setattr("vilavt_toolkit.generation.loop.KeyValues", making)
+    monkeypatch.setattr("vilavt_toolkit.generation.loop.KVCache", making)
     monkeypatch.setattr(type(tiny_model.policies[1]), "decide", lambda self, state: [][0])
     answers = vt.ask_all([(chat, "what?") for chat in chats])
     gc.collect()
@@ -268,7 +267,7 @@ def test_an_array_may_be_written_over_once_it_is_added(tiny_model, picture):
 
 
 def test_what_is_no_model_and_no_decoding_is_refused(tiny_model):
-    with pytest.raises(UsageError, match=r"not 'runs/mine'; vt\.load"):
+    with pytest.raises(UsageError, match=r"not 'runs/mine'. Load one with vt\.load"):
         vt.Chat("runs/mine")
     with pytest.raises(UsageError, match=r"takes a vt\.Decoding"):
         vt.Chat(tiny_model, [], {"temperature": 1})

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from vilavt_toolkit.chat.answer import answer_of
+from vilavt_toolkit.chat.answer import build_answer
 from vilavt_toolkit.checkpoints.loading import build_model
 from vilavt_toolkit.config.recipe import load_recipe
-from vilavt_toolkit.dialogue.traces import session_of
+from vilavt_toolkit.dialogue.traces import build_trace_session
 from vilavt_toolkit.errors import InputError
 
 
@@ -16,10 +16,10 @@ def answered(recipe, modulator: str):
     """A sample's trace as an answer of an untrained model."""
     checked = load_recipe(str(recipe), [f"model.modulator={modulator}"])
     model = build_model(checked)
-    task = checked.recipe.task.entry.cls(checked.recipe.task.config)
+    task = checked.recipe.task.build()
     sample = next(s for s in (task.sample("train", i) for i in range(32)) if s.trace[0].boxes)
-    session = session_of(model, sample)
-    return answer_of(session)
+    session = build_trace_session(model, sample)
+    return build_answer(session)
 
 
 @pytest.mark.parametrize("modulator", ["cross_attention", "joint_attention"])

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 import vilavt_toolkit as vt
+from vilavt_toolkit.chat.events import RegionsShown, Rejected
 from vilavt_toolkit.contracts import Turn
 from vilavt_toolkit.errors import InputError
-from vilavt_toolkit.generation.events import Looked, Told
 
 SHORT = vt.Decoding(max_new_tokens=8)
 ANSWER = Turn("seen", answer="7")
@@ -96,9 +96,9 @@ def test_a_call_of_200_regions_is_refused_in_words_or_for_want_of_room(
     length = len(wide_model.language_model.tokenizer.encode(dialogue.write(turn)))
     chat = vt.Chat(wide_model, [picture(0)], vt.Decoding(max_new_tokens=length + 20))
     events = list(chat.stream("what?"))
-    assert not any(isinstance(event, Looked) for event in events)
+    assert not any(isinstance(event, RegionsShown) for event in events)
     assert events[-1].answer.text == "7"
-    assert [told in event.problem for event in events if isinstance(event, Told)] == ([True] if told else [])
+    assert [told in event.problem for event in events if isinstance(event, Rejected)] == ([True] if told else [])
     assert len(chat.trajectory.regions) == 1 and len(chat.trajectory.groups) == 1
     assert events[-1].answer.why == ("answered" if told else "the context is full")
 
@@ -112,7 +112,7 @@ def test_a_zoom_into_a_zoom_goes_down_to_one_pixel_and_no_further(chat_model, sa
     boxes = [region.box for region in chat.trajectory.regions[1:4]]
     assert boxes == [(16, 16, 32, 32), (20, 20, 24, 24), (21, 21, 22, 22)]
     assert chat.session.sources[0].crop(boxes[-1]).data.shape == (1, 1, 3)
-    told = [event.problem for event in events if isinstance(event, Told)]
+    told = [event.problem for event in events if isinstance(event, Rejected)]
     assert "smaller than one pixel" in told[0]
     read_as_at_once(chat)
 
@@ -166,7 +166,7 @@ def test_a_video_of_no_frames_is_not_added(film_model, picture, unharmed, tmp_pa
 
 def spoil_views(model, monkeypatch, spoil) -> None:
     """Let the encoder meet something at views with a bright first pixel: `spoil` is given their tokens."""
-    encoder = model.encoder.encoder
+    encoder = model.vision.backbone
     embed = encoder.embed
 
     def spoiling(views, layout):
@@ -197,7 +197,7 @@ def not_a_number(part):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "error"), [(not_a_number, "features of region 1 are no finite numbers"), (raising, "out of sorts")]
+    ("spoil", "error"), [(not_a_number, "features of region 1 are NaN or infinite"), (raising, "out of sorts")]
 )
 def test_a_region_that_cannot_be_encoded_fails_its_question_and_nothing_else(
     tiny_model, picture, unharmed, monkeypatch, spoil, error
@@ -244,7 +244,7 @@ def spoil_words(model, monkeypatch, word: str) -> None:
 def test_logits_that_are_no_numbers_fail_the_question(chat, unharmed, monkeypatch):
     with unharmed(chat):
         spoil_words(chat.model, monkeypatch, "%")
-        with pytest.raises(InputError, match="logits are no finite numbers"):
+        with pytest.raises(InputError, match="logits are NaN or infinite"):
             chat.ask("what%")
         monkeypatch.undo()
 
@@ -266,7 +266,7 @@ def test_what_is_no_number_in_one_chat_never_reaches_another_that_takes_its_plac
         monkeypatch.undo()
     for number, (answer, ids) in enumerate(zip(answers, expected, strict=True)):
         if number in (0, 4):
-            assert isinstance(answer, InputError) and "no finite numbers" in str(answer)
+            assert isinstance(answer, InputError) and "NaN or infinite" in str(answer)
         else:
             assert answer.trajectory.ids == ids
 
@@ -368,12 +368,12 @@ def test_a_grammar_that_fails_in_one_chat_fails_that_one_alone(tiny_model, pictu
         def __init__(self, broken: bool) -> None:
             self._broken, self._taken = broken, 0
 
-        def mask(self, size):
+        def allowed_tokens(self, size):
             if self._broken and self._taken > 2:
                 raise ArithmeticError("the grammar is wrong")
             return torch.arange(size) < 300
 
-        def accept(self, token):
+        def accept_token(self, token):
             self._taken += 1
 
     monkeypatch.setattr(

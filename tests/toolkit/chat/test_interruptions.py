@@ -6,9 +6,8 @@ import pytest
 import torch
 
 import vilavt_toolkit as vt
-from vilavt_toolkit.chat.events import Answered
+from vilavt_toolkit.chat.events import Answered, TokenWritten
 from vilavt_toolkit.contracts import Turn
-from vilavt_toolkit.generation.events import Written
 
 ANSWER = Turn("seen", answer="7")
 
@@ -58,7 +57,7 @@ def test_a_cache_that_is_interrupted_while_it_grows_holds_what_it_held(
 def test_an_interruption_in_who_listens_to_a_stream_takes_the_question_back(chat, unharmed):
     def listen() -> None:
         for number, event in enumerate(chat.stream("what is that?")):
-            assert isinstance(event, Written)
+            assert isinstance(event, TokenWritten)
             if number == 3:
                 raise KeyboardInterrupt
 

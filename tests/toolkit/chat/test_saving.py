@@ -243,14 +243,14 @@ def test_a_folder_of_no_possible_name_is_told(tiny_model):
 
 
 def test_a_chat_is_loaded_with_a_model(tmp_path):
-    with pytest.raises(UsageError, match=r"takes a model, not 'runs/mine'; vt\.load"):
+    with pytest.raises(UsageError, match=r"takes a model, not 'runs/mine'. Load one with vt\.load"):
         vt.Chat.load(tmp_path, "runs/mine")
 
 
 def test_a_folder_of_other_things_is_left_as_it_is(tiny_model, picture, tmp_path):
     (tmp_path / "original-0.png").write_bytes(b"mine")
     chat = vt.Chat(tiny_model, [picture(0)])
-    with pytest.raises(InputError, match="holds other things"):
+    with pytest.raises(InputError, match="holds other files"):
         chat.save(tmp_path)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("original-0.png", b"mine")]
     for _ in range(2):

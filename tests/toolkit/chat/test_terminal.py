@@ -19,11 +19,11 @@ from rich.console import Console
 import vilavt_toolkit as vt
 from vilavt_components.dialogues.native import Native, NativeConfig
 from vilavt_components.dialogues.vilavt import Vilavt, VilavtConfig
-from vilavt_toolkit.chat.console import Teller, TurnParts
+from vilavt_toolkit.chat.console import ConsolePrinter, StreamedTurn
+from vilavt_toolkit.chat.events import TokenWritten
 from vilavt_toolkit.chat.terminal import COMMANDS, Terminal
 from vilavt_toolkit.cli.app import run
 from vilavt_toolkit.contracts import RegionCall, ToolCall, Turn
-from vilavt_toolkit.generation.events import Written
 from vilavt_toolkit.testing.scripted import Scripted
 
 LOOK = Turn("look there", call=ToolCall((RegionCall(0, {"bbox_2d": [0, 0, 2, 2]}),), "red square"))
@@ -83,7 +83,7 @@ class Typed:
                 raise KeyboardInterrupt
             return key or None
 
-        return self.terminal.run(read)
+        return self.terminal.run_lines(read)
 
 
 def told(lines: list[str], beginning: str) -> list[str]:
@@ -107,7 +107,7 @@ def test_over_a_pipe_a_line_is_a_question_and_its_answer_a_line(piped, says):
 def test_what_cannot_be_carried_out_and_what_is_demanded_are_told(piped, says):
     says(Turn("far", call=ToolCall((RegionCall(9, {"bbox_2d": [0, 0, 2, 2]}),), "x")), LOOK, LOOK, LOOK)
     _, out, _ = piped("what digit?")
-    assert told(out, "told: ") == ['"index" 9 of region 0 does not exist; there are 0 to 0.']
+    assert told(out, "rejected: ") == ['"index" 9 of region 0 does not exist; there are 0 to 0.']
     assert told(out, "answer demanded: ") == ["3 turns are used up"]
     assert out[-2:] == ["(no answer: 3 turns are used up)", out[-1]]
 
@@ -131,24 +131,24 @@ WORDS = st.text(st.characters(codec="utf-8", exclude_characters="<"), min_size=1
 def test_thought_and_answer_are_shown_as_parsed_however_the_turn_is_split(dialogue, thought, answer, cuts):
     call = LOOK.call if answer is None else None
     text = dialogue.write(Turn(thought, call=call, answer=answer))
-    parts = TurnParts(dialogue)
+    parts = StreamedTurn(dialogue)
     edges = [0, *sorted(cuts), len(text)]
-    added = [piece for start, end in pairwise(edges) for piece in parts.add(text[start:end])]
+    added = [piece for start, end in pairwise(edges) for piece in parts.add_text(text[start:end])]
     parsed = dialogue.parse(text)
-    assert parts.told == {"thought": parsed.thought.strip(), "answer": (parsed.answer or "").strip()}
-    for kind, whole in parts.told.items():
+    assert parts.texts == {"thought": parsed.thought.strip(), "answer": (parsed.answer or "").strip()}
+    for kind, whole in parts.texts.items():
         assert "".join(piece for of, piece in added if of == kind) == whole
 
 
 def test_a_dialogue_without_tags_is_shown_as_it_is_written():
-    parts = TurnParts(Exotic(NativeConfig()))
-    assert parts.add("I see 1 < 2, so ") == [("thought", "I see 1 < 2, so")]
-    assert parts.add("7\n\n") == [("thought", " 7")]
+    parts = StreamedTurn(Exotic(NativeConfig()))
+    assert parts.add_text("I see 1 < 2, so ") == [("thought", "I see 1 < 2, so")]
+    assert parts.add_text("7\n\n") == [("thought", " 7")]
 
 
 def test_what_the_model_writes_cannot_steer_the_terminal(tiny_model):
     console = Console(file=io.StringIO(), force_terminal=False)
-    Teller(console, tiny_model).tell(Written("<think>a\x1b[2J\x9bb", 5, 0.0))
+    ConsolePrinter(console, tiny_model).print_event(TokenWritten("<think>a\x1b[2J\x9bb", 5, 0.0))
     assert console.file.getvalue() == "thought: a\ufffd[2J\ufffdb"
 
 
@@ -164,18 +164,21 @@ def test_help_names_every_command_and_exit_leaves(piped):
 BAD = {
     "/image nowhere.png": (1, "InputError: nowhere.png does not exist"),
     "/image scene.png nowhere.png": (1, "InputError: nowhere.png does not exist"),
-    "/image": (2, "UsageError: /image cannot be meant with 0 names; it is /image PATH..."),
+    "/image": (2, "UsageError: /image does not take 0 names. Type /image PATH..."),
     '/image "scene.png': (2, 'UsageError: /image: "scene.png cannot be read (No closing quotation)'),
     "/imag scene.png": (2, "UsageError: there is no command /imag. Did you mean 'image'?"),
     "/trace": (2, "UsageError: nothing was answered yet"),
-    "/trace a b": (2, "UsageError: /trace cannot be meant with 2 names"),
+    "/trace a b": (2, "UsageError: /trace does not take 2 names"),
     "/cost": (2, "UsageError: nothing was asked yet"),
-    "/cost now": (2, "UsageError: /cost cannot be meant with 1 names; it takes nothing behind it."),
-    "/undo": (2, "UsageError: there is nothing to take back."),
+    "/cost now": (2, "UsageError: /cost does not take 1 names. Type /cost alone."),
+    "/undo": (2, "UsageError: there is nothing to take back. Ask a question or add an image first."),
     "/load nowhere": (1, "InputError: nowhere holds no chat"),
     "/save scene.png": (1, "InputError: the chat cannot be written to scene.png"),
-    "/image ~nobody-of-this-name/a.png": (1, "InputError: ~nobody-of-this-name/a.png is in the home of nobody"),
-    "/save a\0b": (1, "InputError: 'a\\x00b' can be no path"),
+    "/image ~nobody-of-this-name/a.png": (
+        1,
+        "InputError: ~nobody-of-this-name/a.png is in the home of an unknown user",
+    ),
+    "/save a\0b": (1, "InputError: 'a\\x00b' cannot be a path"),
     "what\udcff?": (1, "InputError: the question is no valid text"),
     "what? " * 1000: (1, "InputError: the question does not fit: "),
 }
@@ -308,7 +311,7 @@ def test_over_a_pipe_ctrl_c_leaves(tiny_model, says):
     chat = vt.Chat(tiny_model, [np.zeros((64, 64, 3), np.uint8)])
     lines = iter(["what?", None])
     with pytest.raises(KeyboardInterrupt):
-        Terminal(chat, console, console, interactive=False).run(lambda: next(lines))
+        Terminal(chat, console, console, interactive=False).run_lines(lambda: next(lines))
     assert not chat.trajectory.ids
 
 
@@ -319,7 +322,7 @@ def test_what_does_not_fit_into_memory_is_told_and_the_chat_is_as_before(tiny_mo
     typed = Typed(tiny_model)
     monkeypatch.setattr(tiny_model, "encode", full, raising=False)
     assert typed.hold("what?") == 0
-    assert "InputError: the memory does not suffice" in typed.out.file.getvalue()
+    assert "InputError: the device has too little memory" in typed.out.file.getvalue()
     assert not typed.terminal.chat.trajectory.ids
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import vilavt_toolkit as vt
-from vilavt_toolkit.chat.tool import NAME
+from vilavt_toolkit.chat.tool import TOOL_NAME
 from vilavt_toolkit.errors import InputError, UsageError
 
 SHORT = vt.Decoding(max_new_tokens=8)
@@ -81,7 +81,7 @@ def check(schema: dict[str, Any]) -> None:
 
 def test_the_calls_that_the_schema_describes_are_carried_out(chat, read_as_at_once):
     tool = json.loads(json.dumps(chat.tool_schema()))
-    assert tool["type"] == "function" and tool["function"]["name"] == NAME and tool["function"]["description"]
+    assert tool["type"] == "function" and tool["function"]["name"] == TOOL_NAME and tool["function"]["description"]
     parameters = tool["function"]["parameters"]
     check(parameters)
     shown = parameters["properties"]["region"]["items"]["properties"]["index"]["maximum"] + 1
@@ -169,7 +169,7 @@ def test_a_question_behind_calls_sees_what_they_showed(chat_model, picture, read
 
 def test_a_chat_of_nothing_has_no_tool(tiny_model):
     chat = vt.Chat(tiny_model)
-    with pytest.raises(UsageError, match="add one first"):
+    with pytest.raises(UsageError, match="Add one first"):
         chat.tool_schema()
     assert (
         "no image was shown" in chat.call_tool({"region": [{"index": 0, "bbox_2d": [0, 0, 1, 1]}], "query": ""}).problem
@@ -190,8 +190,8 @@ def test_what_a_call_showed_outlives_the_question_behind_it_that_fails(chat_mode
 
 def test_a_call_behind_a_demand_that_nobody_answered_takes_the_demand_back(tiny_model, picture):
     chat = vt.Chat(tiny_model, [picture(0)], SHORT)
-    chat.session.open("what?")
-    chat.session.conclude()
+    chat.session.ask("what?")
+    chat.session.add_demand()
     assert not chat.call_tool({"region": [{"index": 0, "bbox_2d": [0, 0, 2, 2]}], "query": "red"}).problem
     text = tiny_model.language_model.tokenizer.decode(chat.trajectory.ids)
     assert "what?" in text and tiny_model.dialogue.demand() not in text

@@ -9,9 +9,10 @@ from torch import nn
 
 import vilavt_toolkit as vt
 from vilavt_toolkit.config.recipe import load_recipe
+from vilavt_toolkit.config.schema import PARTS_WITH_WEIGHTS
 from vilavt_toolkit.errors import InputError, RecipeErrors, RunError
-from vilavt_toolkit.models.assemble import PARTS, assemble
-from vilavt_toolkit.models.meta import assign, built_without_weights
+from vilavt_toolkit.models.assemble import assemble_model
+from vilavt_toolkit.models.meta import assign_weights, build_on_meta
 
 
 def scene() -> np.ndarray:
@@ -22,9 +23,9 @@ def test_the_encoder_alone_takes_five_lines(tiny_run):
     model = vt.load(tiny_run)
     image = model.open_source(scene())
     regions = [vt.Region(image), vt.Region(image, (32, 0, 64, 32))]
-    features = model.encoder(regions, ["", "red square"])
+    features = model.vision(regions, ["", "red square"])
     assert [tuple(feature.shape) for feature in features] == [(4, 4, 32), (4, 4, 32)]
-    unasked = model.encoder(regions, ["", ""])
+    unasked = model.vision(regions, ["", ""])
     assert torch.equal(features[0], unasked[0]) and not torch.equal(features[1], unasked[1])
 
 
@@ -55,7 +56,7 @@ def test_a_short_context_leaves_room_to_look(tiny_model):
     from vilavt_toolkit.testing.scripted import Scripted
 
     session = Session(tiny_model, [tiny_model.open_source(scene())])
-    session.open("what digit is on the red square?")
+    session.ask("what digit is on the red square?")
     words = tiny_model.language_model.tokenizer.encode(
         '<think>a</think><tool>{"region": [{"index": 0, "bbox_2d": [0, 0, 2, 2]}], "query": "red"}</tool>'
     )
@@ -90,12 +91,12 @@ def test_a_folder_of_nothing_that_is_known_says_what_is_missing(tmp_path):
 
 def test_models_built_without_weights_compute_what_they_compute_for_themselves(tiny_recipe):
     section = load_recipe(tiny_recipe).recipe.model
-    model, whole = assemble(section, filled=PARTS), assemble(section)
+    model, whole = assemble_model(section, filled=PARTS_WITH_WEIGHTS), assemble_model(section)
     assert all(parameter.is_meta for parameter in model.parameters())
     kept = dict(model.named_buffers())
     assert kept and not any(buffer.is_meta for buffer in kept.values())
     assert all(torch.equal(kept[name], buffer) for name, buffer in whole.named_buffers())
-    assign(model, whole.state_dict())
+    assign_weights(model, whole.state_dict())
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in model.state_dict().items())
 
 
@@ -109,7 +110,7 @@ class Halves(nn.Module):
 
 
 def test_what_computes_with_its_weights_as_it_is_built_is_built_with_them():
-    model = built_without_weights(Halves)
+    model = build_on_meta(Halves)
     assert not model.map.weight.is_meta
-    assert assign(model, {"map.weight": torch.ones(2, 2), "middle": torch.zeros(2)}) == ["map.bias"]
+    assert assign_weights(model, {"map.weight": torch.ones(2, 2), "middle": torch.zeros(2)}) == ["map.bias"]
     assert torch.equal(model.map.weight, torch.ones(2, 2)) and not model.middle.any()

@@ -10,12 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vilavt_toolkit.checkpoints import native as checkpoints
+from vilavt_toolkit.checkpoints import native
 from vilavt_toolkit.checkpoints.loading import build, load
-from vilavt_toolkit.checkpoints.run_folder import set_aside
+from vilavt_toolkit.checkpoints.native import FORMAT, find_checkpoint, load_training_state, read_step, save_checkpoint
+from vilavt_toolkit.checkpoints.run_folder import move_run_aside
 from vilavt_toolkit.checkpoints.training_state import TrainingState
 from vilavt_toolkit.config.recipe import load_recipe
-from vilavt_toolkit.dialogue.traces import session_of
+from vilavt_toolkit.dialogue.traces import build_trace_session
 from vilavt_toolkit.errors import InputError, RunError
 from vilavt_toolkit.models.batch import collate
 
@@ -27,7 +28,7 @@ def run(tiny_run, tmp_path) -> Path:
 
 
 def logits(model, task) -> torch.Tensor:
-    sessions = [session_of(model, task.sample("train", index)) for index in range(3)]
+    sessions = [build_trace_session(model, task.sample("train", index)) for index in range(3)]
     with torch.no_grad():
         return model(collate([s.trajectory for s in sessions], [s.views for s in sessions], model.language_model))
 
@@ -36,14 +37,14 @@ def logits(model, task) -> torch.Tensor:
 def test_a_saved_model_gives_identical_logits(tiny_recipe, tiny_task, tmp_path, tied):
     overrides = [f"model.language_model.config.tie_word_embeddings={tied}"]
     model = build(tiny_recipe, overrides)
-    folder = checkpoints.save(tmp_path / "run", model, load_recipe(tiny_recipe, overrides), 7)
+    folder = save_checkpoint(tmp_path / "run", model, load_recipe(tiny_recipe, overrides), 7)
     torch.manual_seed(99)
     back = load(tmp_path / "run")
     assert torch.equal(logits(back, tiny_task), logits(model, tiny_task))
     language = back.language_model.model
     assert (language.get_input_embeddings().weight is language.get_output_embeddings().weight) is (tied == "true")
     assert not back.training
-    assert checkpoints.read_step(folder) == 7
+    assert read_step(folder) == 7
 
 
 def test_a_checkpoint_is_enough_alone_and_elsewhere(run, tmp_path, monkeypatch, tiny_task):
@@ -60,8 +61,8 @@ def test_the_newest_checkpoint_is_loaded_and_the_last_two_kept(tiny_recipe, tmp_
     model, recipe = build(tiny_recipe), load_recipe(tiny_recipe)
     run = tmp_path / "run"
     for step in (5, 90, 100):
-        checkpoints.save(run, model, recipe, step)
-    assert checkpoints.find(run).name == "step-00000100"
+        save_checkpoint(run, model, recipe, step)
+    assert find_checkpoint(run).name == "step-00000100"
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step-00000090", "step-00000100"]
 
 
@@ -76,10 +77,10 @@ def test_a_failure_while_writing_leaves_the_previous_checkpoint_and_no_half(
         raise OSError(28, "No space left on device")
 
     before = sorted(run.rglob("*"))
-    monkeypatch.setattr(checkpoints, broken, fail)
+    monkeypatch.setattr(native, broken, fail)
     state = TrainingState({"a": torch.ones(1)}, {})
     with pytest.raises(InputError, match=f"step-0000000{step} cannot be written .*No space left.*make room"):
-        checkpoints.save(run, tiny_model, load_recipe(run / "recipe.yaml"), step, state)
+        save_checkpoint(run, tiny_model, load_recipe(run / "recipe.yaml"), step, state)
     monkeypatch.undo()
     assert sorted(run.rglob("*")) == before
     assert torch.equal(logits(load(run), tiny_task), expected)
@@ -89,8 +90,8 @@ def test_what_a_killed_process_left_is_never_loaded_and_cleared_by_the_next(run,
     half = run / "checkpoints" / ".step-00000009.abcd"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
-    assert checkpoints.find(run).name == "step-00000004"
-    checkpoints.save(run, tiny_model, load_recipe(run / "recipe.yaml"), 10)
+    assert find_checkpoint(run).name == "step-00000004"
+    save_checkpoint(run, tiny_model, load_recipe(run / "recipe.yaml"), 10)
     assert not half.exists()
 
 
@@ -99,7 +100,7 @@ def test_plugins_travel_with_the_checkpoint_even_two_of_one_name(tiny_recipe, ti
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "mine.py").write_text(f'"""Plugin {folder}."""\n')
     recipe = load_recipe(tiny_recipe, [f"plugins=[{tmp_path}/one/mine.py, {tmp_path}/two/mine.py, json]"])
-    folder = checkpoints.save(tmp_path / "run", tiny_model, recipe, 1)
+    folder = save_checkpoint(tmp_path / "run", tiny_model, recipe, 1)
     shutil.rmtree(tmp_path / "one")
     shutil.rmtree(tmp_path / "two")
     copies = load_recipe(folder / "recipe.yaml").recipe.plugins
@@ -113,7 +114,7 @@ def test_a_missing_plugin_file_is_said_and_nothing_is_written(tiny_recipe, tiny_
     recipe = load_recipe(tiny_recipe, [f"plugins=[{plugin}]"])
     plugin.unlink()
     with pytest.raises(InputError, match=r"gone\.py"):
-        checkpoints.save(tmp_path / "run", tiny_model, recipe, 1)
+        save_checkpoint(tmp_path / "run", tiny_model, recipe, 1)
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
@@ -160,7 +161,7 @@ def test_a_damaged_checkpoint_is_one_error_that_names_the_file(run, damage, name
 
 def test_a_newer_format_is_refused_with_what_to_do(run):
     file = run / "checkpoints" / "step-00000004" / "checkpoint.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "format": checkpoints.FORMAT + 1}))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": FORMAT + 1}))
     with pytest.raises(RunError, match=r"format 2 is newer than 1.*update vilavt-toolkit"):
         load(run)
 
@@ -177,19 +178,19 @@ def test_a_folder_without_a_run_is_one_sentence(tmp_path):
 
 def test_a_cut_training_state_is_one_sentence(run):
     folder = run / "checkpoints" / "step-00000004"
-    checkpoints.load_state(folder)
+    load_training_state(folder)
     for name in ("resume.json", "resume.safetensors"):
         cut(folder / name)
         with pytest.raises(RunError, match="use another checkpoint"):
-            checkpoints.load_state(folder)
+            load_training_state(folder)
 
 
 def refused(run: Path, words: str) -> None:
-    """`set_aside` says one sentence and touches nothing."""
+    """`move_run_aside` says one sentence and touches nothing."""
     top = Path(run.parent.resolve())
     before = sorted(top.rglob("*"))
     with pytest.raises(RunError, match=words) as error:
-        set_aside(run)
+        move_run_aside(run)
     assert "\n" not in str(error.value) and sorted(top.rglob("*")) == before
 
 
@@ -204,7 +205,7 @@ def test_only_a_run_is_moved_out_of_the_way(tmp_path, monkeypatch):
     refused(Path(".."), "no run")
     for kind in ("recipe.yaml", "checkpoints"):
         (tmp_path / "run" / kind).mkdir(parents=True)
-        set_aside(Path("../run"))
+        move_run_aside(Path("../run"))
         assert not (tmp_path / "run").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"photos", "file", "run.old-1", "run.old-2"}
 
@@ -214,7 +215,7 @@ def test_the_folder_one_is_in_is_not_moved_away(run, tmp_path, monkeypatch):
     monkeypatch.chdir(run / "notes")
     refused(Path(".."), "the folder you are in")
     refused(run, "the folder you are in")
-    set_aside(Path("."))  # empty
+    move_run_aside(Path("."))  # empty
     assert (run / "notes").is_dir()
 
 
@@ -230,9 +231,9 @@ def test_a_run_that_cannot_be_moved_is_one_sentence(run, monkeypatch):
 def test_a_path_that_cannot_be_looked_at_is_one_sentence(tmp_path, monkeypatch):
     for path in (tmp_path / ("x" * 300), "~no-such-user-here/run"):
         with pytest.raises(RunError, match=r"File name too long|home folder that is not known"):
-            checkpoints.find(path)
+            find_checkpoint(path)
     with pytest.raises(RunError, match="File name too long"):
-        set_aside(tmp_path / ("x" * 300))
+        move_run_aside(tmp_path / ("x" * 300))
 
     def fail(*args):
         raise PermissionError(13, "Permission denied")
@@ -240,9 +241,9 @@ def test_a_path_that_cannot_be_looked_at_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "checkpoints").mkdir()
     monkeypatch.setattr(Path, "iterdir", fail)
     with pytest.raises(RunError, match="Permission denied"):
-        checkpoints.find(tmp_path)
+        find_checkpoint(tmp_path)
 
 
 def test_a_run_in_the_home_folder_is_found(run, monkeypatch):
     monkeypatch.setenv("HOME", str(run.parent))
-    assert checkpoints.find("~/run") == run / "checkpoints" / "step-00000004"
+    assert find_checkpoint("~/run") == run / "checkpoints" / "step-00000004"

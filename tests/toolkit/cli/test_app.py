@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from vilavt_toolkit.cli import app as cli
+from vilavt_toolkit.cli import component_list
 from vilavt_toolkit.config.recipe import parse_config
 from vilavt_toolkit.errors import InputError, VilavtError
-from vilavt_toolkit.registry import isolated, modulators
+from vilavt_toolkit.registry import modulators
 from vilavt_toolkit.registry.plugins import load_builtin, load_plugins
+from vilavt_toolkit.testing.isolation import isolated_registries
 
 ROOT = Path(__file__).parents[3]
 LIGHT = [
@@ -29,6 +31,8 @@ LIGHT = [
     ["train", "quickstart", "--no-such-option"],
     ["eval", "runs/x", "not_an_override"],
     ["new", "modulator", "Not-A-Name"],
+    ["new", "modulatr", "my_gate"],
+    ["new", "modulator"],
 ]
 
 
@@ -80,7 +84,7 @@ def test_an_unknown_kind_is_told_with_the_kinds_there_are(capsys: pytest.Capture
 def test_list_shows_names_summaries_settings_defaults_help_and_origin(
     kind: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    with isolated():
+    with isolated_registries():
         load_builtin()
         registry_file = tmp_path / "listed.py"
         registry_file.write_text(
@@ -107,7 +111,7 @@ def test_a_failure_inside_a_command_is_one_line_and_its_exit_code(
     def fail(kind: str | None) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "_registries", fail)
+    monkeypatch.setattr(component_list, "find_registries", fail)
     assert cli.run(["list"]) == code
     shown = capsys.readouterr().err
     assert shown == ("InputError: a.png is no image.\n" if isinstance(error, VilavtError) else "interrupted\n")
@@ -117,7 +121,7 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(kind: str | None) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "_registries", fail)
+    monkeypatch.setattr(component_list, "find_registries", fail)
     with pytest.raises(ZeroDivisionError):
         cli.run(["list"])
 
@@ -128,7 +132,7 @@ def test_new_modulator_writes_a_plugin_that_registers_itself_and_its_test(
     monkeypatch.chdir(tmp_path)
     assert cli.run(["new", "modulator", "my_gate", "--dir", "mine"]) == 0
     assert sorted(file.name for file in (tmp_path / "mine").iterdir()) == ["my_gate.py", "test_my_gate.py"]
-    with isolated():
+    with isolated_registries():
         load_plugins(["./mine/my_gate.py"])
         entry = modulators.get("my_gate")
         assert entry.origin == "mine/my_gate.py"
@@ -143,7 +147,7 @@ def test_the_new_modulator_gates_by_inquiry_and_begins_as_nothing(tmp_path: Path
     from vilavt_toolkit.packed.tokens import Layout
 
     assert cli.run(["new", "modulator", "my_gate", "--dir", str(tmp_path)]) == 0
-    with isolated():
+    with isolated_registries():
         load_plugins([str(tmp_path / "my_gate.py")])
         cls = modulators.get("my_gate").cls
     block = BlockSpec(width=8, sites={"mlp": 8})
@@ -156,8 +160,8 @@ def test_the_new_modulator_gates_by_inquiry_and_begins_as_nothing(tmp_path: Path
     scale = gate.modulate("mlp", y, y, inquiry) / y
     torch.testing.assert_close(scale[0], scale[1])
     assert not torch.allclose(scale[1], scale[2])
-    assert cls.refusal(cls.tiny(), block) == ""
-    assert "mlp" in cls.refusal(cls.tiny(), BlockSpec(width=8, sites={"block": 8}))
+    assert cls.unsupported_reason(cls.tiny(), block) == ""
+    assert "mlp" in cls.unsupported_reason(cls.tiny(), BlockSpec(width=8, sites={"block": 8}))
 
 
 def test_new_modulator_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,10 +189,29 @@ def test_new_modulator_leaves_nothing_where_it_cannot_write_both_files(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["My-Gate", "class", "2d", "a b", "../x", ""])
+@pytest.mark.parametrize("name", ["My-Gate", "class", "2d", "a b", "../x", "", "tensor", "modulator"])
 def test_new_modulator_refuses_what_cannot_be_a_name(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.run(["new", "modulator", name, "--dir", str(tmp_path)]) == 2
     assert "cannot name a modulator" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["json", "torch"])
+def test_new_writes_no_file_that_hides_a_module(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["new", "modulator", name, "--dir", str(tmp_path)]) == 2
+    assert f"would hide the Python module '{name}'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_help_says_what_its_command_and_options_are_for(capsys: pytest.CaptureFixture[str]) -> None:
+    commands = ["list", "check", "train", "rl", "eval", "compare", "ask", "chat", "export", "new", "data"]
+    assert cli.run(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "..." not in shown.partition("Commands:")[2], "a summary is cut short"
+    for command in [[command] for command in commands] + [["data", "check"]]:
+        assert f"  {command[0]} " in shown
+        assert cli.run([*command, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert ";" not in text and text.startswith(f"Usage: vilavt {' '.join(command)}")

@@ -94,7 +94,7 @@ def test_a_question_that_cannot_be_asked_is_one_sentence(tiny_run, scene, capsys
 
 
 def test_what_cannot_be_explained_still_has_its_answer_and_its_trace(tiny_run, scene, tmp_path, capsys, caplog):
-    assert "name one" in told(["ask", str(tiny_run), str(scene), "what?", "--explain"], 2, capsys)
+    assert "Add `--trace trace.png`" in told(["ask", str(tiny_run), str(scene), "what?", "--explain"], 2, capsys)
     trace = tmp_path / "trace.png"
     assert run(["ask", str(tiny_run), str(scene), "what?", "--trace", str(trace), "--explain"]) == 0
     assert "nothing to explain" in caplog.text or "Nothing here attends" in caplog.text

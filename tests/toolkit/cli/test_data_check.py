@@ -19,40 +19,40 @@ TWO = [{"from": "human", "value": "<image><image>\nWhat?"}, TURNS[1]]
 GOOD = {"id": "good", "images": ["a.png"], "conversations": TURNS}
 
 BAD = {
-    "a missing image": ({"images": ["gone.png"]}, r"images\[0\]: .*gone\.png does not exist; check the path"),
-    "an unreadable image": ({"images": ["text.png"]}, r"images\[0\]: .*text\.png is no image in a known format; conv"),
-    "an empty image": ({"images": ["empty.png"]}, r"images\[0\]: .*empty\.png is empty \(0 bytes\); get the file"),
+    "a missing image": ({"images": ["gone.png"]}, r"images\[0\]: .*gone\.png does not exist. Check the path"),
+    "an unreadable image": ({"images": ["text.png"]}, r"images\[0\]: .*text\.png is no image in a known format. Conv"),
+    "an empty image": ({"images": ["empty.png"]}, r"images\[0\]: .*empty\.png is empty \(0 bytes\). Get the file"),
     "more tags than images": ({"conversations": TWO}, "images: there are more <image> tags than images: 2 .* 1 named"),
     "fewer tags than images": ({"images": ["a.png", "a.png"]}, "images: there are fewer <image> tags than images: 1 "),
     "a tag without any image": ({"images": None}, "conversations: there are more <image> tags than images: 1 "),
     "a mapping that is not contiguous": (
         {"images": ["a.png"] * 3, "conversations": [{"from": "human", "value": "<image>" * 3}, TURNS[1]],
          "queries": ["x", "y"], "image_to_query_mapping": [0, 1, 0]},
-        r"image_to_query_mapping\[2\]: is 0 again behind another: not contiguous",
+        r"image_to_query_mapping\[2\]: is 0 again after another: not contiguous",
     ),
     "a short mapping": (
         {"images": ["a.png"] * 2, "conversations": TWO, "queries": ["x"], "image_to_query_mapping": [0]},
-        "image_to_query_mapping: is too short: it has 1 numbers for 2 images; give one for each",
+        "image_to_query_mapping: is too short: it has 1 numbers for 2 images. Give one for each",
     ),
     "a mapping to no query": (
         {"queries": ["x"], "image_to_query_mapping": [1]},
-        r"image_to_query_mapping\[0\]: is 1, and there are 1 queries; add the query",
+        r"image_to_query_mapping\[0\]: is 1, and there are 1 queries. Add the query",
     ),
     "a query of no image": ({"queries": ["x", "y"], "image_to_query_mapping": [0]}, r"queries\[1\]: is no image's"),
-    "an empty conversation": ({"conversations": []}, "conversations: is empty; it must be a list of messages"),
+    "an empty conversation": ({"conversations": []}, "conversations: is empty. It must be a list of messages"),
     "an unknown role": (
         {"conversations": [{"from": "robot", "value": "x"}, TURNS[1]]},
-        r"conversations\[0\]\.from: is the unknown role 'robot' \(str\); it must be one of system, human",
+        r"conversations\[0\]\.from: is the unknown role 'robot' \(str\). It must be one of system, human",
     ),
     "roles that do not take turns": (
         {"conversations": [*TURNS, TURNS[1]]}, r"conversations\[2\]: is of role gpt \(assistant\) where human"),
     "no reply": ({"conversations": TURNS[:1]}, r"conversations\[0\]: is the last, and not the model's"),
-    "a duplicate id": ({"id": "good"}, "id: 'good' is that of line 1 too; give each its own"),
+    "a duplicate id": ({"id": "good"}, "id: 'good' is that of line 1 too. Give each its own"),
     "text that is a number": ({"conversations": [TURNS[0], {"from": "gpt", "value": 4}]}, r"\[1\]\.value: is 4 \(int"),
     "an empty answer": (
         {"conversations": [TURNS[0], {"from": "gpt", "value": "<answer> </answer>"}]}, "has an empty <answer>"),
     "nothing to learn": ({"mask_history": 9}, "mask_history: is 9, and conversations has 2 messages: nothing would"),
-    "a budget that is none": ({"max_pixels": -1}, r"max_pixels: is -1 \(int\); it must be a whole number from 1"),
+    "a budget that is none": ({"max_pixels": -1}, r"max_pixels: is -1 \(int\). It must be a whole number from 1"),
 }  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def test_what_is_wrong_is_named_with_line_and_field_and_training_refuses_it_too(
     path = lines(folder, GOOD, "", {**GOOD, "id": "bad", **changed})
     problems, end = refused(capsys, str(path))
     assert len(problems) == 1 and re.search(f"^{re.escape(str(path))}, line 3, .*{words}", problems[0]), problems
-    assert end.endswith("1 problem in 2 samples; mend them, training does not start on this file.")
+    assert "1 problem in 2 samples. Training does not start on this file: correct or remove" in end
     with pytest.raises(InputError) as caught:
         Conversations(ConversationsConfig(files=str(path))).length("train")
     assert problems[0] in str(caught.value) and "have one problem" in str(caught.value)
@@ -99,10 +99,10 @@ def test_what_is_wrong_is_named_with_line_and_field_and_training_refuses_it_too(
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{no json", r"line 2: is no valid JSON \(.*column 2\); mend or remove it"),
-        ("[1]", r"line 2: is \[1\] \(list\); it must be a JSON object"),
+        ("{no json", r"line 2: is no valid JSON \(.*column 2\). Correct or remove the row"),
+        ("[1]", r"line 2: is \[1\] \(list\). It must be a JSON object"),
         ('{"conversations": ' + "[" * 100_000, "line 2: is (nested too deep|no valid JSON)"),
-        (json.dumps({**GOOD, "id": 1}).replace("A cat", "\\ud800"), "half a surrogate pair at character 0; remove"),
+        (json.dumps({**GOOD, "id": 1}).replace("A cat", "\\ud800"), "half a surrogate pair at character 0. Remove"),
     ],
 )
 def test_a_line_that_is_no_sample_does_not_hide_the_others(folder, capsys, line, words):
@@ -122,13 +122,16 @@ def test_training_lists_the_first_twenty_problems_and_counts_the_rest(folder):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "holds no samples; give another file"),
-        (b'[{"conversations": [}]', "line 1: no valid JSON .* mend the file"),
-        (b'{\n "a": 1\n}', "is one JSON object over many lines; write a list of samples"),
-        (b'{"name": 1}\n', "has the fields name where its samples should begin, and no format has those .known: conv"),
-        (b"\xe9\n", r"data.json, line 1: is no UTF-8 text \(byte 0\); convert it to UTF-8"),
-        (b'{"conversations": [}\n', r"data.json, line 1: is no valid JSON .*; mend or remove it"),
-        (b"\x89PNG\0\0", "is no text file; give a JSON list, JSON lines, or a tar shard"),
+        (b"", "holds no samples. Give another file"),
+        (b'[{"conversations": [}]', "line 1: no valid JSON .* Correct that line"),
+        (b'{\n "a": 1\n}', "is one JSON object over many lines. Write a list of samples"),
+        (
+            b'{"name": 1}\n',
+            "has the fields name where its samples should begin, and no task here reads those.",
+        ),
+        (b"\xe9\n", r"data.json, line 1: is no UTF-8 text \(byte 0\). Convert the file to UTF-8"),
+        (b'{"conversations": [}\n', r"data.json, line 1: is no valid JSON .*. Correct or remove the row"),
+        (b"\x89PNG\0\0", "is no text file. Give a JSON list, JSON lines, or a tar shard"),
     ],
 )
 def test_a_file_that_is_no_data_file_is_one_sentence(tmp_path, capsys, content, words):
@@ -142,7 +145,7 @@ def test_a_file_that_is_no_data_file_is_one_sentence(tmp_path, capsys, content, 
 def test_a_good_file_is_counted_and_drawn(folder, capsys):
     text = {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]}
     said = passes(capsys, str(lines(folder, GOOD, {**text, "id": 2})))
-    assert "format conversations: 2 samples, 2 of them right; in these 1 image, 0 videos, 1 of text alone" in said
+    assert "format conversations: 2 samples, 2 of them right, with 1 image, 0 videos, 1 of text alone" in said
     assert "words a sample: least 2" in said and "patches of 28 x 28 pixels a sample" in said and "█" in said
 
 
@@ -159,7 +162,7 @@ def test_every_pixel_is_looked_at_when_asked_for(folder, capsys):
     path = lines(folder, GOOD)
     passes(capsys, str(path))
     problems, _ = refused(capsys, str(path), "--open")
-    assert "a.png cannot be decoded" in problems[0] and "get the image again" in problems[0]
+    assert "a.png cannot be decoded" in problems[0] and "Get the image again" in problems[0]
 
 
 @pytest.mark.parametrize("name", [{"path": "a.png"}, None, ""])
@@ -172,7 +175,7 @@ def test_a_sample_s_own_budget_that_holds_no_token_is_named(folder, capsys, tiny
     path = lines(folder, GOOD, {**GOOD, "id": 2, "max_pixels": 1})
     assert run(["data", "check", str(path), "--recipe", str(tiny_recipe)]) == 1
     assert re.search(
-        r"data\.jsonl, line 2: .*the sample's max_pixels of 1 are less than one token", capsys.readouterr().out
+        r"data\.jsonl, line 2: .*the sample's max_pixels of 1 is less than one token", capsys.readouterr().out
     )
 
 
@@ -187,13 +190,13 @@ def test_a_recipe_counts_its_own_tokens_and_refuses_what_its_context_does_not_ho
     recipe, path = str(tiny_recipe), lines(folder, GOOD)
     said = passes(capsys, str(path), "--recipe", recipe)
     assert "tokens a sample, by tiny (context 384)" in said and "patches a sample, by the encoder of tiny" in said
-    assert "longer than the context: 0 of 1 sample; made smaller by the pixel budget: 1 image" in said
+    assert "longer than the context: 0 of 1 sample, made smaller by the pixel budget: 1 image" in said
     long = {**GOOD, "id": "long", "conversations": [TURNS[0], {"from": "gpt", "value": "cat zebra quux " * 300}]}
     path = lines(folder, GOOD, long)
     assert run(["data", "check", str(path), "--recipe", recipe]) == 1
     shown = capsys.readouterr()
     assert re.search(
-        r"data\.jsonl, line 2: [\d,]+ tokens are more than the context of 384; shorten the sample", shown.out
+        r"data\.jsonl, line 2: [\d,]+ tokens are more than the context of 384\. Shorten the sample", shown.out
     )
     assert "1 problem in 2 samples" in shown.err
 

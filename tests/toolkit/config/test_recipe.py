@@ -14,11 +14,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vilavt_toolkit.config.parsing import to_plain
-from vilavt_toolkit.config.recipe import CheckedRecipe, dump, find_recipe, load_recipe, parse_config, recipe_names
+from vilavt_toolkit.config.recipe import (
+    CheckedRecipe,
+    dump_recipe,
+    find_recipe,
+    load_recipe,
+    parse_config,
+    recipe_names,
+)
 from vilavt_toolkit.config.schema import Recipe
 from vilavt_toolkit.errors import BadRecipe, RecipeErrors, VilavtError
-from vilavt_toolkit.registry import REGISTRIES, isolated, modulators, stopping_policies
+from vilavt_toolkit.registry import REGISTRIES, modulators, stopping_policies
 from vilavt_toolkit.settings import part, setting
+from vilavt_toolkit.testing.isolation import isolated_registries
 
 KINDS = (
     "source", "encoder", "inquiry_encoder", "projector", "language_model", "dialogue", "task", "optimizer"
@@ -51,7 +59,7 @@ class EyeConfig:
 
 @pytest.fixture(autouse=True)
 def _toys() -> Iterator[None]:
-    with isolated():
+    with isolated_registries():
         register_toys()
         yield
 
@@ -118,7 +126,7 @@ def test_the_resolved_recipe_reads_back_to_itself_from_another_folder(base: Path
     write(tmp_path / "empty_plugin.py", "")
     checked = load_recipe(base, ["plugins=[./empty_plugin.py]"])
     (tmp_path / "elsewhere").mkdir()
-    again = load_recipe(write(tmp_path / "elsewhere" / "recipe.yaml", dump(checked)))
+    again = load_recipe(write(tmp_path / "elsewhere" / "recipe.yaml", dump_recipe(checked)))
     assert (again.recipe, again.resolved) == (checked.recipe, checked.resolved)
 
 
@@ -244,7 +252,7 @@ def test_a_key_inside_an_alternative_takes_the_place_too(base: Path) -> None:
 
 def test_a_replaced_setting_leaves_a_recipe_that_reads_back_and_can_be_overridden_again(base: Path) -> None:
     checked = load_recipe(with_encoder(base, BY_SHAPE), ["model.encoder.model=vit"])
-    resolved = write(base.parent / "resolved.yaml", dump(checked))
+    resolved = write(base.parent / "resolved.yaml", dump_recipe(checked))
     assert load_recipe(resolved).recipe == checked.recipe
     again = load_recipe(resolved, ["model.encoder.config={width: 3}"])
     assert again.recipe.model.encoder.config == EyeConfig(config={"width": 3})
@@ -269,7 +277,7 @@ def test_two_alternatives_of_one_layer_are_refused_naming_both_and_the_way_out(
 
 
 def test_one_part_is_overridden_alike_before_and_after_resolving(base: Path, tmp_path: Path) -> None:
-    resolved = write(tmp_path / "resolved.yaml", dump(load_recipe(base)))
+    resolved = write(tmp_path / "resolved.yaml", dump_recipe(load_recipe(base)))
     for path in (base, resolved):
         for key in ("model.modulator.width", "model.modulator[0].width"):
             assert load_recipe(path, [f"{key}=3"]).recipe.model.modulator[0].config.width == 3
@@ -498,11 +506,11 @@ def test_what_is_dumped_reads_back_to_the_same(
     again = reload(base.parent / "again.yaml", checked)
     assert again.resolved == checked.resolved
     assert again.recipe == checked.recipe
-    assert dump(again) == dump(checked)
+    assert dump_recipe(again) == dump_recipe(checked)
 
 
 def reload(path: Path, checked: CheckedRecipe) -> CheckedRecipe:
-    return load_recipe(write(path, dump(checked)))
+    return load_recipe(write(path, dump_recipe(checked)))
 
 
 # --- Parts inside settings -----------------------------------------------------------------------------

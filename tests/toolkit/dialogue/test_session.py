@@ -7,10 +7,11 @@ import copy
 import numpy as np
 import pytest
 
-from vilavt_toolkit.contracts import GivenTurn, Region, RegionCall, Sample, ToolCall, Turn
-from vilavt_toolkit.dialogue.session import ContextFull, Session
+from vilavt_toolkit.contracts import Region, RegionCall, Sample, ToolCall, TraceTurn, Turn
+from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.dialogue.tool_calls import CallError
-from vilavt_toolkit.dialogue.traces import session_of
+from vilavt_toolkit.dialogue.traces import build_trace_session
+from vilavt_toolkit.dialogue.writer import ContextFull
 from vilavt_toolkit.errors import InputError
 
 
@@ -20,7 +21,7 @@ def picture(seed: int = 0, side: int = 64) -> np.ndarray:
 
 def opened(model, images: int = 1, question: str = "what digit is on the red square?") -> Session:
     session = Session(model, [model.open_source(picture(seed)) for seed in range(images)])
-    session.open(question)
+    session.ask(question)
     return session
 
 
@@ -29,9 +30,9 @@ def call(*boxes: tuple[int, list], inquiry: str = "red square") -> ToolCall:
 
 
 TRACE = (
-    GivenTurn("red square 0 0, blue circle 1 1", "red square", ((0, (0.0, 0.0, 32.0, 32.0)),)),
-    GivenTurn("closer", "its digit", ((1, (16.0, 16.0, 32.0, 32.0)), (0, (0.0, 0.0, 64.0, 32.0)))),
-    GivenTurn("read 7", answer="7"),
+    TraceTurn("red square 0 0, blue circle 1 1", "red square", ((0, (0.0, 0.0, 32.0, 32.0)),)),
+    TraceTurn("closer", "its digit", ((1, (16.0, 16.0, 32.0, 32.0)), (0, (0.0, 0.0, 64.0, 32.0)))),
+    TraceTurn("read 7", answer="7"),
 )
 
 
@@ -40,7 +41,7 @@ def sample(trace=TRACE, images: int = 1, question: str = "what digit is on the r
 
 
 def test_the_loss_covers_exactly_the_models_own_words_and_its_end_of_turn(tiny_model):
-    trajectory = session_of(tiny_model, sample()).trajectory
+    trajectory = build_trace_session(tiny_model, sample()).trajectory
     language = tiny_model.language_model
     runs, run = [], []
     for token, own in zip(trajectory.ids, trajectory.produced, strict=True):
@@ -56,7 +57,7 @@ def test_the_loss_covers_exactly_the_models_own_words_and_its_end_of_turn(tiny_m
 
 
 def test_every_region_stands_where_the_placeholders_are_and_nowhere_else(tiny_model):
-    session = session_of(tiny_model, sample(images=2))
+    session = build_trace_session(tiny_model, sample(images=2))
     trajectory = session.trajectory
     places = [place for region in trajectory.regions for place in range(region.start, region.start + region.count)]
     placeholder = tiny_model.language_model.placeholder
@@ -64,11 +65,11 @@ def test_every_region_stands_where_the_placeholders_are_and_nowhere_else(tiny_mo
     assert not any(trajectory.produced[place] for place in places)
     assert len(session.views) == len(trajectory.regions) == 5
     for view, region in zip(session.views, trajectory.regions, strict=True):
-        assert region.count == tiny_model.count(view.size) and region.size == view.size
+        assert region.count == tiny_model.feature_count(view.size) and region.size == view.size
 
 
 def test_regions_of_one_call_share_its_inquiry_and_overviews_have_none(tiny_model):
-    trajectory = session_of(tiny_model, sample()).trajectory
+    trajectory = build_trace_session(tiny_model, sample()).trajectory
     assert [region.group for region in trajectory.regions] == [0, 1, 2, 2]
     assert [group.text for group in trajectory.groups] == ["", "red square", "its digit"]
     assert trajectory.groups[0].ids == ()
@@ -77,14 +78,14 @@ def test_regions_of_one_call_share_its_inquiry_and_overviews_have_none(tiny_mode
 
 def test_a_zoom_into_a_zoom_lands_in_the_originals_pixels(tiny_model):
     session = opened(tiny_model)
-    session.give(Turn("a", call=call((0, [2, 2, 4, 4]))))
+    session.add_given_turn(Turn("a", call=call((0, [2, 2, 4, 4]))))
     session.carry_out(call((0, [2, 2, 4, 4])))
     session.carry_out(call((1, [0, 2, 2, 4])))
     assert [region.box for region in session.trajectory.regions] == [None, (32, 32, 64, 64), (32, 48, 48, 64)]
     direct = session.sources[0].crop((32, 48, 48, 64)).data
     assert np.array_equal(direct, picture()[48:64, 32:48])
     assert (
-        session.views[2].data == tiny_model.encoder.encoder.prepare(session.sources[0].crop((32, 48, 48, 64))).data
+        session.views[2].data == tiny_model.vision.backbone.prepare(session.sources[0].crop((32, 48, 48, 64))).data
     ).all()
 
 
@@ -92,10 +93,10 @@ def test_a_zoom_knows_the_scale_of_the_view_it_was_named_in_and_its_share_of_the
     session = opened(tiny_model)
     session.carry_out(call((0, [2, 2, 4, 4])))
     session.carry_out(call((1, [0, 2, 2, 4])))
-    regions, encoder = session.trajectory.regions, tiny_model.encoder.encoder
+    regions, encoder = session.trajectory.regions, tiny_model.vision.backbone
     first, second = (encoder.extent(view)[0] for view in session.views[:2])
-    assert [region.scale for region in regions] == [0.0, first / 64, second / 32]
-    assert Region(session.sources[0], regions[2].box).crop().share == (0.25, 0.25)
+    assert [region.shown.parent_scale for region in regions] == [0.0, first / 64, second / 32]
+    assert Region(session.sources[0], regions[2].box).crop().shown.share == (0.25, 0.25)
 
 
 def test_a_zoom_knows_which_of_several_images_it_is_in(tiny_model):
@@ -105,12 +106,12 @@ def test_a_zoom_knows_which_of_several_images_it_is_in(tiny_model):
 
 
 def test_a_dialogue_in_training_has_the_ids_of_the_same_dialogue_in_the_chat(tiny_model):
-    trained = session_of(tiny_model, sample()).trajectory
+    trained = build_trace_session(tiny_model, sample()).trajectory
     chat = opened(tiny_model)
     encode, end = tiny_model.language_model.tokenizer.encode, tiny_model.language_model.end_of_turn
     for turn in trained.turns:
         ids = [*encode(tiny_model.dialogue.write(turn)), end]
-        assert chat.sampled(ids, [-1.0] * len(ids)) == turn
+        assert chat.add_sampled_turn(ids, [-1.0] * len(ids)) == turn
         if turn.call is not None:
             chat.carry_out(turn.call)
     assert chat.trajectory.ids == trained.ids and chat.trajectory.produced == trained.produced
@@ -120,7 +121,7 @@ def test_a_dialogue_in_training_has_the_ids_of_the_same_dialogue_in_the_chat(tin
 def test_an_end_of_turn_that_was_not_sampled_is_appended_and_not_trained_on(tiny_model):
     session = opened(tiny_model)
     ids = tiny_model.language_model.tokenizer.encode("<think>a</think><answer>7</answer>")
-    session.sampled(ids, [-1.0] * len(ids))
+    session.add_sampled_turn(ids, [-1.0] * len(ids))
     assert session.trajectory.ids[-1] == tiny_model.language_model.end_of_turn
     assert session.trajectory.produced[-2:] == [True, False]
     assert session.trajectory.logprobs[-2:] == [-1.0, 0.0]
@@ -128,7 +129,7 @@ def test_an_end_of_turn_that_was_not_sampled_is_appended_and_not_trained_on(tiny
 
 def test_a_question_without_the_tool_asks_for_the_answer_at_once(tiny_model):
     decode = tiny_model.language_model.tokenizer.decode
-    free, forced = (session_of(tiny_model, sample(TRACE[2:], tool=tool)).trajectory for tool in (True, False))
+    free, forced = (build_trace_session(tiny_model, sample(TRACE[2:], tool=tool)).trajectory for tool in (True, False))
     assert "Answer now." in decode(forced.ids) and "Answer now." not in decode(free.ids)
 
 
@@ -167,14 +168,14 @@ def test_a_bad_call_says_why_in_a_sentence_and_adds_nothing(tiny_model, bad, tol
 
 def test_what_does_not_fit_the_context_adds_nothing(tiny_model):
     session = opened(tiny_model)
-    session.give(Turn("look", call=call((0, [0, 0, 2, 2]))))
-    before, room = state(session), session.room
+    session.add_given_turn(Turn("look", call=call((0, [0, 0, 2, 2]))))
+    before, room = state(session), session.tokens_left
     for add in (
         lambda: session.carry_out(call(*[(0, [0, 0, 2, 2])] * 40)),
         lambda: session.carry_out(call((0, [0, 0, 2, 2])), reserve=room),
-        lambda: session.feed_back("no", reserve=room),
-        lambda: session.feed_back("what? " * 500),
-        lambda: session.give(Turn("long " * 500, answer="7")),
+        lambda: session.add_feedback("no", reserve=room),
+        lambda: session.add_feedback("what? " * 500),
+        lambda: session.add_given_turn(Turn("long " * 500, answer="7")),
     ):
         with pytest.raises(ContextFull, match="remain"):
             add()
@@ -184,35 +185,35 @@ def test_what_does_not_fit_the_context_adds_nothing(tiny_model):
 def test_an_over_long_question_is_one_sentence_that_says_what_to_do(tiny_model):
     session = Session(tiny_model, [tiny_model.open_source(picture())])
     with pytest.raises(InputError, match=r"question does not fit: \d+ tokens .* Shorten it") as error:
-        session.open("why? " * 2000)
+        session.ask("why? " * 2000)
     assert "\n" not in str(error.value)
     assert session.trajectory.ids == [] and session.views == []
 
 
 def test_a_question_that_is_no_text_is_one_sentence(tiny_model):
     with pytest.raises(InputError, match="no valid text"):
-        Session(tiny_model, []).open("what \udcff?")
+        Session(tiny_model, []).ask("what \udcff?")
 
 
 BAD_TRACES = {
     "nothing": ((), "no trace"),
-    "neither boxes nor an answer": ((GivenTurn("a"),), "turn 0"),
-    "boxes and an answer": ((GivenTurn("a", "b", ((0, (0, 0, 1, 1)),), "7"),), "turn 0"),
-    "an empty answer": ((TRACE[0], GivenTurn("a", answer=" ")), "turn 1 of the trace: The answer is empty"),
-    "a tag in a thought": ((GivenTurn("a</think>b", answer="7"),), "turn 0"),
-    "the placeholder": ((GivenTurn("<|feature|>", answer="7"),), "placeholder"),
-    "too many regions": ((GivenTurn("a", "b", ((0, (0, 0, 32, 32)),) * 17),), "1 to 16"),
-    "a box outside the image": ((GivenTurn("a", "b", ((0, (900, 900, 999, 999)),)),), "turn 0"),
-    "a region that is not there": ((GivenTurn("a", "b", ((3, (0, 0, 32, 32)),)),), "region 3 does not exist"),
-    "a region counted from the end": ((GivenTurn("a", "b", ((-1, (0, 0, 32, 32)),)),), "region -1 does not exist"),
-    "too long": ((GivenTurn("word " * 500, answer="7"),), "tokens are needed"),
+    "neither boxes nor an answer": ((TraceTurn("a"),), "turn 0"),
+    "boxes and an answer": ((TraceTurn("a", "b", ((0, (0, 0, 1, 1)),), "7"),), "turn 0"),
+    "an empty answer": ((TRACE[0], TraceTurn("a", answer=" ")), "turn 1 of the trace: The answer is empty"),
+    "a tag in a thought": ((TraceTurn("a</think>b", answer="7"),), "turn 0"),
+    "the placeholder": ((TraceTurn("<|feature|>", answer="7"),), "placeholder"),
+    "too many regions": ((TraceTurn("a", "b", ((0, (0, 0, 32, 32)),) * 17),), "1 to 16"),
+    "a box outside the image": ((TraceTurn("a", "b", ((0, (900, 900, 999, 999)),)),), "turn 0"),
+    "a region that is not there": ((TraceTurn("a", "b", ((3, (0, 0, 32, 32)),)),), "region 3 does not exist"),
+    "a region counted from the end": ((TraceTurn("a", "b", ((-1, (0, 0, 32, 32)),)),), "region -1 does not exist"),
+    "too long": ((TraceTurn("word " * 500, answer="7"),), "tokens are needed"),
 }
 
 
 @pytest.mark.parametrize(("trace", "told"), BAD_TRACES.values(), ids=BAD_TRACES.keys())
 def test_a_trace_that_cannot_be_learned_names_the_sample_and_the_turn(tiny_model, trace, told):
     with pytest.raises(InputError, match=r"^sample s: ") as error:
-        session_of(tiny_model, sample(trace))
+        build_trace_session(tiny_model, sample(trace))
     assert told in str(error.value)
 
 
@@ -220,28 +221,28 @@ def test_an_answer_that_is_demanded_and_not_is_the_same_dialogue_again(tiny_mode
     session = opened(tiny_model)
     for _ in range(2):
         before = session.trajectory.to_json()
-        start = session.conclude()
+        start = session.add_demand()
         assert tiny_model.dialogue.demand() in tiny_model.language_model.tokenizer.decode(
             session.trajectory.ids[start:]
         )
-        assert session.trajectory.ids[:start] == before["ids"][:start] and session.settled == start
-        assert session.reopen() == start
+        assert session.trajectory.ids[:start] == before["ids"][:start] and session.fixed_length == start
+        assert session.remove_demand() == start
         assert session.trajectory.to_json() == before
-        session.give(Turn("look", call=call((0, [0, 0, 2, 2]))))
+        session.add_given_turn(Turn("look", call=call((0, [0, 0, 2, 2]))))
         session.carry_out(session.trajectory.turns[-1].call)
 
 
 def test_what_came_behind_a_mark_is_taken_back_whole(tiny_model):
     session = opened(tiny_model)
-    session.give(Turn("look", call=call((0, [0, 0, 2, 2]))))
+    session.add_given_turn(Turn("look", call=call((0, [0, 0, 2, 2]))))
     session.carry_out(session.trajectory.turns[-1].call)
-    before, mark, views, calls = session.trajectory.to_json(), session.mark(), list(session.views), session.calls
-    session.conclude()
-    session.add(tiny_model.open_source(picture(1)))
-    session.open("and what is there?", tool=False)
-    session.give(Turn("seen", answer="7"))
-    session.feed_back("say more")
+    before, mark, views, calls = session.trajectory.to_json(), session.save_mark(), list(session.views), session.calls
+    session.add_demand()
+    session.add_sources(tiny_model.open_source(picture(1)))
+    session.ask("and what is there?", tool=False)
+    session.add_given_turn(Turn("seen", answer="7"))
+    session.add_feedback("say more")
     session.trajectory.why = "stopped"
-    session.rollback(mark)
+    session.roll_back(mark)
     assert session.trajectory.to_json() == before
-    assert (session.views, session.calls, session.tool, session.announced) == (views, calls, True, 1)
+    assert (session.views, session.calls, session.can_call_tool, session.sources_shown) == (views, calls, True, 1)

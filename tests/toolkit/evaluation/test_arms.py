@@ -20,7 +20,7 @@ from vilavt_toolkit.config.schema import EvalSection
 from vilavt_toolkit.contracts import Trajectory
 from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.evaluation import arms as runner
-from vilavt_toolkit.evaluation.arms import ARMS, Item, evaluate, permuted_inquiries
+from vilavt_toolkit.evaluation.arms import ARMS, EvaluatedItem, evaluate_arms, permute_inquiries
 from vilavt_toolkit.evaluation.run import evaluate_run
 from vilavt_toolkit.testing.scripted import Scripted
 
@@ -29,7 +29,7 @@ SMALL = EvalSection(items=7, batch_size=3, max_new_tokens=40)
 
 @given(st.lists(st.lists(st.integers(0, 3), max_size=2).map(tuple), max_size=12), st.integers(0, 5))
 def test_inquiries_are_permuted_and_another_one_is_heard_wherever_there_is_one(own, seed):
-    found = permuted_inquiries(own, seed)
+    found = permute_inquiries(own, seed)
     asked = [number for number, ids in enumerate(own) if ids]
     assert list(found) == asked, "who asked nothing hears nothing"
     counts = Counter(own[number] for number in asked)
@@ -37,7 +37,7 @@ def test_inquiries_are_permuted_and_another_one_is_heard_wherever_there_is_one(o
     # One inquiry that more than half ask must come back to some of them, and to no more than that.
     unavoidable = max(0, 2 * max(counts.values(), default=0) - len(asked))
     assert sum(found[number] == own[number] for number in asked) == unavoidable
-    assert permuted_inquiries(own, seed) == found
+    assert permute_inquiries(own, seed) == found
 
 
 class Heard:
@@ -54,18 +54,18 @@ class Heard:
             self.told.append(tuple(tuple(inquiries[group]) for group in groups))
             return encode(this, views, groups, inquiries)
 
-        def script(seat) -> list[int]:
-            zoom = turns[0] % words[seat.number % 3] if seat.session.sources else ""
+        def script(request) -> list[int]:
+            zoom = turns[0] % words[request.number % 3] if request.session.sources else ""
             return model.language_model.tokenizer.encode(zoom + turns[1])
 
         class Zooming(Scripted):
             def __init__(self, model, decoding, rewrite):
                 super().__init__(model, decoding, lambda number: [], rewrite)
 
-            def _draw(self, seats, logits):
-                for seat in seats:
-                    self._left.setdefault(seat, script(seat))
-                return super()._draw(seats, logits)
+            def _sample(self, requests, logits):
+                for request in requests:
+                    self._left.setdefault(request, script(request))
+                return super()._sample(requests, logits)
 
         monkeypatch.setattr(type(model), "encode", noting)
         monkeypatch.setattr(runner, "Loop", Zooming)
@@ -76,7 +76,7 @@ def arm(model, task, name, monkeypatch, section=SMALL, watch=None):
 
     heard = Heard(model, monkeypatch)
     arms = ["modulated", name] if name == "shuffled" else [name]
-    results = evaluate(model, task, dataclasses.replace(section, arms=arms), seed=3, watch=watch)
+    results = evaluate_arms(model, task, dataclasses.replace(section, arms=arms), seed=3, on_item=watch)
     return results, heard.told
 
 
@@ -97,7 +97,7 @@ def test_the_blind_arm_sees_nothing_and_may_not_look(tiny_model, tiny_task, monk
 def test_the_single_pass_arm_sees_the_image_once_and_is_asked_at_once(tiny_model, tiny_task):
     import dataclasses
 
-    results = evaluate(tiny_model, tiny_task, dataclasses.replace(SMALL, arms=["single_pass"]), seed=3)
+    results = evaluate_arms(tiny_model, tiny_task, dataclasses.replace(SMALL, arms=["single_pass"]), seed=3)
     decode = tiny_model.language_model.tokenizer.decode
     for item in results["single_pass"]:
         trajectory = item.trajectory
@@ -160,15 +160,15 @@ def test_no_picture_is_kept_once_an_item_is_scored(tiny_model, tiny_task, monkey
 
 def test_an_unknown_split_is_refused(tiny_model, tiny_task):
     with pytest.raises(UsageError, match="no split 'tst'"):
-        evaluate(tiny_model, tiny_task, EvalSection(split="tst"), seed=0)
+        evaluate_arms(tiny_model, tiny_task, EvalSection(split="tst"), seed=0)
 
 
 def test_the_batch_size_changes_no_answer(tiny_model, tiny_task):
     import dataclasses
 
     section = dataclasses.replace(SMALL, arms=["modulated", "blind"], max_new_tokens=12)
-    one = evaluate(tiny_model, tiny_task, dataclasses.replace(section, batch_size=1), seed=0)
-    many = evaluate(tiny_model, tiny_task, dataclasses.replace(section, batch_size=7), seed=0)
+    one = evaluate_arms(tiny_model, tiny_task, dataclasses.replace(section, batch_size=1), seed=0)
+    many = evaluate_arms(tiny_model, tiny_task, dataclasses.replace(section, batch_size=7), seed=0)
     for name in section.arms:
         assert [i.trajectory.ids for i in one[name]] == [i.trajectory.ids for i in many[name]]
 
@@ -201,7 +201,7 @@ def test_evaluating_a_run_writes_every_item_of_every_arm_and_prints_the_table(ti
 def test_what_was_trained_cannot_be_changed_by_an_evaluation(tiny_run, tmp_path):
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     with pytest.raises(UsageError, match=r"cannot change after training"):
-        evaluate_run(run, ["model.projector.hidden=3"], Console(quiet=True))
+        evaluate_run(run, ["model.projector.hidden_dim=3"], Console(quiet=True))
     with pytest.raises(UsageError, match=r"eval\.itms"):
         evaluate_run(run, ["eval.itms=3"], Console(quiet=True))
     assert not (run / "eval").exists()
@@ -209,5 +209,5 @@ def test_what_was_trained_cannot_be_changed_by_an_evaluation(tiny_run, tmp_path)
 
 def test_an_item_without_an_answer_scores_nothing(tiny_model, tiny_task):
     sample = tiny_task.sample("test", 0)
-    item = Item("blind", sample, Trajectory(), 0, tiny_task.score(sample, None))
+    item = EvaluatedItem("blind", sample, Trajectory(), 0, tiny_task.score(sample, None))
     assert item.to_json()["predicted"] is None and item.score == 0.0

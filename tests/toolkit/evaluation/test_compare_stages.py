@@ -32,11 +32,11 @@ def evaluated(folder, scores, calls, arms=("single_pass", "modulated"), first=0)
 def test_a_stage_shows_its_accuracy_and_the_zooms_it_spent_for_nothing(tmp_path, capsys):
     before = evaluated(tmp_path / "sft", [1, 1, 0, 1] * 5, [1, 1, 1, 0] * 5)
     after = evaluated(tmp_path / "rl", [1, 1, 1, 1] * 5, [1, 0, 1, 0] * 5)
-    single, first, second = stages.read([before, after])
+    single, first, second = stages.read_stage_items([before, after])
     assert (single.arm, first.arm, second.arm) == ("single_pass", "modulated", "modulated")
-    assert (first.accuracy(True).mean, first.accuracy(False).mean) == (0.5, 1.0)
-    assert (first.needless().mean, second.needless().mean) == (0.5, 0.0)
-    (line,) = stages.lines([single, first, second])
+    assert (first.estimate_accuracy(True).mean, first.estimate_accuracy(False).mean) == (0.5, 1.0)
+    assert (first.estimate_needless_zooms().mean, second.estimate_needless_zooms().mean) == (0.5, 0.0)
+    (line,) = stages.format_stage_differences([single, first, second])
     assert line.startswith(f"{after} - {before}, all items: +25.0 points [")
     assert run(["compare", "--stages", str(before), str(after)]) == 0
     assert "needless zooms" in " ".join(capsys.readouterr().out.split())
@@ -45,7 +45,7 @@ def test_a_stage_shows_its_accuracy_and_the_zooms_it_spent_for_nothing(tmp_path,
 def test_runs_that_were_asked_other_items_are_refused(tmp_path):
     runs = [evaluated(tmp_path / str(first), [1, 0], [0, 0], first=first) for first in (0, 5)]
     with pytest.raises(UsageError, match="asked different items"):
-        stages.read(runs)
+        stages.read_stage_items(runs)
 
 
 @pytest.mark.parametrize(("arms", "words"), [((), "vilavt eval"), (("modulated",), "the arm 'single_pass'")])
@@ -54,4 +54,4 @@ def test_a_run_without_the_evaluation_says_what_to_do(tmp_path, arms, words):
     if arms:
         evaluated(folder, [1], [0], arms)
     with pytest.raises(RunError, match=words):
-        stages.read([folder])
+        stages.read_stage_items([folder])

@@ -13,7 +13,7 @@ from vilavt_toolkit.checkpoints.loading import load
 from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.errors import RecipeErrors, RunError, UsageError
 from vilavt_toolkit.evaluation.run import evaluate_recipe, evaluate_run
-from vilavt_toolkit.training.supervised.run import train
+from vilavt_toolkit.training.supervised.run import run_supervised
 
 QUIET = Console(quiet=True)
 FEW = ["eval.items=3", "eval.arms=[modulated]"]
@@ -52,17 +52,17 @@ def test_what_is_wrong_with_other_policies_is_said_as_of_a_recipe(run):
 
 
 def test_a_head_that_was_not_trained_stops_nothing(run, tiny_recipe, tmp_path):
-    with pytest.raises(RunError, match=rf"holds no weights stopping\.1\.head.* train\.start={run}"):
+    with pytest.raises(RunError, match=rf"holds no weights stopping\.1\.head.* train\.init_from={run}"):
         evaluate_run(run, [LEARNED], QUIET)
-    recipe = load_recipe(tiny_recipe, [f"run={tmp_path / 'new'}", f"train.start={run}", LEARNED])
-    with pytest.raises(UsageError, match="has to learn first: vilavt train"):
+    recipe = load_recipe(tiny_recipe, [f"run={tmp_path / 'new'}", f"train.init_from={run}", LEARNED])
+    with pytest.raises(UsageError, match="must learn first: vilavt train"):
         evaluate_recipe(recipe, QUIET)
     assert not (tmp_path / "new").exists() and not (run / "eval").exists()
 
 
 def test_a_trained_heads_threshold_may_be_changed(tiny_recipe, run, tmp_path):
-    settings = [f"run={tmp_path / 'head'}", f"train.start={run}", LEARNED, "train.steps=1"]
-    head = train(load_recipe(tiny_recipe, settings))
+    settings = [f"run={tmp_path / 'head'}", f"train.init_from={run}", LEARNED, "train.steps=1"]
+    head = run_supervised(load_recipe(tiny_recipe, settings))
     evaluate_run(head, FEW, QUIET)
     assert all(reason.startswith("learned to halt here") for reason in reasons(head))
     evaluate_run(head, [*FEW, "model.stopping[1].threshold=1"], QUIET)
@@ -70,7 +70,7 @@ def test_a_trained_heads_threshold_may_be_changed(tiny_recipe, run, tmp_path):
 
 
 def test_a_recipe_is_evaluated_untrained_as_what_it_begins_with(run, tiny_recipe, tmp_path, caplog):
-    settings = [f"run={tmp_path / 'new'}", f"train.start={run}", BUDGET, *FEW]
+    settings = [f"run={tmp_path / 'new'}", f"train.init_from={run}", BUDGET, *FEW]
     summary = evaluate_recipe(load_recipe(tiny_recipe, settings), QUIET)
     assert all("budget of 1 tokens" in reason for reason in reasons(tmp_path / "new"))
     assert Path(summary["checkpoint"]).is_relative_to(run) and summary["step"] == 4
@@ -79,6 +79,6 @@ def test_a_recipe_is_evaluated_untrained_as_what_it_begins_with(run, tiny_recipe
     with pytest.raises(UsageError, match="names nothing to evaluate"):
         evaluate_recipe(load_recipe(tiny_recipe), QUIET)
     shutil.rmtree(tmp_path / "new")
-    train(load_recipe(tiny_recipe, settings))
+    run_supervised(load_recipe(tiny_recipe, settings))
     with pytest.raises(UsageError, match="has been trained; evaluate its run"):
         evaluate_recipe(load_recipe(tiny_recipe, settings), QUIET)

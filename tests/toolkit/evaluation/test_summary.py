@@ -7,17 +7,17 @@ import io
 from rich.console import Console
 
 from vilavt_toolkit.contracts import Sample, Trajectory, Turn
-from vilavt_toolkit.evaluation.arms import Item
-from vilavt_toolkit.evaluation.summary import lines, summarise, table
+from vilavt_toolkit.evaluation.arms import EvaluatedItem
+from vilavt_toolkit.evaluation.summary import build_summary_table, format_differences, summarise_results
 
 
-def item(model, arm: str, number: int, score: float, **tags: object) -> Item:
+def item(model, arm: str, number: int, score: float, **tags: object) -> EvaluatedItem:
     trajectory = Trajectory()
     trajectory.turns.append(Turn("a", answer="7" if score else None))
-    return Item(arm, Sample(str(number), "what?", "7", (), tags=tags), trajectory, 0, score)
+    return EvaluatedItem(arm, Sample(str(number), "what?", "7", (), tags=tags), trajectory, 0, score)
 
 
-def results(model) -> dict[str, list[Item]]:
+def results(model) -> dict[str, list[EvaluatedItem]]:
     kinds = [{"needs_zoom": n % 2 == 0, "several": n % 4 == 0, "group": n // 2} for n in range(40)]
     right = {"single_pass": lambda n: n % 2, "modulated": lambda n: n % 10 != 0, "shuffled": lambda n: n % 4 != 0}
     return {
@@ -26,7 +26,7 @@ def results(model) -> dict[str, list[Item]]:
 
 
 def test_arms_are_scored_on_what_needs_a_zoom_and_on_what_does_not(tiny_model, tiny_task):
-    arms = summarise(results(tiny_model), tiny_task)["arms"]
+    arms = summarise_results(results(tiny_model), tiny_task)["arms"]
     single = arms["single_pass"]["accuracy"]
     assert (single["needs a zoom"]["mean"], single["needs none"]["mean"], single["all"]["mean"]) == (0, 1, 0.5)
     assert single["all"]["items"] == 40 and single["all"]["clusters"] == 20, "questions of one group go together"
@@ -37,7 +37,8 @@ def test_arms_are_scored_on_what_needs_a_zoom_and_on_what_does_not(tiny_model, t
 
 def test_differences_are_paired_and_left_out_where_an_arm_is_missing(tiny_model, tiny_task):
     found = {
-        (d["first"], d["second"], d["subset"]): d for d in summarise(results(tiny_model), tiny_task)["differences"]
+        (d["first"], d["second"], d["subset"]): d
+        for d in summarise_results(results(tiny_model), tiny_task)["differences"]
     }
     zoom = found["modulated", "single_pass", "needs a zoom"]
     assert zoom["mean"] == 0.8 and 0 < zoom["low"] <= 0.8 <= zoom["high"] <= 1
@@ -46,19 +47,23 @@ def test_differences_are_paired_and_left_out_where_an_arm_is_missing(tiny_model,
 
 
 def test_the_table_and_the_sentences_show_what_was_found(tiny_model, tiny_task):
-    summary = summarise(results(tiny_model), tiny_task)
+    summary = summarise_results(results(tiny_model), tiny_task)
     shown = io.StringIO()
-    Console(file=shown, width=200).print(table(summary))
+    Console(file=shown, width=200).print(build_summary_table(summary))
     text = shown.getvalue()
     assert "n=20" in text and "n=10" in text and "single_pass" in text and "80.0 [" in text
-    assert lines(summary)[0].startswith("modulated - single_pass, needs a zoom: +80.0 points [+")
+    assert format_differences(summary)[0].startswith("modulated - single_pass, needs a zoom: +80.0 points [+")
 
 
 def test_a_kind_of_question_that_does_not_occur_is_left_out(tiny_model, tiny_task):
     items = {"blind": [item(tiny_model, "blind", n, 1.0) for n in range(3)]}
-    summary = summarise(items, tiny_task)
+    summary = summarise_results(items, tiny_task)
     assert list(summary["arms"]["blind"]["accuracy"]) == ["all"] and summary["differences"] == []
-    assert [str(column.header).split("\n")[0] for column in table(summary).columns] == ["arm", "all", "tool calls"]
+    assert [str(column.header).split("\n")[0] for column in build_summary_table(summary).columns] == [
+        "arm",
+        "all",
+        "tool calls",
+    ]
 
 
 class Grouped:
@@ -72,11 +77,11 @@ class Grouped:
 
 
 def test_metrics_over_groups_stand_beside_the_accuracy_with_their_own_intervals(tiny_model):
-    summary = summarise(results(tiny_model), Grouped())
+    summary = summarise_results(results(tiny_model), Grouped())
     modulated = summary["arms"]["modulated"]["metrics"]
     assert list(modulated) == ["consistency"]
     assert modulated["consistency"]["mean"] == 16 / 20 and modulated["consistency"]["items"] == 20
     assert summary["arms"]["single_pass"]["metrics"]["consistency"]["mean"] == 0
     shown = io.StringIO()
-    Console(file=shown, width=200).print(table(summary))
+    Console(file=shown, width=200).print(build_summary_table(summary))
     assert "consistency" in shown.getvalue() and "80.0 [" in shown.getvalue() and "cycles" not in shown.getvalue()

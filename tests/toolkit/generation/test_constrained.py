@@ -21,7 +21,7 @@ from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.generation import constrained as grammar
 from vilavt_toolkit.generation.constrained import turn_constraint
 from vilavt_toolkit.generation.loop import Loop
-from vilavt_toolkit.generation.sampling import Decoding, Draw, Endings, draw
+from vilavt_toolkit.generation.sampling import Decoding, RowSampling, StopCriteria, sample_tokens
 
 LONG = "model.language_model.config.max_position_embeddings=60000"
 
@@ -37,7 +37,7 @@ def spots() -> np.ndarray:
 
 
 IMAGES = (noise(64, 48, 3), noise(7, 1000, 3), noise(1500, 9, 3), noise(1, 3, 3))
-FINE = "model.dialogue.steps=1000"
+FINE = "model.dialogue.box_units=1000"
 KINDS = {
     "images in a thousand steps": ("tiny", (FINE,), IMAGES),
     "images in four steps": ("tiny", (), IMAGES),
@@ -62,7 +62,7 @@ def opened(_tiny_folder, clouds):
         recipe, changes, originals = KINDS[kind]
         built = model(recipe, *changes, *more)
         session = Session(built, [built.open_source(original) for original in originals])
-        session.open("what?")
+        session.ask("what?")
         return session
 
     return make
@@ -76,14 +76,18 @@ class Babbler:
         size, tokenizer = model.language_model.vocab_size, model.language_model.tokenizer
         texts = [tokenizer.decode([token]) for token in range(size)]
         self.likely = torch.tensor([7.0 * any(c in '<>"}]/,' or c.isdigit() for c in text) for text in texts])
-        self.complete = Endings(tokenizer, model.dialogue.stop_strings, model.language_model.end_of_turn).complete
+        self.is_complete = StopCriteria(
+            tokenizer, model.dialogue.stop_strings, model.language_model.end_of_turn
+        ).is_complete
 
     def turn(self, session: Session, answer_only: bool = False, most: int = 4000) -> list[int]:
         constraint, ids = turn_constraint(self.model, session, answer_only), list[int]()
-        while len(ids) < most and not self.complete(ids):
+        while len(ids) < most and not self.is_complete(ids):
             logits = 3 * torch.randn(1, len(self.likely), generator=self.random) + self.likely
-            (token,), _ = draw(logits, [Draw(self.random, ids, constraint)], Decoding(temperature=1.0, top_p=0.95))
-            constraint.accept(token)
+            (token,), _ = sample_tokens(
+                logits, [RowSampling(self.random, ids, constraint)], Decoding(temperature=1.0, top_p=0.95)
+            )
+            constraint.accept_token(token)
             ids.append(token)
         return ids
 
@@ -93,10 +97,12 @@ def allowed(session: Session, text: str) -> bool:
     language_model = session.model.language_model
     constraint = turn_constraint(session.model, session, answer_only=False)
     for token in language_model.tokenizer.encode(text):
-        if not constraint.mask(language_model.vocab_size)[token]:
+        if not constraint.allowed_tokens(language_model.vocab_size)[token]:
             return False
-        constraint.accept(token)
-    return constraint.mask(language_model.vocab_size).nonzero().flatten().tolist() == [language_model.end_of_turn]
+        constraint.accept_token(token)
+    return constraint.allowed_tokens(language_model.vocab_size).nonzero().flatten().tolist() == [
+        language_model.end_of_turn
+    ]
 
 
 # --- What can be written -------------------------------------------------------------------------------------------
@@ -110,7 +116,7 @@ def test_every_turn_reads_without_a_problem_and_every_call_is_carried_out(opened
         babbler = Babbler(session.model, seed)
         for _ in range(4):  # zooms into zooms
             ids = babbler.turn(session)
-            turn = session.sampled(ids, [0.0] * len(ids))
+            turn = session.add_sampled_turn(ids, [0.0] * len(ids))
             assert turn.problem == ""
             if turn.call is None:
                 assert turn.answer
@@ -126,7 +132,7 @@ def test_a_call_names_no_more_regions_than_the_dialogue_reads(opened):
     for seed in range(30):
         session = opened("images in four steps", "model.dialogue.max_regions=2")
         ids = Babbler(session.model, seed).turn(session)
-        turn = session.sampled(ids, [0.0] * len(ids))
+        turn = session.add_sampled_turn(ids, [0.0] * len(ids))
         assert turn.problem == ""
         counts.add(len(turn.call.regions) if turn.call else 0)
     assert counts == {0, 1, 2}
@@ -140,9 +146,9 @@ def test_where_a_call_would_not_be_carried_out_only_an_answer_can_be_written(ope
         if how == "without an image":
             session = Session(session.model, [])
         if how != "demanded":
-            session.open("what?", tool=how != "without the tool")
+            session.ask("what?", tool=how != "without the tool")
         ids = Babbler(session.model, seed).turn(session, answer_only=how == "demanded")
-        turn = session.sampled(ids, [0.0] * len(ids))
+        turn = session.add_sampled_turn(ids, [0.0] * len(ids))
         assert turn.answer and not turn.problem and turn.call is None
 
 
@@ -194,7 +200,7 @@ def parent(session: Session, index: int) -> tuple[Source, Box, tuple[int, ...]]:
     region = session.trajectory.regions[index]
     source = session.sources[region.source]
     within = source.overviews()[region.overview]
-    units = session.model.dialogue.units(session.model.encoder.encoder.extent(session.views[index]))
+    units = session.model.dialogue.box_units(session.model.vision.backbone.extent(session.views[index]))
     return source, within, (units,) * (len(within) // 2) if isinstance(units, int) else units
 
 
@@ -202,7 +208,7 @@ def can_be_carried_out(session: Session, turn: Turn) -> bool:
     """Whether a turn can be, which an answer always can."""
     try:
         if turn.call is not None:
-            session.plan(turn.call)
+            session.prepare_call(turn.call)
     except CallError:
         return False
     return True
@@ -242,8 +248,8 @@ def test_marks_and_placeholders_can_never_be_written(opened):
     language_model = session.model.language_model
     constraint = turn_constraint(session.model, session, answer_only=False)
     for token in language_model.tokenizer.encode("<think>"):
-        constraint.accept(token)
-    mask = constraint.mask(language_model.vocab_size + 8)
+        constraint.accept_token(token)
+    mask = constraint.allowed_tokens(language_model.vocab_size + 8)
     marks = [token for text in ("<|user|>", "<|pad|>", "<|end|>") for token in language_model.tokenizer.encode(text)]
     assert mask.sum() > 100 and not mask[[*marks, language_model.placeholder]].any()
     assert not mask[language_model.vocab_size :].any(), "logits beyond the vocabulary are padding"
@@ -254,13 +260,13 @@ def test_a_token_that_the_mask_rules_out_is_refused(opened):
     encode = session.model.language_model.tokenizer.encode
     constraint = turn_constraint(session.model, session, answer_only=False)
     with pytest.raises(ValueError, match="does not go on"):
-        constraint.accept(encode("no")[0])
+        constraint.accept_token(encode("no")[0])
     constraint = turn_constraint(session.model, session, answer_only=True)
     for token in encode("<think>a</think><answer>7</answer>"):
-        constraint.accept(token)
-    constraint.accept(session.model.language_model.end_of_turn)
+        constraint.accept_token(token)
+    constraint.accept_token(session.model.language_model.end_of_turn)
     with pytest.raises(ValueError, match="complete"):
-        constraint.accept(encode("no")[0])
+        constraint.accept_token(encode("no")[0])
 
 
 def test_without_the_library_the_extra_is_named(opened, monkeypatch):
@@ -308,7 +314,7 @@ def test_in_the_loop_every_turn_that_is_not_cut_short_is_carried_out(opened):
 def test_a_tokenizer_is_compiled_once_and_forgotten_with_its_model(tiny_recipe):
     model = vt.build(tiny_recipe)
     session = Session(model, [model.open_source(noise(16, 16, 3))])
-    session.open("what?")
+    session.ask("what?")
     turn_constraint(model, session, answer_only=False)
     tokenizer = weakref.ref(model.language_model.tokenizer)
     compiled = grammar._compiled[tokenizer()]

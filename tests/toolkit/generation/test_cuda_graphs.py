@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vilavt_toolkit.generation.cuda_graphs import StaticStep
-from vilavt_toolkit.generation.kv_cache import KeyValues
+from vilavt_toolkit.generation.kv_cache import KVCache
 
 
 @pytest.fixture(params=["tiny_model", "mrope_model"])
@@ -23,11 +23,11 @@ def device(request):
 
 def read(language_model, cache, rows, new):
     """Logits behind new ids [B, L] of rows, through a forward of their own."""
-    free = torch.tensor([cache.free[row] for row in rows])
+    free = torch.tensor([cache.next_positions[row] for row in rows])
     positions = (free[:, None] + torch.arange(new.shape[1])).expand(language_model.axes, -1, -1).to(new.device)
     counts = [new.shape[1]] * len(rows)
     embedded = language_model.embed(new)
-    extension = cache.extension(rows, counts, embedded.dtype)
+    extension = cache.prepare_update(rows, counts, embedded.dtype)
     return language_model(embedded, positions, torch.ones_like(new, dtype=torch.bool), extension, last=1)[:, -1]
 
 
@@ -35,7 +35,7 @@ def read(language_model, cache, rows, new):
 def test_a_static_step_gives_the_logits_of_the_growing_cache(language_model, device):
     language_model = language_model.to(device)
     try:
-        cache = KeyValues(4, device)
+        cache = KVCache(4, device)
         ids = torch.randint(1, 200, (3, 9), generator=torch.Generator().manual_seed(0)).to(device)
         for row, length in enumerate((5, 9, 7)):
             read(language_model, cache, [row], ids[row : row + 1, :length])
@@ -43,9 +43,9 @@ def test_a_static_step_gives_the_logits_of_the_growing_cache(language_model, dev
         static = StaticStep(language_model, cache, 4)
         for token in (3, 17, 40):
             expected = read(language_model, cache, [0, 1, 2], torch.full((3, 1), token, device=device))
-            found = static.run([token] * 3, capture=device.type == "cuda")
+            found = static.run_step([token] * 3, capture=device.type == "cuda")
             said = expected.isfinite()
             assert (found[said] - expected[said]).abs().max() < 1e-4
-            cache.commit([0, 1, 2], [1, 1, 1], [free + 1 for free in cache.free[:3]])
+            cache.commit([0, 1, 2], [1, 1, 1], [free + 1 for free in cache.next_positions[:3]])
     finally:
         language_model.to("cpu")

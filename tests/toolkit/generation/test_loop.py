@@ -23,7 +23,7 @@ QUESTIONS = ["what digit is on the red square?", "what?", "what shape is the blu
 
 def opened(model, images: list[int], question: str, tool: bool = True) -> Session:
     session = Session(model, [model.open_source(picture(seed)) for seed in images])
-    session.open(question, tool)
+    session.ask(question, tool)
     return session
 
 
@@ -194,7 +194,7 @@ def test_the_answer_is_demanded_once_when_the_turns_are_used_up(tiny_model):
 def test_a_full_context_rolls_the_turn_back_whole(tiny_model):
     session = opened(tiny_model, [0], QUESTIONS[0] * 30)
     before = len(session.trajectory.ids)
-    assert session.room < 150
+    assert session.tokens_left < 150
     zoom = call(tiny_model, *[(0, [0, 0, 2, 2])] * 6)
     Scripted(tiny_model, Decoding(max_new_tokens=80), [zoom].__getitem__).run([session])
     trajectory = session.trajectory

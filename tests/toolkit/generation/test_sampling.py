@@ -17,15 +17,15 @@ from transformers import (
 
 from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.generation import sampling as decoding
-from vilavt_toolkit.generation.sampling import Decoding, Draw, Endings, draw
+from vilavt_toolkit.generation.sampling import Decoding, RowSampling, StopCriteria, sample_tokens
 
 
 def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def rows(*seeds: int | None, seen: tuple[int, ...] = ()) -> list[Draw | None]:
-    return [None if seed is None else Draw(generator(seed), seen) for seed in seeds]
+def rows(*seeds: int | None, seen: tuple[int, ...] = ()) -> list[RowSampling | None]:
+    return [None if seed is None else RowSampling(generator(seed), seen) for seed in seeds]
 
 
 def random_logits(rows: int, size: int = 50, seed: int = 0) -> torch.Tensor:
@@ -38,12 +38,12 @@ class Only:
     def __init__(self, *tokens: int) -> None:
         self.tokens = list(tokens)
 
-    def mask(self, size: int) -> torch.Tensor:
+    def allowed_tokens(self, size: int) -> torch.Tensor:
         mask = torch.zeros(size, dtype=torch.bool)
         mask[self.tokens] = True
         return mask
 
-    def accept(self, token: int) -> None:
+    def accept_token(self, token: int) -> None:
         raise AssertionError("accepting is the caller's")
 
 
@@ -53,7 +53,7 @@ class Only:
 def test_the_tokens_of_a_seed_stay_what_they_have_been():
     """Drawn before the sampler had top-p, top-k or a penalty; recorded runs rely on them."""
     logits, row = random_logits(1, 300, seed=7), rows(123)
-    drawn = [draw(logits, row, Decoding(temperature=0.8))[0][0] for _ in range(12)]
+    drawn = [sample_tokens(logits, row, Decoding(temperature=0.8))[0][0] for _ in range(12)]
     assert drawn == [261, 107, 261, 261, 261, 35, 261, 261, 261, 261, 287, 105]
 
 
@@ -61,7 +61,7 @@ def test_draws_follow_the_distribution_at_the_temperature():
     logits, row = torch.tensor([[1.0, 0.0, -1.0, 2.0]]), rows(0)
     counts = torch.zeros(4)
     for _ in range(4000):
-        counts[draw(logits, row, Decoding(temperature=1.5))[0][0]] += 1
+        counts[sample_tokens(logits, row, Decoding(temperature=1.5))[0][0]] += 1
     assert torch.allclose(counts / 4000, (logits[0] / 1.5).softmax(-1), atol=0.03)
 
 
@@ -86,7 +86,7 @@ def test_what_is_kept_and_how_likely_it_is_are_those_of_transformers(temperature
     chosen = Decoding(temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=penalty)
     (row,) = rows(0, seen=tuple(seen))
     own = (logits / temperature).log_softmax(-1)
-    weights = decoding._allowed(logits, own, [row], chosen)
+    weights = decoding._restrict_weights(logits, own, [row], chosen)
     assert torch.equal(weights.isfinite(), expected.isfinite())
     assert torch.allclose(weights.softmax(-1), expected.softmax(-1), atol=1e-5)
 
@@ -98,10 +98,10 @@ def test_a_row_draws_the_same_whatever_its_neighbours_do(seed, options):
     draws = rows(1, None, 3, 4, seen=(1, 2, 3))
     draws[3].greedy = True
     draws[3].constraint = Only(7, 8)
-    tokens, logprobs = draw(logits, draws, chosen)
+    tokens, logprobs = sample_tokens(logits, draws, chosen)
     alone_draws = rows(1, None, 3, 4, seen=(1, 2, 3))
     alone_draws[3].greedy, alone_draws[3].constraint = True, Only(7, 8)
-    alone = [draw(logits[n : n + 1], alone_draws[n : n + 1], chosen) for n in range(4)]
+    alone = [sample_tokens(logits[n : n + 1], alone_draws[n : n + 1], chosen) for n in range(4)]
     assert [token for (token,), _ in alone] == tokens
     assert [logprob for _, (logprob,) in alone] == pytest.approx(logprobs, abs=1e-5)
     assert (tokens[1], logprobs[1]) == (0, 0.0)
@@ -110,8 +110,8 @@ def test_a_row_draws_the_same_whatever_its_neighbours_do(seed, options):
 def test_rows_that_draw_nothing_leave_their_generators_alone():
     asleep, probe, cold = generator(1), generator(2), generator(3)
     before = [one.get_state() for one in (asleep, probe, cold)]
-    draw(random_logits(2), [None, Draw(probe, (), greedy=True)], Decoding(temperature=1.0))
-    draw(random_logits(1), [Draw(cold, ())], Decoding())
+    sample_tokens(random_logits(2), [None, RowSampling(probe, (), greedy=True)], Decoding(temperature=1.0))
+    sample_tokens(random_logits(1), [RowSampling(cold, ())], Decoding())
     assert all(torch.equal(one.get_state(), state) for one, state in zip((asleep, probe, cold), before, strict=True))
 
 
@@ -119,7 +119,9 @@ def test_the_log_probability_is_the_models_own_before_anything_is_kept_out():
     logits = random_logits(3).bfloat16()
     draws = rows(1, 2, 3, seen=(4, 5, 6))
     draws[1].constraint, draws[2].greedy = Only(9), True
-    tokens, logprobs = draw(logits, draws, Decoding(temperature=0.7, top_p=0.5, top_k=3, repetition_penalty=1.5))
+    tokens, logprobs = sample_tokens(
+        logits, draws, Decoding(temperature=0.7, top_p=0.5, top_k=3, repetition_penalty=1.5)
+    )
     assert tokens[1] == 9
     full = logits.float() / torch.tensor([[0.7], [0.7], [1.0]])
     assert logprobs == full.log_softmax(-1)[range(3), tokens].tolist()
@@ -128,14 +130,14 @@ def test_the_log_probability_is_the_models_own_before_anything_is_kept_out():
 def test_a_probe_takes_the_likeliest_token_that_is_allowed_and_not_worn_out():
     logits = torch.tensor([[5.0, 4.0, 3.9, 1.0]])
     chosen = Decoding(temperature=2.0, repetition_penalty=1.2)
-    assert draw(logits, [Draw(generator(0), (), greedy=True)], chosen)[0] == [0]
-    assert draw(logits, [Draw(generator(0), (0, 1), greedy=True)], chosen)[0] == [0]
-    assert draw(logits, [Draw(generator(0), (0, 1), Only(1, 2), greedy=True)], chosen)[0] == [2]
+    assert sample_tokens(logits, [RowSampling(generator(0), (), greedy=True)], chosen)[0] == [0]
+    assert sample_tokens(logits, [RowSampling(generator(0), (0, 1), greedy=True)], chosen)[0] == [0]
+    assert sample_tokens(logits, [RowSampling(generator(0), (0, 1), Only(1, 2), greedy=True)], chosen)[0] == [2]
 
 
 def test_the_nucleus_is_of_what_the_grammar_allows():
     logits = torch.tensor([[9.0, 8.0, 1.0, 1.0]])
-    drawn = {draw(logits, [Draw(generator(s), (), Only(2, 3))], Decoding(temperature=1.0, top_p=0.9, top_k=2))[0][0]
+    drawn = {sample_tokens(logits, [RowSampling(generator(s), (), Only(2, 3))], Decoding(temperature=1.0, top_p=0.9, top_k=2))[0][0]
              for s in range(40)}  # fmt: skip
     assert drawn == {2, 3}
 
@@ -144,7 +146,7 @@ def test_placeholders_are_never_drawn_however_often_they_have_been_seen():
     logits = torch.full((1, 6), -2.0)
     logits[0, 3] = -math.inf
     for penalty in (0.5, 3.0):
-        tokens = {draw(logits, rows(s, seen=(3, 3)), Decoding(temperature=1.0, repetition_penalty=penalty))[0][0]
+        tokens = {sample_tokens(logits, rows(s, seen=(3, 3)), Decoding(temperature=1.0, repetition_penalty=penalty))[0][0]
                   for s in range(60)}  # fmt: skip
         assert tokens == {0, 1, 2, 4, 5}
 
@@ -152,9 +154,9 @@ def test_placeholders_are_never_drawn_however_often_they_have_been_seen():
 def test_a_row_of_no_numbers_says_so_and_spoils_no_other():
     logits = random_logits(2)
     logits[0] = math.nan
-    tokens, logprobs = draw(logits, rows(1, 2), Decoding(temperature=1.0, top_p=0.9, top_k=9))
+    tokens, logprobs = sample_tokens(logits, rows(1, 2), Decoding(temperature=1.0, top_p=0.9, top_k=9))
     assert math.isnan(logprobs[0])
-    assert [tokens[1]] == draw(logits[1:], rows(2), Decoding(temperature=1.0, top_p=0.9, top_k=9))[0]
+    assert [tokens[1]] == sample_tokens(logits[1:], rows(2), Decoding(temperature=1.0, top_p=0.9, top_k=9))[0]
 
 
 @pytest.mark.parametrize(
@@ -196,26 +198,26 @@ def test_a_turn_ends_at_the_token_that_completes_a_stop_string_however_it_is_spl
     places = range(1, len(text) + 1)
     cuts = sorted(data.draw(st.one_of(st.just({*places}), st.sets(st.sampled_from(places)))) | {len(text)})
     pieces = [text[start:end] for start, end in zip([0, *cuts], cuts, strict=False)]
-    endings = Endings(Pieces(*pieces), stops, end_of_turn=-1)
-    ended = next((n for n in range(len(pieces)) if endings.complete(range(n + 1))), None)
+    endings = StopCriteria(Pieces(*pieces), stops, end_of_turn=-1)
+    ended = next((n for n in range(len(pieces)) if endings.is_complete(range(n + 1))), None)
     whole = [any(s in b"".join(pieces[: n + 1]).decode(errors="replace") for s in stops) for n in range(len(pieces))]
     assert ended == whole.index(True)
 
 
 def test_the_end_of_turn_token_ends_a_turn_and_nothing_is_no_turn():
-    endings = Endings(Pieces(b"a", b"b"), ("</tool>",), end_of_turn=1)
-    assert endings.complete([0, 1]) and not endings.complete([0]) and not endings.complete([])
+    endings = StopCriteria(Pieces(b"a", b"b"), ("</tool>",), end_of_turn=1)
+    assert endings.is_complete([0, 1]) and not endings.is_complete([0]) and not endings.is_complete([])
 
 
 def test_the_text_is_looked_at_only_where_a_token_can_end_a_stop_string():
     pieces = Pieces(b"word", b" more", b"5 > 3", b"ol>", b"</to")
-    endings = Endings(pieces, ("</tool>",), end_of_turn=-1)
+    endings = StopCriteria(pieces, ("</tool>",), end_of_turn=-1)
     turn = [0, 1, 2] * 300
-    assert not any(endings.complete(turn[: n + 1]) for n in range(len(turn)))
+    assert not any(endings.is_complete(turn[: n + 1]) for n in range(len(turn)))
     assert pieces.decoded == 3, "each token once"
-    assert endings.complete([*turn, 4, 3])
+    assert endings.is_complete([*turn, 4, 3])
 
 
 def test_a_grammar_is_wanted_or_not():
-    with pytest.raises(UsageError, match="grammar 'yes'"):
+    with pytest.raises(UsageError, match="grammar must be True or False, not 'yes'"):
         Decoding(grammar="yes")

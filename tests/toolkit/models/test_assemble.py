@@ -13,9 +13,10 @@ import yaml
 from vilavt_toolkit.cli.app import run
 from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.errors import RecipeErrors
-from vilavt_toolkit.models.assemble import assemble
-from vilavt_toolkit.registry import isolated, sources
+from vilavt_toolkit.models.assemble import assemble_model
+from vilavt_toolkit.registry import sources
 from vilavt_toolkit.registry.plugins import load_builtin
+from vilavt_toolkit.testing.isolation import isolated_registries
 
 load_builtin()
 
@@ -23,19 +24,21 @@ load_builtin()
 def misfits(recipe: Path, *overrides: str) -> list[str]:
     checked = load_recipe(recipe, overrides)
     with pytest.raises(RecipeErrors) as error, torch.device("meta"):
-        assemble(checked.recipe.model, "mine.yaml")
+        assemble_model(checked.recipe.model, "mine.yaml")
     return [str(each) for each in error.value.errors]
 
 
 def test_a_checked_recipe_builds_without_memory(tiny_recipe):
     with torch.device("meta"):
-        model = assemble(load_recipe(tiny_recipe).recipe.model)
+        model = assemble_model(load_recipe(tiny_recipe).recipe.model)
     assert {weight.device.type for weight in model.parameters()} == {"meta"}
 
 
 def test_parts_are_on_the_path_that_the_recipe_chose(tiny_recipe):
-    model = assemble(load_recipe(tiny_recipe, ["model.integration=[1]", "model.projector.hidden=24"]).recipe.model)
-    assert list(model.encoder.modulators) == ["1"]
+    model = assemble_model(
+        load_recipe(tiny_recipe, ["model.integration=[1]", "model.projector.hidden_dim=24"]).recipe.model
+    )
+    assert list(model.vision.modulators) == ["1"]
     assert model.language_model.width == 32
     assert [type(policy).__name__ for policy in model.stopping] == ["ModelDecides", "MaxTurns"]
 
@@ -58,7 +61,7 @@ class CloudConfig:
 def test_a_source_of_another_modality_is_refused_with_what_to_choose(tiny_recipe):
     from vilavt_components.sources.image import ImageSource
 
-    with isolated():
+    with isolated_registries():
 
         @sources.register("cloud", CloudConfig)
         class Cloud(ImageSource):
@@ -94,8 +97,8 @@ def test_check_reads_no_weights(tiny_recipe, tiny_model, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("file", "words"),
     [
-        ("gone.safetensors", "gone.safetensors' do not exist; correct the part's `file`"),
-        ("weights.pt", "convert once"),
+        ("gone.safetensors", "gone.safetensors' do not exist. Correct the part's `path`"),
+        ("weights.pt", "Convert once"),
         ("broken.safetensors", "cannot be read"),
     ],
 )
@@ -104,8 +107,8 @@ def test_check_sees_that_a_file_of_weights_is_not_there(tiny_recipe, tmp_path, m
     (tmp_path / "broken.safetensors").write_bytes(b"no weights")
     tower = "{embed_dim: 8, text_cfg: {width: 8, heads: 1, layers: 1}}"
     for part, override in {
-        "encoder": f"model.encoder.file={file}",
-        "inquiry_encoder": f"model.inquiry_encoder={{name: open_clip_text, config: {tower}, file: {file}}}",
+        "encoder": f"model.encoder.path={file}",
+        "inquiry_encoder": f"model.inquiry_encoder={{name: open_clip_text, config: {tower}, path: {file}}}",
     }.items():
         assert run(["check", str(tiny_recipe), override]) == 2
         told = capsys.readouterr().err
@@ -114,8 +117,8 @@ def test_check_sees_that_a_file_of_weights_is_not_there(tiny_recipe, tmp_path, m
 
 def test_a_checkpoint_needs_the_file_of_weights_no_more(tiny_recipe, tiny_model, tmp_path):
     tiny_model.language_model.save_assets(tmp_path / "language_model")
-    checked = load_recipe(tiny_recipe, [f"model.encoder.file={tmp_path / 'gone.safetensors'}"])
-    assert assemble(checked.recipe.model, saved=tmp_path)
+    checked = load_recipe(tiny_recipe, [f"model.encoder.path={tmp_path / 'gone.safetensors'}"])
+    assert assemble_model(checked.recipe.model, saved=tmp_path)
 
 
 def test_check_refuses_points_of_other_features_than_the_encoder_takes(capsys):
@@ -127,7 +130,7 @@ def test_check_refuses_points_of_other_features_than_the_encoder_takes(capsys):
     assert "takes 6" in told
     features = ["model.source.features=[]", "model.encoder.features=0"]
     with torch.device("meta"):
-        assert assemble(load_recipe("point_clouds", features).recipe.model)
+        assert assemble_model(load_recipe("point_clouds", features).recipe.model)
 
 
 def test_check_refuses_to_compile_what_cannot_be(tiny_recipe, capsys):
@@ -200,7 +203,7 @@ class Mine(StoppingPolicy):
 def test_a_stopping_policy_of_ones_own_that_breaks_its_contract_is_refused(tiny_recipe, capsys, body, words):
     (tiny_recipe.parent / "mine.py").write_text(POLICY.format(body=body))
     tiny_recipe.write_text(tiny_recipe.read_text() + "plugins: [./mine.py]\n")
-    with isolated():
+    with isolated_registries():
         assert run(["check", str(tiny_recipe), "model.stopping=[mine]"]) == 2
     told = capsys.readouterr().err
     assert "model.stopping: stopping policy 'mine'" in told and words in told and "Traceback" not in told

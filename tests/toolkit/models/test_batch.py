@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from vilavt_toolkit.contracts import GivenTurn, Sample
+from vilavt_toolkit.contracts import Sample, TraceTurn
 from vilavt_toolkit.dialogue.session import Session
-from vilavt_toolkit.dialogue.traces import session_of
+from vilavt_toolkit.dialogue.traces import build_trace_session
 from vilavt_toolkit.models.batch import collate
 from vilavt_toolkit.training.losses import target_logprobs
 
@@ -17,11 +17,11 @@ def example(model, seed: int, zooms: int, images: int = 1) -> Session:
     rng = np.random.default_rng(seed)
     originals = tuple(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(images))
     looks = [
-        GivenTurn(f"look {n}", ["red square", "blue"][(seed + n) % 2], ((n if images else 0, (0.0, 0.0, 32.0, 32.0)),))
+        TraceTurn(f"look {n}", ["red square", "blue"][(seed + n) % 2], ((n if images else 0, (0.0, 0.0, 32.0, 32.0)),))
         for n in range(zooms)
     ]
-    trace = (*looks, GivenTurn("read", answer=str(seed)))
-    return session_of(model, Sample(str(seed), "what? " * (1 + seed), str(seed), originals, trace))
+    trace = (*looks, TraceTurn("read", answer=str(seed)))
+    return build_trace_session(model, Sample(str(seed), "what? " * (1 + seed), str(seed), originals, trace))
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +78,10 @@ def trained(model):
     other = copy.deepcopy(model)
     torch.manual_seed(0)
     with torch.no_grad():
-        for weight in other.encoder.modulators.parameters():
+        for weight in other.vision.modulators.parameters():
             weight.add_(torch.randn_like(weight) * 0.3)
     # Held in a tuple, which deepcopy follows too.
-    assert other.encoder.inquiry_encoder._language_model[0] is other.language_model
+    assert other.vision.inquiry_encoder._language_model[0] is other.language_model
     return other
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from vilavt_toolkit.packed.attention import attend
+from vilavt_toolkit.packed.attention import attend_segments
 from vilavt_toolkit.packed.tokens import Layout
 from vilavt_toolkit.testing import no_synchronisation
 
@@ -44,7 +44,7 @@ def test_segments_see_themselves_only(pairs, partition):
     layout = layout_of(pairs)
     q, k, v = qkv_of(layout)
     segment = segment_of(layout, partition)
-    found = attend(q, k, v, layout, partition)
+    found = attend_segments(q, k, v, layout, partition)
     expected = masked(q, k, v, segment[:, None] == segment)
     torch.testing.assert_close(found, expected)
     grads = [torch.autograd.grad(out.square().sum(), (q, k, v)) for out in (found, expected)]
@@ -58,8 +58,8 @@ def test_context_is_seen_by_its_own_group_only(pairs, lengths, copies, partition
     q, k, v = qkv_of(layout)
     total = sum(lengths)
     made = [(random(total, HEADS, DIM, seed=10 + i), random(total, HEADS, DIM, seed=20 + i)) for i in range(copies)]
-    found = attend(q, k, v, layout, partition, made, lengths)
-    segment, group = segment_of(layout, partition), layout.group_of(torch.device("cpu"))
+    found = attend_segments(q, k, v, layout, partition, made, lengths)
+    segment, group = segment_of(layout, partition), layout.token_groups(torch.device("cpu"))
     of_key = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths)).repeat(copies)
     seen = torch.cat([segment[:, None] == segment, group[:, None] == of_key], dim=1)
     keys, values = (torch.cat([own, *(pair[i] for pair in made)]) for i, own in enumerate((k, v)))
@@ -70,7 +70,7 @@ def test_the_context_gets_its_gradient_from_every_region_of_its_group():
     layout = layout_of([(2, 0), (3, 0), (2, 1)])
     q, k, v = qkv_of(layout)
     context = random(3, HEADS, DIM).requires_grad_(), random(3, HEADS, DIM, seed=1).requires_grad_()
-    attend(q, k, v, layout, "region", [context], (2, 1)).square().sum().backward()
+    attend_segments(q, k, v, layout, "region", [context], (2, 1)).square().sum().backward()
     assert context[0].grad.abs().amin() > 0
     assert context[1].grad.abs().amin() > 0
 
@@ -81,7 +81,7 @@ def test_gradients_are_the_same_bit_for_bit_each_time():
     runs = []
     for _ in range(3):
         q, k, v = qkv_of(layout)
-        out = attend(q, k, v, layout, "region", [context], (3, 1))
+        out = attend_segments(q, k, v, layout, "region", [context], (3, 1))
         runs.append(torch.autograd.grad(out.square().sum(), (q, k, v, context[0])))
     assert all(torch.equal(a, b) for later in runs[1:] for a, b in zip(runs[0], later, strict=True))
 
@@ -89,8 +89,8 @@ def test_gradients_are_the_same_bit_for_bit_each_time():
 def test_indices_are_copied_to_the_device_once(monkeypatch):
     layout = layout_of([(5, 0), (3, 1), (5, 1)])
     q, k, v = qkv_of(layout)
-    expected = attend(q, k, v, layout, "region")
+    expected = attend_segments(q, k, v, layout, "region")
     monkeypatch.setattr("vilavt_toolkit.packed.attention.to_device", lambda *args: pytest.fail("copied again"))
     with no_synchronisation():
-        found = attend(q, k, v, layout, "region")
+        found = attend_segments(q, k, v, layout, "region")
     assert torch.equal(found, expected)

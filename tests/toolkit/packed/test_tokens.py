@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vilavt_toolkit.packed.tokens import Layout, Tokens, permutation, permute, spread
+from vilavt_toolkit.packed.tokens import Layout, Tokens, gather_rows, permute_rows, segment_permutation
 
 regions = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(0, 3)), min_size=1, max_size=8)
 
@@ -29,7 +29,7 @@ def test_restore_brings_features_back_into_the_callers_order(triples):
     counts = [h * w for h, w, _ in triples]
     rows = [torch.full((count, 1), float(region)) for region, count in enumerate(counts)]
     packed = torch.cat([rows[region] for region in layout.order])
-    restored = layout.restore(packed, [counts[region] for region in layout.order])
+    restored = layout.restore_order(packed, [counts[region] for region in layout.order])
     assert torch.equal(restored, torch.cat(rows))
 
 
@@ -38,8 +38,8 @@ def test_every_token_knows_its_group_and_region(triples):
     layout = layout_of(triples)
     cpu = torch.device("cpu")
     lengths = torch.tensor(layout.partitions["region"])
-    assert torch.equal(layout.group_of(cpu), torch.repeat_interleave(torch.tensor(layout.groups), lengths))
-    assert torch.equal(layout.region_of(cpu), torch.repeat_interleave(torch.arange(len(triples)), lengths))
+    assert torch.equal(layout.token_groups(cpu), torch.repeat_interleave(torch.tensor(layout.groups), lengths))
+    assert torch.equal(layout.token_regions(cpu), torch.repeat_interleave(torch.arange(len(triples)), lengths))
     assert layout.segment_groups("region") == layout.groups
     assert layout.segment_groups("group") == tuple(sorted(set(layout.groups)))
 
@@ -63,42 +63,42 @@ def test_own_partitions_are_asked_for_in_packed_order():
 def test_resized_regions_keep_their_order_and_groups():
     own = lambda sizes: {"window": [size[0] * size[1] for size in sizes]}  # noqa: E731
     layout = Layout.build([(4, 4), (2, 6), (2, 2)], [16, 12, 4], [1, 0, 1], own, "buckets")
-    halved = layout.resized([(1, 3), (2, 2), (1, 1)], [3, 4, 1], own)
+    halved = layout.with_sizes([(1, 3), (2, 2), (1, 1)], [3, 4, 1], own)
     assert (halved.order, halved.groups, halved.attention) == (layout.order, layout.groups, "buckets")
     assert halved.partitions == {"region": (3, 4, 1), "group": (3, 5), "window": (3, 4, 1)}
-    assert halved.group_of(torch.device("cpu")).tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
+    assert halved.token_groups(torch.device("cpu")).tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
 
 
 def test_tokens_with_positions_keep_their_layout():
     layout = Layout.build([(2, 2)], [4], [0])
-    fewer = layout.resized([(1, 1)], [1])
-    assert Tokens(torch.zeros(4, 2), layout).behind(torch.zeros(1, 3), fewer).layout is fewer
+    fewer = layout.with_sizes([(1, 1)], [1])
+    assert Tokens(torch.zeros(4, 2), layout).after_block(torch.zeros(1, 3), fewer).layout is fewer
     with pytest.raises(ValueError, match="changed the grid of tokens that have positions"):
-        Tokens(torch.zeros(4, 2), layout, torch.zeros(4, 1)).behind(torch.zeros(1, 3), fewer)
+        Tokens(torch.zeros(4, 2), layout, torch.zeros(4, 1)).after_block(torch.zeros(1, 3), fewer)
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=6), st.randoms())
 def test_segments_are_brought_into_an_order_and_back(counts, random):
     order = random.sample(range(len(counts)), len(counts))
     rows = [torch.full((count, 1), float(segment)) for segment, count in enumerate(counts)]
-    there, back = permutation(counts, order, torch.device("cpu"))
+    there, back = segment_permutation(counts, order, torch.device("cpu"))
     packed = torch.cat(rows)
-    moved = permute(packed, there, back)
+    moved = permute_rows(packed, there, back)
     assert torch.equal(moved, torch.cat([rows[segment] for segment in order]))
-    assert torch.equal(permute(moved, back, there), packed)
+    assert torch.equal(permute_rows(moved, back, there), packed)
 
 
 def test_permuting_passes_the_gradient_the_way_back():
     order = torch.tensor([2, 0, 1])
     back = torch.tensor([1, 2, 0])
     x = torch.randn(3, 2, dtype=torch.double, requires_grad=True)
-    assert torch.equal(permute(x, order, back), x[order])
-    assert torch.autograd.gradcheck(lambda t: permute(t, order, back), x)
-    assert torch.autograd.gradgradcheck(lambda t: permute(t, order, back), x)
+    assert torch.equal(permute_rows(x, order, back), x[order])
+    assert torch.autograd.gradcheck(lambda t: permute_rows(t, order, back), x)
+    assert torch.autograd.gradgradcheck(lambda t: permute_rows(t, order, back), x)
 
 
 def test_spreading_rows_sums_their_gradient():
     values = torch.randn(3, 2, 2, dtype=torch.double, requires_grad=True)
     index = torch.tensor([0, 0, 2, 1, 2])
-    assert torch.equal(spread(values, index), values[index])
-    assert torch.autograd.gradcheck(lambda t: spread(t, index), values)
+    assert torch.equal(gather_rows(values, index), values[index])
+    assert torch.autograd.gradcheck(lambda t: gather_rows(t, index), values)

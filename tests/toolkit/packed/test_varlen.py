@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from vilavt_toolkit.errors import BadConfig
 from vilavt_toolkit.packed import varlen
-from vilavt_toolkit.packed.attention import attend, attend_inquiry
+from vilavt_toolkit.packed.attention import attend_inquiry, attend_segments
 from vilavt_toolkit.packed.tokens import Layout
-from vilavt_toolkit.packed.varlen import choose
+from vilavt_toolkit.packed.varlen import choose_kernel
 from vilavt_toolkit.testing import no_synchronisation
 
 HEADS, DIM = 2, 8
@@ -50,8 +50,8 @@ def reference(q, k, v, starts_q, starts_k, longest_q, longest_k, scale):
 def without_gpu():
     """The reference in place of the kernel, on any device."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(varlen, "unsupported", lambda q: "")
-        patch.setattr(varlen, "kernel", reference)
+        patch.setattr(varlen, "varlen_unsupported_reason", lambda q: "")
+        patch.setattr(varlen, "run_varlen_kernel", reference)
         yield patch
 
 
@@ -77,7 +77,7 @@ def test_packed_attention_with_contexts_equals_buckets(pairs, lengths, copies, p
 
     def run(attention):
         layout = layout_of(pairs, attention)
-        return attend(q, k, v, layout, partition, contexts, lengths, 0.3 if scaled else None)
+        return attend_segments(q, k, v, layout, partition, contexts, lengths, 0.3 if scaled else None)
 
     torch.testing.assert_close(*both(run, [q, k, v, *(t for pair in contexts for t in pair)]))
 
@@ -102,29 +102,29 @@ def test_indices_are_made_once_and_nothing_waits_for_the_device():
     q, k, v = (random(13, HEADS, DIM, seed=seed) for seed in range(3))
     context = random(4, HEADS, DIM), random(4, HEADS, DIM, seed=1)
     with without_gpu() as patch:
-        patch.setattr(varlen, "kernel", lambda q, *rest: q)
-        attend(q, k, v, layout, "region", [context], (3, 1))
-        for name in ("to_device", "_starts"):
+        patch.setattr(varlen, "run_varlen_kernel", lambda q, *rest: q)
+        attend_segments(q, k, v, layout, "region", [context], (3, 1))
+        for name in ("to_device", "_cumulative_lengths"):
             patch.setattr(varlen, name, lambda *args: pytest.fail("made again"))
         with no_synchronisation():
-            attend(q, k, v, layout, "region", [context], (3, 1))
+            attend_segments(q, k, v, layout, "region", [context], (3, 1))
 
 
 def test_the_kernel_is_chosen_by_what_it_can_do_and_says_why(monkeypatch):
     q = torch.zeros(4, 2, 8, dtype=torch.bfloat16)
-    assert "CUDA" in choose(q, [3, 1], False, False).why
+    assert "CUDA" in choose_kernel(q, [3, 1], False, False).why
     with pytest.raises(BadConfig, match="attention 'varlen' cannot be used: the kernel is for CUDA, not cpu"):
-        choose(q, [3, 1], False, False, "varlen")
-    monkeypatch.setattr(varlen, "unsupported", lambda q: "")
-    assert choose(q, [3, 1], False, False).kernel == "varlen"
-    assert choose(q, [2, 2], False, False).kernel == "buckets", "equally long segments are one batch already"
-    assert choose(q, [2, 2], False, True).kernel == "varlen"
-    assert choose(q, [2, 2], False, False, "varlen").kernel == "varlen"
-    assert choose(q, [3, 1], False, False, "buckets").kernel == "buckets"
+        choose_kernel(q, [3, 1], False, False, "varlen")
+    monkeypatch.setattr(varlen, "varlen_unsupported_reason", lambda q: "")
+    assert choose_kernel(q, [3, 1], False, False).kernel == "varlen"
+    assert choose_kernel(q, [2, 2], False, False).kernel == "buckets", "equally long segments are one batch already"
+    assert choose_kernel(q, [2, 2], False, True).kernel == "varlen"
+    assert choose_kernel(q, [2, 2], False, False, "varlen").kernel == "varlen"
+    assert choose_kernel(q, [3, 1], False, False, "buckets").kernel == "buckets"
     for wanted in ("auto", "varlen"):
-        assert "bias" in choose(q, [3, 1], True, False, wanted).why
-        assert "multiple of 8" in choose(q.new_zeros(4, 2, 12), [3, 1], False, False, wanted).why
-        assert choose(q.new_zeros(4, 2, 264), [3, 1], False, False, wanted).kernel == "buckets"
+        assert "bias" in choose_kernel(q, [3, 1], True, False, wanted).why
+        assert "multiple of 8" in choose_kernel(q.new_zeros(4, 2, 12), [3, 1], False, False, wanted).why
+        assert choose_kernel(q.new_zeros(4, 2, 264), [3, 1], False, False, wanted).kernel == "buckets"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -143,7 +143,9 @@ def test_on_a_gpu_both_kernels_agree_and_the_packed_one_waits_for_nothing(partit
         layout = layout_of(pairs, attention)
         for repeat in range(2):
             torch.cuda.set_sync_debug_mode("error" if repeat else "default")
-            out = attend(q, k, v, layout, partition, [context], lengths) + attend_inquiry(q, *context, layout, lengths)
+            out = attend_segments(q, k, v, layout, partition, [context], lengths) + attend_inquiry(
+                q, *context, layout, lengths
+            )
             grads = torch.autograd.grad(out.float().square().sum(), (q, k, v, *context))
             torch.cuda.set_sync_debug_mode("default")
         found[attention] = (out, *grads)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from vilavt_toolkit.errors import BadRecipe, DuplicateName
-from vilavt_toolkit.registry import isolated, modulators
+from vilavt_toolkit.registry import modulators
 from vilavt_toolkit.registry.plugins import load_plugins
+from vilavt_toolkit.testing.isolation import isolated_registries
 
 GATE = '''
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class Gate:
 
 @pytest.fixture(autouse=True)
 def _isolated() -> Iterator[None]:
-    with isolated():
+    with isolated_registries():
         yield
 
 
@@ -109,7 +110,7 @@ def test_isolation_lets_a_plugin_be_loaded_again(tmp_path: Path, monkeypatch: py
     (tmp_path / "again_module.py").write_text(GATE.format(name="again"))
     monkeypatch.syspath_prepend(tmp_path)
     for _ in range(2):
-        with isolated():
+        with isolated_registries():
             load_plugins(["again_module"])
             assert "again" in modulators
         assert "again" not in modulators

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import pytest
 
 from vilavt_toolkit.errors import DuplicateName, UnknownName
-from vilavt_toolkit.registry import REGISTRIES, Registry, isolated, modulators, registering_from
+from vilavt_toolkit.registry import REGISTRIES, Registry, modulators, registering_from
 from vilavt_toolkit.settings import NoSettings, setting
+from vilavt_toolkit.testing.isolation import isolated_registries
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def test_a_config_is_a_dataclass_without_a_setting_called_name(registry: Registr
 
 
 def test_isolation_forgets_what_was_registered_inside() -> None:
-    with isolated():
+    with isolated_registries():
 
         @modulators.register("only_for_a_test")
         class Gate:

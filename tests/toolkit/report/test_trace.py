@@ -12,7 +12,7 @@ from PIL import Image
 
 from vilavt_components.sources.image import ImageConfig, ImageSource
 from vilavt_toolkit.errors import InputError
-from vilavt_toolkit.report.trace import Trace, TraceRegion, TraceTurn, draw_trace, trace_picture, wrapped
+from vilavt_toolkit.report.trace import DrawnTurn, Trace, TraceRegion, draw_trace, render_trace, wrap_text
 from vilavt_toolkit.utils.files import atomic_write, write_json, write_text
 
 GREY = (128, 128, 128)
@@ -31,7 +31,7 @@ def trace(crops: int, sources: int = 1, thought: str = "red square 1 2") -> Trac
         )
         for i in range(crops)
     )
-    turns = (TraceTurn(thought, "red square", regions), TraceTurn("read 7", answer="7"))
+    turns = (DrawnTurn(thought, "red square", regions), DrawnTurn("read 7", answer="7"))
     return Trace(
         "what digit is on the red square?", images, turns, "the model answered", {"tokens": 61, "seconds": 0.5}
     )
@@ -41,21 +41,21 @@ def trace(crops: int, sources: int = 1, thought: str = "red square 1 2") -> Trac
 def test_every_crop_is_shown_whole_and_large(crops: int, sources: int) -> None:
     if not sources:
         crops = 0
-    pixels = np.asarray(trace_picture(trace(crops, sources)))
+    pixels = np.asarray(render_trace(trace(crops, sources)))
     for mark in MARKS[:crops]:
         assert (pixels == mark).all(axis=2).sum() >= 256 * 256
     assert (pixels == GREY).all(axis=2).sum() > sources * 640 * 640 * 0.8
 
 
 def test_longer_thoughts_make_a_taller_picture_and_endless_ones_do_not() -> None:
-    short, long, endless = (trace_picture(trace(1, thought="word " * n)).height for n in (1, 300, 30_000))
+    short, long, endless = (render_trace(trace(1, thought="word " * n)).height for n in (1, 300, 30_000))
     assert short < long < endless < 3000
 
 
 def test_odd_shapes_of_sources_and_views_are_drawn(tmp_path: Path) -> None:
     wide = source(4, 700)
     region = TraceRegion(1, 0, wide, (0, 0, 700, 4), np.zeros((2, 300, 3), np.uint8))
-    turn = TraceTurn("", "anything?", (region,), feedback="bbox_2d [5, 2, 3, 4] is inverted.")
+    turn = DrawnTurn("", "anything?", (region,), feedback="bbox_2d [5, 2, 3, 4] is inverted.")
     draw_trace(Trace("q\n\x00\t\u4f60", (wide,), (turn,)), tmp_path / "a.png")
     assert Image.open(tmp_path / "a.png").size[0] >= 960
 
@@ -82,7 +82,7 @@ def test_writing_makes_folders_and_names_what_it_cannot_write(tmp_path: Path) ->
 
 @given(st.text(), st.integers(1, 40))
 def test_wrapping_keeps_every_visible_character_and_the_width(text: str, width: int) -> None:
-    lines = wrapped(text[:400], width, len)
+    lines = wrap_text(text[:400], width, len)
     if not lines or lines[-1] != "...":
         assert "".join("".join(lines).split()) == "".join(
             "".join(c if c.isprintable() else " " for c in text[:400]).split()

@@ -14,13 +14,12 @@ from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.contracts import RegionCall, ToolCall, Turn
 from vilavt_toolkit.generation.loop import Decoding
 from vilavt_toolkit.models.model import VisualChatModel
-from vilavt_toolkit.registry import isolated
+from vilavt_toolkit.testing.isolation import isolated_registries
 from vilavt_toolkit.testing.scripted import Scripted
-from vilavt_toolkit.training.reinforcement.module import PolicyModule, PolicyParts
-from vilavt_toolkit.training.reinforcement.rollout_buffer import Pending
-from vilavt_toolkit.training.reinforcement.rollouts import Prompter
+from vilavt_toolkit.training.reinforcement.module import PolicyParts, ReinforcementModule
+from vilavt_toolkit.training.reinforcement.rollout_buffer import RolloutBuffer
+from vilavt_toolkit.training.reinforcement.rollouts import RolloutCollector
 from vilavt_toolkit.training.reinforcement.run import StepNumbers
-from vilavt_toolkit.training.supervised.run import made
 
 REWARD = '''
 from vilavt_toolkit.rewards import reward_function
@@ -37,14 +36,14 @@ RL = """
 plugins: [./evenness.py]
 rl:
   steps: 3
-  prompts: 2
-  group: 4
+  prompts_per_step: 2
+  group_size: 4
   max_new_tokens: 8
   inner_epochs: 2
   rewards: {name: evenness, weight: 2.0}
   optimizer: {name: adamw, lr: 1.0e-3}
   checkpoint_every: 2
-  draw_every: 0
+  save_rollouts_every: 0
 """
 
 
@@ -53,7 +52,7 @@ def rl_recipe(tiny_recipe: Path):
     """The tiny recipe with a second stage that rewards even token ids; a random model can earn them."""
     (tiny_recipe.parent / "evenness.py").write_text(REWARD)
     tiny_recipe.write_text(tiny_recipe.read_text() + RL)
-    with isolated():
+    with isolated_registries():
         yield tiny_recipe
 
 
@@ -67,7 +66,7 @@ def zoom(model, number: int) -> list[int]:
     return model.language_model.tokenizer.encode(model.dialogue.write(turn))
 
 
-class Observed(PolicyModule):
+class Observed(ReinforcementModule):
     """Keeps what it logs, and the gradients of every step before they are clipped."""
 
     def on_before_optimizer_step(self, optimizer):
@@ -75,25 +74,25 @@ class Observed(PolicyModule):
         self.grads = {name: weight.grad.clone() for name, weight in named if weight.grad is not None}
         super().on_before_optimizer_step(optimizer)
 
-    def _log(self, metrics, prog_bar):
+    def log_metrics(self, metrics, in_bar=()):
         self.logged = [*getattr(self, "logged", []), {name: float(value) for name, value in metrics.items()}]
 
 
 def module_of(recipe: Path, *overrides: str, model: VisualChatModel | None = None, **settings) -> Observed:
     sections = load_recipe(recipe, overrides).recipe
     section, model = sections.rl, model if model is not None else livened(build(recipe, overrides))
-    prompter = Prompter(model, made(sections.task), section, sections.seed)
+    collector = RolloutCollector(model, sections.task.build(), section, sections.seed)
     decoding = Decoding(40, section.temperature)
-    prompter._loop = Scripted(model, decoding, lambda number: zoom(model, number))
-    parts = PolicyParts(made(section.optimizer), made(section.advantage), made(section.policy_loss))
-    return Observed(model, prompter, parts, section, **settings)
+    collector._loop = Scripted(model, decoding, lambda number: zoom(model, number))
+    parts = PolicyParts(section.optimizer.build(), section.advantage.build(), section.policy_loss.build())
+    return Observed(model, collector, parts, section, **settings)
 
 
 def livened(model: VisualChatModel) -> VisualChatModel:
     """Modulators that change something: they begin as the identity."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for weight in model.encoder.modulators.parameters():
+        for weight in model.vision.modulators.parameters():
             weight.add_(0.2 * torch.randn(weight.shape, generator=generator))
     return model
 
@@ -107,8 +106,8 @@ def stepped(module: Observed, steps: int) -> Observed:
     return module
 
 
-def pending_of(module: PolicyModule) -> Pending:
-    return Pending.of(module._rows(module.prompter.ask(0)), "cpu")
+def pending_of(module: ReinforcementModule) -> RolloutBuffer:
+    return RolloutBuffer.from_rollouts(module._select_learned(module.collector.collect(0)), "cpu")
 
 
 @pytest.fixture

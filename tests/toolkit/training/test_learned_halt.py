@@ -15,17 +15,17 @@ from vilavt_toolkit.checkpoints.loading import build, load
 from vilavt_toolkit.cli import commands
 from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.contracts import Conversation, LoopState, Message, Sample, Trajectory
-from vilavt_toolkit.dialogue.traces import session_of
+from vilavt_toolkit.dialogue.traces import build_trace_session
 from vilavt_toolkit.errors import RecipeErrors, RunError
 from vilavt_toolkit.formats import foreign
-from vilavt_toolkit.generation.hidden_states import hidden_states
+from vilavt_toolkit.generation.hidden_states import collect_hidden_states
 from vilavt_toolkit.models.batch import collate
-from vilavt_toolkit.training.reinforcement.run import reinforce
+from vilavt_toolkit.training.reinforcement.run import run_reinforcement
 from vilavt_toolkit.training.stage import StageModule
 from vilavt_toolkit.training.supervised.module import SupervisedModule
-from vilavt_toolkit.training.supervised.run import train
+from vilavt_toolkit.training.supervised.run import run_supervised
 
-HALTING = "model.stopping=[model_decides,{name: any_of, policies: [{name: learned_halt, hidden: 8}, max_turns]}]"
+HALTING = "model.stopping=[model_decides,{name: any_of, policies: [{name: learned_halt, hidden_dim: 8}, max_turns]}]"
 HEAD = "stopping.1.policies.0.head."
 """What the names of its weights begin with."""
 OTHERS = "train.freeze=[encoder,modulator,inquiry_encoder,projector,language_model]"
@@ -43,7 +43,7 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
 def halting_run(_tiny_folder) -> Path:
     """The tiny recipe's run with a head; without clipping, which would tie all gradients together."""
     overrides = [f"run={_tiny_folder / 'halting'}", "train.gradient_clip=null", HALTING]
-    return train(load_recipe(_tiny_folder / "tiny.yaml", overrides))
+    return run_supervised(load_recipe(_tiny_folder / "tiny.yaml", overrides))
 
 
 # --- What is learned from --------------------------------------------------------------------------------------------
@@ -51,12 +51,12 @@ def halting_run(_tiny_folder) -> Path:
 
 @pytest.mark.parametrize("left", [False, True])
 def test_a_head_learns_where_each_turn_of_a_trace_begins(tiny_model, tiny_task, left):
-    sessions = [session_of(tiny_model, tiny_task.sample("train", index)) for index in range(6)]
+    sessions = [build_trace_session(tiny_model, tiny_task.sample("train", index)) for index in range(6)]
     language = tiny_model.language_model
     batch = collate([s.trajectory for s in sessions], [s.views for s in sessions], language, left)
     written = [turn for session in sessions for turn in session.trajectory.turns]
     first = [language.tokenizer.encode(tiny_model.dialogue.write(turn))[0] for turn in written]
-    reply = language.tokenizer.encode(language.frames.reply)[-1]
+    reply = language.tokenizer.encode(language.turn_template.reply)[-1]
     assert batch.ids.flatten()[batch.starts + 1].tolist() == first
     assert set(batch.ids.flatten()[batch.starts].tolist()) == {reply}, "as the loop is when it looks"
     assert batch.answered.tolist() == [float(turn.answer is not None) for turn in written]
@@ -68,13 +68,13 @@ def test_turns_that_are_only_read_or_neither_answer_nor_call_teach_no_head(tiny_
     messages = [Message("user", ("what?",))]
     for number, text in enumerate(said):
         messages += [Message("assistant", (text,), learned=number > 0), Message("user", ("and now?",))]
-    session = session_of(tiny_model, Sample("s", "", "", (), conversation=Conversation(tuple(messages))))
+    session = build_trace_session(tiny_model, Sample("s", "", "", (), conversation=Conversation(tuple(messages))))
     batch = collate([session.trajectory], [session.views], tiny_model.language_model)
     assert batch.starts.tolist() == [session.trajectory.starts[2] - 1]
 
 
 def test_records_from_before_turns_starts_were_kept_teach_no_head(tiny_model, tiny_task):
-    session = session_of(tiny_model, tiny_task.sample("train", 0))
+    session = build_trace_session(tiny_model, tiny_task.sample("train", 0))
     old = session.trajectory.to_json()
     del old["starts"]
     batch = collate([Trajectory.from_json(old)], [session.views], tiny_model.language_model)
@@ -82,9 +82,9 @@ def test_records_from_before_turns_starts_were_kept_teach_no_head(tiny_model, ti
 
 
 def test_hidden_states_are_those_that_logits_are_made_of(tiny_model, tiny_task):
-    session = session_of(tiny_model, tiny_task.sample("train", 0))
+    session = build_trace_session(tiny_model, tiny_task.sample("train", 0))
     batch = collate([session.trajectory], [session.views], tiny_model.language_model)
-    with torch.no_grad(), hidden_states(tiny_model.language_model) as seen:
+    with torch.no_grad(), collect_hidden_states(tiny_model.language_model) as seen:
         logits = tiny_model(batch)
     said = logits.isfinite()
     torch.testing.assert_close(tiny_model.language_model.head(seen[0])[said], logits[said])
@@ -106,7 +106,7 @@ def gradients(recipe: Path, run: Path, micro_batch: int, monkeypatch) -> dict[st
         StageModule.on_before_optimizer_step(self, optimizer)
 
     monkeypatch.setattr(SupervisedModule, "on_before_optimizer_step", watched)
-    train(load_recipe(recipe, [f"run={run}", HALTING, "train.steps=1", f"train.micro_batch={micro_batch}"]))
+    run_supervised(load_recipe(recipe, [f"run={run}", HALTING, "train.steps=1", f"train.micro_batch={micro_batch}"]))
     return seen
 
 
@@ -119,7 +119,7 @@ def test_no_split_of_a_step_changes_a_gradient(tiny_recipe, tmp_path, monkeypatc
 
 def test_a_head_learns_and_changes_nothing_of_what_the_rest_learns(tiny_recipe, halting_run, tmp_path):
     overrides = [f"run={tmp_path / 'plain'}", "train.gradient_clip=null"]
-    plain, halting = weights(train(load_recipe(tiny_recipe, overrides))), weights(halting_run)
+    plain, halting = weights(run_supervised(load_recipe(tiny_recipe, overrides))), weights(halting_run)
     begun = dict(build(tiny_recipe, [HALTING]).named_parameters())
     assert changed(plain, {name: weight for name, weight in halting.items() if not name.startswith(HEAD)}) == set()
     head = {name: weight for name, weight in halting.items() if name.startswith(HEAD)}
@@ -127,9 +127,9 @@ def test_a_head_learns_and_changes_nothing_of_what_the_rest_learns(tiny_recipe, 
 
 
 def test_a_head_alone_can_be_trained_on_a_run_that_had_none(tiny_recipe, tiny_run, tmp_path, caplog):
-    overrides = [f"run={tmp_path / 'head'}", f"train.start={tiny_run}", HALTING, OTHERS]
+    overrides = [f"run={tmp_path / 'head'}", f"train.init_from={tiny_run}", HALTING, OTHERS]
     with caplog.at_level(logging.WARNING):
-        trained = weights(train(load_recipe(tiny_recipe, overrides)))
+        trained = weights(run_supervised(load_recipe(tiny_recipe, overrides)))
     (told,) = [record.getMessage() for record in caplog.records if "stopping" in record.getMessage()]
     assert str(tiny_run) in told and f"new are {HEAD}" in told
     before = weights(tiny_run)
@@ -138,11 +138,11 @@ def test_a_head_alone_can_be_trained_on_a_run_that_had_none(tiny_recipe, tiny_ru
 
 
 def test_a_run_can_go_on_without_the_head_that_another_had_and_with_it_frozen(tiny_recipe, halting_run, tmp_path):
-    begun = [f"train.start={halting_run}", "train.steps=1"]
-    without = weights(train(load_recipe(tiny_recipe, [f"run={tmp_path / 'without'}", *begun])))
+    begun = [f"train.init_from={halting_run}", "train.steps=1"]
+    without = weights(run_supervised(load_recipe(tiny_recipe, [f"run={tmp_path / 'without'}", *begun])))
     assert not any(name.startswith("stopping") for name in without)
     frozen = weights(
-        train(load_recipe(tiny_recipe, [f"run={tmp_path / 'f'}", *begun, HALTING, "train.freeze=[stopping]"]))
+        run_supervised(load_recipe(tiny_recipe, [f"run={tmp_path / 'f'}", *begun, HALTING, "train.freeze=[stopping]"]))
     )
     moved = changed(weights(halting_run), frozen)
     assert moved and not any(name.startswith(HEAD) for name in moved)
@@ -150,7 +150,7 @@ def test_a_run_can_go_on_without_the_head_that_another_had_and_with_it_frozen(ti
 
 def test_a_loaded_head_decides_as_it_did(halting_run):
     first, second = (load(halting_run, device="cpu").stopping[1].policies[0] for _ in range(2))
-    states = [LoopState((), 0, look=True, hidden=hidden) for hidden in torch.randn(5, 32)]
+    states = [LoopState((), 0, before_turn=True, hidden=hidden) for hidden in torch.randn(5, 32)]
     second.config = first.config
     assert [second.decide(state) for state in states] == [first.decide(state) for state in states]
 
@@ -164,9 +164,9 @@ def test_a_checkpoint_that_lost_its_own_head_is_damaged(halting_run, tmp_path):
 
 
 def test_reinforcement_leaves_what_a_stopping_policy_learned_as_it_is(rl_recipe, tiny_run, tmp_path):
-    settings = [f"run={tmp_path / 'first'}", f"train.start={tiny_run}", "rl.steps=1", "rl.inner_epochs=1", HALTING]
-    first = train(load_recipe(rl_recipe, settings))
-    second = reinforce(load_recipe(rl_recipe, settings))
+    settings = [f"run={tmp_path / 'first'}", f"train.init_from={tiny_run}", "rl.steps=1", "rl.inner_epochs=1", HALTING]
+    first = run_supervised(load_recipe(rl_recipe, settings))
+    second = run_reinforcement(load_recipe(rl_recipe, settings))
     moved = changed(weights(first), weights(second))
     assert moved and not any(name.startswith("stopping.") for name in moved)
     everything = "rl.freeze=[encoder,modulator,inquiry_encoder,projector,language_model]"
@@ -175,10 +175,10 @@ def test_reinforcement_leaves_what_a_stopping_policy_learned_as_it_is(rl_recipe,
 
 
 def test_a_format_of_others_has_no_place_for_a_head_and_that_is_said(halting_run, tmp_path, caplog):
-    model = foreign.make("vilavt").example()
-    exporting.save(model, tmp_path / "without")
+    model = foreign.build_format("vilavt").build_example()
+    exporting.save_foreign(model, tmp_path / "without")
     assert not caplog.records
     model.stopping = load(halting_run, device="cpu").stopping
-    exporting.save(model, tmp_path / "with")
-    assert "no place for what stopping policies have learned" in caplog.text
+    exporting.save_foreign(model, tmp_path / "with")
+    assert "no place for the weights of stopping policies" in caplog.text
     assert load(tmp_path / "with").stopping[0].needs == frozenset()

@@ -104,7 +104,13 @@ def stage(command: str, recipe: Path, tiny_run: Path, folder: Path) -> tuple[lis
     if command == "train":
         dropout = "model.language_model.config.attention_dropout=0.2"
         return ["train", *common, "train.steps=14", "train.checkpoint_every=3", dropout], folder, 14
-    settings = [f"rl.start={tiny_run}", "rl.inner_epochs=3", "rl.steps=4", "rl.checkpoint_every=2", "rl.micro_batch=3"]
+    settings = [
+        f"rl.init_from={tiny_run}",
+        "rl.inner_epochs=3",
+        "rl.steps=4",
+        "rl.checkpoint_every=2",
+        "rl.micro_batch=3",
+    ]
     return ["rl", *common, *settings], folder.with_name(f"{folder.name}-rl"), 12
 
 

@@ -9,21 +9,23 @@ import torch
 
 from vilavt_toolkit.checkpoints.loading import build, load
 from vilavt_toolkit.config.recipe import load_recipe
-from vilavt_toolkit.dialogue.traces import session_of
+from vilavt_toolkit.dialogue.traces import build_trace_session
 from vilavt_toolkit.errors import TrainingError
 from vilavt_toolkit.training.losses import target_logprobs_and_hits
 from vilavt_toolkit.training.supervised import module as sft
-from vilavt_toolkit.training.supervised.data import step_sampler
+from vilavt_toolkit.training.supervised.data import build_step_sampler
 from vilavt_toolkit.training.supervised.module import SupervisedModule
-from vilavt_toolkit.training.supervised.run import made, train
+from vilavt_toolkit.training.supervised.run import run_supervised
 
 
 def poisoned(recipe, monkeypatch, steps: tuple[int, ...]) -> list[str]:
     """Let one sample of each of some steps lose its likelihood; their ids."""
     sections, model = load_recipe(recipe).recipe, build(recipe)
-    task = made(sections.task)
-    samples = [task.sample("train", step_sampler(task, sections.train, sections.seed).indices(s)[5]) for s in steps]
-    bad = [session_of(model, sample).trajectory.ids for sample in samples]
+    task = sections.task.build()
+    samples = [
+        task.sample("train", build_step_sampler(task, sections.train, sections.seed).step_indices(s)[5]) for s in steps
+    ]
+    bad = [build_trace_session(model, sample).trajectory.ids for sample in samples]
 
     def lossless(logits, batch):
         logprobs, hits = target_logprobs_and_hits(logits, batch)
@@ -41,9 +43,9 @@ def test_a_step_that_is_no_number_is_left_out_and_its_sample_named(
     (name,) = poisoned(tiny_recipe, monkeypatch, (2,))
     settings = [f"run={tmp_path / 'run'}", f"train.precision={precision}", "train.micro_batch=4"]
     with caplog.at_level(logging.WARNING):
-        run = train(load_recipe(tiny_recipe, settings))
+        run = run_supervised(load_recipe(tiny_recipe, settings))
     told = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
-    assert told == [f"step 2 is left out: its loss or gradient is no finite number, with samples {name}."]
+    assert told == [f"step 2 is left out: its loss or gradient is NaN or infinite, with samples {name}."]
     assert all(weight.isfinite().all() for weight in load(run).parameters())
 
 
@@ -64,16 +66,16 @@ def test_a_step_left_out_changes_neither_weights_nor_the_optimizers_memory(tiny_
             kept.append("looked")
 
     monkeypatch.setattr(SupervisedModule, "end_step", watched)
-    train(load_recipe(tiny_recipe, [f"run={tmp_path / 'run'}"]))
+    run_supervised(load_recipe(tiny_recipe, [f"run={tmp_path / 'run'}"]))
     assert kept[-1] == "looked"
 
 
 def test_too_many_steps_left_out_end_the_run_over_a_restart_too(tiny_recipe, tmp_path, monkeypatch):
     settings = [f"run={tmp_path / 'run'}", "train.max_skipped=1"]
     names = poisoned(tiny_recipe, monkeypatch, (0, 3))
-    train(load_recipe(tiny_recipe, [*settings, "train.steps=2", "train.schedule=constant"]))
-    with pytest.raises(TrainingError, match=rf"2 steps .*step 3: .*samples {names[1]}; .*raise train\.max_skipped"):
-        train(load_recipe(tiny_recipe, [*settings, "train.schedule=constant"]), resume=True)
+    run_supervised(load_recipe(tiny_recipe, [*settings, "train.steps=2", "train.schedule=constant"]))
+    with pytest.raises(TrainingError, match=rf"2 steps .*step 3: .*samples {names[1]}\. .*raise train\.max_skipped"):
+        run_supervised(load_recipe(tiny_recipe, [*settings, "train.schedule=constant"]), resume=True)
 
 
 def test_a_gradient_that_overflows_names_all_samples_of_its_step(tiny_recipe, tmp_path, monkeypatch, caplog):
@@ -87,6 +89,6 @@ def test_a_gradient_that_overflows_names_all_samples_of_its_step(tiny_recipe, tm
         return optimizer
 
     monkeypatch.setattr(SupervisedModule, "begin_step", overflowing)
-    run = train(load_recipe(tiny_recipe, [f"run={tmp_path / 'run'}", "train.batch_size=10"]))
+    run = run_supervised(load_recipe(tiny_recipe, [f"run={tmp_path / 'run'}", "train.batch_size=10"]))
     assert "step 1 is left out" in caplog.text and "and 2 more" in caplog.text
     assert all(weight.isfinite().all() for weight in load(run).parameters())

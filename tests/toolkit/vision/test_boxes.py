@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vilavt_toolkit.contracts.pixel_budget import PixelBudget, view_size
 from vilavt_toolkit.errors import BadConfig, InputError
-from vilavt_toolkit.vision.boxes import BoxError, compose, pixel_box, read_bbox, relative, write_bbox
+from vilavt_toolkit.vision.boxes import BoxError, compose_box, pixel_box, read_bbox, relative_box, write_bbox
 
 WHOLE = (0.0, 0.0, 256.0, 256.0)
 
@@ -45,8 +45,8 @@ def test_a_box_written_by_us_reads_as_the_same_box(units: tuple[int, int], data:
 def test_writing_rounds_outward_so_nothing_wanted_is_lost(
     outer: tuple[float, ...], inner: tuple[float, ...], units: tuple[int, int]
 ) -> None:
-    within = compose((0, 0, 1e7, 1e7), outer)
-    box = compose(within, inner)
+    within = compose_box((0, 0, 1e7, 1e7), outer)
+    box = compose_box(within, inner)
     read = read_bbox(write_bbox(box, within, units), within, units)
     slack = 1e-5 * (within[2] - within[0] + within[3] - within[1])
     assert read[0] <= box[0] + slack and read[1] <= box[1] + slack
@@ -57,9 +57,9 @@ def test_writing_rounds_outward_so_nothing_wanted_is_lost(
 def test_nested_boxes_stay_inside_their_region(parts: tuple[tuple[float, ...], ...]) -> None:
     box = WHOLE
     for part in parts:
-        deeper = compose(box, part)
+        deeper = compose_box(box, part)
         assert box[0] <= deeper[0] < deeper[2] <= box[2] and box[1] <= deeper[1] < deeper[3] <= box[3]
-        assert relative(box, deeper) == pytest.approx(part, abs=1e-6)
+        assert relative_box(box, deeper) == pytest.approx(part, abs=1e-6)
         box = deeper
 
 
@@ -188,8 +188,8 @@ def test_a_ribbon_is_refused_by_its_size() -> None:
 
 
 def test_a_sample_s_budget_below_one_token_is_the_sample_s_fault() -> None:
-    with pytest.raises(InputError, match="the sample's max_pixels of 100 are less than one token of 28 x 28 pixels"):
-        view_size(64, 64, 28, PixelBudget(overview=10_000).within(100), overview=True)
+    with pytest.raises(InputError, match="the sample's max_pixels of 100 is less than one token of 28 x 28 pixels"):
+        view_size(64, 64, 28, PixelBudget(overview=10_000).with_max_pixels(100), overview=True)
 
 
 def test_a_budget_below_one_token_is_refused() -> None:

@@ -60,7 +60,7 @@ def dynamic(name, depth=2):
 
 def encode(made, layout):
     chosen, groups, texts = layout
-    views = example_views(made.encoder)
+    views = example_views(made.backbone)
     return made.encode([views[i] for i in chosen], groups, [made.tokenize(text) for text in texts])[0]
 
 

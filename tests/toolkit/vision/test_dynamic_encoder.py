@@ -39,7 +39,7 @@ class AsksForTooMuch(Modulator):
 
 class RefusesAll(Modulator):
     @classmethod
-    def refusal(cls, config, block):
+    def unsupported_reason(cls, config, block):
         return "it is never content."
 
 
@@ -62,7 +62,7 @@ def test_it_works_alone_in_five_lines(regions):
     encoder = dynamic((FiLM, FiLMConfig(zero_init=False)))
     features = encoder(regions, "what digit is on the red square?")
     assert [f.dim() for f in features] == [3, 3, 3]
-    assert features[0].shape == (*encoder.encoder.prepare(regions[0].crop()).size, 32)
+    assert features[0].shape == (*encoder.backbone.prepare(regions[0].crop()).size, 32)
     assert not torch.allclose(features[0], encoder(regions, "another one")[0])
 
 
@@ -80,13 +80,15 @@ def test_one_text_is_for_all_regions_and_several_for_one_each(regions):
 @torch.no_grad()
 def test_context_reaches_its_group_and_an_empty_inquiry_brings_none():
     encoder = dynamic((AddsContext, None))
-    views = example_views(encoder.encoder)
+    views = example_views(encoder.backbone)
     groups = [1, 0, 1, 0, 1]
     ids = [encoder.tokenize("a b c"), []]
     features, _ = encoder.encode(views, groups, ids)
     changed, _ = encoder.encode(views, groups, [encoder.tokenize("d e"), []])
     silent, _ = encoder.encode(views, groups, [[], []])
-    parts = [x.split([encoder.encoder.count(view.size) for view in views]) for x in (features, changed, silent)]
+    parts = [
+        x.split([encoder.backbone.feature_count(view.size) for view in views]) for x in (features, changed, silent)
+    ]
     for region, group in enumerate(groups):
         first, second, none = (part[region] for part in parts)
         assert torch.allclose(first, second, atol=1e-5) == (group == 1)
@@ -96,7 +98,7 @@ def test_context_reaches_its_group_and_an_empty_inquiry_brings_none():
 @torch.no_grad()
 def test_two_modulators_of_a_block_both_work():
     both = dynamic((FiLM, FiLMConfig(zero_init=False)), (AddsContext, None), (AddsContext, None))
-    views = example_views(both.encoder)
+    views = example_views(both.backbone)
     ids = [both.tokenize("a b c")]
     found, _ = both.encode(views, [0] * 5, ids)
     for skipped in range(3):
@@ -132,7 +134,7 @@ def test_nothing_to_encode_gives_no_features():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_encoding_on_a_gpu_waits_for_nothing_and_gives_what_the_cpu_gives():
     encoder = dynamic((FiLM, FiLMConfig(zero_init=False)), (AddsContext, None))
-    views = example_views(encoder.encoder)
+    views = example_views(encoder.backbone)
     groups, ids = [2, 0, 2, 1, 0], [encoder.tokenize(text) for text in ("a b c", "", "d e")]
     expected, _ = encoder.encode(views, groups, ids)
     encoder.cuda()
@@ -183,18 +185,18 @@ def test_a_modulator_that_cannot_work_on_a_block_is_refused_with_the_reason():
 
 def test_a_frozen_encoder_gets_no_gradient_and_its_modulators_do():
     encoder = dynamic((FiLM, FiLMConfig()), integration="late")
-    encoder.encoder.requires_grad_(False)
-    views = example_views(encoder.encoder)
+    encoder.backbone.requires_grad_(False)
+    views = example_views(encoder.backbone)
     features, _ = encoder.encode(views, [0] * 5, [encoder.tokenize("a b")])
     features.square().mean().backward()
-    assert all(parameter.grad is None for parameter in encoder.encoder.parameters())
+    assert all(parameter.grad is None for parameter in encoder.backbone.parameters())
     assert all(parameter.grad.abs().sum() > 0 for parameter in encoder.modulators.parameters())
 
 
 @torch.no_grad()
 def test_precision_of_the_encoder_goes_on_beside_a_float32_modulator():
     encoder = dynamic((FiLM, FiLMConfig(zero_init=False)))
-    encoder.encoder.to(torch.bfloat16)
-    views = example_views(encoder.encoder)
+    encoder.backbone.to(torch.bfloat16)
+    views = example_views(encoder.backbone)
     features, _ = encoder.encode(views, [0, 1, 0, 1, 1], [encoder.tokenize("a b"), []])
     assert features.dtype == torch.bfloat16

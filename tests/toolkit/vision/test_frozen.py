@@ -28,18 +28,18 @@ def frozen():
 
 
 def encode(made, texts=("a b", "", "c")):
-    return made.encode(example_views(made.encoder), GROUPS, [made.tokenize(text) for text in texts])[0]
+    return made.encode(example_views(made.backbone), GROUPS, [made.tokenize(text) for text in texts])[0]
 
 
 def outputs_of_blocks(made, monkeypatch):
     """What goes into and comes out of every block, by index."""
-    seen, block = {}, made.encoder.block
+    seen, block = {}, made.backbone.block
 
-    def spy(index, tokens, at, attend):
-        seen[index] = (tokens.x, block(index, tokens, at, attend))
+    def spy(index, tokens, site, attend):
+        seen[index] = (tokens.x, block(index, tokens, site, attend))
         return seen[index][1]
 
-    monkeypatch.setattr(made.encoder, "block", spy)
+    monkeypatch.setattr(made.backbone, "block", spy)
     return seen
 
 
@@ -66,13 +66,13 @@ def saved_while_encoding(made):
 
     hooks = [
         module.register_forward_pre_hook(lambda _, args, name=name: inputs.setdefault(name, args[0]))
-        for name, module in made.encoder.named_modules()
+        for name, module in made.backbone.named_modules()
         if isinstance(module, nn.Linear)
     ]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         features = encode(made)
-    for hook in hooks:
-        hook.remove()
+    for site in hooks:
+        site.remove()
     return features, {name for name, x in inputs.items() if x.untyped_storage().data_ptr() in kept}, set(inputs)
 
 
@@ -82,7 +82,7 @@ def test_frozen_linear_layers_keep_no_input_for_the_gradient_of_their_weights(fr
     assert len(layers) == 4 * DEPTH
     # What attention gives is kept by attention itself.
     assert all("attn.proj" in name for name in kept), kept
-    frozen.encoder.requires_grad_(True)
+    frozen.backbone.requires_grad_(True)
     assert saved_while_encoding(frozen)[1] == layers, "trained ones keep theirs, or this test sees nothing"
 
 

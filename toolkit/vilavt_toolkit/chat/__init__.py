@@ -1,0 +1,1 @@
+"""Conversations: ask, stream, fork, save, print, and the terminal."""

@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vilavt_toolkit.contracts import Trajectory
 from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.errors import InputError
-from vilavt_toolkit.generation.model_lock import evaluating, exclusively
-from vilavt_toolkit.report.trace import Trace, TraceRegion, TraceTurn, draw_trace, looked_at
+from vilavt_toolkit.generation.model_lock import eval_mode, model_lock
+from vilavt_toolkit.report.trace import DrawnTurn, Trace, TraceRegion, draw_trace, zoomed_regions
 from vilavt_toolkit.vision.explain import Explanation
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a question led to; `print` shows the answer."""
+    """The answer to a question, how it was found, and what it cost; `print` shows the answer."""
 
     text: str | None
-    """None where the loop ended without an answer; `why` says why."""
+    """None if the loop ended without an answer; `why` says why."""
     trace: Trace
     """Thoughts, inquiries, regions, crops."""
     why: str
     """Why the loop stopped."""
     cost: Mapping[str, float]
-    """Turns, tokens read and written, regions, patches and features encoded, operations, seconds: of this question."""
+    """Turns, tokens read and written, regions, patches and features encoded, gflops, seconds: of this question only."""
     trajectory: Trajectory
     """The whole dialogue up to here."""
     session: Session = field(repr=False, compare=False)
-    """The dialogue that led to it, with its model; of a chat that goes on, as it was."""
+    """The dialogue that led to the answer, with its model; a copy, if the chat can go on."""
 
     def __str__(self) -> str:
         return self.text if self.text is not None else f"(no answer: {self.why})"
@@ -48,44 +48,49 @@ class Answer:
         ]
 
     def explain(self) -> dict[int, Explanation]:
-        """What the encoder attended to in every region that has an inquiry, by the region's index.
+        """Return the encoder's attention in every region that has an inquiry, by the region's index.
 
-        Encodes them once more. Raises InputError where there is none, or no modulator attends to inquiries.
+        Encodes the regions once more. Raises InputError if no region has an inquiry, or no modulator attends to it.
         """
         model, trajectory = self.session.model, self.trajectory
-        asked = [i for i, region in enumerate(trajectory.regions) if trajectory.groups[region.group].ids]
-        if not asked:
-            raise InputError("Nothing was encoded under an inquiry here, so there is nothing to explain.")
-        views = [self.session.views[index] for index in asked]
-        groups = [trajectory.regions[index].group for index in asked]
-        with evaluating(model), exclusively(model):
-            found = model.encoder.explain_views(views, groups, [group.ids for group in trajectory.groups])
-        return dict(zip(asked, found, strict=True))
+        with_inquiry = [i for i, region in enumerate(trajectory.regions) if trajectory.groups[region.group].ids]
+        if not with_inquiry:
+            raise InputError("No region here was encoded under an inquiry. Ask a question that the model zooms for.")
+        views = [self.session.views[index] for index in with_inquiry]
+        groups = [trajectory.regions[index].group for index in with_inquiry]
+        # Explaining records attention with hooks on the model, which another thread's forward must not run into.
+        with eval_mode(model), model_lock(model):
+            explanations = model.vision.explain_views(views, groups, [group.ids for group in trajectory.groups])
+        return dict(zip(with_inquiry, explanations, strict=True))
 
     def draw(self, path: str | os.PathLike[str], explain: bool = False) -> None:
-        """Draw the regions on the images and the crops beside them into a picture; raises InputError.
+        """Draw the regions on the images, and the crops beside them, into a picture; raises InputError.
 
-        With `explain`, heat maps show what the encoder attended to, as `explain` says.
+        With `explain`, heat maps on the crops show the encoder's attention.
         """
         draw_trace(self.trace, Path(path), self.explain() if explain else None)
 
 
-def answer_of(session: Session, question: str | None = None) -> Answer:
-    """The answer to the last question of a session that has run to its end; a trace may name the question otherwise."""
+def build_answer(session: Session, question: str | None = None) -> Answer:
+    """Build the answer to the last question of a session that has run to its end.
+
+    The trace shows `question` if it is given; else the words that the model was asked with.
+    """
     trajectory = session.trajectory
-    asked, cost = trajectory.questions[-1], _cost(session)
+    asked, cost = trajectory.questions[-1], _count_cost(session)
     trace = Trace(
         asked.text if question is None else question,
         tuple(session.sources),
-        tuple(_turns(session)),
+        tuple(_trace_turns(session)),
         trajectory.why,
         cost,
     )
-    answered = trajectory.answer if len(trajectory.turns) > asked.turn else None
-    return Answer(answered, trace, trajectory.why, cost, trajectory, session)
+    # Without a turn since the question, the trajectory's answer is that to the question before.
+    text = trajectory.answer if len(trajectory.turns) > asked.turn else None
+    return Answer(text, trace, trajectory.why, cost, trajectory, session)
 
 
-def _cost(session: Session) -> dict[str, float]:
+def _count_cost(session: Session) -> dict[str, float]:
     trajectory, spent = session.trajectory, session.spent
     first = trajectory.questions[-1].start
     cost: dict[str, float] = {
@@ -101,20 +106,21 @@ def _cost(session: Session) -> dict[str, float]:
     return cost | ({"tokens_probed": spent.probed} if spent.probed else {})
 
 
-def _turns(session: Session) -> Sequence[TraceTurn]:
-    """The turns of the last question."""
+def _trace_turns(session: Session) -> list[DrawnTurn]:
+    """Return the turns of the last question, each with the regions that its call showed."""
     trajectory, asked = session.trajectory, session.trajectory.questions[-1]
     first = next((n for n, region in enumerate(trajectory.regions) if region.start >= asked.start), None)
-    made = looked_at(session, range(first, len(trajectory.regions))) if first is not None else ()
-    following = iter(made)
-    left = session.calls - session.calls_before
+    zooms = iter(zoomed_regions(session, range(first, len(trajectory.regions))) if first is not None else ())
+    # The trajectory does not say which call a region belongs to. Calls were carried out in order, and the last call may
+    # not have been: the loop can end before. So each call that was carried out takes its regions from the front.
+    calls_left = session.calls - session.calls_before
     turns = []
-    said = zip(trajectory.turns[asked.turn :], trajectory.feedback[asked.turn :], strict=True)
-    for turn, feedback in said:
+    for turn, feedback in zip(trajectory.turns[asked.turn :], trajectory.feedback[asked.turn :], strict=True):
         regions: tuple[TraceRegion, ...] = ()
-        if turn.call is not None and not feedback and left > 0:
-            regions = tuple(region for _, region in zip(turn.call.regions, following, strict=False))
-            left -= 1
+        if turn.call is not None and not feedback and calls_left > 0:
+            # `zip` asks the call's own regions first, so that it takes no region too many.
+            regions = tuple(region for _, region in zip(turn.call.regions, zooms, strict=False))
+            calls_left -= 1
         inquiry = turn.call.inquiry if turn.call is not None else ""
-        turns.append(TraceTurn(turn.thought, inquiry, regions, feedback, turn.answer))
+        turns.append(DrawnTurn(turn.thought, inquiry, regions, feedback, turn.answer))
     return turns

@@ -14,17 +14,19 @@ import torch
 
 from vilavt_toolkit.chat.answer import Answer
 from vilavt_toolkit.chat.chat import Chat
-from vilavt_toolkit.chat.console import Teller, priced
+from vilavt_toolkit.chat.console import ConsolePrinter, format_cost
 from vilavt_toolkit.chat.events import Answered
 from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.errors import InputError, UsageError, VilavtError
-from vilavt_toolkit.generation.flops import Costs
+from vilavt_toolkit.generation.flops import CostCounter
 from vilavt_toolkit.settings import did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-_MEMORY = "the memory does not suffice for it; take back questions or images with /undo, or begin anew with /new."
+_MEMORY = (
+    "the device has too little memory for this. Type /undo to take back questions or images, or /new to start again."
+)
 
 
 class _Command(NamedTuple):
@@ -34,38 +36,38 @@ class _Command(NamedTuple):
 
 COMMANDS = {
     "image": _Command("PATH...", "show images with the next question"),
-    "trace": _Command("[FILE]", "draw how the last question was answered into a picture"),
-    "cost": _Command("", "what the last question cost, and all"),
+    "trace": _Command("[FILE]", "draw how the last question was answered, into a picture"),
+    "cost": _Command("", "show what the last question cost, and all questions"),
     "undo": _Command("", "take back the last question, or the images added since"),
-    "new": _Command("", "begin anew with the same images"),
+    "new": _Command("", "start again with the same images"),
     "save": _Command("DIR", "write the conversation into a folder"),
-    "load": _Command("DIR", "go on with a conversation that was saved"),
-    "help": _Command("", "this list"),
+    "load": _Command("DIR", "go on with a saved conversation"),
+    "help": _Command("", "show this list"),
     "exit": _Command("", "leave, as Ctrl-D does"),
 }
 
 
 class Terminal:
-    """Reads lines until there are no more, and does what each says; what is wrong with one is told in a sentence."""
+    """Reads lines and carries out each of them; an error is printed, and the conversation goes on."""
 
     def __init__(self, chat: Chat, console: Console, errors: Console, interactive: bool) -> None:
         self.chat = chat
         self._console, self._errors, self._interactive = console, errors, interactive
-        self._teller = Teller(console, chat.model)
-        self._costs = Costs(chat.model)
+        self._printer = ConsolePrinter(console, chat.model)
+        self._costs = CostCounter(chat.model)
         self._answer: Answer | None = None
         self._spent: list[dict[str, float]] = []
-        self._anew: list[float] = []
-        """Of every question asked, operations of a loop that keeps nothing."""
-        self._before: list[tuple[Chat, Answer | None]] = []
-        """What `/undo` goes back to; forks, which hold nothing of their own before they are gone on with."""
-        self._code = 0
+        self._uncached: list[float] = []
+        """FLOPs of every question in a loop without any cache."""
+        self._undo_stack: list[tuple[Chat, Answer | None]] = []
+        """States that `/undo` goes back to: forks, which take no memory of their own until the chat goes on."""
+        self._exit_code = 0
 
-    def run(self, read: Callable[[], str | None]) -> int:
-        """Hold the conversation, `read` giving its lines, at last None; the exit code.
+    def run_lines(self, read: Callable[[], str | None]) -> int:
+        """Carry out the lines that `read` gives until it gives None, and return the exit code.
 
-        Over a pipe, that of the first thing that went wrong. A KeyboardInterrupt leaves at once there; in a terminal
-        it takes back the question that is being answered, and leaves where it is the second one at the prompt.
+        The exit code is that of the first error over a pipe, and 0 in a terminal. A KeyboardInterrupt ends a pipe at
+        once. In a terminal it takes back the question that is being answered; at the prompt, the second one leaves.
         """
         interrupted = False
         while True:
@@ -75,165 +77,172 @@ class Terminal:
                 if interrupted or not self._interactive:
                     raise
                 interrupted = True
-                self._teller.leave()
-                self._teller.line("Ctrl-C once more leaves, as Ctrl-D does")
+                self._printer.break_line()
+                self._printer.print_line("Ctrl-C once more leaves, as Ctrl-D does")
                 continue
             interrupted = False
             if line is None and self._interactive:
-                self._teller.leave()  # Ctrl-D leaves the cursor behind the prompt
-            if line is None or not self._obey(line.strip()):
-                return self._code
+                self._printer.break_line()  # after Ctrl-D the cursor still stands at the prompt
+            if line is None or not self._handle_line(line.strip()):
+                return self._exit_code
 
-    def _obey(self, line: str) -> bool:
-        """Do what a line says; whether the conversation goes on."""
+    def _handle_line(self, line: str) -> bool:
+        """Carry out a line; return False if the conversation is over."""
         try:
             if line.startswith("/"):
-                return self._command(line[1:])
+                return self._run_command(line[1:])
             if line:
-                self._ask(line)
+                self._ask_question(line)
         except KeyboardInterrupt:
             if not self._interactive:
                 raise
-            self._teller.leave()
-            self._teller.line("taken back")
+            self._printer.break_line()
+            self._printer.print_line("taken back")
         except (torch.OutOfMemoryError, MemoryError):
-            self._wrong(InputError(_MEMORY))
+            self._print_error(InputError(_MEMORY))
         except VilavtError as error:
-            self._wrong(error)
+            self._print_error(error)
         return True
 
-    def _wrong(self, error: VilavtError) -> None:
-        self._teller.finish()
+    def _print_error(self, error: VilavtError) -> None:
+        self._printer.end_line()
         self._errors.print(error.report(), style="red", soft_wrap=True)
         if not self._interactive:
-            self._code = self._code or error.exit_code
+            self._exit_code = self._exit_code or error.exit_code
 
     @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Let the chat change whole, or not at all, and so that it can be undone."""
+    def _change_chat(self) -> Iterator[None]:
+        """Make a change of the chat that can be undone; if it fails, the chat is as it was before."""
+        # A fork shares the KV cache with the chat, so keeping it costs nothing until one of them is written to.
         before = self.chat.fork()
         try:
             yield
         except BaseException:
             self.chat = before
             raise
-        self._before.append((before, self._answer))
+        self._undo_stack.append((before, self._answer))
 
-    def _ask(self, question: str) -> None:
-        self._teller = Teller(self._console, self.chat.model)
-        with self._changing(), closing(self.chat.stream(question)) as events:
+    def _ask_question(self, question: str) -> None:
+        self._printer = ConsolePrinter(self._console, self.chat.model)
+        with self._change_chat(), closing(self.chat.stream(question)) as events:
             for event in events:
-                self._teller.tell(event)
+                self._printer.print_event(event)
         assert isinstance(event, Answered)
         self._answer = event.answer
         self._spent.append(dict(event.answer.cost))
-        self._anew.append(_prefilled_anew(self._costs, event.answer.session))
+        self._uncached.append(_uncached_flops(self._costs, event.answer.session))
 
     # --- Commands --------------------------------------------------------------------------------------------------
 
-    def _command(self, line: str) -> bool:
-        """Carry out a command; whether the conversation goes on. Raises VilavtError."""
+    def _run_command(self, line: str) -> bool:
+        """Carry out a command; return False if the conversation is over. Raises VilavtError."""
         name, _, rest = line.partition(" ")
         try:
             arguments = shlex.split(rest)
         except ValueError as error:
-            raise UsageError(f"/{name}: {rest.strip()} cannot be read ({error}); close the quotes.") from None
+            raise UsageError(f"/{name}: {rest.strip()} cannot be read ({error}). Close the quotes.") from None
         if name not in COMMANDS:
             known = ", ".join(f"/{known}" for known in COMMANDS)
             raise UsageError(f"there is no command /{name}.{did_you_mean(name, tuple(COMMANDS))} There are {known}.")
         _check_arguments(name, arguments)
         if name == "exit":
             return False
-        getattr(self, f"_{name}")(*arguments)
+        # Each command has its method, `_run_` and its name; the names were checked above.
+        getattr(self, f"_run_{name}")(*arguments)
         return True
 
-    def _help(self) -> None:
+    def _run_help(self) -> None:
         width = max(len(f"/{name} {command.arguments}") for name, command in COMMANDS.items())
         for name, command in COMMANDS.items():
-            self._teller.line(f"{f'/{name} {command.arguments}':<{width}}  {command.about}", "")
+            self._printer.print_line(f"{f'/{name} {command.arguments}':<{width}}  {command.about}", "")
 
-    def _image(self, *paths: str) -> None:
-        with self._changing():
-            numbers = [self.chat.add(str(_path(path))) for path in paths]
+    def _run_image(self, *paths: str) -> None:
+        with self._change_chat():
+            numbers = [self.chat.add(str(_parse_path(path))) for path in paths]
         for number in numbers:
-            self._teller.line(f"image: {self.chat.session.sources[number].name}")
+            self._printer.print_line(f"image: {self.chat.session.sources[number].name}")
 
-    def _trace(self, file: str = "") -> None:
+    def _run_trace(self, file: str = "") -> None:
         if self._answer is None:
-            raise UsageError("nothing was answered yet, so there is no trace; ask something first.")
+            raise UsageError("nothing was answered yet, so there is no trace. Ask a question first.")
         free = (path for number in count(1) if not (path := Path(f"trace-{number}.png")).exists())
-        path = _path(file) if file else next(free)
+        path = _parse_path(file) if file else next(free)
         self._answer.draw(path)
-        self._teller.line(f"trace: {path}")
+        self._printer.print_line(f"trace: {path}")
 
-    def _cost(self) -> None:
+    def _run_cost(self) -> None:
         if not self._spent:
-            raise UsageError("nothing was asked yet, so nothing was spent; ask something first.")
+            raise UsageError("nothing was asked yet, so nothing was spent. Ask a question first.")
         names = dict.fromkeys(name for spent in self._spent for name in spent)
         total = {name: sum(spent.get(name, 0) for spent in self._spent) for name in names}
         last, session = self._spent[-1], self.chat.session
         context = self.chat.model.language_model.context_length
-        self._teller.line(f"last question: {priced(last)}", "")
-        self._teller.line(f"all {len(self._spent)} answered, those taken back too: {priced(total)}", "")
-        anew = {"gflops for the last question": self._anew[-1] / 1e9, "for all": sum(self._anew) / 1e9}
-        self._teller.line(f"encoding and reading everything again for every turn: {priced(anew)}", "")
-        kept = f"{self.chat.kept.bytes / 2**20:,.4g} MiB of keys and values"
-        self._teller.line(f"the conversation: {len(session.trajectory.ids)} of {context} tokens, {kept}", "")
+        self._printer.print_line(f"last question: {format_cost(last)}", "")
+        self._printer.print_line(f"all {len(self._spent)} answered, those taken back too: {format_cost(total)}", "")
+        uncached = {"gflops for the last question": self._uncached[-1] / 1e9, "for all": sum(self._uncached) / 1e9}
+        self._printer.print_line(f"encoding and reading everything again for every turn: {format_cost(uncached)}", "")
+        memory = f"{self.chat.cached_prefix.bytes / 2**20:,.4g} MiB of KV cache"
+        self._printer.print_line(f"the conversation: {len(session.trajectory.ids)} of {context} tokens, {memory}", "")
 
-    def _undo(self) -> None:
-        if not self._before:
-            raise UsageError("there is nothing to take back.")
-        self.chat, self._answer = self._before.pop()
-        self._standing()
+    def _run_undo(self) -> None:
+        if not self._undo_stack:
+            raise UsageError("there is nothing to take back. Ask a question or add an image first.")
+        self.chat, self._answer = self._undo_stack.pop()
+        self._print_state()
 
-    def _new(self) -> None:
-        self._go_on(Chat(self.chat.model, self.chat.session.sources, self.chat.decoding))
+    def _run_new(self) -> None:
+        self._switch_chat(Chat(self.chat.model, self.chat.session.sources, self.chat.decoding))
 
-    def _load(self, folder: str) -> None:
-        loaded = Chat.load(_path(folder), self.chat.model)
+    def _run_load(self, folder: str) -> None:
+        loaded = Chat.load(_parse_path(folder), self.chat.model)
+        # What was set on the command line holds for the whole conversation, whatever the saved chat was asked with.
         loaded.decoding = self.chat.decoding
-        self._go_on(loaded)
+        self._switch_chat(loaded)
 
-    def _go_on(self, chat: Chat) -> None:
-        """Go on with another chat; what was read of the one before is given back."""
+    def _switch_chat(self, chat: Chat) -> None:
+        """Go on with another chat, and free the memory of the present one."""
         self.chat, self._answer = chat, None
-        self._before.clear()
-        self._standing()
+        self._undo_stack.clear()
+        self._print_state()
 
-    def _save(self, folder: str) -> None:
-        path = _path(folder)
+    def _run_save(self, folder: str) -> None:
+        path = _parse_path(folder)
         self.chat.save(path)
-        self._teller.line(f"saved: {path}; /load, or --load at the start, goes on with it")
+        self._printer.print_line(f"saved: {path} (go on with it by /load, or --load at the start)")
 
-    def _standing(self) -> None:
+    def _print_state(self) -> None:
         asked = self.chat.trajectory.questions
         last = f", the last one: {asked[-1].text}" if asked else ""
-        self._teller.line(f"images: {len(self.chat.session.sources)}; questions: {len(asked)}{last}")
+        self._printer.print_line(f"images: {len(self.chat.session.sources)}; questions: {len(asked)}{last}")
 
 
-def _path(name: str) -> Path:
-    """A path as it was typed, ~ being one's home; raises InputError for what can be none."""
+def _parse_path(name: str) -> Path:
+    """Return a typed path with `~` expanded; raises InputError if it cannot be a path."""
     try:
         path = Path(name).expanduser()
-    except RuntimeError:  # of a user who is not there
-        raise InputError(f"{name} is in the home of nobody known here; write the path out.") from None
+    except RuntimeError:  # `~name` of a user that does not exist
+        raise InputError(f"{name} is in the home of an unknown user. Write the whole path.") from None
     if "\0" in name:
-        raise InputError(f"{name!r} can be no path; leave out its null byte.")
+        raise InputError(f"{name!r} cannot be a path. Leave out its null byte.")
     return path
 
 
 def _check_arguments(name: str, given: list[str]) -> None:
-    """Raise UsageError where a command has too few arguments, or too many."""
+    """Raise UsageError if a command has too few arguments, or too many."""
     wanted = COMMANDS[name].arguments
+    # The text of the help is the one description of the arguments: `[X]` may be missing, `X...` may be repeated.
     least = int(bool(wanted) and not wanted.startswith("["))
     most = len(given) if wanted.endswith("...") else int(bool(wanted))
     if not least <= len(given) <= most:
-        needed = f"it is /{name} {wanted}, a name with spaces in quotes" if wanted else "it takes nothing behind it"
-        raise UsageError(f"/{name} cannot be meant with {len(given)} names; {needed}.")
+        usage = f"/{name} {wanted}, a name with spaces in quotes" if wanted else f"/{name} alone"
+        raise UsageError(f"/{name} does not take {len(given)} names. Type {usage}.")
 
 
-def _prefilled_anew(costs: Costs, session: Session) -> float:
-    """Operations of the last question where every turn encodes and reads all before it, by the count of `costs`."""
+def _uncached_flops(costs: CostCounter, session: Session) -> float:
+    """Return the FLOPs of the last question if every turn encoded and read everything before it again.
+
+    This is what a loop without a KV cache costs, by the same count as the true cost, so that the two compare.
+    """
     trajectory = session.trajectory
     starts = [*trajectory.starts[trajectory.questions[-1].turn :], len(trajectory.ids)]
     total = 0.0
@@ -241,35 +250,38 @@ def _prefilled_anew(costs: Costs, session: Session) -> float:
         before = [number for number, region in enumerate(trajectory.regions) if region.start < start]
         shown = [session.views[number] for number in before], [trajectory.regions[number].group for number in before]
         written = sum(trajectory.produced[start:end])
-        total += costs.views(*shown).flops + costs.reading(start, 0)
-        total += costs.reading(written - 1, start, written - 1)
+        total += costs.encoding_cost(*shown).flops + costs.reading_flops(start, 0)
+        total += costs.reading_flops(written - 1, start, written - 1)
     return total
 
 
-def lines(interactive: bool) -> Callable[[], str | None]:
-    """What reads the lines of standard input, edited and remembered in a terminal where there is readline."""
-    # A byte that is no text is then the question's own fault, told with it, and the next line is read.
+def make_line_reader(interactive: bool) -> Callable[[], str | None]:
+    """Return a function that reads a line of standard input, None at its end.
+
+    In a terminal, lines can be edited and recalled if Python has readline.
+    """
+    # A byte that is no text becomes half a surrogate, which the question is refused for. The next line is read then.
     reconfigure = getattr(sys.stdin, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(errors="surrogateescape")
     if not interactive:
         return lambda: sys.stdin.readline() or None
-    with suppress(ImportError):  # not every system has it
-        import readline  # noqa: F401 - input() edits lines once it is there
+    with suppress(ImportError):  # Windows has none
+        import readline  # noqa: F401 - once imported, input() edits lines
 
-    def typed() -> str | None:
+    def read_typed_line() -> str | None:
         try:
             return input("> ")
         except EOFError:
             return None
 
-    return typed
+    return read_typed_line
 
 
-def converse(chat: Chat, name: str, console: Console, errors: Console) -> int:
-    """Hold a conversation over standard input; the exit code."""
+def run_terminal(chat: Chat, name: str, console: Console, errors: Console) -> int:
+    """Hold a conversation over standard input, and return the exit code."""
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if interactive:
         images = len(chat.session.sources)
         console.print(f"{name}; images: {images}; /help lists commands, Ctrl-D leaves", style="dim", soft_wrap=True)
-    return Terminal(chat, console, errors, interactive).run(lines(interactive))
+    return Terminal(chat, console, errors, interactive).run_lines(make_line_reader(interactive))

@@ -1,4 +1,8 @@
-"""Whether a saved chat holds together: what was written by `saving` does; what was changed since may not."""
+"""Checks of a saved chat. A file that was edited or damaged must end in an error that names the fault.
+
+Every invariant that the loop relies on is checked here: a wrong index would otherwise show up much later, as a
+shape error or as an answer to other tokens than those shown.
+"""
 
 from __future__ import annotations
 
@@ -7,90 +11,100 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from vilavt_toolkit.contracts import PlacedRegion, Trajectory, Turn
+from vilavt_toolkit.contracts import ShownRegion, Trajectory, Turn
 from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.generation.sampling import Decoding
 
 
 def read_decoding(data: Mapping[str, Any]) -> Decoding:
-    """Read the settings of decoding; raises ValueError or TypeError, and UsageError for what makes no sense."""
+    """Read the decoding settings; raises ValueError or TypeError, and UsageError for values out of range."""
     for setting in fields(Decoding):
         kind, value = type(setting.default), data[setting.name]
-        _hold(type(value) is kind or (kind is float and type(value) is int), f"decoding.{setting.name} {value!r}")
+        _require(type(value) is kind or (kind is float and type(value) is int), f"decoding.{setting.name} {value!r}")
     return Decoding(**data)
 
 
 def check_trajectory(trajectory: Trajectory) -> None:
-    """Hold what is true of every trajectory, whatever its model; raises ValueError."""
+    """Check what is true of every trajectory, whatever its model; raises ValueError."""
     count = len(trajectory.ids)
-    _hold(all(_is_count(token) for token in trajectory.ids), "ids")
-    _hold(len(trajectory.produced) == count and all(type(own) is bool for own in trajectory.produced), "produced")
-    _hold(len(trajectory.logprobs) == count and all(_is_number(p) for p in trajectory.logprobs), "logprobs")
+    _require(all(_is_count(token) for token in trajectory.ids), "ids")
+    _require(len(trajectory.produced) == count and all(type(own) is bool for own in trajectory.produced), "produced")
+    _require(len(trajectory.logprobs) == count and all(_is_number(p) for p in trajectory.logprobs), "logprobs")
     turns = len(trajectory.turns)
-    _hold(len(trajectory.starts) == turns and _rises(trajectory.starts, count), "starts")
-    _hold(len(trajectory.feedback) == turns and all(isinstance(told, str) for told in trajectory.feedback), "feedback")
-    _hold(all(_is_turn(turn) for turn in trajectory.turns), "turns")
+    _require(len(trajectory.starts) == turns and _is_increasing(trajectory.starts, count), "starts")
+    _require(
+        len(trajectory.feedback) == turns and all(isinstance(text, str) for text in trajectory.feedback), "feedback"
+    )
+    _require(all(_is_turn(turn) for turn in trajectory.turns), "turns")
     for asked in trajectory.questions:
-        _hold(isinstance(asked.text, str), "the text of a question")
-        _hold(_is_count(asked.turn, turns + 1) and _is_count(asked.start, count + 1), f"the place of {asked.text!r}")
-    _hold(isinstance(trajectory.why, str) and type(trajectory.cut_short) is bool, "why")
+        _require(isinstance(asked.text, str), "the text of a question")
+        _require(_is_count(asked.turn, turns + 1) and _is_count(asked.start, count + 1), f"the place of {asked.text!r}")
+    _require(isinstance(trajectory.why, str) and type(trajectory.cut_short) is bool, "why")
     end = 0
     for number, region in enumerate(trajectory.regions):
-        placed = _is_count(region.start) and _is_count(region.count) and end <= region.start
-        _hold(placed and _is_region(region, len(trajectory.groups)), f"region {number}")
+        # Regions stand in order and do not overlap: features are scattered into the ids by these ranges.
+        is_placed = _is_count(region.start) and _is_count(region.count) and end <= region.start
+        _require(is_placed and _is_region(region, len(trajectory.groups)), f"region {number}")
         end = region.start + region.count
-    _hold(end <= count, "the last region")
+    _require(end <= count, "the last region")
 
 
 def check_session(session: Session, originals: int) -> None:
-    """Hold what is true of every session of its model, but for its sources; raises ValueError."""
+    """Check what is true of every session of its model, apart from its sources; raises ValueError."""
     trajectory, language_model = session.trajectory, session.model.language_model
-    _hold(session.room >= 0, f"the number of ids ({len(trajectory.ids)}, of {language_model.context_length} at most)")
-    _hold(_is_count(session.announced, originals + 1), f"announced {session.announced!r}")
-    _hold(_is_count(session.calls) and type(session.tool) is bool, "calls, or tool")
+    _require(
+        session.tokens_left >= 0,
+        f"the number of ids ({len(trajectory.ids)}, of {language_model.context_length} at most)",
+    )
+    _require(_is_count(session.sources_shown, originals + 1), f"announced {session.sources_shown!r}")
+    _require(_is_count(session.calls) and type(session.can_call_tool) is bool, "calls, or tool")
     for limit in (session.max_pixels, session.max_turns):
-        _hold(limit is None or (_is_count(limit) and limit > 0), f"a limit of {limit!r}")
+        _require(limit is None or (_is_count(limit) and limit > 0), f"a limit of {limit!r}")
     for group in trajectory.groups:
-        _hold(isinstance(group.text, str), "the text of an inquiry")
-        _hold(list(group.ids) == session.model.tokenize_inquiry(group.text), f"the ids of inquiry {group.text!r}")
+        _require(isinstance(group.text, str), "the text of an inquiry")
+        # The encoder is given these ids, so they must be the text's own by the model that loads the chat.
+        _require(list(group.ids) == session.model.tokenize_inquiry(group.text), f"the ids of inquiry {group.text!r}")
     for number, region in enumerate(trajectory.regions):
-        _hold(region.source < session.announced, f"region {number}, of an original that was not shown,")
-        there = trajectory.ids[region.start : region.start + region.count]
-        _hold(set(there) == {language_model.placeholder}, f"the place of region {number}")
+        _require(region.source < session.sources_shown, f"region {number}, of an original that was not shown,")
+        ids = trajectory.ids[region.start : region.start + region.count]
+        _require(set(ids) == {language_model.placeholder}, f"the place of region {number}")
     _check_tail(session)
 
 
 def _check_tail(session: Session) -> None:
-    """Hold that the ids end in one version of what stands behind the last feature of an unanswered user turn."""
+    """Check that the ids end in one of the two versions of the tail of an unanswered user turn; raises ValueError."""
     trajectory, tail = session.trajectory, session.tail
     if tail is None:
         return
-    behind = max([0, *(region.start + region.count for region in trajectory.regions), *trajectory.starts])
-    _hold(_is_count(tail.start, len(trajectory.ids) + 1) and tail.start >= behind, f"tail, from {tail.start!r} on,")
+    earliest = max([0, *(region.start + region.count for region in trajectory.regions), *trajectory.starts])
+    _require(
+        _is_count(tail.start, len(trajectory.ids) + 1) and tail.start >= earliest, f"tail, from {tail.start!r} on,"
+    )
     ids = trajectory.ids[tail.start :]
     encode = session.model.language_model.tokenizer.encode
-    texts = ["".join(str(piece) for piece in pieces) for pieces in (tail.open, tail.closed)]
-    _hold(any(encode(text) == ids for text in texts), "tail")
+    texts = ["".join(str(piece) for piece in pieces) for pieces in (tail.plain, tail.demanding)]
+    _require(any(encode(text) == ids for text in texts), "tail")
 
 
 def check_regions(session: Session) -> None:
-    """Hold that regions name views that their sources have; raises ValueError."""
+    """Check that regions name views that their sources have; raises ValueError."""
     for number, region in enumerate(session.trajectory.regions):
         source = session.sources[region.source]
         if region.box is None:
-            _hold(region.overview < len(source.overviews()), f"the overview of region {number}")
+            _require(region.overview < len(source.overviews()), f"the overview of region {number}")
         else:
             sides = len(region.box) == len(source.extent) and all(_is_number(side) for side in region.box)
-            _hold(sides and all(math.isfinite(side) for side in region.box), f"the box of region {number}")
+            _require(sides and all(math.isfinite(side) for side in region.box), f"the box of region {number}")
 
 
-def _hold(good: bool, what: str) -> None:
+def _require(good: bool, what: str) -> None:
     if not good:
-        raise ValueError(f"{what} cannot be")
+        raise ValueError(f"{what} cannot be right")
 
 
 def _is_count(value: object, end: int | None = None) -> bool:
-    """Whether it is a whole number from 0 on, below `end`."""
+    """Return True for a whole number from 0, below `end`."""
+    # `type(...) is int`, since JSON's true and false are read as bool, which is an int too.
     return type(value) is int and value >= 0 and (end is None or value < end)
 
 
@@ -98,25 +112,26 @@ def _is_number(value: object) -> bool:
     return type(value) in (int, float)
 
 
-def _rises(values: Sequence[object], end: int) -> bool:
-    below = -1
+def _is_increasing(values: Sequence[object], end: int) -> bool:
+    last = -1
     for value in values:
-        if not _is_count(value, end) or not isinstance(value, int) or value <= below:
+        if not _is_count(value, end) or not isinstance(value, int) or value <= last:
             return False
-        below = value
+        last = value
     return True
 
 
 def _is_turn(turn: Turn) -> bool:
-    texts = all(isinstance(text, str) for text in (turn.thought, turn.problem))
+    is_right = all(isinstance(text, str) for text in (turn.thought, turn.problem))
     if turn.call is not None:
         regions = all(type(region.index) is int and isinstance(region.box, dict) for region in turn.call.regions)
-        texts = texts and regions and isinstance(turn.call.inquiry, str)
-    return texts and (turn.answer is None or isinstance(turn.answer, str))
+        is_right = is_right and regions and isinstance(turn.call.inquiry, str)
+    return is_right and (turn.answer is None or isinstance(turn.answer, str))
 
 
-def _is_region(region: PlacedRegion, groups: int) -> bool:
-    grids = all(_is_count(side) for side in (*region.size, *region.grid))
-    names = _is_count(region.source) and _is_count(region.group, groups) and _is_count(region.overview)
-    scaled = _is_number(region.scale) and math.isfinite(region.scale) and region.scale >= 0
-    return grids and names and scaled and _is_count(region.among) and math.prod(region.grid) == region.count > 0
+def _is_region(region: ShownRegion, groups: int) -> bool:
+    has_grids = all(_is_count(side) for side in (*region.size, *region.grid))
+    has_indices = _is_count(region.source) and _is_count(region.group, groups) and _is_count(region.overview)
+    scale, count = region.shown.parent_scale, region.shown.overview_count
+    has_scale = _is_number(scale) and math.isfinite(scale) and scale >= 0
+    return has_grids and has_indices and has_scale and _is_count(count) and math.prod(region.grid) == region.count > 0

@@ -1,1 +1,1 @@
-"""Saving and loading: run folders, native checkpoints, exports, checkpoints of others."""
+"""Checkpoints and models on disk: run folders, our format, loading and exporting."""

@@ -1,4 +1,4 @@
-"""Models written for others: a folder in a checkpoint format, or in ours, whole or not at all."""
+"""Models written for other code: a folder in another project's format, or in ours, whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from vilavt_toolkit.checkpoints import native as checkpoints
 from vilavt_toolkit.checkpoints.loading import load
-from vilavt_toolkit.checkpoints.run_folder import run_folder
+from vilavt_toolkit.checkpoints.native import checkpoint_facts, find_checkpoint, load_checkpoint, read_step, write_model
+from vilavt_toolkit.checkpoints.run_folder import expand_home
 from vilavt_toolkit.errors import InputError, UsageError
 from vilavt_toolkit.formats import foreign
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.registry import formats
 from vilavt_toolkit.settings import did_you_mean
 from vilavt_toolkit.utils.files import write_json
-from vilavt_toolkit.utils.versions import versions
 
 log = logging.getLogger(__name__)
 
 NATIVE = "native"
 MODEL_TYPE = "vilavt_toolkit"
+"""The `model_type` of an exported native folder's config.json, by which others see that it is ours."""
 
 
 def export(
@@ -36,14 +36,14 @@ def export(
     format: str = "vilavt",
     dtype: torch.dtype | str | None = None,
 ) -> Path:
-    """Write what `vt.load` reads from `source` into a new folder that others, or `vt.load`, read; raises VilavtError.
+    """Write a model, loaded as `vt.load` does from `source`, into a new folder, and return it; raises VilavtError.
 
-    `format` is that of a registered checkpoint format, or `native`: recipe.yaml, config.json, weights and tokenizers
-    of a run. Weights are in `dtype`, or in the type they were saved in.
+    `format` is a registered checkpoint format, or `native`: recipe.yaml, config.json, weights and tokenizers of a run.
+    Weights are in `dtype`, or in the type they were saved in. `vt.load` reads every format.
     """
     _check_format(format)
-    target = run_folder(folder)
-    with _whole(target) as temporary:
+    target = expand_home(folder)
+    with _written_whole(target) as temporary:
         if format == NATIVE:
             _write_native(source, temporary, dtype)
         else:
@@ -51,19 +51,22 @@ def export(
     return target
 
 
-def save(model: VisualChatModel, folder: str | os.PathLike[str], format: str = "vilavt") -> Path:
-    """Write a model in memory in a registered checkpoint format into a new folder; raises VilavtError."""
+def save_foreign(model: VisualChatModel, folder: str | os.PathLike[str], format: str = "vilavt") -> Path:
+    """Write a model in memory into a new folder, in a registered checkpoint format, and return it; raises VilavtError.
+
+    Not in `native`, which needs the recipe that a model in memory no longer has.
+    """
     _check_format(format, native=False)
-    target = run_folder(folder)
-    with _whole(target) as temporary:
+    target = expand_home(folder)
+    with _written_whole(target) as temporary:
         _write_foreign(model, temporary, format)
     return target
 
 
 def _write_foreign(model: VisualChatModel, folder: Path, format: str) -> None:
     if next(model.stopping.parameters(), None) is not None:
-        log.warning("format %r has no place for what stopping policies have learned, which is left out.", format)
-    foreign.make(format).save(model, folder)
+        log.warning("format %r has no place for the weights of stopping policies; they are left out.", format)
+    foreign.build_format(format).save(model, folder)
 
 
 def _check_format(format: str, native: bool = True) -> None:
@@ -76,20 +79,20 @@ def _check_format(format: str, native: bool = True) -> None:
 
 
 def _write_native(source: str | os.PathLike[str], folder: Path, dtype: torch.dtype | str | None) -> None:
-    from vilavt_toolkit.models.meta import as_dtype
+    from vilavt_toolkit.models.meta import parse_dtype
 
-    found = run_folder(source)
+    found = expand_home(source)
     if not (found / "checkpoints").exists() and (found / "config.json").is_file() and not _is_native(found):
         raise InputError(
-            f"{found} is a checkpoint of others, which has no recipe that a native one needs; train from it with "
-            "`model.checkpoint` first, or export it as another format."
+            f"{found} is another project's checkpoint and has no recipe, which a native one needs. Train from it with "
+            "`model.checkpoint` first, or export it with another --format."
         )
-    checkpoint = checkpoints.find(found)
-    model, recipe = checkpoints.load(checkpoint, "cpu", as_dtype(dtype))
-    checkpoints.write_model(folder, model, recipe)
-    facts = {"format": checkpoints.FORMAT, "step": checkpoints.read_step(checkpoint), "versions": versions()}
-    write_json(folder / "checkpoint.json", facts)
-    write_json(folder / "config.json", {"model_type": MODEL_TYPE, **facts, "model": recipe.resolved["model"]})
+    checkpoint = find_checkpoint(found)
+    model, recipe = load_checkpoint(checkpoint, "cpu", parse_dtype(dtype))
+    step = read_step(checkpoint)
+    write_model(folder, model, recipe, step)
+    facts = {"model_type": MODEL_TYPE, **checkpoint_facts(step), "model": recipe.resolved["model"]}
+    write_json(folder / "config.json", facts)
 
 
 def _is_native(folder: Path) -> bool:
@@ -97,8 +100,8 @@ def _is_native(folder: Path) -> bool:
 
 
 @contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """Yield a folder beside `target` that takes its place if the block ends well, and goes if not."""
+def _written_whole(target: Path) -> Iterator[Path]:
+    """Yield a folder beside `target`; it takes the place of `target` if the block succeeds, else it is removed."""
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise InputError(f"{target} holds something already; name a folder that is new or empty.")
     if target.resolve() == Path.cwd():  # it is replaced, and would be gone for whoever is in it

@@ -1,4 +1,4 @@
-"""Models by what a user has: a run, a checkpoint that others wrote, or a recipe."""
+"""Models from what a user has: a run, another project's checkpoint, or a recipe."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from pathlib import Path
 
 import torch
 
-from vilavt_toolkit.checkpoints import native as checkpoints
-from vilavt_toolkit.checkpoints.run_folder import run_folder
+from vilavt_toolkit.checkpoints.native import load_checkpoint, load_weights_into
+from vilavt_toolkit.checkpoints.run_folder import expand_home
 from vilavt_toolkit.config.parsing import parse_config
 from vilavt_toolkit.config.recipe import CheckedRecipe, load_recipe
 from vilavt_toolkit.config.schema import ModelSection
 from vilavt_toolkit.contracts import Task
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.formats import foreign
-from vilavt_toolkit.models.assemble import assemble, load_weights
-from vilavt_toolkit.models.meta import as_dtype, listed_in_short, without_weights
+from vilavt_toolkit.models.assemble import assemble_model, load_weights
+from vilavt_toolkit.models.meta import parse_dtype, unfilled_parameters
 from vilavt_toolkit.models.model import VisualChatModel
+from vilavt_toolkit.utils.text import shorten_list
 
 log = logging.getLogger(__name__)
 
@@ -31,31 +32,33 @@ def load(
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> VisualChatModel:
-    """Load a model, ready to be asked: of a run (its newest checkpoint), a folder, or a hub name like owner/name.
+    """Load a model in evaluation mode from a run (its newest checkpoint), a folder, or a hub name like owner/name.
 
     A folder may hold a checkpoint of ours, what `vilavt export` wrote, or weights of a known format (ViLaVT,
-    Qwen2.5-VL). Device `auto` is a GPU if there is one; weights are in `dtype`, or in the type they are stored in. On
-    the CPU they are mapped from their files. `revision` and `local_files_only` are for the hub. Raises VilavtError.
+    Qwen2.5-VL). Device `auto` is a GPU if there is one. Weights are in `dtype`, or in the type they are stored in, and
+    on the CPU they are mapped from their files. `revision` and `local_files_only` are for the hub. Raises VilavtError.
     """
-    wanted, chosen = as_dtype(dtype), best_device() if device == "auto" else _reached(device)
+    # Both are checked before anything is fetched or read.
+    wanted, chosen = parse_dtype(dtype), best_device() if device == "auto" else _require_device(device)
     text = os.fspath(path)
-    hub = foreign.Hub(revision, local_files_only)
-    folder = foreign.fetched(text, hub) if foreign.is_hub_name(text) else run_folder(path)
+    hub = foreign.HubAccess(revision, local_files_only)
+    folder = foreign.fetch_folder(text, hub) if foreign.is_hub_name(text) else expand_home(path)
     if _is_run(folder):
-        return checkpoints.load(folder, chosen, wanted)[0]
+        return load_checkpoint(folder, chosen, wanted)[0]
     return _load_foreign(text, folder, wanted).to(chosen).eval()
 
 
 def best_device() -> str:
-    """The device of `auto`: CUDA, else Apple's, else the CPU."""
+    """Return the device that `auto` stands for: CUDA, else Apple's, else the CPU."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _reached(device: torch.device | str) -> torch.device:
-    """A device that is there; raises InputError."""
+def _require_device(device: torch.device | str) -> torch.device:
+    """Return a device that can be used; raises InputError."""
     try:
+        # Torch says only on use that a device is missing. An empty tensor is the cheapest use.
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -63,7 +66,7 @@ def _reached(device: torch.device | str) -> torch.device:
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether it is for `checkpoints.load` to read a folder, or to say what is wrong with it."""
+    """Return True if a folder is ours, or nobody's: then `load_checkpoint` reads it or says what is wrong."""
     try:
         ours = any((folder / name).exists() for name in ("checkpoints", "checkpoint.json", "recipe.yaml"))
         return ours or not (folder / "config.json").is_file()
@@ -72,44 +75,53 @@ def _is_run(folder: Path) -> bool:
 
 
 def _load_foreign(name: str, folder: Path, dtype: torch.dtype | None) -> VisualChatModel:
-    found = foreign.find(folder)
-    section = parse_config(ModelSection, found.section(), f"checkpoint {name}")
-    torch.manual_seed(0)  # of parts that no checkpoint holds
-    return _filled(section, found, name, dtype)
+    found = foreign.find_foreign_checkpoint(folder)
+    section = parse_config(ModelSection, found.read_section(), f"checkpoint {name}")
+    # Parts that the checkpoint does not hold are drawn at random, the same on every call.
+    torch.manual_seed(0)
+    return _assemble_with_weights(section, found, name, dtype)
 
 
 def build(recipe: str | os.PathLike[str], overrides: Sequence[str] = ()) -> VisualChatModel:
-    """Build the model of a recipe by name or path, pretrained where it says so, else at random; raises RecipeErrors."""
+    """Build the model of a recipe, given by name or path, in evaluation mode; raises RecipeErrors.
+
+    Its weights are pretrained where the recipe says so, and else random, drawn from the recipe's seed.
+    """
     checked = load_recipe(os.fspath(recipe), overrides)
     torch.manual_seed(checked.recipe.seed)
     return build_model(checked).eval()
 
 
 def build_model(checked: CheckedRecipe, dtype: torch.dtype | None = torch.float32) -> VisualChatModel:
-    """Assemble the model of a checked recipe; tokenizers are trained and weights loaded where it says so.
+    """Build the model of a checked recipe; train its tokenizer and load pretrained weights where the recipe says so.
 
-    The weights of a `model.checkpoint` come in `dtype`, or in the type they are stored in.
+    The weights of `model.checkpoint` are in `dtype`; None: in the type they are stored in.
     """
     section = checked.recipe.model
     if section.checkpoint:
-        model = _filled(section, foreign.find(section.checkpoint), str(checked.path), dtype)
+        model = _assemble_with_weights(
+            section, foreign.find_foreign_checkpoint(section.checkpoint), str(checked.path), dtype
+        )
     else:
-        model = assemble(section, str(checked.path))
-    task: Task = checked.recipe.task.entry.cls(checked.recipe.task.config)
+        model = assemble_model(section, str(checked.path))
+    # A tokenizer without a file is trained on the task's text; the dialogue's fixed strings become tokens of their own.
+    task: Task = checked.recipe.task.build()
     fixed = model.dialogue.fixed_strings(section.source.entry.cls.box_key)
     model.language_model.fit_tokenizer(task.corpus(), fixed)
     load_weights(model)
     return model
 
 
-def _filled(section: ModelSection, found: foreign.Foreign, label: str, dtype: torch.dtype | None) -> VisualChatModel:
-    """The model of a section with a checkpoint's weights; those of parts that it does not hold are new."""
-    filled = found.format.filled(section, found.folder)
-    model = assemble(section, label, filled=filled)
+def _assemble_with_weights(
+    section: ModelSection, found: foreign.ForeignCheckpoint, label: str, dtype: torch.dtype | None
+) -> VisualChatModel:
+    """Build the model of a section with another project's weights; parts that it does not hold are new."""
+    filled = found.format.filled_parts(section, found.folder)
+    model = assemble_model(section, label, filled=filled)
     found.format.load(model, found.folder, filled, dtype)
-    if missing := without_weights(model):
-        raise InputError(f"checkpoint {found.name!r} holds no weights for {listed_in_short(missing)}.")
-    if new := _with_weights(model) - filled:
+    if missing := unfilled_parameters(model):
+        raise InputError(f"checkpoint {found.name!r} holds no weights for {shorten_list(missing)}.")
+    if new := _kinds_with_weights(model) - filled:
         log.warning(
             "checkpoint %r has no weights for the recipe's %s: new, or loaded from where it says.",
             found.name,
@@ -118,17 +130,28 @@ def _filled(section: ModelSection, found: foreign.Foreign, label: str, dtype: to
     return model
 
 
-def _with_weights(model: VisualChatModel) -> frozenset[str]:
-    """The kinds of parts that have weights which are used."""
-    listening = next(model.encoder.modulators.parameters(), None) is not None
-    modules: dict[str, torch.nn.Module | None] = {
-        "encoder": model.encoder.encoder,
-        "modulator": model.encoder.modulators,
-        "inquiry_encoder": model.encoder.inquiry_encoder if listening else None,
-        "projector": model.projector,
-        "language_model": model.language_model,
-        "stopping": model.stopping,
-    }
-    return frozenset(
-        kind for kind, module in modules.items() if module is not None and next(module.parameters(), None) is not None
-    )
+def _kinds_with_weights(model: VisualChatModel) -> frozenset[str]:
+    """Return the kinds of parts that have weights and use them."""
+    kinds = frozenset(kind for kind, module in model.parts().items() if next(module.parameters(), None) is not None)
+    # Without a modulator that has weights nothing reads what the inquiry encoder gives, so its weights are not used.
+    return kinds if "modulator" in kinds else kinds - {"inquiry_encoder"}
+
+
+def load_checkpoint_model(recipe: CheckedRecipe, folder: Path, resume: bool = False) -> VisualChatModel:
+    """Build a recipe's model with the weights of a checkpoint of ours; raises VilavtError if they do not fit.
+
+    Unless training is to `resume`, stopping policies may differ from the checkpoint's. A policy that it has no weights
+    for starts with new ones.
+    """
+    model, new = load_matching_weights(recipe, folder, other_stopping=not resume)
+    if new:
+        log.warning("%s has no weights of the recipe's stopping policies; new are %s.", folder, shorten_list(new))
+    return model
+
+
+def load_matching_weights(
+    recipe: CheckedRecipe, folder: Path, other_stopping: bool
+) -> tuple[VisualChatModel, list[str]]:
+    """Build a recipe's model with a checkpoint's weights; return it and the names that `load_weights_into` left new."""
+    model = assemble_model(recipe.recipe.model, str(recipe.path), saved=folder)
+    return model, load_weights_into(model, folder, other_stopping=other_stopping)

@@ -5,8 +5,8 @@ RUN/checkpoints/step-00000700/
     recipe.yaml            resolved; plugins/ holds the files it names
     model.safetensors      tied tensors once
     language_model/        architecture and tokenizer
-    inquiry_encoder/       what it saves: its own tokenizer, where it has one
-    resume.safetensors     optimizer and random state, with resume.json; only where training can go on
+    inquiry_encoder/       its own tokenizer, where it has one
+    resume.safetensors     optimizer and random state, with resume.json; only where training can be resumed
 """
 
 from __future__ import annotations
@@ -18,90 +18,99 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file, save_model
 
-from vilavt_toolkit.checkpoints.run_folder import run_folder
+from vilavt_toolkit.checkpoints import format1
+from vilavt_toolkit.checkpoints.run_folder import expand_home
 from vilavt_toolkit.checkpoints.training_state import TrainingState
+from vilavt_toolkit.checkpoints.weights import RenameWeight, describe_mismatch, fill_weights
 from vilavt_toolkit.config.parsing import to_plain
-from vilavt_toolkit.config.recipe import CheckedRecipe, dump, load_recipe
+from vilavt_toolkit.config.recipe import CheckedRecipe, ConvertRecipe, dump_recipe, load_recipe
+from vilavt_toolkit.config.schema import PARTS_WITH_WEIGHTS
 from vilavt_toolkit.errors import InputError, RunError, VilavtError
-from vilavt_toolkit.models.assemble import INQUIRY_ENCODER, LANGUAGE_MODEL, PARTS, STOPPING, assemble
-from vilavt_toolkit.models.meta import assign, converted, differs, listed_in_short, without_weights
+from vilavt_toolkit.models.assemble import INQUIRY_ENCODER, LANGUAGE_MODEL, STOPPING, assemble_model
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.utils.files import write_json, write_text
-from vilavt_toolkit.utils.versions import versions
+from vilavt_toolkit.utils.text import shorten_list
+from vilavt_toolkit.utils.versions import collect_versions
 
 log = logging.getLogger(__name__)
 
+FORMAT = 2
+"""The number of the format that is written. It rises when an older toolkit would misread a new checkpoint."""
 
-FORMAT = 1
-"""Rises when an older toolkit could not read a checkpoint rightly."""
-
-
-KEPT = 2
-"""Newest checkpoints that stay in a run."""
-
+CHECKPOINTS_PER_RUN = 2
+"""How many checkpoints a run keeps: the newest, and one more in case the newest is damaged."""
 
 _FOLDER = re.compile(r"step-(\d{8})")
 
 
-def save(
+# --- Writing -------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(
     run: Path, model: VisualChatModel, recipe: CheckedRecipe, step: int, state: TrainingState | None = None
 ) -> Path:
-    """Write the checkpoint of `step`, then drop all but the newest; raises InputError where the disk refuses."""
+    """Write the checkpoint of `step` and remove older ones; return its folder. Raises InputError for a full disk."""
     parent = run / "checkpoints"
     final = parent / f"step-{step:08d}"
     temporary = parent / f".{final.name}.{secrets.token_hex(4)}"
     try:
         temporary.mkdir(parents=True)
-        _write(temporary, model, recipe, step, state)
-        if final.exists():  # out of the way whole, so that no half of it is ever seen
+        write_model(temporary, model, recipe, step)
+        if state is not None:
+            save_file(state.tensors, str(temporary / "resume.safetensors"))
+            write_json(temporary / "resume.json", state.data)
+        # A folder cannot replace one that has files. Moved away first, the old one is never seen half deleted.
+        if final.exists():
             os.replace(final, temporary.with_name(f"{temporary.name}.old"))
         os.replace(temporary, final)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{final} cannot be written ({error}); make room, then resume.") from error
+        raise InputError(
+            f"{final} cannot be written ({error}). Free disk space, then run again with --resume."
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    # Hidden ones were replaced, or left by a process that was killed while it wrote.
-    for old in [*_checkpoints(run)[:-KEPT], *parent.glob(".step-*")]:
+    # Hidden folders were replaced above, or left by a process that was killed while it wrote.
+    for old in [*_list_checkpoints(run)[:-CHECKPOINTS_PER_RUN], *parent.glob(".step-*")]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
-def _write(folder: Path, model: VisualChatModel, recipe: CheckedRecipe, step: int, state: TrainingState | None) -> None:
-    write_model(folder, model, recipe)
-    if state is not None:
-        save_file(state.tensors, str(folder / "resume.safetensors"))
-        write_json(folder / "resume.json", state.data)
-    write_json(folder / "checkpoint.json", {"format": FORMAT, "step": step, "versions": versions()})
-
-
-def write_model(folder: Path, model: VisualChatModel, recipe: CheckedRecipe) -> None:
-    """Write all that loading a model needs, which names nothing outside the folder any more."""
+def write_model(folder: Path, model: VisualChatModel, recipe: CheckedRecipe, step: int) -> None:
+    """Write everything that loading a model needs; afterwards nothing in the folder refers to a file outside it."""
     (folder / LANGUAGE_MODEL).mkdir()
     model.language_model.save_assets(folder / LANGUAGE_MODEL)
-    if model.encoder.inquiry_encoder is not None:
+    if model.vision.inquiry_encoder is not None:
         (folder / INQUIRY_ENCODER).mkdir()
-        model.encoder.inquiry_encoder.save_assets(folder / INQUIRY_ENCODER)
+        model.vision.inquiry_encoder.save_assets(folder / INQUIRY_ENCODER)
     save_model(model, str(folder / "model.safetensors"))
-    write_text(folder / "recipe.yaml", dump(_with_plugins(_alone(_with_texts(recipe, model)), folder)))
+    contained = _with_plugins(_without_base_checkpoint(_with_dialogue_texts(recipe, model)), folder)
+    write_text(folder / "recipe.yaml", dump_recipe(contained))
+    write_json(folder / "checkpoint.json", checkpoint_facts(step))
 
 
-def _alone(recipe: CheckedRecipe) -> CheckedRecipe:
-    """Take out of the recipe which checkpoint its model was laid over: its shapes are spelled out."""
+def checkpoint_facts(step: int) -> dict[str, Any]:
+    """Return what checkpoint.json says: format, step and versions."""
+    return {"format": FORMAT, "step": step, "versions": collect_versions()}
+
+
+def _without_base_checkpoint(recipe: CheckedRecipe) -> CheckedRecipe:
+    """Clear `model.checkpoint`: the resolved recipe spells out every shape, and the weights are in the folder."""
     section = {**recipe.resolved["model"], "checkpoint": ""}
     return replace(recipe, resolved={**recipe.resolved, "model": section})
 
 
-def _with_texts(recipe: CheckedRecipe, model: VisualChatModel) -> CheckedRecipe:
-    """Write the dialogue's texts into the recipe, where its settings name a file of them."""
-    settings = model.dialogue.contained()
+def _with_dialogue_texts(recipe: CheckedRecipe, model: VisualChatModel) -> CheckedRecipe:
+    """Put the dialogue's texts into the recipe, where its settings name a file of them."""
+    settings = model.dialogue.self_contained_config()
     if settings is None:
         return recipe
     section = recipe.resolved["model"]
@@ -115,7 +124,8 @@ def _with_plugins(recipe: CheckedRecipe, folder: Path) -> CheckedRecipe:
     for number, plugin in enumerate(recipe.recipe.plugins):
         if plugin.endswith(".py"):
             name = f"plugins/{Path(plugin).name}"
-            if name in names:  # two of one name, from two folders
+            # Two files of one name from two folders: the second gets a folder of its own.
+            if name in names:
                 name = f"plugins/{number}/{Path(plugin).name}"
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(plugin, folder / name)
@@ -124,101 +134,157 @@ def _with_plugins(recipe: CheckedRecipe, folder: Path) -> CheckedRecipe:
     return replace(recipe, resolved={**recipe.resolved, "plugins": names})
 
 
-def _checkpoints(run: Path) -> list[Path]:
+# --- Finding and describing ----------------------------------------------------------------------------
+
+
+def _list_checkpoints(run: Path) -> list[Path]:
     folder = run / "checkpoints"
     found = sorted(folder.iterdir()) if folder.is_dir() else []
     return [path for path in found if _FOLDER.fullmatch(path.name)]
 
 
-def find(path: str | os.PathLike[str]) -> Path:
-    """The newest checkpoint of a run folder, or the checkpoint folder itself; raises RunError."""
-    given = run_folder(path)
+def find_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """Return the newest checkpoint of a run folder, or `path` if it is a checkpoint itself; raises RunError."""
+    given = expand_home(path)
     try:
         if (given / "checkpoint.json").is_file():
             return given
         if not given.exists():
             raise RunError(f"{given} does not exist; give the folder of a run, as `vilavt train` prints it.")
-        found = _checkpoints(given)
+        found = _list_checkpoints(given)
     except OSError as error:
         raise RunError(
             f"{given} cannot be read ({error.strerror}); give the folder of a run, as `vilavt train` prints it."
         ) from error
     if not found:
-        raise RunError(f"{given} holds no checkpoint; train it first, or give the folder of another run.")
+        raise RunError(f"{given} holds no checkpoint. Train it first, or give the folder of another run.")
     return found[-1]
 
 
 def read_step(folder: Path) -> int:
     """Check a checkpoint's format and return its step; raises RunError."""
-    file = folder / "checkpoint.json"
-    try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        made, step = int(facts["format"]), int(facts["step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file} cannot be read ({error}); use another checkpoint of the run.") from error
-    if made > FORMAT:
-        raise RunError(
-            f"{file}: format {made} is newer than {FORMAT}, which this version reads; update vilavt-toolkit."
-        )
+    _, step = _read_format_and_step(folder)
     return step
 
 
-def load(
+def _read_format_and_step(folder: Path) -> tuple[int, int]:
+    file = folder / "checkpoint.json"
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        number, step = int(facts["format"]), int(facts["step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{file} cannot be read ({error}); use another checkpoint of the run.") from error
+    if number > FORMAT:
+        raise RunError(
+            f"{file}: format {number} is newer than {FORMAT}, which this version reads; update vilavt-toolkit."
+        )
+    return number, step
+
+
+def _is_format1(folder: Path) -> bool:
+    # Only format 1 wrote the reference weights of a reinforcement run without this file.
+    if not (folder / "checkpoint.json").is_file():
+        return True
+    number, _ = _read_format_and_step(folder)
+    return number == 1
+
+
+def _weight_names(folder: Path) -> RenameWeight:
+    """Return the function from the names in a checkpoint's model.safetensors to today's."""
+    return format1.current_weight_name if _is_format1(folder) else lambda name: name
+
+
+def _recipe_converter(folder: Path) -> ConvertRecipe | None:
+    return format1.rename_old_keys if _is_format1(folder) else None
+
+
+# --- Reading -------------------------------------------------------------------------------------------
+
+
+def load_checkpoint_recipe(folder: Path, overrides: Sequence[str] = ()) -> CheckedRecipe:
+    """Read the recipe of a checkpoint, of whatever format; raises RunError, RecipeErrors, BadRecipe."""
+    return load_recipe(folder / "recipe.yaml", overrides, _recipe_converter(folder))
+
+
+def load_run_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> CheckedRecipe:
+    """Read a recipe as `load_recipe` does; the recipe.yaml of a run may be of an earlier checkpoint format.
+
+    A run writes no format number beside its recipe, so that of its newest checkpoint counts.
+    """
+    path = Path(name_or_path)
+    convert = None
+    if path.name == "recipe.yaml":
+        # Without a checkpoint there is nothing to resume, and the file is a recipe like any other.
+        with suppress(RunError):
+            convert = _recipe_converter(find_checkpoint(path.parent))
+    return load_recipe(name_or_path, overrides, convert)
+
+
+def load_checkpoint(
     path: str | os.PathLike[str],
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     overrides: Sequence[str] = (),
 ) -> tuple[VisualChatModel, CheckedRecipe]:
-    """Load the model of a run or checkpoint folder with its recipe; raises RunError, RecipeErrors for `overrides`.
+    """Load the model of a run or checkpoint folder, in evaluation mode, and its recipe.
 
-    Its weights are in `dtype`, or in the type they were saved in. Of the model, overrides may change `stopping` only.
+    The weights are in `dtype`, or in the type they were saved in. Of the model, overrides may change `stopping` only.
+    Raises RunError, and RecipeErrors for `overrides`.
     """
-    folder = find(path)
+    folder = find_checkpoint(path)
+    # The format is checked before a recipe of a newer one is refused for its keys.
     read_step(folder)
-    file = folder / "recipe.yaml"
-    with _loading(folder):
-        recipe = load_recipe(file)
+    # Read twice, so that an error says whether the checkpoint or the override is at fault.
+    with _as_run_error(folder):
+        recipe = load_checkpoint_recipe(folder)
     if overrides:
-        recipe = load_recipe(file, overrides)
-    with _loading(folder):
-        model = assemble(recipe.recipe.model, str(file), saved=folder, filled=PARTS)
-    if new := load_into(model, folder, dtype, other_stopping=bool(overrides)):
+        recipe = load_checkpoint_recipe(folder, overrides)
+    with _as_run_error(folder):
+        model = assemble_model(
+            recipe.recipe.model, str(folder / "recipe.yaml"), saved=folder, filled=PARTS_WITH_WEIGHTS
+        )
+    if new := load_weights_into(model, folder, dtype, other_stopping=bool(overrides)):
         raise RunError(
-            f"{folder} holds no weights {listed_in_short(new)}, which a stopping policy has to learn first; train it, "
-            f"with train.start={path}."
+            f"{folder} holds no weights {shorten_list(new)}, which a stopping policy must learn first. Train it with "
+            f"train.init_from={path}."
         )
     return model.to(device).eval(), recipe
 
 
 @contextmanager
-def _loading(folder: Path) -> Iterator[None]:
+def _as_run_error(folder: Path) -> Iterator[None]:
     try:
         yield
     except VilavtError as error:
         raise RunError(f"{folder} cannot be loaded: {error}") from error
 
 
-def load_into(
+def load_weights_into(
     model: VisualChatModel, folder: Path, dtype: torch.dtype | None = None, other_stopping: bool = False
 ) -> list[str]:
     """Load a checkpoint's weights into a model of the same recipe; raises RunError.
 
-    Into one that has no weights yet they are mapped from their file, in `dtype` or as they were saved. With
-    `other_stopping` its stopping policies may be others: the names of their weights that the checkpoint lacks, and
-    that stay as they are, come back.
+    If the model has no weights yet, they are mapped from the file, in `dtype` or as they were saved. With
+    `other_stopping` its stopping policies may differ from the checkpoint's. The names of the weights that the
+    checkpoint lacks are returned; these weights keep their values.
     """
-    file = folder / "model.safetensors"
+    file, rename = folder / "model.safetensors", _weight_names(folder)
     if not file.is_file():
         raise RunError(f"{file} is missing; use another checkpoint of the run.")
+
+    def list_wrong(names: Sequence[str]) -> str:
+        return shorten_list([name for name in names if not (other_stopping and name.startswith(f"{STOPPING}."))])
+
     try:
-        missing, unexpected = _fill(model, file, dtype)
-        if strange := [name for name in unexpected if not (other_stopping and name.startswith(f"{STOPPING}."))]:
-            raise RuntimeError(f"the recipe has no {listed_in_short(strange)}.")
-        if lacking := [name for name in missing if not (other_stopping and name.startswith(f"{STOPPING}."))]:
-            raise RuntimeError(f"it lacks {listed_in_short(lacking)}.")
+        missing, unexpected = fill_weights(model, file, dtype, rename)
+        if strange := list_wrong(unexpected):
+            raise RuntimeError(f"the recipe has no {strange}.")
+        if lacking := list_wrong(missing):
+            raise RuntimeError(f"it lacks {lacking}.")
         return missing
     except (SafetensorError, RuntimeError, OSError, KeyError) as error:
-        if found := _difference(model, file):
+        # Torch names every tensor in one long sentence. The first two of each kind say as much.
+        if found := describe_mismatch(model, file, rename):
             raise RunError(
                 f"{file} does not fit its recipe, whose model is of another architecture ({found}); set `model` as in "
                 f"{folder / 'recipe.yaml'}, or name another checkpoint."
@@ -227,59 +293,14 @@ def load_into(
         raise RunError(f"{file} does not fit its recipe or is damaged: {reason}; use another checkpoint.") from error
 
 
-def _fill(model: VisualChatModel, file: Path, dtype: torch.dtype | None) -> tuple[list[str], list[str]]:
-    """Fill a model from a file; the names that the file lacks, and those that the model does."""
-    if without_weights(model):
-        return _map_into(model, file, dtype)
-    missing, unexpected = load_model(model, str(file), strict=False)
-    return sorted(missing), sorted(unexpected)
-
-
-def _difference(model: VisualChatModel, file: Path) -> str:
-    """Which tensors of a file are not those of a model, the first of each kind; empty where it cannot be read."""
-    own = {name: list(value.shape) for name, value in model.state_dict().items()}
-    try:
-        with safe_open(str(file), "pt") as stored:
-            given = {name: list(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError):
-        return ""
-    # What is tied to another tensor is not in the file, which is no fault of it.
-    kinds = {
-        "unexpected": [name for name in given if name not in own],
-        "mis-shaped": [
-            f"{name} {shape} for {own[name]}" for name, shape in given.items() if own.get(name, shape) != shape
-        ],
-    }
-    missing = [name for name in own if name not in given]
-    kinds = ({"missing": missing} if missing else {}) | kinds if any(kinds.values()) else {}
-    return "; ".join(
-        f"{kind}: {', '.join(names[:2])}" + (f" and {len(names) - 2} more" if len(names) > 2 else "")
-        for kind, names in kinds.items()
-        if names
-    )
-
-
-def _map_into(model: VisualChatModel, file: Path, dtype: torch.dtype | None) -> tuple[list[str], list[str]]:
-    """Assign a file's tensors, each of the shape that its place has; as `_fill`. Raises RuntimeError for shapes."""
-    shapes = {name: value.shape for name, value in model.state_dict().items()}
-    weights, unexpected = {}, []
-    with safe_open(str(file), "pt") as stored:
-        for name in stored.keys():  # noqa: SIM118
-            if name not in shapes:
-                unexpected.append(name)
-                continue
-            value = stored.get_tensor(name)
-            if value.shape != shapes[name]:
-                raise RuntimeError(f"{name} is {list(value.shape)}, where the recipe has {list(shapes[name])}.")
-            weights[name] = converted(file, name, dtype) if differs(value, dtype) else value
-    return assign(model, weights), unexpected
-
-
-def load_state(folder: Path) -> TrainingState:
-    """What `save` was given to go on from; raises RunError."""
+def load_training_state(folder: Path) -> TrainingState:
+    """Read the training state that `save_checkpoint` was given; raises RunError."""
     tensors, data = folder / "resume.safetensors", folder / "resume.json"
     if not tensors.is_file() or not data.is_file():
-        raise RunError(f"{folder} cannot be resumed: it holds weights but no training state.")
+        raise RunError(
+            f"{folder} cannot be resumed, because it holds weights but no training state. Start a new run from it with "
+            "train.init_from."
+        )
     try:
         return TrainingState(load_file(str(tensors)), json.loads(data.read_text(encoding="utf-8")))
     except (SafetensorError, OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Run folders: finding one, telling whether a folder holds one, and moving an earlier one aside."""
+"""Run folders: the path that a user names, and earlier runs in the way of a new one."""
 
 from __future__ import annotations
 
@@ -11,40 +11,50 @@ from vilavt_toolkit.errors import RunError
 log = logging.getLogger(__name__)
 
 
-def run_folder(path: str | os.PathLike[str]) -> Path:
-    """The folder that a user names, `~` being their home; raises RunError."""
+def expand_home(path: str | os.PathLike[str]) -> Path:
+    """Return the folder that a user names, with `~` as their home; raises RunError if that home is not known."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise RunError(f"{os.fspath(path)!r} names a home folder that is not known; write the whole path.") from error
 
 
-def holds_run(run: Path) -> bool:
-    """Whether a folder holds an earlier run, not nothing; raises RunError where it is no place for a run."""
+def has_run(run: Path) -> bool:
+    """Return True if a folder holds an earlier run, False if it is empty or missing.
+
+    Raises RunError if it cannot become a run: a file, a folder of other files, or a run that contains the working
+    folder.
+    """
     try:
         if not run.exists():
             return False
         if not run.is_dir():
             raise RunError(f"{run} is a file; choose another folder with `run=`.")
         names = {path.name for path in run.iterdir()}
-        inside = Path.cwd().is_relative_to(run.resolve())
+        is_inside = Path.cwd().is_relative_to(run.resolve())
     except OSError as error:
         raise RunError(f"{run} cannot be read ({error.strerror}); choose another folder with `run=`.") from error
     if not names:
         return False
     if not names & {"recipe.yaml", "checkpoints"}:
         raise RunError(f"{run} holds files that are no run; choose another folder with `run=`.")
-    if inside:  # what is named relative to here would be lost with it
+    # The run would be moved with the folder that the user is in, and relative paths of the recipe would break.
+    if is_inside:
         raise RunError(f"{run} holds an earlier run and the folder you are in; choose another folder with `run=`.")
     return True
 
 
-def set_aside(run: Path) -> None:
-    """Move an earlier run out of the way, so that nothing of it is lost or mixed with a new one; raises RunError."""
-    if not holds_run(run):
+def move_run_aside(run: Path) -> None:
+    """Rename an earlier run to RUN.old-1, -2, ..., so that a new one neither mixes with it nor deletes it.
+
+    Raises RunError if the folder cannot become a run, or cannot be renamed.
+    """
+    if not has_run(run):
         return
+    # `.` and `..` have no name to append to.
     folder = run if run.name not in ("", "..") else run.resolve()
     number = 1
+    # `lexists`, since a broken link also takes a name.
     while os.path.lexists(aside := folder.with_name(f"{folder.name}.old-{number}")):
         number += 1
     try:

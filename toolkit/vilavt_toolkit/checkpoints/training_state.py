@@ -1,4 +1,4 @@
-"""The training state that a checkpoint keeps beside the weights, so that training can be resumed."""
+"""The training state that a checkpoint keeps beside the weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What going on needs beyond the weights: tensors by name, and plain data."""
+    """Everything beyond the weights that resuming needs: tensors by name, and plain data for JSON."""
 
     tensors: dict[str, Tensor]
     data: dict[str, Any]

@@ -1,9 +1,7 @@
-"""What `vilavt data check` does: all that is wrong with a file of any known format, and how long its samples are."""
+"""`vilavt data check`: every problem of a data file of any known format, and the lengths of its samples."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,82 +10,85 @@ from rich.console import Console
 from rich.table import Table
 
 from vilavt_toolkit.config.recipe import CheckedRecipe, load_recipe
-from vilavt_toolkit.data.checking import PATCH, Checker, Facts
 from vilavt_toolkit.data.fields import BadRow
 from vilavt_toolkit.data.file_task import FileTask
-from vilavt_toolkit.data.lengths import Lengths, Meter, weightless_model
+from vilavt_toolkit.data.lengths import LengthMeter, Lengths, build_meta_model
 from vilavt_toolkit.data.opening import open_rows
 from vilavt_toolkit.data.originals import Inspector
+from vilavt_toolkit.data.row_checker import PATCH, DataStatistics, RowChecker
 from vilavt_toolkit.data.rows import Rows
-from vilavt_toolkit.data.shards import expand
+from vilavt_toolkit.data.shards import expand_braces
 from vilavt_toolkit.errors import InputError
-from vilavt_toolkit.registry import Entry, tasks
+from vilavt_toolkit.registry import Entry, Part, tasks
 from vilavt_toolkit.registry.plugins import load_builtin
-from vilavt_toolkit.utils.progress import track
+from vilavt_toolkit.utils.console import make_console
+from vilavt_toolkit.utils.progress import track_progress
 
-_LOOKED_AT = 100
-"""Rows among which one must be of a known format."""
-_BARS, _WIDTH = 10, 40
-_WIDE = 400
-"""Width where the output is no terminal: a sentence stays on one line."""
+_FIRST_ROWS = 100
+"""One of so many rows must be of a known format."""
+_MAX_BARS, _BAR_WIDTH = 10, 40
 
 
 @dataclass(frozen=True)
-class _Checked:
-    """What a check found."""
+class _CheckResult:
+    """Number of problems found in a number of samples."""
 
     problems: int
     samples: int
 
 
-def check(name: str, root: str, recipe: str | None, decode: bool) -> None:
-    """Check a data file and print what is in it; raises InputError, after all of it has been told, where it is wrong.
+def check_data(name: str, root: str, recipe: str | None, decode: bool) -> None:
+    """Check a data file and print its contents; raises InputError at the end if there are problems.
 
-    With `recipe` lengths are those of its tokenizer, encoder and context; with `decode` every image is decoded whole.
+    With `recipe`, lengths are counted with its tokenizer, encoder and context. With `decode`, every image is decoded
+    completely.
     """
     checked = load_recipe(recipe, []) if recipe else None
     load_builtin()
-    console = _console()
-    files = [open_rows(path) for path in expand(name)]
-    task = _task(files, name, root, checked)
-    found = _problems(console, task, files, decode)
+    console = make_console()
+    files = [open_rows(path) for path in expand_braces(name)]
+    task = _build_task(files, name, root, checked)
+    found = _print_problems(console, task, files, decode)
+    # Lengths are measured on prepared samples, which wrong rows do not give.
     if checked is not None and not found.problems:
-        found = replace(found, problems=_measure(console, checked, task, found.samples))
+        found = replace(found, problems=_measure_lengths(console, checked, task))
     if found.problems:
+        effect = "would stop at them" if decode else "does not start on this file"
         raise InputError(
-            f"{name}: {_count(found.problems, 'problem')} in {_count(found.samples, 'sample')}; mend them, training "
-            f"{'would stop at them' if decode else 'does not start on this file'}."
+            f"{name}: {_count(found.problems, 'problem')} in {_count(found.samples, 'sample')}. Training {effect}: "
+            f"correct or remove these samples and run `vilavt data check {name}` again."
         )
     console.print(f"{name}: every sample is right")
 
 
-def _task(files: Sequence[Rows], name: str, root: str, recipe: CheckedRecipe | None) -> FileTask:
-    """The task that reads these files, set as the recipe's where that is of the same kind."""
-    entry = _format(files[0])
+def _build_task(files: Sequence[Rows], name: str, root: str, recipe: CheckedRecipe | None) -> FileTask:
+    """Build the task that reads these files, with the settings of the recipe's if that is the same task."""
+    entry = _find_task(files[0])
     part = recipe.recipe.task if recipe is not None else None
     if recipe is not None and part is not None and part.entry is not entry and issubclass(part.entry.cls, FileTask):
         raise InputError(
-            f"{name} is of the format of task '{entry.name}', and recipe {recipe.name} reads '{part.entry.name}'; give "
-            "a recipe of that task, or leave --recipe out."
+            f"{name} has the format of task '{entry.name}', but recipe {recipe.name} reads '{part.entry.name}'. Give a "
+            f"recipe of task '{entry.name}', or leave --recipe out."
         )
     if part is not None and part.entry is entry:
         config = replace(part.config, files=name, root=root or part.config.root)
     else:
         config = entry.config(files=name, root=root, videos=True)
-    made: FileTask = entry.cls(config)
-    return made
+    task: FileTask = Part(entry.kind, entry.name, config).build()
+    return task
 
 
-def _format(rows: Rows) -> Entry[Any]:
-    """The task that a file's first rows are for; raises InputError where there is none."""
+def _find_task(rows: Rows) -> Entry[Any]:
+    """Return the registered task that a file's first rows belong to; raises InputError if there is none."""
     known = [(entry, entry.cls) for entry in tasks.entries() if issubclass(entry.cls, FileTask)]
+    # A damaged first row says nothing of the format, so the first readable row decides.
     keys: list[str] = []
     wrong = ""
-    for index in range(min(len(rows), _LOOKED_AT)):
+    for index in range(min(len(rows), _FIRST_ROWS)):
         try:
-            row = rows.read(index)
+            row = rows.read_row(index)
         except BadRow as problem:
-            wrong = wrong or f"{rows.path}, {rows.place(index)}: {problem}"
+            wrong = wrong or f"{rows.path}, {rows.locate_row(index)}: {problem}"
             continue
         if not isinstance(row, Mapping):
             continue
@@ -99,74 +100,76 @@ def _format(rows: Rows) -> Entry[Any]:
         raise InputError(wrong)
     has = f"has the fields {', '.join(keys[:12])}" if keys else "has no JSON object"
     names = ", ".join(entry.name for entry, _ in known)
-    raise InputError(f"{rows.path}: {has} where its samples should begin, and no format has those (known: {names}).")
+    raise InputError(
+        f"{rows.path}: {has} where its samples should begin, and no task here reads those. Write one of these formats: "
+        f"{names} (docs/data.md has the fields of each)."
+    )
 
 
-def _problems(console: Console, task: FileTask, files: Sequence[Rows], decode: bool) -> _Checked:
-    checker = Checker(task, task.trains, Inspector(decode))
-    problems = [str(problem) for rows in files for problem in checker.problems(rows)]
+def _print_problems(console: Console, task: FileTask, files: Sequence[Rows], decode: bool) -> _CheckResult:
+    checker = RowChecker(task, task.trains, Inspector(decode))
+    problems = [str(problem) for rows in files for problem in checker.find_problems(rows)]
     for problem in problems:
         console.print(problem)
     samples = sum(map(len, files))
-    _show_facts(console, task.name, samples, checker.facts)
-    return _Checked(len(problems), samples)
+    _print_statistics(console, task.name, samples, checker.statistics)
+    return _CheckResult(len(problems), samples)
 
 
-def _measure(console: Console, recipe: CheckedRecipe, task: FileTask, samples: int) -> int:
-    """Print lengths by the recipe's model; the number of samples that it cannot take."""
-    meter, split = Meter(weightless_model(recipe)), "train" if task.trains else "test"
+def _measure_lengths(console: Console, recipe: CheckedRecipe, task: FileTask) -> int:
+    """Print lengths as the recipe's model counts them, and return the number of samples that do not fit."""
+    # No weight is read: only sizes are counted, with the recipe's tokenizer and pixel budget.
+    meter, split = LengthMeter(build_meta_model(recipe)), "train" if task.trains else "test"
     size = task.length(split)
-    for number in track(range(size), size, "measuring"):
-        meter.add(number, task.sample(split, number))
+    for number in track_progress(range(size), size, "measuring"):
+        meter.measure(number, task.sample(split, number))
     lengths = meter.lengths
-    problems = lengths.problems()
+    problems = lengths.list_problems()
     for number, why in problems:
-        console.print(f"{task.place(split, number)}: {why}")
-    _show_lengths(console, recipe.name, lengths)
+        console.print(f"{task.locate_sample(split, number)}: {why}")
+    _print_lengths(console, recipe.name, lengths)
     return len(problems)
 
 
-# --- Showing ----------------------------------------------------------------------------------------
-
-
-def _console() -> Console:
-    log = not sys.stdout.isatty()
-    width = _WIDE if log and "COLUMNS" not in os.environ else None
-    return Console(markup=False, highlight=False, soft_wrap=True, width=width)
+# --- Printing ---------------------------------------------------------------------------------------
 
 
 def _count(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def _show_facts(console: Console, name: str, samples: int, facts: Facts) -> None:
+def _print_statistics(console: Console, name: str, samples: int, statistics: DataStatistics) -> None:
+    images, videos = _count(statistics.images, "image"), _count(statistics.videos, "video")
     console.print(
-        f"format {name}: {_count(samples, 'sample')}, {facts.samples:,} of them right; in these "
-        f"{_count(facts.images, 'image')}, {_count(facts.videos, 'video')}, {facts.text_only:,} of text alone"
-        + (f", {_count(facts.turns, 'turn')} of the model" if facts.turns else "")
+        f"format {name}: {_count(samples, 'sample')}, {statistics.samples:,} of them right, with {images}, {videos}, "
+        f"{statistics.text_only:,} of text alone"
+        + (f", {_count(statistics.turns, 'turn')} of the model" if statistics.turns else "")
     )
-    _histogram(console, "words a sample", facts.words)
-    if facts.images:
-        _histogram(console, f"patches of {PATCH} x {PATCH} pixels a sample, images as they are", facts.patches)
+    _print_histogram(console, "words a sample", statistics.words)
+    if statistics.images:
+        _print_histogram(
+            console, f"patches of {PATCH} x {PATCH} pixels a sample, images as they are", statistics.patches
+        )
 
 
-def _show_lengths(console: Console, name: str, lengths: Lengths) -> None:
-    _histogram(console, f"tokens a sample, by {name} (context {lengths.context:,})", lengths.tokens)
+def _print_lengths(console: Console, name: str, lengths: Lengths) -> None:
+    _print_histogram(console, f"tokens a sample, by {name} (context {lengths.context:,})", lengths.tokens)
     if any(lengths.patches):
-        _histogram(console, f"patches a sample, by the encoder of {name}", lengths.patches)
-    cut = len(lengths.too_long())
+        _print_histogram(console, f"patches a sample, by the encoder of {name}", lengths.patches)
+    cut = len(lengths.list_too_long())
     console.print(
-        f"longer than the context: {cut:,} of {_count(len(lengths.tokens), 'sample')}; made smaller by the pixel "
+        f"longer than the context: {cut:,} of {_count(len(lengths.tokens), 'sample')}, made smaller by the pixel "
         f"budget: {_count(lengths.smaller, 'image')}"
     )
 
 
-def _histogram(console: Console, title: str, values: Sequence[int]) -> None:
-    """Draw how many samples have how much, in bars of equal width."""
+def _print_histogram(console: Console, title: str, values: Sequence[int]) -> None:
+    """Print a histogram of at most ten bars, each of the same range of values."""
     if not values:
         return
     low, high = min(values), max(values)
-    step = max(1, -(-(high - low + 1) // _BARS))
+    # Rounded up, so that the last bar still holds the largest value.
+    step = max(1, -(-(high - low + 1) // _MAX_BARS))
     counts = [0] * ((high - low) // step + 1)
     for value in values:
         counts[(value - low) // step] += 1
@@ -178,6 +181,6 @@ def _histogram(console: Console, title: str, values: Sequence[int]) -> None:
     table.add_column()
     for number, count in enumerate(counts):
         first = low + number * step
-        bar = "█" * max(round(_WIDTH * count / max(counts)), count > 0)
+        bar = "█" * max(round(_BAR_WIDTH * count / max(counts)), count > 0)
         table.add_row(f"{first:,} to {first + step - 1:,}" if step > 1 else f"{first:,}", f"{count:,}", bar)
     console.print(table)

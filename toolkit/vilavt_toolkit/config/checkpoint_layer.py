@@ -1,4 +1,4 @@
-"""What a recipe's `model.checkpoint` lays under its keys."""
+"""The lowest layer of a recipe: the section `model` that its `model.checkpoint` stands for."""
 
 from __future__ import annotations
 
@@ -12,52 +12,59 @@ from vilavt_toolkit.config.parsing import KeyPath
 from vilavt_toolkit.errors import MissingWeights, RecipeErrors, VilavtError
 
 
-def resolve(mapping: dict[str, Any], folder: Path) -> None:
-    """Make a layer's `model.checkpoint` absolute where it is a folder: each layer's is relative to itself."""
-    if found := _of(mapping):
-        mapping["model"]["checkpoint"] = _absolute(found, folder)
+def absolutise_checkpoint(mapping: dict[str, Any], folder: Path) -> None:
+    """Make a layer's `model.checkpoint` absolute if it is a folder: a path is relative to the file that holds it."""
+    if found := _own_checkpoint(mapping):
+        mapping["model"]["checkpoint"] = _absolute_folder(found, folder)
 
 
-def named(layers: Sequence[dict[str, Any]], assignments: list[tuple[KeyPath, Any]]) -> str:
-    """The `model.checkpoint` that holds: the last that is set, whose path on the command line is made absolute."""
-    found = ""
+def effective_checkpoint(layers: Sequence[dict[str, Any]], assignments: list[tuple[KeyPath, Any]]) -> str:
+    """Return the effective `model.checkpoint`, which the last layer that sets it decides; empty for none.
+
+    A path from the command line is made absolute, also in `assignments`.
+    """
+    effective = ""
     for mapping in layers:
-        told = _of(mapping)
-        found = found if told is None else told
+        own = _own_checkpoint(mapping)
+        effective = effective if own is None else own
     for number, (keys, value) in enumerate(assignments):
         if keys == ("model", "checkpoint") and isinstance(value, str):
-            found = _absolute(value, Path.cwd())
-            assignments[number] = keys, found
-    return found
+            effective = _absolute_folder(value, Path.cwd())
+            assignments[number] = keys, effective
+    return effective
 
 
-def lay(layers: Layers, name: str, label: str, errors: Sequence[VilavtError]) -> None:
-    """Lay a checkpoint's parts down, under all that the recipe itself says; raises RecipeErrors without them."""
+def add_checkpoint_layer(layers: Layers, name: str, label: str, errors: Sequence[VilavtError]) -> None:
+    """Add a checkpoint's section `model` as the lowest layer; raises RecipeErrors if it cannot be read.
+
+    `label` is the recipe that names it, and `errors` are those found so far.
+    """
     if not name:
         return
-    from vilavt_toolkit.formats.foreign import find, is_hub_name
+    from vilavt_toolkit.formats.foreign import find_foreign_checkpoint, is_hub_name
 
     try:
+        # Descriptions are kilobytes and weights are gigabytes: the weights come only if the descriptions do not do.
         try:
-            section = find(name, weights=False).section()
+            section = find_foreign_checkpoint(name, weights=False).read_section()
         except MissingWeights:
             if not is_hub_name(name):
                 raise
-            section = find(name).section()
+            section = find_foreign_checkpoint(name).read_section()
     except VilavtError as error:
-        # Without its parts nearly every key of the recipe would be wrong.
+        # Without this layer nearly every key of the recipe would be reported as wrong.
         raise RecipeErrors([*errors, type(error)(f"{label}: model.checkpoint: {error}")]) from error
-    layers.add({"model": section}, f"checkpoint {name}")
+    layers.add_mapping({"model": section}, f"checkpoint {name}")
 
 
-def _of(mapping: dict[str, Any]) -> str | None:
-    """What a layer sets as `model.checkpoint`; None where it does not."""
+def _own_checkpoint(mapping: dict[str, Any]) -> str | None:
+    """Return the `model.checkpoint` that a layer itself sets, or None."""
     model = mapping.get("model")
     found = model.get("checkpoint") if isinstance(model, dict) else None
     return found if isinstance(found, str) else None
 
 
-def _absolute(value: str, folder: Path) -> str:
-    """A folder's absolute path, relative to `folder` or to here; what is none stays as it is."""
-    beside = [base / Path(value).expanduser() for base in (folder, Path.cwd())] if value else []
-    return next((os.path.abspath(path) for path in beside if path.is_dir()), value)
+def _absolute_folder(value: str, folder: Path) -> str:
+    """Return the absolute path of a folder, relative to `folder` or the current one; a hub name stays unchanged."""
+    candidates = [base / Path(value).expanduser() for base in (folder, Path.cwd())] if value else []
+    return next((os.path.abspath(path) for path in candidates if path.is_dir()), value)

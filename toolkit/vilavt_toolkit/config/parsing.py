@@ -1,4 +1,4 @@
-"""Plain data (mappings, lists, scalars) to typed dataclasses and back; all errors at once, with paths."""
+"""Plain data (mappings, lists, scalars) to typed dataclasses and back, with all errors at once."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from vilavt_toolkit.errors import BadConfig, RecipeErrors, UnknownName, VilavtError
 from vilavt_toolkit.registry import REGISTRIES, Part, Registry
 from vilavt_toolkit.settings import default_of, did_you_mean
+from vilavt_toolkit.utils.text import format_value
 
 T = TypeVar("T")
 KeyPath = tuple[str | int, ...]
@@ -24,45 +25,45 @@ _WORDS = {int: "an int", float: "a float", bool: "true or false", str: "text", t
 
 
 class _Invalid:
-    """What a value that has been complained about becomes."""
+    """The value of a key that has an error."""
 
 
 INVALID = _Invalid()
 
 
-def dotted(path: KeyPath) -> str:
-    """Write a path as in `model.modulator[1].name`."""
+def format_path(path: KeyPath) -> str:
+    """Write a path like `model.modulator[1].name`."""
     text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
     return text.removeprefix(".")
 
 
-class Where:
-    """Names places in errors: `label` is the file (and path) that the data stands in."""
+class Location:
+    """Names places in errors. `label` is the file, and the path in it, that holds the data."""
 
     def __init__(self, label: str = "", plugins_in: str = "") -> None:
         self.label = label
         self.plugins_in = plugins_in
-        """The recipe whose `plugins:` could bring a missing component."""
+        """The recipe whose `plugins:` could bring a missing component; empty for none."""
 
     def __call__(self, path: KeyPath) -> str:
         """Return the label and the dotted path."""
-        tail = dotted(path)
+        tail = format_path(path)
         if not (self.label and tail):
             return self.label or tail
         return f"{self.label}.{tail}" if tail[0] != "[" else f"{self.label}{tail}"
 
 
 def parse_config(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T:
-    """Read a mapping into the dataclass `cls`, strictly; raises RecipeErrors with all that is wrong."""
-    parser = Parser(Where(where))
-    value = parser.dataclass(cls, mapping, ())
+    """Read a mapping into the dataclass `cls`, strictly; raises RecipeErrors with every error."""
+    parser = Parser(Location(where))
+    value = parser.parse_dataclass(cls, mapping, ())
     if parser.errors or isinstance(value, _Invalid):
         raise RecipeErrors(parser.errors)
     return value
 
 
 def to_plain(value: Any) -> Any:
-    """Turn parsed data back into plain data that parses to the same; a list of one part becomes the part."""
+    """Turn parsed data back into plain data that parses to the same. A list of one component becomes the component."""
     if isinstance(value, Part):
         return {"name": value.name, **to_plain(value.config)}
     if is_dataclass(value) and not isinstance(value, type):
@@ -76,22 +77,22 @@ def to_plain(value: Any) -> Any:
 
 
 def typed_fields(cls: type[Any]) -> dict[str, tuple[Field[Any], Any]]:
-    """The settable fields of a dataclass by name, each with its resolved type."""
+    """Return the settable fields of a dataclass by name, each with its resolved type."""
     hints = get_type_hints(cls)
     return {f.name: (f, hints[f.name]) for f in fields(cls) if f.init}
 
 
-def expected(kind: Any) -> str:
-    """Say in words what a type takes."""
+def describe_type(kind: Any) -> str:
+    """Describe in words which values a type takes."""
     if kind in _WORDS:
         return _WORDS[kind]
     origin, args = get_origin(kind), get_args(kind)
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
     if origin in (Union, types.UnionType):
-        return " or ".join(expected(arm) for arm in args)
+        return " or ".join(describe_type(arm) for arm in args)
     if origin in (list, tuple, dict):
-        inner = [_ITEMS.get(arg) or expected(arg) for arg in args if arg is not Ellipsis]
+        inner = [_ITEMS.get(arg) or describe_type(arg) for arg in args if arg is not Ellipsis]
         if origin is dict:
             return "a mapping" if args[1] is Any else f"a mapping to {inner[1]}"
         return "a list of " + (inner[0] if origin is list or Ellipsis in args else ", ".join(inner))
@@ -99,234 +100,250 @@ def expected(kind: Any) -> str:
 
 
 class Parser:
-    """Reads plain data by type, collecting errors."""
+    """Reads plain data by type and collects errors, so that a user sees all of them at once."""
 
-    def __init__(self, where: Where) -> None:
+    def __init__(self, where: Location) -> None:
         self.where = where
         self.errors: list[VilavtError] = []
 
-    def complain(self, path: KeyPath, message: str, error: type[VilavtError] = BadConfig) -> _Invalid:
-        """Note an error at a path."""
+    def add_error(self, path: KeyPath, message: str, error: type[VilavtError] = BadConfig) -> _Invalid:
+        """Add an error at a path, and return INVALID as the value."""
         place = self.where(path)
         self.errors.append(error(f"{place}: {message}" if place else message))
         return INVALID
 
     # --- Mappings ------------------------------------------------------------------------------------------
 
-    def dataclass(self, cls: type[T], value: Any, path: KeyPath, part: Part | None = None) -> T | _Invalid:
-        """Read a mapping into `cls`; `part` says whose settings these are."""
+    def parse_dataclass(self, cls: type[T], value: Any, path: KeyPath, part: Part | None = None) -> T | _Invalid:
+        """Read a mapping into `cls`. `part` is the component whose settings these are, if any."""
         if not isinstance(value, Mapping):
-            return self.complain(path, f"expected a mapping of {', '.join(typed_fields(cls))}, got {_show(value)}.")
+            return self.add_error(
+                path, f"expected a mapping of {', '.join(typed_fields(cls))}, got {format_value(value)}."
+            )
         known = typed_fields(cls)
-        before = len(self.errors)
+        errors_before = len(self.errors)
+        renamed = {old: name for name, (f, _) in known.items() for old in f.metadata.get("formerly", ())}
         for key in value:
-            if key not in known:
-                self._unknown_key(key, cls, path, part)
+            if key in known:
+                continue
+            if key in renamed:
+                new = renamed[key]
+                self.add_error((*path, key), f"this key is now called {new}. Write {format_path((*path, new))}.")
+            else:
+                self._refuse_unknown_key(key, cls, path, part)
+        set_by_old_name = {renamed[key] for key in value if key in renamed}
         arguments = {}
         for name, (f, kind) in known.items():
             if name in value:
-                arguments[name] = self.field(f, kind, value[name], (*path, name))
+                arguments[name] = self.parse_field(f, kind, value[name], (*path, name))
             elif f.metadata.get("default_names"):
-                arguments[name] = self._default_parts(f, (*path, name))
-            elif f.default is MISSING and f.default_factory is MISSING:
-                self._missing(f, (*path, name))
-        self._alternatives(known, arguments, path)
-        if len(self.errors) > before:
+                arguments[name] = self._parse_default_parts(f, (*path, name))
+            elif f.default is MISSING and f.default_factory is MISSING and name not in set_by_old_name:
+                self._refuse_missing(f, (*path, name))
+        self._refuse_alternatives(known, arguments, path)
+        if len(self.errors) > errors_before:
             return INVALID
         try:
             return cls(**arguments)
-        except ValueError as error:  # what __post_init__ finds wrong between settings
-            return self.complain(path, str(error))
+        # `__post_init__` checks what no single setting can: how several go together.
+        except ValueError as error:
+            return self.add_error(path, str(error))
 
-    def _unknown_key(self, key: Any, cls: type[Any], path: KeyPath, part: Part | None) -> None:
+    def _refuse_unknown_key(self, key: Any, cls: type[Any], path: KeyPath, part: Part | None) -> None:
         known = typed_fields(cls)
         names = ", ".join(known) or "none"
         if part is not None:
             owner, noun, listed = f"'{part.name}'", "setting", f"settings of {part} ({cls.__name__}): {names}"
         else:
             owner, noun = f"'{path[-1]}'" if path else "it", "key"
-            listed = f"keys{f' of {dotted(path)}' if path else ''}: {names}"
-        self.complain(
+            listed = f"keys{f' of {format_path(path)}' if path else ''}: {names}"
+        self.add_error(
             (*path, key if isinstance(key, str) else repr(key)),
             f"{owner} has no {noun} {key!r}.{did_you_mean(key, tuple(known))}\n  {listed}",
         )
 
-    def _alternatives(
+    def _refuse_alternatives(
         self, known: Mapping[str, tuple[Field[Any], Any]], given: Mapping[str, Any], path: KeyPath
     ) -> None:
-        """Complain of every two settings that replace each other and are both set."""
+        """Add an error for every two alternatives that are both set."""
         pairs = {name: f.metadata.get("replaces", ()) for name, (f, _) in known.items()}
         chosen = [name for name in given if pairs[name] and given[name] != default_of(known[name][0])]
         for i, name in enumerate(chosen):
             for other in chosen[:i]:
                 if other in pairs[name] and name in pairs[other]:
                     unset = " or ".join(f"`{key}: {json.dumps(default_of(known[key][0]))}`" for key in (other, name))
-                    self.complain(
+                    self.add_error(
                         (*path, name),
-                        f"it and `{other}` ({self.where((*path, other))}) are alternatives; leave one out, or write "
+                        f"it and `{other}` ({self.where((*path, other))}) are alternatives. Leave one out, or write "
                         f"{unset}.",
                     )
 
-    def _missing(self, f: Field[Any], path: KeyPath) -> None:
-        text = f"missing, and has no default ({f.metadata.get('help', 'no help')})."
+    def _refuse_missing(self, f: Field[Any], path: KeyPath) -> None:
+        text = f"missing, and it has no default. Set it: {f.metadata.get('help', 'no help')}."
         if "part" in f.metadata:
             registry = REGISTRIES[f.metadata["part"]]
             text += f"\n  registered {registry.plural}: {', '.join(registry.names()) or 'none'}"
-        self.complain(path, text)
+        self.add_error(path, text)
 
-    def field(self, f: Field[Any], kind: Any, value: Any, path: KeyPath) -> Any:
+    def parse_field(self, f: Field[Any], kind: Any, value: Any, path: KeyPath) -> Any:
         """Read one field's value."""
         if "part" not in f.metadata:
-            result = self.value(kind, value, path)
-            return result if isinstance(result, _Invalid) else self._in_range(f, result, path)
+            result = self.parse_value(kind, value, path)
+            return result if isinstance(result, _Invalid) else self._check_range(f, result, path)
         default = _single_default(f)
         if not f.metadata["many"]:
-            return self.part(f.metadata["part"], value, path, default)
+            return self.parse_part(f.metadata["part"], value, path, default)
         if not isinstance(value, list | tuple):
-            return [self.part(f.metadata["part"], value, path, default)]
+            return [self.parse_part(f.metadata["part"], value, path, default)]
         if not value:
-            return self.complain(path, f"the list is empty; name at least one {_registry(f).label}.")
-        return [self.part(f.metadata["part"], item, (*path, i)) for i, item in enumerate(value)]
+            return self.add_error(path, f"the list is empty. Name at least one {_registry_of_field(f).label}.")
+        return [self.parse_part(f.metadata["part"], item, (*path, i)) for i, item in enumerate(value)]
 
-    def _in_range(self, f: Field[Any], value: Any, path: KeyPath) -> Any:
+    def _check_range(self, f: Field[Any], value: Any, path: KeyPath) -> Any:
         low, high = f.metadata.get("minimum"), f.metadata.get("maximum")
         if type(value) in (int, float):
             if low is not None and value < low:
-                return self.complain(path, f"{value} is below the least, {low} ({f.metadata['help']}).")
+                return self.add_error(
+                    path, f"{value} is below the least, {low} ({f.metadata['help']}). Write {low} or more."
+                )
             if high is not None and value > high:
-                return self.complain(path, f"{value} is above the most, {high} ({f.metadata['help']}).")
+                return self.add_error(
+                    path, f"{value} is above the most, {high} ({f.metadata['help']}). Write {high} or less."
+                )
         if isinstance(value, list | tuple):
             for i, item in enumerate(value):
-                self._in_range(f, item, (*path, i))
+                self._check_range(f, item, (*path, i))
         return value
 
     # --- Parts ---------------------------------------------------------------------------------------------
 
-    def _default_parts(self, f: Field[Any], path: KeyPath) -> Any:
-        parts = [self.part(f.metadata["part"], {"name": name}, path) for name in f.metadata["default_names"]]
+    def _parse_default_parts(self, f: Field[Any], path: KeyPath) -> Any:
+        parts = [self.parse_part(f.metadata["part"], {"name": name}, path) for name in f.metadata["default_names"]]
         return parts if f.metadata["many"] else parts[0]
 
-    def part(self, kind: str, value: Any, path: KeyPath, default: str | None = None) -> Part | _Invalid:
-        """Read a component: its name alone, or a mapping of `name` and its settings."""
+    def parse_part(self, kind: str, value: Any, path: KeyPath, default: str | None = None) -> Part | _Invalid:
+        """Read a component, given by its name alone or by a mapping of `name` and settings."""
         registry = REGISTRIES[kind]
         named = {"name": value} if isinstance(value, str) else value
         if not isinstance(named, Mapping):
             wanted = f"the name of a registered {registry.label}, or a mapping of name and settings"
-            return self.complain(path, f"expected {wanted}, got {_show(value)}.")
+            return self.add_error(path, f"expected {wanted}, got {format_value(value)}.")
         settings = dict(named)
         name = settings.pop("name", default)
         if name is None:
             known = ", ".join(registry.names())
-            return self.complain((*path, "name"), f"missing; name one of the {registry.plural}: {known}.")
+            return self.add_error((*path, "name"), f"missing. Name one of the {registry.plural}: {known}.")
         if not isinstance(name, str):
-            return self.complain((*path, "name"), f"expected text, got {_show(name)}; quote a name.")
+            return self.add_error((*path, "name"), f"expected text, got {format_value(name)}. Put the name in quotes.")
         if name not in registry:
-            text = registry.unknown(name)
+            text = registry.unknown_name_message(name)
             if self.where.plugins_in:
-                text += f"\n  Yours missing? Add its module to `plugins:` in {self.where.plugins_in}."
-            return self.complain((*path, "name"), text, UnknownName)
+                text += f"\n  For a component of your own, add its file to `plugins:` in {self.where.plugins_in}."
+            return self.add_error((*path, "name"), text, UnknownName)
         entry = registry.get(name)
-        config = self.dataclass(entry.config, settings, path, Part(kind, name, None))
+        config = self.parse_dataclass(entry.config, settings, path, Part(kind, name, None))
         return config if isinstance(config, _Invalid) else Part(kind, name, config)
 
     # --- Values --------------------------------------------------------------------------------------------
 
-    def value(self, kind: Any, value: Any, path: KeyPath) -> Any:
-        """Read a value of type `kind`; returns INVALID, having complained, where it cannot be one."""
+    def parse_value(self, kind: Any, value: Any, path: KeyPath) -> Any:
+        """Read a value of type `kind`; return INVALID, with an error added, if it is of another type."""
         origin = get_origin(kind)
         if kind is Any or kind is object:
-            return self._plain(value, path)
+            return self._parse_plain_data(value, path)
         if is_dataclass(kind):
-            return self.dataclass(kind if isinstance(kind, type) else type(kind), value, path)
+            return self.parse_dataclass(kind if isinstance(kind, type) else type(kind), value, path)
         if origin in (Union, types.UnionType):
-            return self._union(kind, value, path)
+            return self._parse_union(kind, value, path)
         if origin in (list, tuple):
-            return self._list(kind, value, path)
+            return self._parse_list(kind, value, path)
         if origin is dict:
-            return self._dict(get_args(kind)[1], value, path)
+            return self._parse_dict(get_args(kind)[1], value, path)
         if origin is Literal:
             if any(type(value) is type(option) and value == option for option in get_args(kind)):
                 return value
-            text = f"expected {expected(kind)}, got {_show(value)}."
-            return self.complain(path, text + did_you_mean(value, [str(option) for option in get_args(kind)]))
-        return self._scalar(kind, value, path)
+            text = f"expected {describe_type(kind)}, got {format_value(value)}."
+            return self.add_error(path, text + did_you_mean(value, [str(option) for option in get_args(kind)]))
+        return self._parse_scalar(kind, value, path)
 
-    def _scalar(self, kind: Any, value: Any, path: KeyPath) -> Any:
+    def _parse_scalar(self, kind: Any, value: Any, path: KeyPath) -> Any:
         if kind not in _WORDS:
-            raise TypeError(f"A recipe cannot hold the type {kind!r} of {dotted(path)}.")
+            raise TypeError(f"A recipe cannot hold the type {kind!r} of {format_path(path)}.")
         if type(value) is kind:
             if kind is float and not math.isfinite(value):
-                return self.complain(path, f"expected a finite float, got {value}.")
+                return self.add_error(path, f"expected a finite float, got {value}.")
             return value
         hint = ""
         if kind is float and (type(value) is int or (isinstance(value, str) and _NUMBER.fullmatch(value))):
             try:
-                return self._scalar(float, float(value), path)
+                return self._parse_scalar(float, float(value), path)
             except OverflowError:
                 hint = ", which is too large"
         if kind is int and type(value) is float and value.is_integer():
-            hint = f"; write {int(value)}"
+            hint = f". Write {int(value)}"
         if kind is str and type(value) in (int, float, bool):
-            hint = "; quote it"
-        return self.complain(path, f"expected {expected(kind)}, got {_show(value)}{hint}.")
+            hint = ". Put it in quotes"
+        return self.add_error(path, f"expected {describe_type(kind)}, got {format_value(value)}{hint}.")
 
-    def _union(self, kind: Any, value: Any, path: KeyPath) -> Any:
+    def _parse_union(self, kind: Any, value: Any, path: KeyPath) -> Any:
         arms = get_args(kind)
         for arm in arms:
             attempt = Parser(self.where)
-            result = attempt.value(arm, value, path)
+            result = attempt.parse_value(arm, value, path)
             if not attempt.errors:
                 return result
-        # The one arm that takes the value's outer form knows best what is wrong inside it.
+        # No arm of the union fits. The one that takes the value's outer form says best what is wrong inside it.
         real = [arm for arm in arms if arm is not type(None)]
-        same = [arm for arm in real if _outer(arm) is _outer_of(value)]
+        same = [arm for arm in real if _container_of_type(arm) is _container_of_value(value)]
         candidates = real if len(real) == 1 else same
-        if len(candidates) == 1 and value is not None and (len(real) == 1 or _outer_of(value) is not None):
-            return self.value(candidates[0], value, path)
-        return self.complain(path, f"expected {expected(kind)}, got {_show(value)}.")
+        if len(candidates) == 1 and value is not None and (len(real) == 1 or _container_of_value(value) is not None):
+            return self.parse_value(candidates[0], value, path)
+        return self.add_error(path, f"expected {describe_type(kind)}, got {format_value(value)}.")
 
-    def _list(self, kind: Any, value: Any, path: KeyPath) -> Any:
+    def _parse_list(self, kind: Any, value: Any, path: KeyPath) -> Any:
         args, origin = get_args(kind), get_origin(kind)
         if not isinstance(value, list | tuple):
-            return self.complain(path, f"expected {expected(kind)}, got {_show(value)}.")
+            return self.add_error(path, f"expected {describe_type(kind)}, got {format_value(value)}.")
         kinds: Sequence[Any] = [args[0]] * len(value)
         if origin is tuple and Ellipsis not in args:
             if len(value) != len(args):
-                return self.complain(path, f"expected {len(args)} values, got {len(value)}.")
+                return self.add_error(path, f"expected {len(args)} values, got {len(value)}.")
             kinds = args
-        items = [self.value(each, item, (*path, i)) for i, (each, item) in enumerate(zip(kinds, value, strict=True))]
+        items = [
+            self.parse_value(each, item, (*path, i)) for i, (each, item) in enumerate(zip(kinds, value, strict=True))
+        ]
         return INVALID if any(isinstance(item, _Invalid) for item in items) else origin(items)
 
-    def _dict(self, kind: Any, value: Any, path: KeyPath) -> Any:
+    def _parse_dict(self, kind: Any, value: Any, path: KeyPath) -> Any:
         if not isinstance(value, Mapping):
-            return self.complain(path, f"expected a mapping, got {_show(value)}.")
+            return self.add_error(path, f"expected a mapping, got {format_value(value)}.")
         items = {}
         for key, item in value.items():
             if isinstance(key, str):
-                items[key] = self.value(kind, item, (*path, key))
+                items[key] = self.parse_value(kind, item, (*path, key))
             else:
-                self.complain((*path, repr(key)), "keys are text; quote it.")
+                self.add_error((*path, repr(key)), "a key must be text. Put it in quotes.")
         return items
 
-    def _plain(self, value: Any, path: KeyPath) -> Any:
+    def _parse_plain_data(self, value: Any, path: KeyPath) -> Any:
         if isinstance(value, Mapping):
-            return self._dict(Any, value, path)
+            return self._parse_dict(Any, value, path)
         if isinstance(value, list | tuple):
-            return [self._plain(item, (*path, i)) for i, item in enumerate(value)]
+            return [self._parse_plain_data(item, (*path, i)) for i, item in enumerate(value)]
         if type(value) in _WORDS:
-            return self._scalar(type(value), value, path)
-        return self.complain(path, f"expected text, numbers, lists or mappings, got {_show(value)}.")
+            return self._parse_scalar(type(value), value, path)
+        return self.add_error(path, f"expected text, numbers, lists or mappings, got {format_value(value)}.")
 
 
-def _outer(kind: Any) -> type[Any] | None:
-    """Mapping or list, as a type takes it."""
+def _container_of_type(kind: Any) -> type[Any] | None:
+    """Return dict or list if a type takes a mapping or a list, else None."""
     origin = get_origin(kind)
     if origin is dict or is_dataclass(kind):
         return dict
     return list if origin in (list, tuple) else None
 
 
-def _outer_of(value: Any) -> type[Any] | None:
+def _container_of_value(value: Any) -> type[Any] | None:
     if isinstance(value, Mapping):
         return dict
     return list if isinstance(value, list | tuple) else None
@@ -337,13 +354,5 @@ def _single_default(f: Field[Any]) -> str | None:
     return names[0] if names and len(names) == 1 else None
 
 
-def _registry(f: Field[Any]) -> Registry[Any]:
+def _registry_of_field(f: Field[Any]) -> Registry[Any]:
     return REGISTRIES[f.metadata["part"]]
-
-
-def _show(value: Any) -> str:
-    """Write a value and its type, short enough for a sentence."""
-    if value is None:
-        return "null"
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"

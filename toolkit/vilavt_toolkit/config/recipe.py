@@ -1,26 +1,26 @@
-"""Recipes: found, read, laid over what they inherit, checked; all errors at once, with file and path."""
+"""Recipes: finding, reading, merging with inherited ones, checking; all errors at once, with file and key."""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vilavt_toolkit.config import checkpoint_layer as underlay
+from vilavt_toolkit.config.checkpoint_layer import absolutise_checkpoint, add_checkpoint_layer, effective_checkpoint
 from vilavt_toolkit.config.layers import Layers, References, split_key
-from vilavt_toolkit.config.parsing import KeyPath, Parser, Where, parse_config, to_plain
+from vilavt_toolkit.config.parsing import KeyPath, Location, Parser, parse_config, to_plain
 from vilavt_toolkit.config.schema import Recipe
 from vilavt_toolkit.errors import BadConfig, BadRecipe, RecipeErrors, UsageError, VilavtError
-from vilavt_toolkit.registry.plugins import display, load_builtin, load_plugins, plugin_file
+from vilavt_toolkit.registry.plugins import display_path, load_builtin, load_plugins, plugin_file
 from vilavt_toolkit.settings import did_you_mean
 
 __all__ = [
     "CheckedRecipe",
-    "dump",
+    "dump_recipe",
     "find_recipe",
     "load_recipe",
     "parse_config",
@@ -30,83 +30,95 @@ __all__ = [
 
 COMMAND_LINE = "command line"
 
+ConvertRecipe = Callable[[Mapping[str, Any]], dict[str, Any]]
+"""Translates a recipe's plain data with the keys of an earlier version to today's."""
+
 
 @dataclass(frozen=True)
 class CheckedRecipe:
-    """A recipe whose every key, name and type is right."""
+    """A recipe in which every key, name and type is right."""
 
     recipe: Recipe
     resolved: dict[str, Any] = field(repr=False)
-    """Plain data with every default filled in; read again, it gives the same recipe."""
+    """Plain data with every default filled in. Read again, it gives the same recipe."""
     notes: tuple[str, ...]
-    """What the reader should know, such as inherited settings that were dropped."""
+    """Sentences for the reader, such as inherited settings that were dropped."""
     path: Path
 
     @property
     def name(self) -> str:
-        """Name of the recipe: its file's, without the ending; with its folder if it came with the package."""
-        return _own_name(self.path)
+        """Name of the recipe: its file without the ending, with the folder if it came with the package."""
+        return _recipe_name(self.path)
 
 
-def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> CheckedRecipe:
-    """Read a recipe and `a.b=c` overrides; raises RecipeErrors with all that is wrong, or BadRecipe."""
+def load_recipe(
+    name_or_path: str | Path, overrides: Sequence[str] = (), convert: ConvertRecipe | None = None
+) -> CheckedRecipe:
+    """Read a recipe and overrides `a.b=c`; raises RecipeErrors with every error, or BadRecipe.
+
+    `convert` translates each file's plain data to today's keys, after the plugins were loaded. Checkpoints of earlier
+    versions need it.
+    """
     path = find_recipe(name_or_path)
-    label, layers, errors = display(path), Layers(Recipe), list[VilavtError]()
+    label, layers, errors = display_path(path), Layers(Recipe), list[VilavtError]()
     plugins: list[str] = []
     own: list[tuple[dict[str, Any], str]] = []
-    for file in reversed(_lineage(path)):
-        mapping = _read(file)
+    for file in reversed(_find_lineage(path)):
+        mapping = _read_yaml(file)
         mapping.pop("inherits", None)
-        _take_plugins(mapping.pop("plugins", None), file.parent, display(file), plugins, errors)
-        underlay.resolve(mapping, file.parent)
-        own.append((mapping, display(file)))
-    assignments = _assignments(overrides, plugins, errors)
-    # Components first: what a setting may be depends on the component that the recipe names.
+        _add_plugins(mapping.pop("plugins", None), file.parent, display_path(file), plugins, errors)
+        absolutise_checkpoint(mapping, file.parent)
+        own.append((mapping, display_path(file)))
+    assignments = _read_overrides(overrides, plugins, errors)
+    # Components first: the settings that a recipe may write depend on the components that it names.
     load_builtin()
     for plugin in plugins:
         try:
             load_plugins([plugin])
         except BadRecipe as error:
             errors.append(BadRecipe(f"{label}: {error}"))
-    underlay.lay(layers, underlay.named([mapping for mapping, _ in own], assignments), label, errors)
+    if convert is not None:
+        own = [(convert(mapping), where) for mapping, where in own]
+    checkpoint = effective_checkpoint([mapping for mapping, _ in own], assignments)
+    add_checkpoint_layer(layers, checkpoint, label, errors)
     for mapping, where in own:
-        layers.add(mapping, where)
+        layers.add_mapping(mapping, where)
     for keys, value in assignments:
         try:
-            layers.assign(keys, value, COMMAND_LINE)
+            layers.assign_value(keys, value, COMMAND_LINE)
         except UsageError as error:
             errors.append(BadConfig(f"{COMMAND_LINE}: {error}"))
     layers.tree["plugins"] = plugins
-    layers.tree["run"] = layers.tree.get("run") or f"runs/{_own_name(path)}"
-    return _check(layers, path, errors)
+    layers.tree["run"] = layers.tree.get("run") or f"runs/{_recipe_name(path)}"
+    return _check_layers(layers, path, errors)
 
 
-def dump(checked: CheckedRecipe) -> str:
-    """Write a checked recipe, every default filled in, as YAML that reads back to the same."""
+def dump_recipe(checked: CheckedRecipe) -> str:
+    """Write a checked recipe with every default filled in, as YAML that reads back to the same."""
     from omegaconf import OmegaConf
 
     return OmegaConf.to_yaml(OmegaConf.create(checked.resolved))
 
 
-class _LayerWhere(Where):
-    """Names the file that set the value at a path."""
+class _LayerLocation(Location):
+    """Names the file, or the command line, that set the value at a path."""
 
     def __init__(self, layers: Layers, label: str) -> None:
         super().__init__(label, plugins_in=label)
         self._layers = layers
 
     def __call__(self, path: KeyPath) -> str:
-        tail = Where()(path)
-        label = self._layers.label(path, self.label)
+        tail = Location()(path)
+        label = self._layers.find_label(path, self.label)
         return f"{label}: {tail}" if tail else label
 
 
-def _check(layers: Layers, path: Path, errors: list[VilavtError]) -> CheckedRecipe:
-    where = _LayerWhere(layers, display(path))
-    references = References(layers.tree, where)
-    tree = references.fill()
+def _check_layers(layers: Layers, path: Path, errors: list[VilavtError]) -> CheckedRecipe:
+    where = _LayerLocation(layers, display_path(path))
+    references = References(layers.tree, Recipe, where)
+    tree = references.fill_tree()
     parser = Parser(where)
-    recipe = parser.dataclass(Recipe, tree, ())
+    recipe = parser.parse_dataclass(Recipe, tree, ())
     errors = [*errors, *references.errors, *parser.errors]
     if errors or not isinstance(recipe, Recipe):
         raise RecipeErrors(errors)
@@ -117,7 +129,7 @@ def _check(layers: Layers, path: Path, errors: list[VilavtError]) -> CheckedReci
 
 
 def recipe_folder() -> Path | None:
-    """Return the folder of the repository's recipes: installed with the package, or in its checkout."""
+    """Return the folder of the recipes that came with the package or its checkout; None if there is none."""
     package = Path(__file__).resolve().parents[1]
     checkout = package.parents[1]
     for folder, is_ours in ((package / "recipes", True), (checkout / "recipes", _is_checkout(checkout))):
@@ -131,7 +143,7 @@ def _is_checkout(folder: Path) -> bool:
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that came with the package."""
+    """Return the names of the recipes that came with the package."""
     folder = recipe_folder()
     if folder is None:
         return []
@@ -139,13 +151,13 @@ def recipe_names() -> list[str]:
 
 
 def find_recipe(name_or_path: str | Path) -> Path:
-    """Find a recipe by the path of its file, or by name among those installed; raises BadRecipe."""
+    """Find a recipe by the path of its file, or by its name among the installed ones; raises BadRecipe."""
     text = str(name_or_path)
     path = Path(text).expanduser()
     if path.suffix in (".yaml", ".yml"):
         if _is_file(path):
             return path
-        raise BadRecipe(f"there is no recipe file {text}; check the path.")
+        raise BadRecipe(f"there is no recipe file {text}. Check the path.")
     known = recipe_names()
     folder = recipe_folder()
     if folder is not None and text in known:
@@ -153,12 +165,12 @@ def find_recipe(name_or_path: str | Path) -> Path:
     raise BadRecipe(
         f"no recipe named '{text}'.{did_you_mean(text, known)}\n"
         f"  recipes: {', '.join(known) or 'none'}\n"
-        f"  Your own? Give the path of its file, like ./{path.name}.yaml."
+        f"  For a recipe of your own give the path of its file, like ./{path.name}.yaml."
     )
 
 
-def _own_name(path: Path) -> str:
-    """What a recipe is found by: of one that came with the package its folder too, like modulation/film."""
+def _recipe_name(path: Path) -> str:
+    """Return the name that finds a recipe. One that came with the package has its folder too, like modulation/film."""
     folder, found = recipe_folder(), path.resolve()
     if folder is None or not found.is_relative_to(folder):
         return path.stem
@@ -168,78 +180,82 @@ def _own_name(path: Path) -> str:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError as error:  # a name too long, a folder that may not be entered
-        raise BadRecipe(f"{path} cannot be read: {error.strerror}; check the path.") from error
+    # The name is too long, or a folder on the way may not be entered.
+    except OSError as error:
+        raise BadRecipe(f"{path} cannot be read ({error.strerror}). Check the path.") from error
 
 
-def _lineage(path: Path) -> list[Path]:
-    """The recipe, its parent, and so on."""
+def _find_lineage(path: Path) -> list[Path]:
+    """Return the file of a recipe, of the recipe that it inherits, and so on."""
     chain = [path]
     while True:
         child = chain[-1]
-        parent = _read(child).get("inherits")
+        parent = _read_yaml(child).get("inherits")
         if parent is None:
             return chain
         if not isinstance(parent, str):
-            raise BadRecipe(f"{display(child)}: inherits: name one recipe.")
+            raise BadRecipe(f"{display_path(child)}: inherits: write the name or path of one recipe.")
         found = _find_parent(parent, child)
         if any(found.resolve() == known.resolve() for known in chain):
-            names = " -> ".join(display(file) for file in [*chain, found])
-            raise BadRecipe(f"{display(child)}: inherits: recipes in a circle: {names}.")
+            names = " -> ".join(display_path(file) for file in [*chain, found])
+            raise BadRecipe(
+                f"{display_path(child)}: inherits: the recipes inherit each other in a circle: {names}. Take one "
+                "`inherits` out."
+            )
         chain.append(found)
 
 
 def _find_parent(name_or_path: str, child: Path) -> Path:
-    """Find what a recipe inherits: a file relative to its own, or a recipe that came with the package."""
+    """Find the recipe that `child` inherits: a file relative to its own, or an installed recipe; raises BadRecipe."""
     try:
         for beside in (child.parent / name_or_path, child.parent / f"{name_or_path}.yaml"):
             if _is_file(beside):
                 return beside
         if Path(name_or_path).suffix in (".yaml", ".yml"):
-            raise BadRecipe(f"there is no recipe file {child.parent / name_or_path}; check the path.")
+            raise BadRecipe(f"there is no recipe file {child.parent / name_or_path}. Check the path.")
         return find_recipe(name_or_path)
     except BadRecipe as error:
-        raise BadRecipe(f"{display(child)}: inherits: {error}") from error
+        raise BadRecipe(f"{display_path(child)}: inherits: {error}") from error
 
 
 # --- Reading -------------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds one mapping; raises BadRecipe naming the line."""
-    label = display(path)
+    label = display_path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadRecipe(f"{label} is not UTF-8 text; is it a recipe?") from error
+        raise BadRecipe(f"{label} is no UTF-8 text. Give the path of a YAML file.") from error
     except OSError as error:
-        raise BadRecipe(f"{label} cannot be read: {error.strerror}.") from error
-    data = _from_yaml(text, label)
+        raise BadRecipe(f"{label} cannot be read ({error.strerror}). Check the path.") from error
+    data = _parse_yaml(text, label)
     if not isinstance(data, dict):
-        raise BadRecipe(f"{label} holds no mapping; a recipe has keys like `model:`.")
+        raise BadRecipe(f"{label} holds no mapping. Write keys like `model:`.")
     return data
 
 
-def _from_yaml(text: str, label: str) -> Any:
-    """Read YAML into plain data as omegaconf does (1e-3 is a number, a key twice is an error)."""
+def _parse_yaml(text: str, label: str) -> Any:
+    """Read YAML into plain data as omegaconf does: 1e-3 is a number, and a key may not stand twice."""
     from omegaconf import OmegaConf
 
-    with _naming(label):
+    with _name_yaml_errors(label):
         return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
 
 
-def _value(text: str, label: str) -> Any:
+def _parse_value(text: str, label: str) -> Any:
     """Read the value of an override."""
     from omegaconf import OmegaConf
 
-    with _naming(label, lines=False):
+    with _name_yaml_errors(label, lines=False):
         holder: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
         return holder["value"]
 
 
 @contextmanager
-def _naming(label: str, lines: bool = True) -> Iterator[None]:
-    """Turn what YAML and omegaconf raise into BadRecipe, naming the key, and the line where there are any."""
+def _name_yaml_errors(label: str, lines: bool = True) -> Iterator[None]:
+    """Turn the errors of YAML and omegaconf into BadRecipe, which names the key or the line."""
     import yaml
     from omegaconf.errors import OmegaConfBaseException
 
@@ -248,7 +264,7 @@ def _naming(label: str, lines: bool = True) -> Iterator[None]:
     except yaml.MarkedYAMLError as error:
         mark, problem = error.problem_mark, error.problem or "it is no YAML"
         twice = re.match(r"found duplicate key (.*)", problem)
-        what = f"the key '{twice[1]}' stands twice in one mapping; keep one" if twice else problem
+        what = f"the key '{twice[1]}' stands twice in one mapping. Keep one of them" if twice else problem
         line = f", line {mark.line + 1}" if lines and mark else ""
         raise BadRecipe(f"{label}{line}: {what}.") from error
     except OmegaConfBaseException as error:
@@ -256,42 +272,48 @@ def _naming(label: str, lines: bool = True) -> Iterator[None]:
         raise BadRecipe(f"{label}: {f'{key}: ' if key else ''}{str(error).splitlines()[0]}.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadRecipe(f"{label} cannot be read as YAML: {str(error).splitlines()[0]}.") from error
-    except OSError as error:  # what omegaconf says of a document that is one number
-        raise BadRecipe(f"{label} holds no mapping; a recipe has keys like `model:`.") from error
+    # omegaconf raises this for a document that is a single number.
+    except OSError as error:
+        raise BadRecipe(f"{label} holds no mapping. Write keys like `model:`.") from error
 
 
 def split_override(override: str) -> tuple[KeyPath, str]:
-    """Split `a.b=c` into keys and text; raises UsageError."""
+    """Split an override `a.b=c` into keys and text; raises UsageError."""
     key, equals, text = override.partition("=")
     if not equals:
-        raise UsageError(f"'{override}' is no override; write key=value, like train.steps=100.")
+        raise UsageError(f"'{override}' is no override. Write key=value, like train.steps=100.")
     return split_key(key.strip()), text
 
 
-def _assignments(overrides: Sequence[str], plugins: list[str], errors: list[VilavtError]) -> list[tuple[KeyPath, Any]]:
-    """Read overrides, a part's name before its settings: the name decides what those may be."""
+def _read_overrides(
+    overrides: Sequence[str], plugins: list[str], errors: list[VilavtError]
+) -> list[tuple[KeyPath, Any]]:
+    """Read overrides into (keys, value), a component's name before its settings."""
     found = []
     for override in overrides:
         try:
             keys, text = split_override(override)
-            value = _value(text, f"{COMMAND_LINE}: {override}")
+            value = _parse_value(text, f"{COMMAND_LINE}: {override}")
         except UsageError as error:
             errors.append(error)
             continue
         if keys == ("plugins",):
-            _take_plugins(value, Path.cwd(), COMMAND_LINE, plugins, errors)
+            _add_plugins(value, Path.cwd(), COMMAND_LINE, plugins, errors)
         else:
             found.append((keys, value))
+    # The name decides which settings there are, so `name` comes one level before its place.
     return sorted(found, key=lambda item: len(item[0]) - (item[0][-1] == "name"))
 
 
-def _take_plugins(value: Any, folder: Path, label: str, plugins: list[str], errors: list[VilavtError]) -> None:
-    """Add a layer's plugins, with the paths of files made absolute: each layer's are relative to itself."""
+def _add_plugins(value: Any, folder: Path, label: str, plugins: list[str], errors: list[VilavtError]) -> None:
+    """Add a layer's plugins. Paths become absolute: they are relative to the file that holds them."""
     if value is None:
         return
     listed = [value] if isinstance(value, str) else value
     if not isinstance(listed, list) or not all(isinstance(plugin, str) for plugin in listed):
-        errors.append(BadConfig(f"{label}: plugins: expected a list of modules and .py files."))
+        errors.append(
+            BadConfig(f"{label}: plugins: expected a list of modules and .py files. Write it like [./my_part.py].")
+        )
         return
     for plugin in listed:
         file = plugin_file(plugin, folder)

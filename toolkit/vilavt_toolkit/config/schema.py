@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from vilavt_toolkit.registry import Part
 from vilavt_toolkit.settings import part, setting
 
 __all__ = ["EvalSection", "ModelSection", "Part", "RLSection", "Recipe", "StageSection", "TrainSection", "part"]
+
+
+PartWithWeights = Literal["encoder", "modulator", "inquiry_encoder", "projector", "language_model", "stopping"]
+"""A kind of part that can have weights, as `train.freeze` and checkpoints name it."""
+
+
+PARTS_WITH_WEIGHTS: frozenset[PartWithWeights] = frozenset(get_args(PartWithWeights))
+"""All kinds of parts that can have weights; `VisualChatModel.parts` gives their modules."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +59,7 @@ class StageSection:
     max_skipped: int = setting(
         10, help="optimizer steps left out because loss or gradient is no finite number before the run stops", minimum=0
     )
-    freeze: list[Literal["encoder", "modulator", "inquiry_encoder", "projector", "language_model", "stopping"]] = (
-        setting(help="parts that are not trained", factory=list)
-    )
+    freeze: list[PartWithWeights] = setting(help="parts that are not trained", factory=list)
 
     @property
     def frozen(self) -> list[str]:
@@ -72,7 +78,11 @@ class TrainSection(StageSection):
     """Supervised training; how and where numbers are computed holds for reinforcement too."""
 
     steps: int = setting(help="optimizer steps", minimum=1)
-    start: str = setting("", help="run or checkpoint whose weights it begins with; empty: new or pretrained ones")
+    init_from: str = setting(
+        "",
+        help="run or checkpoint whose weights the stage starts from (empty: new or pretrained ones)",
+        formerly=("start",),
+    )
     batch_size: int = setting(help="dialogues an optimizer step learns from", minimum=1)
     micro_batch: int | None = setting(
         None, help="dialogues in memory at once, a divisor of batch_size; null: all", minimum=1
@@ -81,10 +91,14 @@ class TrainSection(StageSection):
         "32-true", help="number format of weights and activations, in Lightning's words"
     )
     workers: int = setting(0, help="processes that make samples ready; 0: the training process", minimum=0)
-    prepare: Literal["ahead", "stream"] = setting(
-        "stream", help="'ahead' makes every sample ready once before the first step"
+    preprocess: Literal["ahead", "stream"] = setting(
+        "stream",
+        help="'ahead' preprocesses every sample once before the first step, 'stream' does it during training",
+        formerly=("prepare",),
     )
-    examples: int | None = setting(None, help="training samples used; null: all the task has", minimum=1)
+    max_samples: int | None = setting(
+        None, help="training samples used (null: all of the task's)", minimum=1, formerly=("examples",)
+    )
     checkpoint_every: int = setting(500, help="steps between checkpoints", minimum=1)
     log_every: int = setting(10, help="steps between logged metrics", minimum=1)
     gradient_checkpointing: bool = setting(
@@ -107,10 +121,16 @@ class RLSection(StageSection):
     """Reinforcement; precision, accelerator, threads and gradient checkpointing are those of `train`."""
 
     steps: int = setting(help="rounds of rollouts, each followed by inner_epochs optimizer steps", minimum=1)
-    prompts: int = setting(help="prompts a step asks", minimum=1)
-    group: int = setting(help="rollouts of every prompt, which are compared with each other: at least two", minimum=2)
-    start: str = setting(
-        "", help="run or checkpoint that it starts from; empty: the recipe's run, without one model.checkpoint"
+    prompts_per_step: int = setting(help="prompts of a step", minimum=1, formerly=("prompts",))
+    group_size: int = setting(
+        help="rollouts of every prompt, which are compared with each other: at least two",
+        minimum=2,
+        formerly=("group",),
+    )
+    init_from: str = setting(
+        "",
+        help="run or checkpoint that the stage starts from (empty: the recipe's run, or model.checkpoint without one)",
+        formerly=("start",),
     )
     run: str = setting("", help="folder of the run; empty: that of the recipe's run with -rl behind")
     split: str = setting("train", help="split of the task that prompts come from")
@@ -122,8 +142,10 @@ class RLSection(StageSection):
     kl: float = setting(0.0, help="weight of the k3 divergence from the weights it starts from; 0: none", minimum=0)
     temperature: float = setting(1.0, help="sampling temperature, of the update's log-probabilities too", minimum=0)
     max_new_tokens: int = setting(64, help="longest turn, in tokens", minimum=1)
-    over_turn: Literal["score", "mask"] = setting(
-        "score", help="rollouts whose answer had to be demanded, or that filled the context: learnt from, or left out"
+    truncated_rollouts: Literal["score", "mask"] = setting(
+        "score",
+        help="rollouts whose answer had to be demanded, or that filled the context: learn from them, or leave them out",
+        formerly=("over_turn",),
     )
     rollout_batch: int = setting(64, help="rollouts that run at once", minimum=1)
     inner_epochs: int = setting(1, help="optimizer steps taken on the same rollouts", minimum=1)
@@ -134,7 +156,9 @@ class RLSection(StageSection):
     reward_seconds: float = setting(60.0, help="after how long without a reward's score the run stops", minimum=0.1)
     checkpoint_every: int = setting(50, help="optimizer steps between checkpoints", minimum=1)
     log_every: int = setting(1, help="optimizer steps between logged metrics", minimum=1)
-    draw_every: int = setting(50, help="steps between drawn rollouts; 0: none are drawn", minimum=0)
+    save_rollouts_every: int = setting(
+        50, help="steps between rollouts saved as pictures (0: none)", minimum=0, formerly=("draw_every",)
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

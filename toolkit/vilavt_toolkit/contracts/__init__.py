@@ -1,45 +1,67 @@
-"""The contracts: what each kind of component is, and the one legend of dimension letters.
+"""The contracts: what each kind of component promises, and the one legend of dimension letters.
 
-Legend: B dialogues, G inquiry groups, R regions, S packed vision tokens, D width, H heads, T inquiry tokens,
-L text length, P position axes; K context keys, F features handed to the language model, V vocabulary.
+Legend: B dialogues, G inquiry groups, R regions, S packed vision tokens, D width, H heads, d width of a head,
+T inquiry tokens, L text length, P position axes, K context keys, F features handed to the language model,
+V vocabulary.
 
-Words: a *source* is an original (image file, video, cloud); a *region* names a source and a box of it; a *crop* is what
-is cut out; a *view* is a crop made ready for one encoder. An *inquiry group* is what is encoded together under one
-inquiry. A component is one file, one class, one frozen dataclass of settings; it is built from its settings and what
-its kind's ``__init__`` below is given. Building one reads at most a configuration or a tokenizer, never a weight:
-`load_weights` does.
+Words: a *source* is an original (an image file, a video, a point cloud). A *region* names a source and a box of it. A
+*crop* is the part that is cut out. A *view* is a crop that is ready for one encoder. An *inquiry group* holds the
+regions that are encoded together under one inquiry. docs/glossary.md has the other words.
+
+A component is one class in a file or a folder of its own, and one frozen dataclass of settings, its config. It is built
+from its config and from what the `__init__` of its kind names. Building it reads at most a configuration or a
+tokenizer, never a weight. `load_weights` reads weights.
 """
 
 from __future__ import annotations
 
-from vilavt_toolkit.contracts.component import Box, Component, Grid
-from vilavt_toolkit.contracts.dialogue import BoxSchema, Dialogue, RegionCall, Shown, Slot, ToolCall, Turn
-from vilavt_toolkit.contracts.encoder import At, Attend, Bias, BlockSpec, Encoder, EncoderSpec, View
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from vilavt_toolkit.contracts.component import Box, Component
+from vilavt_toolkit.contracts.dialogue import AnnouncedRegion, BoxSchema, Dialogue, RegionCall, Slot, ToolCall, Turn
+from vilavt_toolkit.contracts.encoder import Attend, Bias, BlockSpec, Encoder, EncoderSpec, SiteHook, View
 from vilavt_toolkit.contracts.inquiry_encoder import InquiryEncoder
-from vilavt_toolkit.contracts.language_model import CacheView, Frames, LanguageModel, SpelledTokenizer, Tokenizer
+from vilavt_toolkit.contracts.language_model import ByteTokenizer, CacheView, LanguageModel, Tokenizer, TurnTemplate
 from vilavt_toolkit.contracts.modulator import Context, Inquiry, Modulator
 from vilavt_toolkit.contracts.optimizer import Optimizer
-from vilavt_toolkit.contracts.pixel_budget import PixelBudget, view_size
+from vilavt_toolkit.contracts.pixel_budget import PixelBudget, PixelBudgetConfig, view_size
 from vilavt_toolkit.contracts.projector import Projector
-from vilavt_toolkit.contracts.reinforcement import Advantage, PolicyLoss, Reward, RewardSettings
-from vilavt_toolkit.contracts.source import Crop, Region, Source
-from vilavt_toolkit.contracts.stopping import GO_ON, NEEDS, Decision, LoopState, Probe, Spent, StoppingPolicy
-from vilavt_toolkit.contracts.task import Conversation, GivenTurn, Message, Sample, Task
-from vilavt_toolkit.contracts.trajectory import Asked, GroupInquiry, PlacedRegion, Trajectory
-from vilavt_toolkit.packed.tokens import Layout, Tokens
+from vilavt_toolkit.contracts.reinforcement import Advantage, PolicyLoss, Reward, RewardConfig
+from vilavt_toolkit.contracts.source import Crop, Region, ShownAs, Source
+from vilavt_toolkit.contracts.stopping import GO_ON, NEEDS, Decision, LoopState, Probe, StoppingPolicy, Usage
+from vilavt_toolkit.contracts.task import Conversation, Message, Sample, Task, TraceTurn
+from vilavt_toolkit.contracts.trajectory import AskedQuestion, InquiryTokens, ShownRegion, Trajectory
+from vilavt_toolkit.packed.tokens import Grid, Layout, Tokens
+
+if TYPE_CHECKING:
+    from vilavt_toolkit.formats.format import CheckpointFormat
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Return the contract of checkpoint formats, which lives on a floor above."""
+        # It names the sections of a recipe and the model, so it cannot stand here. It is imported when it is asked
+        # for, since whoever writes a component looks for every contract in one place. Type checkers see the import
+        # above instead, or every misspelt name would pass them.
+        if name == "CheckpointFormat":
+            return import_module("vilavt_toolkit.formats.format").CheckpointFormat
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "GO_ON",
     "NEEDS",
     "Advantage",
-    "Asked",
-    "At",
+    "AnnouncedRegion",
+    "AskedQuestion",
     "Attend",
     "Bias",
     "BlockSpec",
     "Box",
     "BoxSchema",
+    "ByteTokenizer",
     "CacheView",
+    "CheckpointFormat",
     "Component",
     "Context",
     "Conversation",
@@ -48,12 +70,10 @@ __all__ = [
     "Dialogue",
     "Encoder",
     "EncoderSpec",
-    "Frames",
-    "GivenTurn",
     "Grid",
-    "GroupInquiry",
     "Inquiry",
     "InquiryEncoder",
+    "InquiryTokens",
     "LanguageModel",
     "Layout",
     "LoopState",
@@ -61,27 +81,30 @@ __all__ = [
     "Modulator",
     "Optimizer",
     "PixelBudget",
-    "PlacedRegion",
+    "PixelBudgetConfig",
     "PolicyLoss",
     "Probe",
     "Projector",
     "Region",
     "RegionCall",
     "Reward",
-    "RewardSettings",
+    "RewardConfig",
     "Sample",
-    "Shown",
+    "ShownAs",
+    "ShownRegion",
+    "SiteHook",
     "Slot",
     "Source",
-    "SpelledTokenizer",
-    "Spent",
     "StoppingPolicy",
     "Task",
     "Tokenizer",
     "Tokens",
     "ToolCall",
+    "TraceTurn",
     "Trajectory",
     "Turn",
+    "TurnTemplate",
+    "Usage",
     "View",
     "view_size",
 ]

@@ -7,15 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 Box = tuple[float, ...]
-"""A part of a source in the source's own coordinates; only its source looks inside."""
-
-
-Grid = tuple[int, ...]
-"""Tokens along each axis of a region, (h, w) for images."""
+"""A box in the coordinates of its source; only the source reads its numbers."""
 
 
 class Component:
-    """What every component has: settings of a small instance of itself, which put it under the contract tests."""
+    """Base of every component: it names settings of small instances, on which the contract tests run."""
 
     @classmethod
     @abstractmethod
@@ -24,5 +20,5 @@ class Component:
 
     @classmethod
     def variants(cls) -> Mapping[str, Any]:
-        """Return settings of further small instances to test, by name: one for each kind of inside it can have."""
+        """Return settings of further small instances to test, by name: one for each inner structure it can have."""
         return {}

@@ -1,4 +1,4 @@
-"""Dialogues: prompts, the grammar of a turn, and how sources and crops are announced."""
+"""Dialogues: prompts, the grammar of a turn, and how regions are announced to the model."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vilavt_toolkit.contracts.component import Component, Grid
+from vilavt_toolkit.contracts.component import Component
 from vilavt_toolkit.contracts.source import Source
+from vilavt_toolkit.packed.tokens import Grid
 
 
 @dataclass(frozen=True)
 class RegionCall:
-    """One region of a tool call: the index of an earlier region and the box inside it, not yet checked."""
+    """Holds one region of a tool call, not yet checked: the index of an earlier region, and a box in it."""
 
     index: int
     box: Mapping[str, Any]
-    """The other keys of the region as written, `bbox_2d` for images; the source reads them."""
+    """The other keys of the region as the model wrote them, `bbox_2d` for images; the source reads them."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Turn:
-    """A turn of the model: a thought, then a tool call or an answer; or, in `problem`, what is wrong with it."""
+    """Holds a turn of the model: a thought, then a tool call or an answer; or a `problem`, in words for the model."""
 
     thought: str = ""
     call: ToolCall | None = None
@@ -40,79 +41,82 @@ class Turn:
 
 @dataclass(frozen=True)
 class Slot:
-    """In a prompt: the place of a region's features, by the region's index in the trajectory."""
+    """Marks the place of a region's features in a prompt, by the region's index in the trajectory."""
 
     region: int
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A region as it is announced to the model."""
+class AnnouncedRegion:
+    """Holds a region as a prompt announces it to the model."""
 
     index: int
     source: Source
     size: Grid
     overview: bool
     label: str = ""
-    """What its source says of it, to stand beside its index."""
+    """The words of its source that stand beside its index, such as the time of a video frame."""
     extent: Grid = ()
-    """Units along each axis of its view, x first, as the encoder says: pixels of an image."""
+    """Units along each axis of its view, x first, as `Encoder.extent` gives them: pixels of an image."""
 
 
 BoxSchema = Callable[[tuple[int, ...]], Mapping[str, Any]]
-"""What `Source.box_schema` says of a box in one region, by the box's first numbers; raises BoxError."""
+"""Returns `Source.box_schema` for a box in one region, given the box's first numbers; raises BoxError."""
 
 
 class Dialogue(Component, ABC):
     """Prompts, the turn grammar, and how sources and crops are announced. `__init__(config)`."""
 
-    steps: int
-    """Units per side of a region in which boxes are written; 0: the units of its view, which the encoder must have."""
-    around: tuple[str, str] = ("", "")
-    """What stands right before and behind the features of a region, in dialogues given word by word too."""
+    units_per_side: int
+    """Units per side of a region, in which boxes are written. 0: the units of its view, so `Encoder.extent` is needed."""
+    feature_delimiters: tuple[str, str] = ("", "")
+    """Text right before and right after the features of a region, in conversations given word by word too."""
     overviews_together: bool = False
-    """Whether the first views are one inquiry group, with an empty inquiry; else each is its own."""
+    """True if all overviews are one inquiry group, with an empty inquiry; False if each is a group of its own."""
 
-    def units(self, extent: Grid) -> int | tuple[int, ...]:
-        """Units along each side of a region whose view has `extent`."""
-        return self.steps or extent
+    def box_units(self, extent: Grid) -> int | tuple[int, ...]:
+        """Return the units of boxes along each side of a region whose view has `extent`."""
+        return self.units_per_side or extent
 
-    def contained(self) -> Any:
-        """Its settings with what they name in files taken in, so that a checkpoint needs nothing else; None: as is."""
+    def self_contained_config(self) -> Any:
+        """Return its config with the files that it names read into it, or None if it names no file.
+
+        A checkpoint stores this config, so that it needs nothing else.
+        """
         return None
 
     @abstractmethod
-    def opening(self, question: str, shown: Sequence[Shown], tool: bool) -> list[str | Slot]:
-        """The user's first turn: regions, question, and whether the tool may be used."""
+    def opening(self, question: str, shown: Sequence[AnnouncedRegion], tool: bool) -> list[str | Slot]:
+        """Return the first user turn: regions and question; with `tool`, the model may call the tool."""
 
     @abstractmethod
-    def observation(self, shown: Sequence[Shown], inquiry: str) -> list[str | Slot]:
-        """The answer to a tool call: the regions it made."""
+    def observation(self, shown: Sequence[AnnouncedRegion], inquiry: str) -> list[str | Slot]:
+        """Return the user turn that answers a tool call: the regions that it showed."""
 
-    def concluded(self, observation: Sequence[str | Slot]) -> list[str | Slot]:
-        """The answer to the last tool call, which demands the answer too."""
+    def observation_with_demand(self, observation: Sequence[str | Slot]) -> list[str | Slot]:
+        """Return the user turn that answers the last tool call and also demands the answer."""
         return [*observation, self.demand()]
 
     @abstractmethod
     def feedback(self, problem: str) -> str:
-        """The answer to a turn that could not be carried out; behind `problem` the answer may be demanded."""
+        """Return the user turn for a turn that was rejected; `problem` may end with a demand for the answer."""
 
     @abstractmethod
     def demand(self) -> str:
-        """The prompt that demands the answer, now."""
+        """Return the text that demands the answer now."""
 
     @property
     def system(self) -> str:
-        """The system prompt; empty for none."""
+        """The system prompt, or an empty text."""
         return ""
 
     def instructions(self, sources: Sequence[Source]) -> str:
-        """The system prompt of a dialogue about these sources; `system`, unless it explains their boxes."""
+        """Return the system prompt of a dialogue about these sources: `system`, unless it explains their boxes."""
         return self.system
 
     @abstractmethod
     def parse(self, text: str) -> Turn:
-        """Read a turn; what is wrong with it stands in `Turn.problem`, in words for the model. Never raises."""
+        """Read a turn. A fault in it becomes `Turn.problem`, in words for the model, and never an exception."""
 
     @abstractmethod
     def write(self, turn: Turn) -> str:
@@ -121,17 +125,18 @@ class Dialogue(Component, ABC):
     @property
     @abstractmethod
     def stop_strings(self) -> tuple[str, ...]:
-        """Text at which a turn is complete."""
+        """Texts that complete a turn when the model writes one of them."""
 
     def fixed_strings(self, box_key: str) -> tuple[str, ...]:
-        """Grammar strings that a tokenizer trained on this dialogue should hold as single tokens."""
+        """Return the strings that a tokenizer trained on this dialogue should hold as single tokens."""
         return ()
 
     def grammar(self, written: str, boxes: Sequence[BoxSchema], call: bool) -> str | None:
-        """How a turn may go on behind `written`: a Lark grammar as llguidance reads it; empty where it is complete.
+        """Return a Lark grammar, in llguidance's dialect, of how a turn may continue after `written`.
 
-        It describes a turn that `parse` finds nothing wrong with: a call, where `call` allows one, names regions that
-        are there, at places that `boxes`, by the region's index, allow. It may end where what follows depends on what
-        was written: as soon as what is written matches, it is asked for again. None: the dialogue has none.
+        It describes turns in which `parse` finds no problem. A call, if `call` allows one, names regions that exist,
+        with boxes that `boxes`, by the region's index, allow. The grammar may end where the rest depends on the text
+        to come: once the text matches it, the next grammar is asked for. Empty: the turn is complete. None: the
+        dialogue has no grammar.
         """
         return None

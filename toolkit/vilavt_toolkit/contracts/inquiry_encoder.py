@@ -1,4 +1,4 @@
-"""Inquiry encoders: turn the text of an inquiry into packed features."""
+"""Inquiry encoders: the text of an inquiry to packed features."""
 
 from __future__ import annotations
 
@@ -14,34 +14,35 @@ from vilavt_toolkit.contracts.language_model import LanguageModel
 
 
 class InquiryEncoder(nn.Module, Component, ABC):
-    """Text to packed features. `__init__(config, language_model)`."""
+    """Turns the texts of inquiries into packed features. `__init__(config, language_model)`."""
 
     width: int
+    """Width D of its features."""
 
     @abstractmethod
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of an inquiry, which then live in the trajectory; [] for an empty text."""
+        """Return the token ids of an inquiry, which the trajectory then keeps; [] for an empty text."""
 
     @abstractmethod
-    def words(self, ids: Sequence[int]) -> list[str]:
-        """The text of every token of an inquiry, for people to read."""
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """Return the text of every token of an inquiry, for people to read."""
 
     @abstractmethod
     def forward(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Encode the inquiries of G groups: features of all tokens [T, D], pooled [G, D] (zero where empty)."""
 
     def check_weights(self) -> None:
-        """Hold that the files of weights that the settings name are there, and read no tensor; raises InputError."""
+        """Check that the weight files named by the settings exist, without reading a tensor; raises InputError."""
 
     def load_weights(self) -> None:
-        """Load pretrained weights where the settings name some; raises InputError."""
+        """Load the pretrained weights that the settings name, if any; raises InputError."""
 
     def save_assets(self, folder: Path) -> None:
-        """Write what building it again needs beside its settings into `folder`, which is there: nothing, usually."""
+        """Write what a later build needs besides the config, usually nothing, into the existing `folder`."""
 
     @classmethod
     def from_saved(cls, config: Any, language_model: LanguageModel, folder: Path) -> InquiryEncoder:
-        """Build it from what `save_assets` wrote, weights still to come; `folder` may be missing. Raises InputError."""
+        """Build it from what `save_assets` wrote, without its weights; `folder` may be missing. Raises InputError."""
         make: Any = cls
         made: InquiryEncoder = make(config, language_model)
         return made

@@ -1,4 +1,4 @@
-"""Language models: embeddings in, logits out, with a tokenizer and a KV cache."""
+"""Language models: embeddings to logits, with a tokenizer and a KV cache."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from vilavt_toolkit.contracts.component import Component, Grid
+from vilavt_toolkit.contracts.component import Component
+from vilavt_toolkit.packed.tokens import Grid
 
 
 @dataclass(frozen=True)
-class Frames:
-    """The text around turns: read off the model's chat template, or plain where it has none."""
+class TurnTemplate:
+    """Holds the text around turns, read from the model's chat template, or plain text if it has none."""
 
     first: str
-    """Before the first user turn's content, without a system prompt."""
+    """Text before the content of the first user turn, without a system prompt."""
     system: tuple[str, str] | None
-    """Before a system prompt, and between it and the first user turn's content; None: the template refuses one."""
+    """Text before a system prompt, and between it and the first user turn's content; None: no system prompt allowed."""
     reply: str
-    """Between a user turn's content and the assistant's; the assistant's ends with `end_of_turn`."""
+    """Text between a user turn's content and the assistant's, which ends with `end_of_turn`."""
     following: str
-    """Between the end-of-turn token and the next user turn's content; never the model's own."""
+    """Text between the end-of-turn token and the next user turn's content; the model never writes it."""
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back, without special tokens added on the way."""
+    """Turns text into ids and back, and adds no special tokens."""
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -37,60 +38,60 @@ class Tokenizer(Protocol):
 
 
 @runtime_checkable
-class SpelledTokenizer(Tokenizer, Protocol):
-    """A tokenizer that says how its tokens are spelled, as decoding under a grammar must know."""
+class ByteTokenizer(Tokenizer, Protocol):
+    """A tokenizer that knows the bytes of its tokens, as decoding under a grammar needs."""
 
-    def spellings(self) -> Sequence[bytes]:
-        """The bytes of every token as `decode` writes it behind others; empty for marks, and for ids without one."""
+    def token_bytes(self) -> Sequence[bytes]:
+        """Return the bytes of every id, as `decode` writes it after other tokens; empty for special and unused ids."""
         ...
 
 
 class CacheView(Protocol):
-    """What one forward sees of a cache, and adds to it."""
+    """The part of the KV cache that one forward sees, and adds to."""
 
     @property
     def mask(self) -> Tensor:
-        """[B, 1, L, C] to be added to attention logits: 0 where a new column sees a kept one, -inf elsewhere."""
+        """[B, 1, L, C], added to the attention logits: 0 where a new column sees a cached or new one, -inf elsewhere."""
         ...
 
     @property
-    def kept(self) -> int | None:
-        """Columns before the new ones, if all rows hold as many and none is padding: what is causal needs no mask."""
+    def prefix_length(self) -> int | None:
+        """Number of columns before the new ones if no row has padding, so that a causal kernel needs no mask; else None."""
         ...
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add keys and values [B, H, L, d] of the new columns, rotated; return those of all columns, [B, H, C, d]."""
+        """Add rotated keys and values [B, H, L, d] of the new columns; return those of all columns [B, H, C, d]."""
         ...
 
 
 class LanguageModel(nn.Module, Component, ABC):
-    """Embeddings in, logits out, with a cache the chat keeps. Owns its tokenizer. `__init__(config)`."""
+    """Turns embeddings into logits, with a KV cache that the caller keeps. Owns its tokenizer. `__init__(config)`."""
 
     width: int
     vocab_size: int
     context_length: int
     tokenizer: Tokenizer
-    frames: Frames
+    turn_template: TurnTemplate
     end_of_turn: int
-    """Id of the token that ends the assistant's turn."""
+    """Id of the token that ends a turn of the assistant."""
     placeholder: int
-    """Id that stands where a feature goes; never sampled, never a target."""
+    """Id that stands in the place of a feature; it is never sampled and never a target."""
     layers: int = 0
-    """Layers with attention, for the count of operations."""
+    """Number of layers with attention, for the count of operations."""
     axes: int = 1
-    """Position axes P: 1 of a plain text model; time, row and column of one with M-RoPE."""
+    """Number of position axes P: 1 for a plain text model, 3 for M-RoPE (time, row and column)."""
 
     def positions(self, length: int, regions: Sequence[tuple[int, Grid]], first: int = 0) -> Tensor:
-        """Positions of `length` columns behind which others may follow, `first` being the first one free; [P, length].
+        """Return the positions [P, length] of `length` columns, of which the first has the position `first`.
 
-        `regions` are the (column, grid) of the features among them. What follows starts one behind the largest
-        position, so that columns added turn by turn stand where they would had they come at once.
+        `regions` are the (column, grid) of the features among them. Columns that follow later start one after the
+        largest position. So columns that are added turn by turn get the positions that they would get all at once.
         """
         return torch.arange(first, first + length, device="cpu").expand(self.axes, -1)
 
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:
-        """Token embeddings; [...] -> [..., D]."""
+        """Return token embeddings; ids [...] -> [..., D]."""
 
     @abstractmethod
     def forward(
@@ -101,29 +102,29 @@ class LanguageModel(nn.Module, Component, ABC):
         cache: CacheView | None = None,
         last: int | None = None,
     ) -> Tensor:
-        """Logits [B, L, V] (of the `last` columns only, if given) of columns [B, L, D] at positions [P, B, L].
+        """Return the logits [B, L, V] of columns [B, L, D] at positions [P, B, L], or of the `last` columns only.
 
-        `mask` [B, L] is True on real columns; holes are allowed anywhere. With `cache` they follow what it holds,
-        `cache.mask` says what each sees, and every layer adds its keys and values to it.
-        The placeholder's logit is -inf, in sampling as in training.
+        `mask` [B, L] is True on real columns, and padding may stand anywhere. With `cache` the columns follow those in
+        the cache, `cache.mask` says which columns each one sees, and every layer adds its keys and values to the cache. The
+        logit of the placeholder is -inf, in sampling as in training.
         """
 
     @property
     @abstractmethod
     def head(self) -> nn.Module:
-        """The module that turns last hidden states [B, L, D] into logits: what goes into it is the hidden state."""
+        """The module that turns the last hidden states [B, L, D] into logits; its input is the hidden state."""
 
     def fit_tokenizer(self, corpus: Iterable[str], fixed: Sequence[str]) -> None:
-        """Train the tokenizer where the settings ask for it; `fixed` strings become single tokens."""
+        """Train the tokenizer if the settings ask for it; `fixed` strings become single tokens."""
 
     @abstractmethod
     def save_assets(self, folder: Path) -> None:
-        """Write the architecture and the tokenizer into `folder`, so that a checkpoint needs nothing else."""
+        """Write architecture and tokenizer into `folder`, so that a checkpoint needs nothing else."""
 
     @classmethod
     @abstractmethod
     def from_saved(cls, config: Any, folder: Path) -> LanguageModel:
-        """Build the model from what `save_assets` wrote, weights still to come; raises InputError."""
+        """Build the model from what `save_assets` wrote, without its weights; raises InputError."""
 
     def load_weights(self) -> None:
-        """Load pretrained weights where the settings name some; raises InputError."""
+        """Load the pretrained weights that the settings name, if any; raises InputError."""

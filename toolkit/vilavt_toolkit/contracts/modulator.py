@@ -11,51 +11,51 @@ from torch import Tensor, nn
 from vilavt_toolkit.contracts.component import Component
 from vilavt_toolkit.contracts.encoder import BlockSpec
 from vilavt_toolkit.packed.attention import attend_inquiry, inquiry_weights
-from vilavt_toolkit.packed.tokens import Layout, spread
+from vilavt_toolkit.packed.tokens import Layout, gather_rows
 
 
 @dataclass(frozen=True)
 class Inquiry:
-    """The inquiries of one packed call, as modulators see them."""
+    """Holds the inquiries of one packed call, as modulators see them."""
 
     features: Tensor
     """[T, D] token features of all inquiries, group after group."""
     pooled: Tensor
-    """[G, D], zero for an empty inquiry."""
+    """[G, D] one vector per inquiry, zero for an empty one."""
     lengths: tuple[int, ...]
-    """Tokens of every group's inquiry, 0 for an empty one; known on the CPU."""
+    """Number of tokens of every group's inquiry, 0 for an empty one. Plain ints: reading them never waits for a device."""
     layout: Layout
-    """The vision tokens' layout, in a block the one behind it; its lengths are known on the CPU."""
-    seen: list[tuple[Layout, Tensor]] | None = None
-    """Where given, attention weights on the inquiries' tokens are put here, [S, longest inquiry] per attention."""
+    """Layout of the vision tokens; in a block that changes it, the layout after the block."""
+    attention_log: list[tuple[Layout, Tensor]] | None = None
+    """If given, every attention to inquiry tokens adds its weights [S, longest inquiry] here, to explain them."""
 
     @property
-    def group_of(self) -> Tensor:
-        """The group of every vision token; [S]."""
-        return self.layout.group_of(self.pooled.device)
+    def token_groups(self) -> Tensor:
+        """Group of every vision token; [S]."""
+        return self.layout.token_groups(self.pooled.device)
 
     def to_tokens(self, values: Tensor) -> Tensor:
-        """Give every vision token its group's row; [G, ...] -> [S, ...], with a gradient that is deterministic."""
-        return spread(values, self.group_of)
+        """Give every vision token its group's row; [G, ...] -> [S, ...]. The gradient is deterministic."""
+        return gather_rows(values, self.token_groups)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
-        """Attention of vision tokens q [S, H, d] to their group's inquiry tokens k, v [T, H, d]; [S, H, d].
+        """Attend from vision tokens q [S, H, d] to the inquiry tokens k, v [T, H, d] of their group; [S, H, d].
 
-        Zero for tokens whose inquiry is empty.
+        The result is zero for tokens whose inquiry is empty.
         """
-        if self.seen is not None:
-            self.seen.append((self.layout, inquiry_weights(q, k, self.layout, self.lengths, scale)))
+        if self.attention_log is not None:
+            self.attention_log.append((self.layout, inquiry_weights(q, k, self.layout, self.lengths, scale)))
         return attend_inquiry(q, k, v, self.layout, self.lengths, scale)
 
 
 @dataclass(frozen=True)
 class Context:
-    """Keys and values that a modulator adds to attention."""
+    """Holds keys and values that a modulator adds to a block's attention."""
 
     k: Tensor
-    """[K, H, d] after key norm, before rotation; one per inquiry token, in the inquiries' order.
+    """[K, H, d] after the key norm and before RoPE; one per inquiry token, in the inquiries' order.
 
-    Where `Encoder.room` lets regions stand one after another, the inquiry stands behind the last of its group.
+    If `Encoder.position_stride` puts regions in sequence, the inquiry stands after the last region of its group.
     """
     v: Tensor
     """[K, H, d]"""
@@ -64,23 +64,26 @@ class Context:
 class Modulator(nn.Module, Component, ABC):
     """Changes one block under the inquiry. One instance per modulated block; `__init__(config, block, inquiry_width)`.
 
-    The engine restores the unmodulated values of tokens whose inquiry is empty; a modulator need not.
+    The engine restores the plain values of tokens whose inquiry is empty, so a modulator need not.
     """
 
     sites: frozenset[str] = frozenset()
-    """Where `modulate` is called."""
+    """Names of the sites at which `modulate` is called."""
     span: Literal["region", "group"] = "region"
-    """What a token attends over in this block; `group`: all regions of its inquiry group."""
+    """The tokens that a token attends over in this block: those of its region, or of all regions of its group."""
 
     @classmethod
-    def refusal(cls, config: Any, block: BlockSpec) -> str:
-        """Say why this modulator cannot work on `block`, or return an empty string."""
+    def unsupported_reason(cls, config: Any, block: BlockSpec) -> str:
+        """Return the reason why this modulator cannot work on `block`, or an empty text if it can."""
         return ""
 
     def modulate(self, site: str, x: Tensor, y: Tensor, inquiry: Inquiry) -> Tensor:
-        """Change what the part at `site` made of x: y [S, D_site] -> [S, D_site]. At initialisation: y itself."""
+        """Change the output y of the part at `site`, whose input was x; [S, D_site] -> [S, D_site].
+
+        A new modulator returns y itself, bit for bit, so that training starts from the plain encoder.
+        """
         return y
 
     def context(self, inquiry: Inquiry) -> Context | None:
-        """Keys and values for the block's attention, or None."""
+        """Return keys and values for the block's attention, or None."""
         return None

@@ -1,4 +1,4 @@
-"""Optimizers: build a torch optimizer from named parameters."""
+"""Optimizers: named parameters to a torch optimizer."""
 
 from __future__ import annotations
 
@@ -16,4 +16,4 @@ class Optimizer(Component, ABC):
 
     @abstractmethod
     def build(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        """The optimizer of the named trainable parameters."""
+        """Return the optimizer of these named trainable parameters."""

@@ -1,4 +1,4 @@
-"""Projectors: map features from the encoder's width to the language model's width."""
+"""Projectors: features from the encoder's width to the language model's width."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from vilavt_toolkit.contracts.component import Component, Grid
+from vilavt_toolkit.contracts.component import Component
+from vilavt_toolkit.packed.tokens import Grid
 
 
 class Projector(nn.Module, Component, ABC):
-    """Encoder width to language width. `__init__(config, in_width, out_width)`."""
+    """Maps features to the width of the language model. `__init__(config, in_width, out_width)`."""
 
-    def grid(self, size: Grid) -> Grid:
-        """Return the grid of features that come out for a region whose features have grid `size`."""
+    def output_grid(self, size: Grid) -> Grid:
+        """Return the grid of projected features of a region whose features have grid `size`."""
         return size
 
     @abstractmethod

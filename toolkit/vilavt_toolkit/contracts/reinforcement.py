@@ -15,45 +15,53 @@ from vilavt_toolkit.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardSettings:
-    """What the settings of every reward begin with; a reward's own config inherits from it."""
+class RewardConfig:
+    """Holds the setting that every reward has; the config of a reward inherits from it."""
 
-    weight: float = setting(1.0, help="what the reward is multiplied with before all are added up")
+    weight: float = setting(1.0, help="factor of this reward in the sum of all rewards")
 
 
 class Reward(Component, ABC):
-    """Scores a rollout. `__init__(config)`, its config a `RewardSettings`; the engine applies the weight."""
+    """Scores a rollout. `__init__(config)`, its config a `RewardConfig`; the engine applies the weight."""
 
     @abstractmethod
     def score(self, sample: Sample, trajectory: Trajectory) -> float:
-        """The unweighted reward: in [0, 1], or 0 and below for a cost. Pure; reads no clock, draws nothing."""
+        """Return the unweighted reward: in [0, 1], or at most 0 for a cost.
+
+        A pure function: it reads no clock and draws no random number.
+        """
 
 
 class Advantage(Component, ABC):
     """Turns rewards into advantages. `__init__(config)`."""
 
     @abstractmethod
-    def advantages(self, rewards: Tensor) -> Tensor:
-        """Advantages of P prompt groups of G rollouts, each group by itself; [P, G] -> [P, G].
+    def compute_advantages(self, rewards: Tensor) -> Tensor:
+        """Return the advantages of P prompt groups of G rollouts, each group by itself; [P, G] -> [P, G].
 
-        Finite on groups of equal rewards too; these the engine finds, and leaves out.
+        They are finite for a group of equal rewards too. The engine leaves such groups out of the loss.
         """
 
 
 class PolicyLoss(Component, ABC):
-    """The loss on produced tokens. `__init__(config)`. Loss of a step: sum over sequences i of w_i sum_t l_it."""
+    """The loss on produced tokens. `__init__(config)`.
+
+    The loss of an optimizer step is the sum over sequences i of w_i times the sum over their tokens t of l_it.
+    """
 
     @abstractmethod
-    def tokens(self, logp: Tensor, old: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss [N] of every produced token, and whether clipping stops its gradient, bool [N].
+    def token_losses(self, logp: Tensor, old: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss l_it of every produced token [N], and where clipping stops its gradient, bool [N].
 
-        `logp` [N] is under the weights that learn, `old` [N] under those that sampled, both float32 and at the
-        sampling temperature; `advantages` [N] of each token's sequence. A token's values depend on that token alone.
+        `logp` [N] comes from the weights that learn, `old` [N] from those that sampled, both in float32 and at the
+        sampling temperature. `advantages` [N] are those of each token's sequence. The values of a token depend on that
+        token alone, so that a step can be split into micro-batches.
         """
 
     @abstractmethod
-    def weights(self, lengths: Sequence[int]) -> list[float]:
-        """The weight w_i of every sequence, from the numbers of produced tokens of all sequences of a step.
+    def sequence_weights(self, lengths: Sequence[int]) -> list[float]:
+        """Return the weight w_i of every sequence, from the numbers of produced tokens of all sequences of a step.
 
-        Over the whole optimizer step, so that no split into micro-batches changes a gradient. 0 for an empty one.
+        They are computed over the whole optimizer step, so that no split into micro-batches changes a gradient. An
+        empty sequence has weight 0.
         """

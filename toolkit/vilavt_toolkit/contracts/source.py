@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,157 +15,174 @@ from vilavt_toolkit.contracts.component import Box, Component
 
 
 @dataclass(frozen=True)
+class ShownAs:
+    """Holds the facts about how a region came to be shown, on which the paper's code bases the size of its view.
+
+    The paper's code enlarges a zoom relative to the view that it was named in, up to the size of its whole source.
+    It also divides one pixel budget among all overviews that are shown together. An encoder that repeats those sizes
+    (`qwen2_5_vl` with `resize: paper`) reads this record, and every other encoder may ignore it.
+    """
+
+    parent_scale: float = 0.0
+    """Units of the view that it was named in, per unit of its source, along x. 0: it was named in no view."""
+    overview_count: int = 1
+    """Number of overviews that are shown together with it, itself included."""
+    share: tuple[float, ...] = ()
+    """Size of its box as a fraction of the source along each axis, x first; empty until it is cut out."""
+
+    @classmethod
+    def from_parent_view(cls, source: Source, within: Box, units: float) -> ShownAs:
+        """Return the record of a region that was named in a view of the box `within` that is `units` wide."""
+        (start, *_), (end, *_) = _split_edges(source.extent)
+        return cls(parent_scale=units / ((end - start) * _fraction_of_source(source, within)[0]))
+
+
+@dataclass(frozen=True)
 class Crop:
-    """What was cut out of a source; `data` is for the encoder of the same modality (images: uint8 [h, w, 3])."""
+    """Holds what was cut out of a source; `data` is for the encoder of the same modality (images: uint8 [h, w, 3])."""
 
     data: Any
     modality: str
     overview: bool
-    """True for a first view of the source, False for a zoom: their budgets differ."""
-    share: tuple[float, ...] = ()
-    """What part of its source it is along each axis, x first; empty where it was cut out by itself."""
-    scale: float = 0.0
-    """Units of the view it was named in per unit of its source, along x; 0 where it was named in none."""
-    among: int = 1
-    """How many first views are shown together with it, itself counted."""
+    """True for an overview of the source, False for a zoom: their pixel budgets differ."""
+    shown: ShownAs | None = None
+    """How its region came to be shown; None if it was cut out of a source directly, without a `Region`."""
     max_pixels: int | None = None
-    """Most pixels of its view, beside what the encoder's own budget says; None: that alone."""
+    """Most pixels of its view, in addition to the encoder's own budget; None: the encoder's budget alone."""
 
 
 class Source(Component, ABC):
-    """An original that regions are cut from. Boxes compose: every box is in coordinates of the original."""
+    """An original that regions are cut from. Every box is in its coordinates, however deep zooms are nested."""
 
     modality: ClassVar[str]
     box_key: ClassVar[str]
-    """The key of the box in a tool call, `bbox_2d` for images."""
+    """Key of the box in a tool call, `bbox_2d` for images."""
     box_help: ClassVar[tuple[str, str]] = (
         '"bbox_2d": [x1, y1, x2, y2]',
         "boxes are in {steps} steps from its left and top edge.",
     )
-    """How a system prompt shows the box of a tool call, and what it says of it, `{steps}` to be filled in."""
+    """An example of a box for a system prompt, and what explains it; a dialogue fills in `{steps}`."""
     suffix: ClassVar[str] = ".png"
-    """The suffix of the files that `save` writes."""
+    """Suffix of the files that `save` writes."""
 
     @classmethod
     def example(cls) -> Any:
-        """Return something in memory that `open` takes, for the contract tests; any box of it of a half can be cut."""
+        """Return an original in memory, for the contract tests; any box of half its sides can be cut out of it."""
         return None
 
     @classmethod
     def channels(cls, config: Any) -> int | None:
-        """Return how many numbers a crop has for each of its elements, coordinates included; None where it varies."""
+        """Return the count of numbers per element of a crop, coordinates included; None if it varies."""
         return None
 
     @classmethod
     @abstractmethod
     def open(cls, original: Any, config: Any) -> Source:
-        """Open a file (path) or wrap data in memory; raises InputError naming the file and what to do."""
+        """Open a file (path), or wrap data in memory; raises InputError that names the file and what to do."""
 
     @property
     def name(self) -> str:
-        """What errors call it: the path of its file, or a word for what is in memory."""
+        """Name in errors: the path of its file, or a phrase for data in memory."""
         return f"the {self.modality} in memory"
 
     @property
     @abstractmethod
     def extent(self) -> Box:
-        """The box of the whole source; of one whose boxes cannot hold it whole (a video), the first overview's."""
+        """Box of the whole source; for a video, whose boxes lie in one frame, the box of the first overview."""
 
     def overviews(self) -> Sequence[Box]:
-        """The boxes of its first views, in the order in which they are shown, one or more: the whole, once."""
+        """Return the boxes of its overviews, in the order in which they are shown: by default the whole source, once."""
         return (self.extent,)
 
-    def share(self, box: Box) -> tuple[float, ...]:
-        """What part of the source a box is along each axis, x first. A first number with no second one is no axis."""
-        (lows, highs), (starts, ends) = _edges(box), _edges(self.extent)
-        lengths = [end - start for start, end in zip(starts, ends, strict=True)]
-        return tuple(
-            (high - start) / length - (low - start) / length if length else 1.0
-            for low, high, start, length in zip(lows, highs, starts, lengths, strict=True)
-        )
-
-    def scale(self, box: Box, units: float) -> float:
-        """How many units of a view of `box`, `units` wide, stand for one unit of the source along x."""
-        (start, *_), (end, *_) = _edges(self.extent)
-        return units / ((end - start) * self.share(box)[0])
-
     def label(self, box: Box) -> str:
-        """What is said of a region beside its index where it is announced: its time in a video; empty for nothing."""
+        """Return the words that stand beside a region's index in a prompt, such as its time in a video, or nothing."""
         return ""
 
     @abstractmethod
     def read_box(self, value: Mapping[str, Any], within: Box, steps: int | tuple[int, ...]) -> Box:
-        """Read a tool call's box, the keys beside `index`; raises BoxError in words for the model.
+        """Read the box of a tool call, which is every key but `index`; raises BoxError in words for the model.
 
         The region `within` is `steps` units long on each side, or along each axis.
         """
 
     @abstractmethod
     def write_box(self, box: Box, within: Box, steps: int | tuple[int, ...]) -> dict[str, Any]:
-        """Write `box` as a tool call's keys, relative to `within`; the inverse of `read_box` up to rounding."""
+        """Write `box` as the keys of a tool call, relative to `within`; the inverse of `read_box` up to rounding."""
 
     def box_schema(
         self, within: Box, steps: int | tuple[int, ...], begun: tuple[int, ...] = ()
     ) -> Mapping[str, Any] | None:
-        """JSON schema of a tool call's keys beside `index`, for a box whose first numbers are `begun`.
+        """Return the JSON schema of a tool call's keys other than `index`, for a box with the first numbers `begun`.
 
-        Its properties come in the order of `write_box`, the box first: an array whose `prefixItems` are whole numbers,
-        `begun` as constants, the others with a `minimum` and a `maximum`. Those of the next number are exact: whatever
-        lies between can be gone on with to a box that `read_box` takes and whose crop can be made a view. Further
-        properties are numbers. Raises BoxError where nothing can be gone on with; None: it cannot be said.
+        The properties come in the order of `write_box`, the box first: an array whose `prefixItems` are whole numbers,
+        `begun` as constants, the others with a `minimum` and a `maximum`. Further properties are numbers. The bounds
+        of the next number are exact: every value within them can be completed to a box that `read_box` accepts and
+        whose crop can become a view. Constrained decoding asks number by number, since the bounds of the last two
+        depend on the first two. Raises BoxError if no value can be completed. None: the source has no schema.
         """
         return None
 
     @abstractmethod
     def crop(self, box: Box, overview: bool = False) -> Crop:
-        """Cut `box` from the original, never from an earlier crop."""
+        """Cut `box` out of the original, never out of an earlier crop."""
 
     @abstractmethod
     def draw(self, boxes: Sequence[Box], size: int | None = None) -> Image:
-        """Draw the numbered boxes on a picture of the source whose longer side is `size` pixels; None: its own."""
+        """Draw numbered boxes on a picture of the source whose longer side has `size` pixels; None: its own size."""
 
-    def picture(self, data: Any, size: int) -> Image:
-        """Draw the `data` of a crop of this source, on a picture whose longer side is `size` pixels.
+    def draw_crop(self, data: Any, size: int) -> Image:
+        """Draw the `data` of a crop of this source on a picture whose longer side has `size` pixels.
 
-        What is no image, uint8 [h, w, 3], needs its own.
+        A source whose crops are not images, uint8 [h, w, 3], overrides it.
         """
-        from vilavt_toolkit.utils.pictures import enlarged
+        from vilavt_toolkit.utils.pictures import enlarge_view
 
-        return enlarged(data, size)
+        return enlarge_view(data, size)
 
     def save(self, path: Path) -> None:
-        """Write the original into a file that `open` takes, of the suffix that is this kind's."""
+        """Write the original into a file with this kind's `suffix` that `open` can read."""
         self.draw([]).save(path, format="PNG")
 
 
 @dataclass(frozen=True)
 class Region:
-    """A box of a source; without a box, an overview of it."""
+    """Holds a source and a box of it; without a box, one of its overviews."""
 
     source: Source
     box: Box | None = None
     overview: int = 0
-    """Without a box: which of the source's overviews."""
-    scale: float = 0.0
-    """Units of the view it was named in per unit of its source, along x; 0 for a first view."""
-    among: int = 1
-    """How many first views are shown together with it, itself counted."""
+    """Index of the source's overview, for a region without a box."""
+    shown: ShownAs = field(default_factory=ShownAs)
+    """How it came to be shown; the default is a region that was named in no view."""
     max_pixels: int | None = None
-    """Most pixels of its view, beside what the encoder's own budget says; None: that alone."""
+    """Most pixels of its view, in addition to the encoder's own budget; None: the encoder's budget alone."""
 
     @property
     def extent(self) -> Box:
-        """The box it stands for, in the source's coordinates."""
+        """Box of the region in the source's coordinates, also for an overview."""
         return self.source.overviews()[self.overview] if self.box is None else self.box
 
     def crop(self) -> Crop:
         """Cut the region out of its source."""
         crop = self.source.crop(self.extent, overview=self.box is None)
-        share, most = self.source.share(self.extent), self.max_pixels
-        return replace(crop, share=share, scale=self.scale, among=self.among, max_pixels=most)
+        # The source knows its own extent, so the share is computed here and never has to be stored.
+        shown = replace(self.shown, share=_fraction_of_source(self.source, self.extent))
+        return replace(crop, shown=shown, max_pixels=self.max_pixels)
 
 
-def _edges(box: Box) -> tuple[Box, Box]:
-    """The lower edges of a box along its axes, and the upper ones."""
+def _fraction_of_source(source: Source, box: Box) -> tuple[float, ...]:
+    """Return the size of a box as a fraction of its source along each axis, x first."""
+    (lows, highs), (starts, ends) = _split_edges(box), _split_edges(source.extent)
+    fractions = []
+    for low, high, start, end in zip(lows, highs, starts, ends, strict=True):
+        length = end - start
+        # The paper's sizes are cut to whole pixels later, so the order of these operations is part of the result.
+        fractions.append((high - start) / length - (low - start) / length if length else 1.0)
+    return tuple(fractions)
+
+
+def _split_edges(box: Box) -> tuple[Box, Box]:
+    """Return the lower edges of a box along its axes, and the upper ones."""
+    # An odd leading number (a video's time) is not an axis.
     sides = box[len(box) % 2 :]
     return sides[: len(sides) // 2], sides[len(sides) // 2 :]

@@ -13,106 +13,112 @@ from vilavt_toolkit.contracts.dialogue import Turn
 
 
 @dataclass(frozen=True)
-class Spent:
-    """What a dialogue has cost since a question was asked; what is kept from before costs nothing."""
+class Usage:
+    """Holds the cost of a dialogue since its last question; what is cached from before costs nothing."""
 
     patches: int = 0
-    """Tokens that went through the encoder."""
+    """Number of tokens that went through the encoder."""
     features: int = 0
-    """Features that went into the context."""
+    """Number of features that went into the context."""
     read: int = 0
-    """Other tokens that were given."""
+    """Number of other tokens that the language model read."""
     written: int = 0
-    """Tokens that the model wrote."""
+    """Number of tokens that the model wrote."""
     probed: int = 0
-    """Tokens that were read and written to probe the answer, and taken back."""
+    """Number of tokens that were read and written to probe the answer, and taken back."""
     flops: float = 0.0
-    """Multiplications and additions, by the count of `chat.costs`."""
+    """Number of multiplications and additions, as `generation.flops` counts them."""
     seconds: float = 0.0
+    """Wall-clock seconds."""
 
     @property
     def tokens(self) -> int:
-        """All that the language model read and wrote, features included."""
+        """Number of all tokens that the language model read and wrote, features included."""
         return self.features + self.read + self.written + self.probed
 
-    def __add__(self, other: Spent) -> Spent:
-        return Spent(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 @dataclass(frozen=True)
 class Probe:
-    """The answer that the model would give now: its greedy turn after the demand, taken back unless it is accepted."""
+    """Holds the answer that the model would give now: its greedy turn after the demand.
+
+    The turn is taken back unless a policy accepts it.
+    """
 
     answer: str | None
-    """None where the turn was no answer."""
+    """The answer, or None if the turn was no answer."""
     probability: float
-    """Of the answer's own tokens, given what the model wrote before them; 0 where there is none."""
+    """Probability of the answer's own tokens, given those before them; 0 without an answer."""
     turn_probability: float = 0.0
-    """Of the whole turn, its thought included."""
+    """Probability of the whole turn, its thought included."""
 
 
 @dataclass(frozen=True)
 class LoopState:
-    """What a stopping policy sees: the state of the dialogue since the last question.
+    """Holds what a stopping policy sees: the state of the dialogue since the last question.
 
-    Policies are asked after each turn, before its call is carried out, and again at each look: when everything that was
-    asked for has been read and the model would write its next turn, the first one included. What a policy `needs` is
-    there at looks only.
+    Policies are asked after each turn, before its call is carried out. They are asked again at each look: everything
+    given has been read, and the model is about to write its next turn, the first one included. The signals that a
+    policy `needs` are available at looks only.
     """
 
     turns: tuple[Turn, ...]
     calls: int
-    """Tool calls carried out so far."""
-    spent: Spent = Spent()
-    planned: Spent = Spent()
-    """After a turn: what carrying out its call would add, answering not counted."""
-    look: bool = False
-    """Whether this is a look."""
+    """Number of tool calls carried out so far."""
+    spent: Usage = Usage()
+    planned: Usage = Usage()
+    """After a turn: the cost that carrying out its call would add, without that of answering."""
+    before_turn: bool = False
+    """True at a look, before the next turn; False after a turn."""
     probes: tuple[Probe, ...] = ()
-    """The answers probed so far, one for every look; there at a look where a policy needs `probe`."""
+    """The answers probed so far, one for every look, if a policy needs `probe`."""
     features: tuple[Tensor, ...] = ()
-    """The mean feature [D] of the first views and of each call since, where a policy needs `features`; on the CPU."""
+    """The mean feature [D] of the overviews and of each call since, on the CPU, if a policy needs `features`."""
     hidden: Tensor | None = None
-    """The last hidden state [D] at a look, where a policy needs `hidden`."""
+    """The last hidden state [D] at a look, if a policy needs `hidden`."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a stopping policy says: go on, demand the answer now, or stop; and why."""
+    """Holds the decision of a stopping policy and its reason: go on, demand the answer now, or stop."""
 
     action: Literal["go_on", "answer", "stop"]
     why: str = ""
-    call: bool = True
-    """Of `answer`, after a turn that calls the tool: whether that call is still carried out."""
+    carry_out_call: bool = True
+    """True if `answer`, decided after a turn that calls the tool, still lets that call be carried out."""
 
     def __post_init__(self) -> None:
         if self.action not in ("go_on", "answer", "stop"):
-            raise ValueError(f"a stopping policy cannot decide {self.action!r}; it is go_on, answer or stop.")
+            raise ValueError(f"a stopping policy cannot decide {self.action!r}. Return go_on, answer or stop.")
 
 
 GO_ON = Decision("go_on")
 
 
 NEEDS = frozenset({"probe", "features", "hidden"})
-"""What the loop can find out for a stopping policy at a look."""
+"""The signals that the loop can compute for a stopping policy at a look."""
 
 
 class StoppingPolicy(nn.Module, Component, ABC):
-    """Decides after each turn and at each look. `__init__(config, width)`, the width of the model's hidden states.
+    """Decides after each turn and at each look whether to go on. `__init__(config, width)`.
 
-    In a list of policies the first that does not say go on decides.
+    `width` is that of the language model's hidden states. In a list of policies the first one that does not go on
+    decides.
     """
 
     needs: frozenset[Literal["probe", "features", "hidden"]] = frozenset()
-    """What the loop must find out for it at each look."""
+    """The signals that the loop must compute for it at each look."""
 
     @abstractmethod
     def decide(self, state: LoopState) -> Decision:
-        """Say go on, answer now (and why), or stop (and why). Pure: the same state, the same decision."""
+        """Return the decision for a state. A pure function: the same state gives the same decision."""
 
     def loss(self, hidden: Tensor, answered: Tensor) -> Tensor | None:
-        """What a policy learns from traces: the sum over turns of its loss, a scalar; None where it learns nothing.
+        """Return the policy's loss on traces, a scalar summed over turns; None if it learns nothing.
 
-        `hidden` [N, D] where each turn begins, `answered` [N] 1 where that turn answered, 0 where it looked again.
+        `hidden` [N, D] holds the hidden state before each turn, `answered` [N] is 1 if that turn answered and 0 if it
+        called the tool.
         """
         return None

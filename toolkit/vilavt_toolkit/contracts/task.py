@@ -1,4 +1,4 @@
-"""Tasks: data sets and benchmarks, their samples and their official score."""
+"""Tasks: data sets and benchmarks, with their samples and their official score."""
 
 from __future__ import annotations
 
@@ -11,62 +11,71 @@ from vilavt_toolkit.contracts.component import Box, Component
 
 
 @dataclass(frozen=True)
-class GivenTurn:
-    """A turn of a reasoning trace; `boxes` are in the coordinates of their sources."""
+class TraceTurn:
+    """Holds a turn of a worked example; `boxes` are in the coordinates of their sources."""
 
     thought: str
     inquiry: str = ""
     boxes: tuple[tuple[int, Box], ...] = ()
-    """(index of the region zoomed into, box) pairs; empty in the turn that answers."""
+    """Pairs (index of the region that is zoomed into, box); empty in the turn that answers."""
     answer: str | None = None
     demanded: bool = False
-    """Of a turn that zooms: whether the answer is demanded with what it shows."""
+    """True if the regions of a turn that zooms are shown together with the demand for the answer."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """A message of a dialogue that is given word by word."""
+    """Holds a message of a conversation that is given word by word."""
 
     role: Literal["system", "user", "assistant"]
     content: tuple[str | int, ...]
-    """Text, and the numbers of the originals whose views stand between."""
+    """Texts, and between them the numbers of the originals whose views stand there."""
     learned: bool = True
-    """Of the assistant's: whether it is learned from, or only read."""
+    """True if a message of the assistant counts in the loss, False if it is only read."""
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """A dialogue word by word, every view of it a ready original: crops have been cut, and are shown as they are."""
+    """Holds a dialogue word by word. Every view of it is an original of its own: the crops have been cut already."""
 
     messages: tuple[Message, ...]
     inquiries: tuple[str, ...] = ()
-    """What each group of originals is encoded under; empty texts for none."""
+    """Inquiry of each group of originals, empty for none."""
     groups: tuple[int, ...] = ()
-    """The inquiry of every original, by its number; none given: each is encoded alone, under none."""
+    """Index of the inquiry of every original. Empty: each original is encoded alone, without an inquiry."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A question about sources, with its answer and, for supervised training, a trace."""
+    """Holds a question about sources, its answer and, for supervised training, a trace."""
 
     id: str
     question: str
     answer: str
     originals: tuple[Any, ...]
-    """What `Source.open` takes: paths, or data in memory."""
-    trace: tuple[GivenTurn, ...] = ()
+    """Originals as `Source.open` takes them: paths, or data in memory."""
+    trace: tuple[TraceTurn, ...] = ()
     tool: bool = True
-    """False: the opening demands the answer at once."""
+    """True if the model may call the tool; False if the first user turn demands the answer."""
     tags: Mapping[str, Any] = field(default_factory=dict)
-    """What evaluation groups by: `needs_zoom`, `family`, `several` (the crop holds several readable things), and
-    `group`: items that share it (an image, a sentence) are no independent evidence, and intervals keep them together.
+    """Facts by which an evaluation groups items: `needs_zoom`, `family`, `several` (the crop holds several readable
+    things) and `group`. Items that share a `group` (an image, a sentence) are not independent, so confidence intervals
+    resample whole groups.
     """
     conversation: Conversation | None = None
-    """In place of a trace, what is learned from, word by word."""
+    """A conversation to learn from word by word, in place of a trace."""
     max_pixels: int | None = None
-    """Most pixels of each of its views, beside the encoder's own budget; None: that alone."""
+    """Most pixels of each of its views, in addition to the encoder's own budget; None: the encoder's budget alone."""
     max_turns: int | None = None
-    """Turns without an answer after which it is demanded, beside what stopping policies say; None: that alone."""
+    """Turns without an answer after which it is demanded, in addition to the stopping policies; None: they alone."""
+
+    def texts(self) -> Iterator[str]:
+        """Yield the sample's texts: those of its conversation, or its question and answer."""
+        if self.conversation is None:
+            yield from (self.question, self.answer)
+            return
+        for message in self.conversation.messages:
+            yield from (part for part in message.content if isinstance(part, str))
 
 
 class Task(Component, ABC):
@@ -74,24 +83,24 @@ class Task(Component, ABC):
 
     @abstractmethod
     def length(self, split: str) -> int:
-        """Number of samples of a split; raises UsageError for an unknown one."""
+        """Return the number of samples of a split; raises UsageError for an unknown one."""
 
     @abstractmethod
     def sample(self, split: str, index: int) -> Sample:
-        """The sample at `index`; a pure function of settings, split and index."""
+        """Return the sample at `index`; a pure function of config, split and index."""
 
     @abstractmethod
     def corpus(self) -> Iterator[str]:
-        """Texts a tokenizer can be trained on: questions, thoughts, inquiries and answers."""
+        """Return texts to train a tokenizer on: questions, thoughts, inquiries and answers."""
 
     @abstractmethod
     def score(self, sample: Sample, answer: str | None) -> float:
-        """The official score of an answer in [0, 1]; a missing answer scores 0."""
+        """Return the official score of an answer, in [0, 1]; a missing answer scores 0."""
 
     def metrics(self, samples: Sequence[Sample], scores: Sequence[float]) -> Mapping[str, Sequence[float]]:
-        """Official metrics over groups of items: name -> a score in [0, 1] of every group, whose mean the metric is.
+        """Return official metrics over groups of items, besides the mean score: name -> one score in [0, 1] per group.
 
-        `samples`, without originals and trace, are all that were asked, each with its score. The mean score is no
-        metric of its own. Groups are independent of each other; where none was asked whole, its list is empty.
+        The metric is the mean over its groups, which are independent of each other. `samples` are all samples that
+        were asked, without originals and trace, each with its score. A list is empty if no group was asked whole.
         """
         return {}

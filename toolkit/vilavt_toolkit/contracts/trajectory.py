@@ -8,47 +8,68 @@ from typing import Any
 
 from torch import Tensor
 
-from vilavt_toolkit.contracts.component import Box, Grid
+from vilavt_toolkit.contracts.component import Box
 from vilavt_toolkit.contracts.dialogue import RegionCall, ToolCall, Turn
 from vilavt_toolkit.contracts.language_model import LanguageModel
+from vilavt_toolkit.contracts.source import Region, ShownAs, Source
+from vilavt_toolkit.packed.tokens import Grid
 
 
 @dataclass(frozen=True)
-class PlacedRegion:
-    """A region whose features stand at `start .. start + count` of the ids."""
+class ShownRegion:
+    """Holds a region that was shown: its features stand at `start .. start + count` of the ids."""
 
     source: int
     box: Box | None
-    """In the source's own coordinates; None for an overview."""
+    """Box in the source's coordinates; None for an overview."""
     group: int
     start: int
     count: int
     size: Grid
-    """The grid of the encoder's view."""
+    """Grid of the encoder's view."""
     overview: int = 0
-    """Without a box: which of the source's overviews."""
+    """Index of the source's overview, for a region without a box."""
     grid: Grid = ()
-    """The grid of its features, as the language model sees them."""
-    scale: float = 0.0
-    """Units of the view it was named in per unit of its source; 0 for a first view."""
-    among: int = 1
-    """How many first views were shown together with it, itself counted."""
+    """Grid of its features as the language model sees them."""
+    shown: ShownAs = field(default_factory=ShownAs)
+    """How it came to be shown. In JSON its numbers stand flat as `scale` and `among`, as in every saved chat."""
+
+    def to_region(self, source: Source, max_pixels: int | None = None) -> Region:
+        """Return the region of its opened source, ready to be cut again under the same limit of pixels."""
+        return Region(source, self.box, overview=self.overview, shown=self.shown, max_pixels=max_pixels)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data that `from_json` reads back."""
+        data = asdict(self)
+        del data["shown"]
+        # `share` is not written: it follows from the box and the source.
+        return data | {"scale": self.shown.parent_scale, "among": self.shown.overview_count}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ShownRegion:
+        """Read the data that `to_json` wrote."""
+        values = dict(data)
+        # The first chats that were saved have none of these three keys.
+        shown = ShownAs(values.pop("scale", 0.0), values.pop("among", 1))
+        grid = tuple(values.pop("grid", ()))
+        box = None if values["box"] is None else tuple(values["box"])
+        return cls(**{**values, "box": box, "size": tuple(values["size"]), "grid": grid, "shown": shown})
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question of the dialogue."""
+class AskedQuestion:
+    """Holds a question of the dialogue."""
 
     text: str
     turn: int
-    """The number of the first turn after it."""
+    """Number of the first turn after it."""
     start: int
-    """Where its user turn begins in the ids."""
+    """Index in the ids at which its user turn begins."""
 
 
 @dataclass(frozen=True)
-class GroupInquiry:
-    """The inquiry of one group: its text, and its ids as the inquiry encoder reads them."""
+class InquiryTokens:
+    """Holds the inquiry of one group: its text, and its ids for the inquiry encoder."""
 
     text: str = ""
     ids: tuple[int, ...] = ()
@@ -56,85 +77,78 @@ class GroupInquiry:
 
 @dataclass
 class Trajectory:
-    """Token ids exactly as sampled or given, and what the model produced of them. No turn is ever tokenised again."""
+    """Holds token ids exactly as sampled or given, and which of them the model produced. No turn is tokenised again."""
 
     ids: list[int] = field(default_factory=list)
     produced: list[bool] = field(default_factory=list)
-    """The loss mask: True on the model's own tokens, the end-of-turn token included where it wrote it."""
+    """The loss mask: True on the model's own tokens, also on an end-of-turn token that it wrote."""
     logprobs: list[float] = field(default_factory=list)
     """Log-probability of every produced token when it was sampled; 0 elsewhere."""
-    regions: list[PlacedRegion] = field(default_factory=list)
-    groups: list[GroupInquiry] = field(default_factory=list)
+    regions: list[ShownRegion] = field(default_factory=list)
+    groups: list[InquiryTokens] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
-    """Where each turn begins in the ids."""
-    questions: list[Asked] = field(default_factory=list)
+    """Index in the ids at which each turn begins."""
+    questions: list[AskedQuestion] = field(default_factory=list)
     feedback: list[str] = field(default_factory=list)
-    """What each turn was told when it could not be carried out; empty for a good turn."""
+    """The problem of each turn that was rejected; empty for a good turn."""
     why: str = ""
-    """Why the loop stopped."""
+    """Reason why the loop stopped."""
     cut_short: bool = False
-    """Whether the loop ended it: the answer was demanded, or the context was full."""
+    """True if the loop ended the dialogue: the answer was demanded, or the context was full."""
 
     @property
     def answer(self) -> str | None:
-        """The answer of the last turn, None where it has none."""
+        """The answer of the last turn, or None."""
         return self.turns[-1].answer if self.turns else None
 
     def add_given(self, ids: Sequence[int]) -> None:
         """Append tokens that the model did not produce."""
-        self._add(ids, False, [0.0] * len(ids))
+        self._extend(ids, False, [0.0] * len(ids))
 
     def add_produced(self, ids: Sequence[int], logprobs: Sequence[float] | None = None) -> None:
         """Append the model's own tokens."""
-        self._add(ids, True, [0.0] * len(ids) if logprobs is None else logprobs)
+        self._extend(ids, True, [0.0] * len(ids) if logprobs is None else logprobs)
 
-    def add_region(self, region: PlacedRegion, placeholder: int) -> None:
-        """Append the places of a region's features, wherever it says that they stand."""
+    def add_region(self, region: ShownRegion, placeholder: int) -> None:
+        """Append the placeholders of a region's features at the end, whatever its own `start` says."""
         self.regions.append(replace(region, start=len(self.ids)))
         self.add_given([placeholder] * region.count)
 
     def positions(self, language_model: LanguageModel, start: int = 0, first: int = 0) -> Tensor:
-        """Positions of the ids from `start` on, no region being cut there, `first` being the first free; [P, L]."""
+        """Return the positions [P, L] of the ids from `start` on, the first of which has the position `first`.
+
+        `start` must not lie within a region.
+        """
         regions = [(r.start - start, r.grid) for r in self.regions if r.start >= start]
         return language_model.positions(len(self.ids) - start, regions, first)
 
-    def _add(self, ids: Sequence[int], produced: bool, logprobs: Sequence[float]) -> None:
+    def _extend(self, ids: Sequence[int], produced: bool, logprobs: Sequence[float]) -> None:
         self.ids.extend(ids)
         self.produced.extend([produced] * len(ids))
         self.logprobs.extend(logprobs)
 
     def copy(self) -> Trajectory:
-        """A trajectory of its own that begins as this one."""
+        """Return a copy that can grow without changing this trajectory."""
         values = ((item.name, getattr(self, item.name)) for item in fields(self))
         lists: dict[str, Any] = {name: list(value) for name, value in values if isinstance(value, list)}
         return replace(self, **lists)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; `from_json` reads it back."""
-        return asdict(self)
+        """Return plain data that `from_json` reads back."""
+        return asdict(self) | {"regions": [region.to_json() for region in self.regions]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Trajectory:
-        """Read what `to_json` wrote."""
-        regions = [
-            PlacedRegion(
-                **{
-                    **r,
-                    "box": None if r["box"] is None else tuple(r["box"]),
-                    "size": tuple(r["size"]),
-                    "grid": tuple(r.get("grid", ())),
-                }
-            )
-            for r in data["regions"]
-        ]
-        groups = [GroupInquiry(g["text"], tuple(g["ids"])) for g in data["groups"]]
-        turns = [_turn(turn) for turn in data["turns"]]
-        questions = [Asked(**asked) for asked in data.get("questions", ())]
+        """Read the data that `to_json` wrote, of this or an earlier version."""
+        regions = [ShownRegion.from_json(region) for region in data["regions"]]
+        groups = [InquiryTokens(g["text"], tuple(g["ids"])) for g in data["groups"]]
+        turns = [_turn_from_json(turn) for turn in data["turns"]]
+        questions = [AskedQuestion(**asked) for asked in data.get("questions", ())]
         return cls(**{**data, "regions": regions, "groups": groups, "turns": turns, "questions": questions})
 
 
-def _turn(data: Mapping[str, Any]) -> Turn:
+def _turn_from_json(data: Mapping[str, Any]) -> Turn:
     call = data["call"]
     if call is not None:
         call = ToolCall(tuple(RegionCall(**region) for region in call["regions"]), call["inquiry"])

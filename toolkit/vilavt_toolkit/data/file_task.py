@@ -1,4 +1,4 @@
-"""Tasks on data files: splits, samples by number, and the checks before any of them is learned from."""
+"""Tasks on data files: splits, samples by number, and the check before any of them is learned from."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vilavt_toolkit.contracts import Sample, Task
-from vilavt_toolkit.data.checking import Checker, texts
-from vilavt_toolkit.data.fields import BadRow, Fields, digest
+from vilavt_toolkit.data.fields import BadRow, Fields, hash_parts
 from vilavt_toolkit.data.opening import open_rows
 from vilavt_toolkit.data.originals import Inspector
+from vilavt_toolkit.data.row_checker import RowChecker
 from vilavt_toolkit.data.rows import Rows
-from vilavt_toolkit.data.shards import expand
+from vilavt_toolkit.data.shards import expand_braces
 from vilavt_toolkit.errors import InputError, UsageError
 from vilavt_toolkit.settings import setting
 
 MOST_LISTED = 20
-"""Problems that are told one by one where a file is refused."""
+"""Problems listed one by one in the error that refuses a file."""
 
-Names = list[str] | str
+FileNames = list[str] | str
 
 
 @dataclass(frozen=True, kw_only=True)
 class FilesConfig:
-    """What the settings of every task on data files begin with."""
+    """Settings that every task on data files begins with."""
 
-    files: Names = setting(help="data file or files; shards may be written like part-{000..010}.tar")
-    root: str = setting("", help="folder that paths of images are relative to; empty: that of each data file")
-    val_files: Names = setting(help="files of split val, in place of val_share", factory=list)
-    test_files: Names = setting(help="files of split test", factory=list)
+    files: FileNames = setting(help="data file or files, shards also as part-{000..010}.tar")
+    root: str = setting("", help="folder that paths of images are relative to (empty: that of each data file)")
+    val_files: FileNames = setting(help="files of split val, in place of val_share", factory=list)
+    test_files: FileNames = setting(help="files of split test", factory=list)
     val_share: float = setting(
         0.0, help="share of `files` held out as split val, images never shared with train", minimum=0, maximum=0.5
     )
-    seed: int = setting(0, help="decides what is held out", minimum=0)
+    seed: int = setting(0, help="seed that decides what is held out", minimum=0)
     ids: Literal["given", "place"] = setting(
-        "given", help="what samples are called; place: by where they stand, for files that name several alike"
+        "given", help="names of samples: their own ids, or their place in the file (for files with repeated ids)"
     )
-    videos: bool = setting(False, help="whether samples may show videos; model.source must open them")
+    videos: bool = setting(False, help="allow samples that show videos, which model.source must open")
 
 
 class FileTask(Task):
-    """A task whose samples are rows of data files; a subclass says how a row reads. `__init__(config)`."""
+    """A task whose samples are rows of data files; a subclass says how to read a row. `__init__(config)`."""
 
     name: ClassVar[str]
     """The name it is registered under."""
     id_key: ClassVar[str] = "id"
     """The field that names a sample."""
     trains: ClassVar[bool] = True
-    """Whether `files` are split train; else they are split test."""
+    """True if `files` are split train; else they are split test."""
 
     def __init__(self, config: FilesConfig) -> None:
         self.config = config
@@ -63,143 +63,152 @@ class FileTask(Task):
     @classmethod
     @abstractmethod
     def recognises(cls, row: Mapping[str, Any]) -> bool:
-        """Whether a row has the fields of this task's format; no other task may say so of the same row."""
+        """Return True if a row has the fields of this task's format. No two tasks may recognise the same row."""
 
     @abstractmethod
-    def read(self, fields: Fields, training: bool) -> Sample:
-        """The sample of a row, its id "" where it has none, its originals `Named`; complains of what is wrong.
+    def read_sample(self, fields: Fields, training: bool) -> Sample:
+        """Read the sample of a row, its id "" if it has none, its originals as `NamedOriginal`.
 
-        With `training`, as it is learned from; else as it is asked. What has problems is never used.
+        What is wrong is noted with `Fields.add_problem`, and a sample with problems is never used. With `training`, the
+        sample is what is learned from; else what is asked.
         """
 
     def length(self, split: str) -> int:
-        """Number of samples of a split; raises InputError with what is wrong with its files."""
-        return len(self._indices(split))
+        """Return the number of samples of a split; raises InputError with what is wrong with its files."""
+        return len(self._split_rows(split))
 
     def sample(self, split: str, index: int) -> Sample:
-        """The sample at `index`, in the order of the files; IndexError beyond the split's end, InputError."""
-        indices = self._indices(split)
-        if not 0 <= index < len(indices):
-            raise IndexError(f"split '{split}' of '{self.name}' has {len(indices)} samples; no {index}.")
-        return self._corpus(self._source(split)).sample(int(indices[index]))
+        """Read the sample at `index`, in the order of the files; raises IndexError or InputError."""
+        rows = self._split_rows(split)
+        if not 0 <= index < len(rows):
+            raise IndexError(f"split '{split}' of '{self.name}' has {len(rows)} samples, so there is no {index}.")
+        return self._load_corpus(self._split_source(split)).read_sample(int(rows[index]))
 
-    def place(self, split: str, index: int) -> str:
-        """Where the sample at `index` stands: its file, and its line there."""
-        return self._corpus(self._source(split)).place(int(self._indices(split)[index]))
+    def locate_sample(self, split: str, index: int) -> str:
+        """Return the file of the sample at `index`, and its line there."""
+        return self._load_corpus(self._split_source(split)).locate_row(int(self._split_rows(split)[index]))
 
     def corpus(self) -> Iterator[str]:
-        """The texts of the training samples."""
+        """Yield the texts of the training samples."""
         for index in range(self.length("train")):
-            yield from texts(self.sample("train", index))
+            yield from self.sample("train", index).texts()
 
-    def root(self, rows: Rows) -> Path:
-        """The folder that a file's paths are relative to."""
+    def root_folder(self, rows: Rows) -> Path:
+        """Return the folder that the paths in a file are relative to."""
         return Path(self.config.root).expanduser() if self.config.root else rows.path.parent
 
-    def _names(self, key: str) -> list[str]:
-        value: Names = getattr(self.config, key)
+    def _file_names(self, key: str) -> list[str]:
+        value: FileNames = getattr(self.config, key)
         return [value] if isinstance(value, str) else list(value)
 
-    def _source(self, split: str) -> tuple[str, bool]:
-        """Where a split comes from: the setting that names its files, and whether they are learned from."""
+    def _split_source(self, split: str) -> tuple[str, bool]:
+        """Return the setting that names a split's files, and True if they are learned from."""
         if split not in ("train", "val", "test"):
-            raise UsageError(f"task '{self.name}' has no split '{split}'; choose one of train, val, test.")
+            raise UsageError(f"task '{self.name}' has no split '{split}'. Choose one of train, val, test.")
         key = {"train": "files", "test": "test_files"}.get(split, "val_files" if self.config.val_files else "files")
-        missing = split == "val" and key == "files" and not self.config.val_share
-        if missing or (split == "test" and not self._names(key)):
+        # Without val_files, split val is a share of `files`; with neither it does not exist.
+        is_missing = split == "val" and key == "files" and not self.config.val_share
+        if is_missing or (split == "test" and not self._file_names(key)):
             others = "task.val_files or task.val_share" if split == "val" else "task.test_files"
-            raise UsageError(f"split '{split}' of '{self.name}' is empty; set {others}, or choose another split.")
+            raise UsageError(f"split '{split}' of '{self.name}' is empty. Set {others}, or choose another split.")
+        # The same row reads otherwise in split val: it is asked there. Hence two corpora of one file.
         return key, split == "train"
 
-    def _corpus(self, source: tuple[str, bool]) -> Corpus:
-        """The rows that splits come from, checked when they are first asked for."""
+    def _load_corpus(self, source: tuple[str, bool]) -> Corpus:
+        """Return the rows that a split is taken from. They are checked when they are first asked for."""
         if source not in self._corpora:
-            self._corpora[source] = Corpus(self, self._names(source[0]), training=source[1])
+            self._corpora[source] = Corpus(self, self._file_names(source[0]), training=source[1])
         return self._corpora[source]
 
-    def _indices(self, split: str) -> NDArray[np.int64]:
-        """The rows of a split, in the order of the files."""
+    def _split_rows(self, split: str) -> NDArray[np.int64]:
+        """Return the numbers of the rows of a split, in the order of the files."""
         if split not in self._splits:
-            source = self._source(split)
-            corpus, share = self._corpus(source), self.config.val_share
+            source = self._split_source(split)
+            corpus, share = self._load_corpus(source), self.config.val_share
             if source[0] != "files" or not share or self.config.val_files:
                 self._splits[split] = np.arange(len(corpus))
             else:
-                held = corpus.held_out(share, self.config.seed)
-                self._splits[split] = np.flatnonzero(held if split == "val" else ~held)
+                held_out = corpus.select_held_out(share, self.config.seed)
+                self._splits[split] = np.flatnonzero(held_out if split == "val" else ~held_out)
         return self._splits[split]
 
 
 class Corpus:
-    """The checked rows of some files; raises InputError with what is wrong with them, all at once."""
+    """The checked rows of some files; raises InputError with everything that is wrong with them."""
 
     def __init__(self, task: FileTask, names: Sequence[str], training: bool) -> None:
         self.task, self.training = task, training
-        self.files = [open_rows(path) for name in names for path in expand(name)]
+        self.files = [open_rows(path) for name in names for path in expand_braces(name)]
         self._ends = np.cumsum([0, *map(len, self.files)])
-        self._stems = _stems([rows.path for rows in self.files])
-        self.groups = self._checked()
+        self._stems = _unique_stems([rows.path for rows in self.files])
+        self.groups = self._check_rows()
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def _checked(self) -> NDArray[np.uint64]:
-        checker = Checker(self.task, self.training, Inspector())
-        shown, count = [], 0
-        for problem in (problem for rows in self.files for problem in checker.problems(rows)):
-            count += 1
-            if count <= MOST_LISTED:
-                shown.append(f"  {problem}")
+    def _check_rows(self) -> NDArray[np.uint64]:
+        """Return the group of every row; raises InputError."""
+        checker = RowChecker(self.task, self.training, Inspector())
+        lines: list[str] = []
+        count = 0
+        # A file of a million rows may have a million problems: only those to be listed are kept.
+        for rows in self.files:
+            for problem in checker.find_problems(rows):
+                count += 1
+                if count <= MOST_LISTED:
+                    lines.append(f"  {problem}")
         if count:
             more = f"\n  and {count - MOST_LISTED} more" if count > MOST_LISTED else ""
             noun = "one problem" if count == 1 else f"{count:,} problems"
             raise InputError(
-                f"task '{self.task.name}': its files have {noun}; mend them (`vilavt data check FILE` lists all):\n"
-                + "\n".join(shown)
+                f"task '{self.task.name}': its files have {noun}. Correct them (`vilavt data check FILE` lists all):\n"
+                + "\n".join(lines)
                 + more
             )
         return np.frombuffer(checker.groups, dtype=np.uint64)
 
-    def held_out(self, share: float, seed: int) -> NDArray[np.bool_]:
-        """Which rows are held out: whole groups, `share` of them, but never all and never none."""
-        known = np.unique(self.groups)
-        order = np.array([int(digest(seed, int(group)), 16) for group in known], dtype=np.uint64)
-        count = min(max(1, round(share * len(known))), len(known) - 1)
-        return np.isin(self.groups, known[np.argsort(order)[:count]])
+    def select_held_out(self, share: float, seed: int) -> NDArray[np.bool_]:
+        """Return a mask of the rows that are held out: whole groups, `share` of them, never all and never none."""
+        groups = np.unique(self.groups)
+        # Ordered by a hash, not shuffled: a row that is added later changes the split of few others.
+        order = np.array([int(hash_parts(seed, int(group)), 16) for group in groups], dtype=np.uint64)
+        count = min(max(1, round(share * len(groups))), len(groups) - 1)
+        return np.isin(self.groups, groups[np.argsort(order)[:count]])
 
-    def place(self, index: int) -> str:
-        """The file of a row, and where it stands there."""
-        number, row = self._found(index)
-        return f"{self.files[number].path}, {self.files[number].place(row)}"
+    def locate_row(self, index: int) -> str:
+        """Return the file of a row, and where it stands there."""
+        number, row = self._find_row(index)
+        return f"{self.files[number].path}, {self.files[number].locate_row(row)}"
 
-    def _found(self, index: int) -> tuple[int, int]:
-        """The number of a row's file, and its own in that."""
+    def _find_row(self, index: int) -> tuple[int, int]:
+        """Return the number of a row's file, and the row's number in it."""
         number = int(np.searchsorted(self._ends, index, side="right")) - 1
         return number, index - int(self._ends[number])
 
-    def sample(self, index: int) -> Sample:
-        """The sample of a row, its originals as `Source.open` takes them; raises InputError."""
-        number, row = self._found(index)
+    def read_sample(self, index: int) -> Sample:
+        """Read the sample of a row, its originals as `Source.open` takes them; raises InputError."""
+        number, row = self._find_row(index)
         rows = self.files[number]
         try:
-            value = rows.read(row)
+            value = rows.read_row(row)
             if not isinstance(value, Mapping):
                 raise BadRow("is no JSON object.")
             fields = Fields(value)
-            sample = self.task.read(fields, self.training)
+            sample = self.task.read_sample(fields, self.training)
             if fields.problems:
-                raise BadRow("; ".join(f"{name} {what}" for name, what in fields.problems))
-            root = self.task.root(rows)
-            originals = tuple(rows.original(row, original.name, root) for original in sample.originals)
+                raise BadRow(" ".join(f"{name} {what}" for name, what in fields.problems))
+            root = self.task.root_folder(rows)
+            originals = tuple(rows.resolve_original(row, original.name, root) for original in sample.originals)
+        # Every row passed the check when the task was made, so the file has changed while it was in use.
         except (BadRow, OSError) as error:
             raise InputError(
-                f"{rows.path}, {rows.place(row)}: {error} It was right when the file was checked; start again."
+                f"{rows.path}, {rows.locate_row(row)}: {error} It was right when the file was checked. Start again."
             ) from error
         own = sample.id if sample.id and self.task.config.ids == "given" else str(row)
         return replace(sample, id=f"{self._stems[number]}/{own}", originals=originals)
 
 
-def _stems(paths: Sequence[Path]) -> list[str]:
-    """The names of files without suffix, with their number where two are alike."""
+def _unique_stems(paths: Sequence[Path]) -> list[str]:
+    """Return the names of files without suffix, with the file's number where two are equal."""
     stems = [path.stem for path in paths]
     return [stem if stems.count(stem) == 1 else f"{stem}-{number}" for number, stem in enumerate(stems)]

@@ -1,4 +1,4 @@
-"""Rows of data files: JSON lines found by their place in the file, JSON lists read once."""
+"""Opening data files: the format is detected from the content, except that tar shards go by their name."""
 
 from __future__ import annotations
 
@@ -6,53 +6,59 @@ import json
 from pathlib import Path
 from typing import BinaryIO
 
-from vilavt_toolkit.data.fields import _BOM
-from vilavt_toolkit.data.rows import _PROBED, JsonLines, JsonList, Rows
+from vilavt_toolkit.data.fields import UTF8_BOM
+from vilavt_toolkit.data.rows import JsonLines, JsonList, Rows
+from vilavt_toolkit.data.shards import Shard, is_shard
 from vilavt_toolkit.errors import InputError
+
+_PROBED_BYTES = 1 << 26
+"""Bytes read to tell whether a file is one JSON object over many lines."""
 
 
 def open_rows(path: Path) -> Rows:
-    """The rows of a file, whatever it is called: a JSON list, JSON lines, or a tar shard; raises InputError."""
+    """Open a data file, whatever it is called: a JSON list, JSON lines, or a tar shard; raises InputError."""
     try:
-        rows = _opened(path)
+        rows = _open_by_content(path)
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; check the path of the data file.") from None
+        raise InputError(f"{path} does not exist. Check the path of the data file.") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error}); check the file.") from error
+        raise InputError(f"{path} cannot be read ({error.strerror or error}). Check its permissions.") from error
     if not len(rows):
-        raise InputError(f"{path} holds no samples; give another file.")
+        raise InputError(f"{path} holds no samples. Give another file.")
     return rows
 
 
-def _opened(path: Path) -> Rows:
+def _open_by_content(path: Path) -> Rows:
     if path.is_dir():
-        raise InputError(f"{path} is a folder; give a file: a JSON list, JSON lines, or a tar shard.")
-    from vilavt_toolkit.data.shards import Shard, is_shard
-
+        raise InputError(f"{path} is a folder. Give a file: a JSON list, JSON lines, or a tar shard.")
     if is_shard(path):
         return Shard(path)
     with path.open("rb") as file:
         start = file.read(4096)
         if b"\0" in start:
-            raise InputError(f"{path} is no text file; give a JSON list, JSON lines, or a tar shard.")
-        if start.removeprefix(_BOM).lstrip()[:1] == b"[":
+            raise InputError(f"{path} is no text file. Give a JSON list, JSON lines, or a tar shard.")
+        if start.removeprefix(UTF8_BOM).lstrip()[:1] == b"[":
             return JsonList(path)
         _refuse_single_object(path, file)
     return JsonLines(path)
 
 
 def _refuse_single_object(path: Path, file: BinaryIO) -> None:
-    """Tell a JSON object written over many lines from JSON lines."""
+    """Raise InputError for one JSON object that is written over many lines.
+
+    Read as JSON lines, it would give one problem for each of its lines, none of which says what is wrong.
+    """
     file.seek(0)
     first = next((line for line in file if line.strip()), b"")
+    # A first line that is a whole object, or the beginning of none, needs no more reading.
     if not first.lstrip().startswith(b"{") or first.rstrip().endswith(b"}"):
         return
     file.seek(0)
     try:
-        single = isinstance(json.loads(file.read(_PROBED)), dict)
+        is_object = isinstance(json.loads(file.read(_PROBED_BYTES)), dict)
     except (ValueError, RecursionError):
         return
-    if single:
+    if is_object:
         raise InputError(
-            f"{path} is one JSON object over many lines; write a list of samples, or one sample on every line."
+            f"{path} is one JSON object over many lines. Write a list of samples, or one sample on every line."
         )

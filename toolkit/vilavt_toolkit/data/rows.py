@@ -1,4 +1,4 @@
-"""Rows of data files: JSON lines found by their place in the file, JSON lists read once."""
+"""Rows of data files: JSON lines found by their offset in the file, JSON lists read once."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vilavt_toolkit.data.fields import BadRow, _text, parse_json
+from vilavt_toolkit.data.fields import BadRow, decode_utf8, parse_json
 from vilavt_toolkit.errors import InputError
-
-_PROBED = 1 << 26
-"""Bytes of a file that are read to see whether it is one JSON object over many lines."""
 
 
 class Rows(ABC):
-    """The rows of one file in its order. What has been counted once is not read again until it is asked for."""
+    """The rows of one file, in its order. The file is indexed once; a row is read when it is asked for."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -27,25 +24,25 @@ class Rows(ABC):
         """Number of rows."""
 
     @abstractmethod
-    def place(self, index: int) -> str:
-        """Where a row stands, for errors: its line, or its index in a list."""
+    def locate_row(self, index: int) -> str:
+        """Return where a row stands, for errors: its line, or its index in a list."""
 
     @abstractmethod
-    def read(self, index: int) -> Any:
-        """The row as plain data; raises BadRow."""
+    def read_row(self, index: int) -> Any:
+        """Read a row as plain data; raises BadRow."""
 
-    def scan(self) -> Iterator[Any]:
-        """All rows from first to last, a BadRow in place of one that cannot be read."""
+    def scan_rows(self) -> Iterator[Any]:
+        """Yield all rows from first to last, a BadRow in place of one that cannot be read."""
         for index in range(len(self)):
             try:
-                yield self.read(index)
+                yield self.read_row(index)
             except BadRow as problem:
                 yield problem
 
-    def original(self, index: int, name: str, root: Path, decode: bool = True) -> Any:
-        """What the file calls `name` in a row, as `Source.open` takes it; raises BadRow where it cannot be.
+    def resolve_original(self, index: int, name: str, root: Path, decode: bool = True) -> Any:
+        """Return the original called `name` in a row, as `Source.open` takes it; raises BadRow.
 
-        Without `decode`, of an image inside the file no more than its header is read.
+        Without `decode`, only the header is read of an image inside the data file.
         """
         return str(root / name)
 
@@ -56,28 +53,28 @@ class JsonList(Rows):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         try:
-            self._items: list[Any] = json.loads(_text(path.read_bytes()))
+            self._items: list[Any] = json.loads(decode_utf8(path.read_bytes()))
         except BadRow as problem:
             raise InputError(f"{path} {problem}") from None
         except json.JSONDecodeError as error:
             raise InputError(
-                f"{path}, line {error.lineno}: no valid JSON ({error.msg}, column {error.colno}); mend the file."
+                f"{path}, line {error.lineno}: no valid JSON ({error.msg}, column {error.colno}). Correct that line."
             ) from None
         except RecursionError:
-            raise InputError(f"{path} is nested too deep to be a list of samples; mend the file.") from None
+            raise InputError(f"{path} is nested too deep to be a list of samples. Write the file again.") from None
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def place(self, index: int) -> str:
+    def locate_row(self, index: int) -> str:
         return f"item {index} (counted from 0)"
 
-    def read(self, index: int) -> Any:
+    def read_row(self, index: int) -> Any:
         return self._items[index]
 
 
 class JsonLines(Rows):
-    """A file with a JSON object on every line; only the place of every line is in memory, 16 bytes each."""
+    """A file with a JSON object on every line. Only the offset and number of each line are in memory, 16 bytes."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -85,6 +82,7 @@ class JsonLines(Rows):
         offset = 0
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
+                # A line of nothing but spaces or a byte order mark is no row, so numbers of lines are kept too.
                 if line.strip(b" \t\r\n\xef\xbb\xbf"):
                     self._offsets.append(offset)
                     self._lines.append(number)
@@ -93,22 +91,22 @@ class JsonLines(Rows):
     def __len__(self) -> int:
         return len(self._offsets)
 
-    def place(self, index: int) -> str:
+    def locate_row(self, index: int) -> str:
         return f"line {self._lines[index]}"
 
-    def read(self, index: int) -> Any:
-        # Opened each time: a file kept open would be shared with workers that were forked.
+    def read_row(self, index: int) -> Any:
+        # Opened each time: forked workers would share the file's position if it were kept open.
         with self.path.open("rb") as file:
-            return self._next(file, index)
+            return self._read_line(file, index)
 
-    def scan(self) -> Iterator[Any]:
+    def scan_rows(self) -> Iterator[Any]:
         with self.path.open("rb") as file:
             for index in range(len(self)):
                 try:
-                    yield self._next(file, index)
+                    yield self._read_line(file, index)
                 except BadRow as problem:
                     yield problem
 
-    def _next(self, file: BinaryIO, index: int) -> Any:
+    def _read_line(self, file: BinaryIO, index: int) -> Any:
         file.seek(self._offsets[index])
         return parse_json(file.readline())

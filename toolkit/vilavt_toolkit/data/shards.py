@@ -1,8 +1,8 @@
-"""Tar shards in the layout of WebDataset: `KEY.json` and the images `KEY.SUFFIX` of every sample, side by side.
+"""Tar shards in the layout of WebDataset: `KEY.json` and the images `KEY.SUFFIX` of each sample, one after another.
 
-Names are split into keys and suffixes, and `{000..010}` is spelled out, by the webdataset library. Its readers stream,
-and a sample could not be asked for by its number; so the places of samples are noted once, in memory, and a sample's
-own bytes are read from there.
+The webdataset library splits names into keys and suffixes and expands `{000..010}`. Its readers only stream, so they
+cannot give a sample by its number, which shuffling and resuming need. Here the offset of each sample is noted once, in
+memory, and the sample's own bytes are read from there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from vilavt_toolkit.data.fields import BadRow, parse_json
 from vilavt_toolkit.data.rows import Rows
 from vilavt_toolkit.errors import InputError
-from vilavt_toolkit.utils.pillow import any_size
+from vilavt_toolkit.utils.pillow import limit_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,32 +32,33 @@ _NUMBERS = re.compile(r"([0-9]+)")
 
 
 def is_shard(path: Path) -> bool:
-    """Whether a path is named as a shard; raises InputError for one that is compressed."""
+    """Return True if a path is named as a shard; raises InputError for a compressed one."""
     name = path.name.lower()
     if name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
-        raise InputError(f"{path} is compressed, and its samples cannot be found by their place; unpack it to .tar.")
+        raise InputError(f"{path} is compressed, so samples cannot be found by their offset. Unpack it to .tar.")
     return name.endswith(".tar")
 
 
-def expand(name: str) -> list[Path]:
-    """The files that a name with braces stands for, as in `shard-{000..010}.tar`; raises InputError."""
+def expand_braces(name: str) -> list[Path]:
+    """Return the files that a name with braces stands for, as `shard-{000..010}.tar`; raises InputError."""
     if "{" not in name:
         return [Path(name).expanduser()]
-    found = _library("shardlists", "expand_urls")(name)
-    return [Path(each).expanduser() for each in found]
+    expanded = _import_webdataset("shardlists", "expand_urls")(name)
+    return [Path(each).expanduser() for each in expanded]
 
 
-def _library(module: str, name: str) -> Callable[..., Any]:
+def _import_webdataset(module: str, name: str) -> Callable[..., Any]:
+    # An optional dependency: whoever uses no shards needs not install it.
     try:
         return cast("Callable[..., Any]", getattr(importlib.import_module(f"webdataset.{module}"), name))
     except ImportError as error:
         raise InputError(
-            "shards and names with braces need the library webdataset; install vilavt-toolkit[webdataset]."
+            "shards and names with braces need the library webdataset. Run: pip install vilavt-toolkit[webdataset]"
         ) from error
 
 
 class Shard(Rows):
-    """One tar file; of every sample its place is in memory, 16 bytes and its key."""
+    """One tar file; of each sample, the offset (8 bytes) and the key are in memory."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -65,90 +66,95 @@ class Shard(Rows):
         end = 0
         try:
             with tarfile.open(path, "r:") as tar:
-                for key, member in _keyed(tar):
+                for key, member in _keyed_members(tar):
+                    # The members of a sample are neighbours, so a sample lies between two offsets.
                     if not self._keys or key != self._keys[-1]:
                         self._starts.append(member.offset)
                         self._keys.append(key)
                     end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                    tar.members = []  # type: ignore[attr-defined]  # or the whole list would stay in memory
+                    tar.members = []  # type: ignore[attr-defined]  # or all headers would stay in memory
         except tarfile.TarError as error:
-            raise InputError(f"{path} is no sound tar file ({error}); write the shard again.") from error
-        if self._keys and path.stat().st_size < end + tarfile.BLOCKSIZE:  # an archive ends with empty blocks
-            raise InputError(f"{path} ends without a tar file's mark of its end, cut off perhaps; copy it again.")
+            raise InputError(f"{path} is no sound tar file ({error}). Write the shard again.") from error
+        # An archive ends with empty blocks. `tarfile` does not miss them, and a half-copied shard would pass.
+        if self._keys and path.stat().st_size < end + tarfile.BLOCKSIZE:
+            raise InputError(f"{path} ends without a tar file's end mark, so it may be cut off. Copy it again.")
         self._starts.append(end)
 
     def __len__(self) -> int:
         return len(self._keys)
 
-    def place(self, index: int) -> str:
+    def locate_row(self, index: int) -> str:
         return f"sample '{self._keys[index]}'"
 
-    def read(self, index: int) -> Any:
-        """The sample's JSON; where that names no images, `images` are those beside it in the order of their names."""
-        with self._open(index) as tar:
-            found = self._members(tar)
-            if "json" not in found:
-                raise BadRow("has no .json beside its images; write the shard again with one.")
-            row = parse_json(_bytes(tar, found["json"]))
+    def read_row(self, index: int) -> Any:
+        """Read the sample's JSON. If it names no images, it shows all of the sample, in the order of their names."""
+        with self._open_sample(index) as tar:
+            members = self._members_by_suffix(tar)
+            if "json" not in members:
+                raise BadRow("has no .json beside its images. Write the shard again with one.")
+            row = parse_json(_read_member(tar, members["json"]))
         if isinstance(row, dict) and not any(row.get(key) for key in ("images", "image", "image_path", "video")):
-            beside = sorted((suffix for suffix in found if _is_image(suffix)), key=_natural)
-            key = "image_path" if "question_type" in row else "images"  # what the format of the row calls them
-            row = {**row, key: beside} if beside else row
+            images = sorted((suffix for suffix in members if _is_image(suffix)), key=_natural_order)
+            # Formats differ in the name of this field; of all formats, only one has a `question_type`.
+            key = "image_path" if "question_type" in row else "images"
+            row = {**row, key: images} if images else row
         return row
 
-    def original(self, index: int, name: str, root: Path, decode: bool = True) -> Image:
-        """The image of a sample, by its suffix or by its name in the shard."""
+    def resolve_original(self, index: int, name: str, root: Path, decode: bool = True) -> Image:
+        """Open an image of a sample, named by its suffix or by its name in the shard."""
         from PIL import Image, UnidentifiedImageError
 
-        with self._open(index) as tar:
-            found = self._members(tar)
+        with self._open_sample(index) as tar:
+            members = self._members_by_suffix(tar)
+        # Rows name an image `0.png`, `KEY.0.png` or, if the key has folders, by the last part of it.
         short = name.removeprefix(f"{self._keys[index]}.").removeprefix(f"{Path(self._keys[index]).name}.")
-        member = found.get(name.lower()) or found.get(short.lower())
+        member = members.get(name.lower()) or members.get(short.lower())
         if member is None:
-            raise BadRow(f"has no member '{name}' (it has {', '.join(sorted(found))}); write the shard again.")
+            raise BadRow(f"has no member '{name}' (it has {', '.join(sorted(members))}). Write the shard again.")
         start = self._starts[index] + member.offset_data
         try:
-            with any_size():  # how large an image may be is for the source to say
-                image = Image.open(io.BufferedReader(_Window(self.path, start, start + member.size)))
+            with limit_pixels(None):  # the recipe's source decides how large an image may be
+                image = Image.open(io.BufferedReader(_FileWindow(self.path, start, start + member.size)))
                 if decode:
                     image.load()
         except UnidentifiedImageError:
-            raise BadRow(f"holds '{member.name}', which is no image in a known format; convert it.") from None
+            raise BadRow(f"holds '{member.name}', which is no image in a known format. Convert it to PNG.") from None
         except (OSError, ValueError, SyntaxError) as error:
-            raise BadRow(f"holds '{member.name}', which cannot be decoded ({error}); get the image again.") from None
+            raise BadRow(f"holds '{member.name}', which cannot be decoded ({error}). Get the image again.") from None
         return image
 
     @contextmanager
-    def _open(self, index: int) -> Iterator[tarfile.TarFile]:
-        """The part of the file that a sample lies in, as a tar file of its own."""
-        window = _Window(self.path, self._starts[index], self._starts[index + 1])
+    def _open_sample(self, index: int) -> Iterator[tarfile.TarFile]:
+        """Open the part of the file that holds a sample, as a tar file of its own."""
+        window = _FileWindow(self.path, self._starts[index], self._starts[index + 1])
         try:
             with io.BufferedReader(window) as file, tarfile.open(fileobj=file, mode="r:") as tar:
                 yield tar
         except tarfile.TarError as error:
-            raise BadRow(f"cannot be found any more ({error}); the shard was changed while in use.") from error
+            raise BadRow(f"cannot be found any more ({error}). The shard changed while in use: start again.") from error
 
     @staticmethod
-    def _members(tar: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
-        """Members by their suffix."""
-        split = _library("tariterators", "base_plus_ext")
-        return {split(member.name)[1].lower(): member for _, member in _keyed(tar)}
+    def _members_by_suffix(tar: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
+        split = _import_webdataset("tariterators", "base_plus_ext")
+        return {split(member.name)[1].lower(): member for _, member in _keyed_members(tar)}
 
 
-def _keyed(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """The files of a tar with their keys; folders, links and names without a suffix are passed over."""
-    split = _library("tariterators", "base_plus_ext")
+def _keyed_members(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """Yield the files of a tar with their keys; folders, links and names without a suffix are left out."""
+    split = _import_webdataset("tariterators", "base_plus_ext")
     for member in tar:
         key, _ = split(member.name)
+        # WebDataset keeps notes about the shard itself in files named `__...__`.
         if member.isreg() and key is not None and not Path(member.name).name.startswith("__"):
             yield key, member
 
 
-def _bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """Read a member whole; raises BadRow if the file ends before it."""
     file = tar.extractfile(member)
     data = file.read() if file is not None else b""
     if len(data) != member.size:
-        raise BadRow(f"is cut short within '{member.name}'; write the shard again.")
+        raise BadRow(f"is cut short within '{member.name}'. Write the shard again.")
     return data
 
 
@@ -156,18 +162,22 @@ def _is_image(suffix: str) -> bool:
     return suffix.rpartition(".")[2] in _IMAGES
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A sorting key by which 2 comes before 10."""
+def _natural_order(name: str) -> list[tuple[int, str]]:
+    """Return a sorting key by which 2 comes before 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in _NUMBERS.split(name) if part]
 
 
-class _Window(io.RawIOBase):
-    """The bytes of a file from `start` to `end`, as a file."""
+class _FileWindow(io.RawIOBase):
+    """The bytes of a file from `start` to `end`, as a file of their own.
+
+    An image is read from the shard when it is decoded, and not copied into memory before. Each window has its own file
+    handle, so that images of one shard can be decoded at the same time.
+    """
 
     def __init__(self, path: Path, start: int, end: int) -> None:
         super().__init__()
         self._file = path.open("rb")
-        self._start, self._size, self._at = start, end - start, 0
+        self._start, self._size, self._position = start, end - start, 0
 
     def readable(self) -> bool:
         return True
@@ -176,19 +186,19 @@ class _Window(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(0, base + offset)
-        return self._at
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
 
     def tell(self) -> int:
-        return self._at
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
-        wanted = max(0, min(len(buffer), self._size - self._at))
-        self._file.seek(self._start + self._at)
+        wanted = max(0, min(len(buffer), self._size - self._position))
+        self._file.seek(self._start + self._position)
         data = self._file.read(wanted)
         buffer[: len(data)] = data
-        self._at += len(data)
+        self._position += len(data)
         return len(data)
 
     def close(self) -> None:

@@ -1,52 +1,140 @@
-"""Tool calls in JSON, as all dialogues write them: the regions and the query."""
+"""Tool calls: read from and written as JSON, resolved to regions of the sources, and prepared to be shown.
+
+The texts of both errors are feedback that the model reads in its dialogue. Changing them changes what it generates.
+"""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vilavt_toolkit.contracts import (
+    Box,
+    InquiryTokens,
+    Region,
     RegionCall,
+    ShownAs,
+    Slot,
+    Source,
     ToolCall,
+    Trajectory,
+    View,
 )
+from vilavt_toolkit.vision.boxes import BoxError
+
+if TYPE_CHECKING:
+    from vilavt_toolkit.models.model import VisualChatModel
 
 
-class CallProblem(Exception):
-    """What is wrong with a tool call, in words for the model."""
+class CallFormatError(Exception):
+    """Raised for a tool call that is not well-formed. Its text is feedback for the model."""
+
+
+class CallError(Exception):
+    """Raised for a well-formed tool call that cannot be carried out. Its text is feedback for the model."""
 
 
 def write_call(call: ToolCall) -> str:
-    """A call as JSON on one line."""
+    """Return a call as JSON on one line."""
+    # The keys of a box are its source's (`bbox_2d`, `bbox_3d`), so they stand beside the index.
     regions = [{"index": region.index, **region.box} for region in call.regions]
     return json.dumps({"region": regions, "query": call.inquiry}, ensure_ascii=False)
 
 
 def read_call(body: str, max_regions: int) -> ToolCall:
-    """Read a call; the inverse of `write_call`. Raises CallProblem."""
+    """Read a call; the inverse of `write_call`. Raises CallFormatError."""
     try:
         call = json.loads(body)
-        # NaN, Infinity and lone surrogates are read, but no file or tokenizer takes them.
+        # Python reads NaN, Infinity and lone surrogates, which no file or tokenizer accepts.
         json.dumps(call, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
-        raise CallProblem("The tool call is not valid JSON.") from None
+        raise CallFormatError("The tool call is not valid JSON.") from None
     if not isinstance(call, dict) or set(call) != {"region", "query"}:
-        raise CallProblem('The tool call must be an object with the keys "region" and "query".')
+        raise CallFormatError('The tool call must be an object with the keys "region" and "query".')
     regions, inquiry = call["region"], call["query"]
     if not isinstance(inquiry, str):
-        raise CallProblem('"query" must be a text.')
+        raise CallFormatError('"query" must be a text.')
     if not isinstance(regions, list) or not 1 <= len(regions) <= max_regions:
-        raise CallProblem(f'"region" must be a list of 1 to {max_regions} regions.')
+        raise CallFormatError(f'"region" must be a list of 1 to {max_regions} regions.')
     return ToolCall(tuple(_read_region(number, region) for number, region in enumerate(regions)), inquiry)
 
 
 def _read_region(number: int, region: Any) -> RegionCall:
+    """Read region `number` of a call. Its box is not checked here: only its source knows what a box is."""
     if not isinstance(region, dict) or "index" not in region:
-        raise CallProblem(f'Region {number} must be an object with an "index" and a box.')
+        raise CallFormatError(f'Region {number} must be an object with an "index" and a box.')
     index = region["index"]
+    # JSON true is an int to Python.
     if isinstance(index, bool) or not isinstance(index, int):
-        raise CallProblem(f'"index" of region {number} must be a whole number.')
+        raise CallFormatError(f'"index" of region {number} must be a whole number.')
     return RegionCall(index, {key: value for key, value in region.items() if key != "index"})
 
 
-class CallError(Exception):
-    """Why a tool call cannot be carried out, in words for the model."""
+class PreparedRegion(NamedTuple):
+    """A region that is cut and prepared for the encoder, but not shown yet."""
+
+    source_index: int
+    region: Region
+    view: View
+
+
+@dataclass(frozen=True)
+class PreparedCall:
+    """A tool call that is ready to be shown: its regions are prepared, its prompt is written."""
+
+    regions: tuple[PreparedRegion, ...]
+    inquiry: InquiryTokens
+    pieces: tuple[str | Slot, ...]
+    """The user turn that shows its regions."""
+    demanding: tuple[str | Slot, ...]
+    """The same turn when it also demands the answer."""
+
+    @property
+    def views(self) -> list[View]:
+        """The views of its regions, in order."""
+        return [region.view for region in self.regions]
+
+
+class ParentRegion(NamedTuple):
+    """A shown region that boxes of a tool call are relative to."""
+
+    source_index: int
+    source: Source
+    within: Box
+    """Its own box in the source's coordinates."""
+    units: int | tuple[int, ...]
+    """Box units along each of its sides."""
+    shown: ShownAs
+    """`ShownAs` of regions that are named in it; without a scale if the encoder gives no extent."""
+
+
+def find_parent(
+    model: VisualChatModel, sources: Sequence[Source], trajectory: Trajectory, views: Sequence[View], index: int
+) -> ParentRegion:
+    """Return the shown region with this index, as one that boxes are relative to."""
+    shown = trajectory.regions[index]
+    source = sources[shown.source]
+    within = shown.to_region(source).extent
+    extent = model.vision.backbone.extent(views[index])
+    named_in = ShownAs.from_parent_view(source, within, extent[0]) if extent else ShownAs()
+    return ParentRegion(shown.source, source, within, model.dialogue.box_units(extent), named_in)
+
+
+def check_index(number: int, index: int, shown_count: int) -> None:
+    """Raise CallError if region `number` of a call names an index that was never shown."""
+    if not 0 <= index < shown_count:
+        known = f"0 to {shown_count - 1}" if shown_count else "none, since no image was shown"
+        # The model may write an index of thousands of digits, and feedback must stay short.
+        named = index if abs(index) < 10**9 else "with so many figures"
+        raise CallError(f'"index" {named} of region {number} does not exist; there are {known}.')
+
+
+def resolve_region(number: int, call: RegionCall, parent: ParentRegion, max_pixels: int | None) -> Region:
+    """Return the region of the source that region `number` of a call names; raises CallError."""
+    try:
+        box = parent.source.read_box(call.box, parent.within, parent.units)
+        return Region(parent.source, box, shown=parent.shown, max_pixels=max_pixels)
+    except BoxError as error:
+        raise CallError(f"Region {number}: {error}") from None

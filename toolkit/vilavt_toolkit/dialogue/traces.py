@@ -1,4 +1,10 @@
-"""Dialogues that are given: traces and conversations of training data, written as a model would have led them."""
+"""Training dialogues: traces and conversations, written into a session as if a model had led them.
+
+A trace names its boxes in the coordinates of their sources. It is written in the dialogue's own grammar (`write_box`,
+`Dialogue.write`) and then carried out through the same parsing (`read_box`) that the generation loop uses. This looks
+like a detour. It guarantees that training and generation cannot diverge: a model only learns turns that the loop
+can carry out, and it sees the regions that the loop would show, down to the rounding of their boxes.
+"""
 
 from __future__ import annotations
 
@@ -6,129 +12,132 @@ from collections.abc import Sequence
 
 from vilavt_toolkit.contracts import (
     Conversation,
-    GivenTurn,
-    GroupInquiry,
+    InquiryTokens,
     Message,
     RegionCall,
     Sample,
     Slot,
     ToolCall,
+    TraceTurn,
     Turn,
 )
-from vilavt_toolkit.dialogue.session import SHORTER, ContextFull, Session
+from vilavt_toolkit.dialogue.prompt import frame_system_prompt
+from vilavt_toolkit.dialogue.session import SHORTER, Session
 from vilavt_toolkit.dialogue.tool_calls import CallError
+from vilavt_toolkit.dialogue.writer import ContextFull
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.vision.boxes import BoxError
 
 
-class GivenSession(Session):
-    """A session whose turns are given."""
+class TraceSession(Session):
+    """A session whose turns come from training data."""
 
-    def follow(self, trace: Sequence[GivenTurn]) -> None:
-        """Write a whole trace; raises InputError naming the turn that cannot be written."""
-        for number, given in enumerate(trace):
+    def write_trace(self, trace: Sequence[TraceTurn]) -> None:
+        """Write a whole trace. Raises InputError naming the turn that cannot be written."""
+        for number, turn in enumerate(trace):
             try:
-                self._follow(given)
+                self._write_trace_turn(turn)
             except ContextFull as full:
                 raise InputError(f"turn {number} of the trace: {full} {SHORTER}") from None
             except CallError as error:
-                raise InputError(f"turn {number} of the trace: {error}") from None
+                raise InputError(
+                    f"turn {number} of the trace: {error} Correct the trace or remove the sample."
+                ) from None
 
-    def _follow(self, given: GivenTurn) -> None:
+    def _write_trace_turn(self, given: TraceTurn) -> None:
         if bool(given.boxes) == (given.answer is not None):
             raise CallError("it must either name boxes or answer.")
         if not given.boxes:
-            self._give_right(Turn(given.thought, answer=given.answer))
+            self._add_checked_turn(Turn(given.thought, answer=given.answer))
             return
         regions = []
         for index, box in given.boxes:
-            if not 0 <= index < len(self.trajectory.regions):
-                raise CallError(f"region {index} does not exist; there are {len(self.trajectory.regions)}.")
-            parent = self._parent(index)
+            shown_count = len(self.trajectory.regions)
+            if not 0 <= index < shown_count:
+                raise CallError(f"region {index} does not exist, since {shown_count} regions were shown.")
+            parent = self.find_parent(index)
             try:
                 regions.append(RegionCall(index, parent.source.write_box(box, parent.within, parent.units)))
             except BoxError as error:
                 raise CallError(str(error)) from None
         call = ToolCall(tuple(regions), given.inquiry)
-        self._give_right(Turn(given.thought, call=call))
+        self._add_checked_turn(Turn(given.thought, call=call))
+        # Its boxes are read back from what was written, not taken from the trace. See the module's docstring.
         self.carry_out(call, demand=given.demanded)
 
-    def replay(self, conversation: Conversation) -> None:
-        """Write a dialogue word by word, its crops as they were cut; raises InputError naming the message."""
-        texts = conversation.inquiries
-        self.trajectory.groups += [GroupInquiry(text, tuple(self.model.tokenize_inquiry(text))) for text in texts]
-        frames, system, spoken = self.model.language_model.frames, "", False
+    def _add_checked_turn(self, turn: Turn) -> None:
+        """Add a turn that parses back without a problem, so that no stray tag or empty answer is learned."""
+        problem = self.model.dialogue.parse(self.model.dialogue.write(turn)).problem
+        if problem:
+            raise CallError(problem)
+        self.add_given_turn(turn)
+
+    def write_conversation(self, conversation: Conversation) -> None:
+        """Write a dialogue word by word, with its crops as they were cut. Raises InputError naming the message."""
+        for inquiry in conversation.inquiries:
+            self.trajectory.groups.append(InquiryTokens(inquiry, tuple(self.model.tokenize_inquiry(inquiry))))
+        template, system, has_user_turn = self.model.language_model.turn_template, "", False
         for number, message in enumerate(conversation.messages):
             try:
                 if message.role == "system":
-                    system = _text(message)
+                    # Held back: it is part of the text that opens the first user turn.
+                    system = _text_of_message(message)
                 elif message.role == "assistant":
-                    self._say(_text(message), message.learned)
+                    text = _text_of_message(message)
+                    self._add_turn_text(self.model.dialogue.parse(text), text, message.learned)
                 else:
-                    beginning = frames.following if spoken else self._headed(system)
-                    self._show(beginning, message.content, conversation.groups)
-                spoken = spoken or message.role == "user"
+                    beginning = template.following if has_user_turn else frame_system_prompt(template, system)
+                    self._write_user_message(beginning, message.content, conversation.groups)
+                has_user_turn = has_user_turn or message.role == "user"
             except (CallError, ContextFull) as error:
-                raise InputError(f"message {number}: {error}") from None
+                raise InputError(f"message {number}: {error} Shorten or correct it, or remove the sample.") from None
 
-    def _show(self, beginning: str, content: Sequence[str | int], groups: Sequence[int]) -> None:
-        """Write a user's message, originals in their places."""
+    def _write_user_message(self, beginning: str, content: Sequence[str | int], groups: Sequence[int]) -> None:
+        """Write a user's message with its originals in place. `groups` holds the inquiry group of every original."""
         shown = [part for part in content if isinstance(part, int)]
-        if unknown := [number for number in shown if not 0 <= number < len(self.sources)]:
-            raise CallError(f"it shows image {unknown[0]}, and there are {len(self.sources)}.")
-        placed = self._first_views([(n, which) for n in shown for which in range(len(self.sources[n].overviews()))])
-        alone = [] if groups else [GroupInquiry()] * len(placed)
-        before, (left, right) = len(self.trajectory.groups), self.model.dialogue.around
-        of_region = [groups[each.source] if groups else before + n for n, each in enumerate(placed)]
-        slots = iter(range(len(self.trajectory.regions), len(self.trajectory.regions) + len(placed)))
-        pieces: list[str | Slot] = []
+        for index in shown:
+            if not 0 <= index < len(self.sources):
+                raise CallError(f"it shows image {index}, and there are {len(self.sources)}.")
+        regions = self._prepare_overviews(shown)
+        # Without groups of its own, a conversation encodes every view alone, under an empty inquiry.
+        first_group, new_groups = len(self.trajectory.groups), [] if groups else [InquiryTokens()] * len(regions)
+        group_of_region = []
+        for number, region in enumerate(regions):
+            group_of_region.append(groups[region.source_index] if groups else first_group + number)
+        left, right = self.model.dialogue.feature_delimiters
+        slot, pieces = len(self.trajectory.regions), list[str | Slot]()
         for part in content:
             if isinstance(part, str):
                 pieces.append(part)
                 continue
             for _ in self.sources[part].overviews():
-                pieces += [left, Slot(next(slots)), right]
-        self._write([beginning, *pieces, self.model.language_model.frames.reply], placed, alone, of_region)
-
-    def _say(self, text: str, learned: bool) -> None:
-        """Write a message of the assistant's, as given rather than produced where it is not learned from."""
-        language_model = self.model.language_model
-        ids = [*language_model.tokenizer.encode(text), language_model.end_of_turn]
-        if len(ids) > self.room:
-            raise ContextFull(f"{len(ids)} tokens are needed and {self.room} remain.")
-        if language_model.placeholder in ids:
-            raise CallError("it holds the placeholder token, which is never a target.")
-        self._record(self.model.dialogue.parse(text))
-        (self.trajectory.add_produced if learned else self.trajectory.add_given)(ids)
-
-    def _give_right(self, turn: Turn) -> None:
-        """Give a turn that reads back as it was written, so that no tag or empty answer is taught."""
-        problem = self.model.dialogue.parse(self.model.dialogue.write(turn)).problem
-        if problem:
-            raise CallError(problem)
-        self.give(turn)
+                pieces += [left, Slot(slot), right]
+                slot += 1
+        reply = self.model.language_model.turn_template.reply
+        self._write_user_turn([beginning, *pieces, reply], regions, new_groups, group_of_region)
 
 
-def _text(message: Message) -> str:
-    """The words of a message that shows nothing; raises CallError."""
+def _text_of_message(message: Message) -> str:
+    """Return the words of a message that shows nothing. Raises CallError if it shows an image."""
     if any(isinstance(part, int) for part in message.content):
         raise CallError(f"a message of role {message.role} cannot show images.")
     return "".join(part for part in message.content if isinstance(part, str))
 
 
-def session_of(model: VisualChatModel, sample: Sample) -> GivenSession:
-    """The session of a training sample: its sources opened, its trace written; raises InputError naming the sample."""
+def build_trace_session(model: VisualChatModel, sample: Sample) -> TraceSession:
+    """Return the session of a training sample, with its trace written. Raises InputError naming the sample."""
     try:
+        # Samples for reinforcement learning and evaluation have neither, and are not written in advance.
         if not sample.trace and sample.conversation is None:
-            raise InputError("it has no trace to learn from.")
+            raise InputError("it has no trace to learn from. Add one or remove the sample.")
         sources = [model.open_source(original) for original in sample.originals]
-        session = GivenSession(model, sources, sample.max_pixels, sample.max_turns)
+        session = TraceSession(model, sources, sample.max_pixels, sample.max_turns)
         if sample.conversation is not None:
-            session.replay(sample.conversation)
+            session.write_conversation(sample.conversation)
         else:
-            session.open(sample.question, sample.tool)
-            session.follow(sample.trace)
+            session.ask(sample.question, sample.tool)
+            session.write_trace(sample.trace)
     except InputError as error:
         raise InputError(f"sample {sample.id}: {error}") from None
     return session

@@ -1,4 +1,4 @@
-"""Evaluation: the same items under every arm, so that arms differ in one thing each."""
+"""Evaluation: the same items under every arm. Arms differ in one thing each, so that a difference has one cause."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vilavt_toolkit.config.schema import EvalSection
 from vilavt_toolkit.contracts import Sample, Task, Trajectory
-from vilavt_toolkit.dialogue.session import Session, opened
-from vilavt_toolkit.errors import InputError, error_of
-from vilavt_toolkit.generation.loop import Decoding, Loop, Rewrite
+from vilavt_toolkit.dialogue.session import Session, session_for
+from vilavt_toolkit.errors import InputError, add_context
+from vilavt_toolkit.generation.loop import Decoding, InquiryRewrite, Loop
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.utils.files import write_text
-from vilavt_toolkit.utils.progress import track
+from vilavt_toolkit.utils.progress import track_progress
 
-Ids = tuple[int, ...]
+InquiryIds = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to ask: with or without images and tool, and what the encoder is told."""
+    """One way to ask the items: with or without images and tool, and with which inquiry for the encoder."""
 
     images: bool = True
     tool: bool = True
-    inquiry: str = "own"
-    """`own`, `none`, or `another` item's."""
+    inquiry: Literal["own", "none", "shuffled"] = "own"
+    """The inquiry that the encoder gets: the model's own, none, or that of another item."""
 
 
 ARMS: Mapping[str, Arm] = {
@@ -36,13 +36,13 @@ ARMS: Mapping[str, Arm] = {
     "single_pass": Arm(tool=False),
     "modulated": Arm(),
     "unmodulated": Arm(inquiry="none"),
-    "shuffled": Arm(inquiry="another"),
+    "shuffled": Arm(inquiry="shuffled"),
 }
 
 
 @dataclass(frozen=True)
-class Item:
-    """One question under one arm; nothing as large as an image."""
+class EvaluatedItem:
+    """One question under one arm, without images or anything else that large."""
 
     arm: str
     sample: Sample
@@ -52,7 +52,7 @@ class Item:
     score: float
 
     def to_json(self) -> dict[str, Any]:
-        """The item as a row of the JSONL file."""
+        """Return the item as a row of the JSONL file."""
         trajectory, sample = self.trajectory, self.sample
         return {
             "arm": self.arm,
@@ -70,97 +70,101 @@ class Item:
         }
 
 
-Watch = Callable[[Item, Session], None]
-"""Sees every item with the session it came from, which is not kept."""
+ItemCallback = Callable[[EvaluatedItem, Session], None]
+"""Called with every item and the session it came from, which is dropped afterwards."""
 
 
-def evaluate(
-    model: VisualChatModel, task: Task, section: EvalSection, seed: int, watch: Watch | None = None
-) -> dict[str, list[Item]]:
-    """Ask every item under every arm; raises InputError naming the item that cannot be asked."""
+def evaluate_arms(
+    model: VisualChatModel, task: Task, section: EvalSection, seed: int, on_item: ItemCallback | None = None
+) -> dict[str, list[EvaluatedItem]]:
+    """Ask every item under every arm, and return the items of each arm in the task's order.
+
+    `on_item` is called with each item as it ends. Raises InputError naming an item that cannot be asked.
+    """
     size = task.length(section.split)
     count = min(section.items or size, size)
     decoding = Decoding(section.max_new_tokens, seed=seed)
-    results: dict[str, list[Item]] = {}
-    for name in _ordered(section.arms):
-        rewrite = _rewrites(ARMS[name], results.get("modulated", []), seed)
-        asked: dict[int, Sample] = {}
-        found: dict[int, Item] = {}
-        sessions = _opened(model, ARMS[name], (task.sample(section.split, index) for index in range(count)), asked)
-        seats = Loop(model, decoding, rewrite).run_sessions(sessions, section.batch_size)
-        for seat in track(seats, count, name):
-            sample = asked.pop(seat.number)
-            if seat.error is not None:
-                raise error_of(f"item {sample.id}", seat.error)
-            found[seat.number] = _item(task, name, sample, seat.session)
-            if watch is not None:
-                watch(found[seat.number], seat.session)
+    results: dict[str, list[EvaluatedItem]] = {}
+    for name in _order_arms(section.arms):
+        rewrite = _inquiry_rewrite(ARMS[name], results.get("modulated", []), seed)
+        samples: dict[int, Sample] = {}
+        found: dict[int, EvaluatedItem] = {}
+        drawn = (task.sample(section.split, index) for index in range(count))
+        sessions = _open_sessions(model, ARMS[name], drawn, samples)
+        requests = Loop(model, decoding, rewrite).run_sessions(sessions, section.batch_size)
+        # Requests come as they end, not in order. A sample is held from its start to its end only.
+        for request in track_progress(requests, count, name):
+            sample = samples.pop(request.number)
+            if request.error is not None:
+                raise add_context(f"item {sample.id}", request.error)
+            found[request.number] = _score_item(task, name, sample, request.session)
+            if on_item is not None:
+                on_item(found[request.number], request.session)
         results[name] = [found[number] for number in range(count)]
     return {name: results[name] for name in section.arms}
 
 
-def _ordered(arms: Sequence[str]) -> list[str]:
-    """The arms, `modulated` before `shuffled`, which permutes its inquiries."""
+def _order_arms(arms: Sequence[str]) -> list[str]:
+    """Put `shuffled` last, because it permutes the inquiries that `modulated` has written."""
     return sorted(arms, key=lambda arm: arm == "shuffled")
 
 
-def _opened(model: VisualChatModel, arm: Arm, samples: Iterable[Sample], asked: dict[int, Sample]) -> Iterator[Session]:
-    """The sessions of samples, each opened when there is room for it; `asked` remembers whose they are."""
+def _open_sessions(
+    model: VisualChatModel, arm: Arm, samples: Iterable[Sample], opened: dict[int, Sample]
+) -> Iterator[Session]:
+    """Open the sessions of samples one by one, as the loop has room; `opened` gets each one's sample by number."""
     for number, sample in enumerate(samples):
         try:
-            session = opened(model, sample, arm.images)
-            session.open(sample.question, tool=arm.tool and sample.tool)
+            session = session_for(model, sample, arm.images)
+            session.ask(sample.question, tool=arm.tool and sample.tool)
         except InputError as error:
-            raise error_of(f"item {sample.id}", error) from None
-        asked[number] = sample
+            raise add_context(f"item {sample.id}", error) from None
+        opened[number] = sample
         yield session
 
 
-def _item(task: Task, arm: str, sample: Sample, session: Session) -> Item:
+def _score_item(task: Task, arm: str, sample: Sample, session: Session) -> EvaluatedItem:
     score = task.score(sample, session.trajectory.answer)
-    # Originals, sources and views would soon fill the memory of a machine.
-    kept = replace(sample, originals=(), trace=(), conversation=None)
-    return Item(arm, kept, session.trajectory, session.calls, score)
+    # Originals, sources and views of thousands of items would fill the memory.
+    light = replace(sample, originals=(), trace=(), conversation=None)
+    return EvaluatedItem(arm, light, session.trajectory, session.calls, score)
 
 
-def _rewrites(arm: Arm, modulated: Sequence[Item], seed: int) -> Rewrite | None:
+def _inquiry_rewrite(arm: Arm, modulated: Sequence[EvaluatedItem], seed: int) -> InquiryRewrite | None:
     if arm.inquiry == "own":
         return None
     if arm.inquiry == "none":
         return lambda number, ids: ()
-    others = permuted_inquiries([_first_inquiry(item) for item in modulated], seed)
+    others = permute_inquiries([_first_inquiry(item) for item in modulated], seed)
+    # An item that wrote no inquiry in the arm `modulated` may write one here; it keeps its own.
     return lambda number, ids: others.get(number, ids)
 
 
-def _first_inquiry(item: Item) -> Ids:
+def _first_inquiry(item: EvaluatedItem) -> InquiryIds:
     return next((group.ids for group in item.trajectory.groups if group.ids), ())
 
 
-def permuted_inquiries(own: Sequence[Ids], seed: int) -> dict[int, Ids]:
-    """For every item that asked something, the inquiry of another item, and another inquiry where there is one."""
+def permute_inquiries(own: Sequence[InquiryIds], seed: int) -> dict[int, InquiryIds]:
+    """Return an inquiry of another item for every item that wrote one, with other words where there are any.
+
+    `own` holds the first inquiry of every item, () for none. The result is a permutation of the inquiries, so that
+    the encoder sees the same ones as in the arm `modulated`, under the wrong items.
+    """
     asked = [number for number, ids in enumerate(own) if ids]
     order = asked.copy()
     random.Random(seed).shuffle(order)
+    # Many items ask in the same words. A place that got its own words is swapped with one where both then differ.
     for place, number in enumerate(asked):
         if own[order[place]] != own[number]:
             continue
-        swaps = (
-            other
-            for other in range(len(asked))
-            if own[order[other]] != own[number] and own[order[place]] != own[asked[other]]
-        )
-        other = next(swaps, None)
-        if other is not None:
-            order[place], order[other] = order[other], order[place]
+        for other in range(len(asked)):
+            if own[order[other]] != own[number] and own[order[place]] != own[asked[other]]:
+                order[place], order[other] = order[other], order[place]
+                break
     return {number: own[order[place]] for place, number in enumerate(asked)}
 
 
-def write_items(path: Path, results: Mapping[str, Sequence[Item]]) -> None:
+def write_items(path: Path, results: Mapping[str, Sequence[EvaluatedItem]]) -> None:
     """Write every item of every arm as a line of JSON; raises InputError."""
-    write_text(path, "".join(_lines(results)))
-
-
-def _lines(results: Mapping[str, Sequence[Item]]) -> Iterator[str]:
-    for items in results.values():
-        for item in items:
-            yield json.dumps(item.to_json(), ensure_ascii=False) + "\n"
+    lines = [json.dumps(item.to_json(), ensure_ascii=False) + "\n" for items in results.values() for item in items]
+    write_text(path, "".join(lines))

@@ -1,4 +1,4 @@
-"""Runs side by side: what being told the inquiry is worth to the encoder of each."""
+"""Runs side by side: how much better each run's encoder does when it gets the inquiry."""
 
 from __future__ import annotations
 
@@ -8,33 +8,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vilavt_toolkit.config.renamed_keys import rename_old_keys
 from vilavt_toolkit.errors import RunError, UsageError
 from vilavt_toolkit.evaluation.statistics import Estimate
 from vilavt_toolkit.utils.files import write_text
 
 ARMS = ("modulated", "unmodulated", "shuffled")
-"""Arms in which the model zooms alike, and its encoder is told its inquiry, nothing, or another item's."""
+"""Arms in which the model may zoom; the encoder gets the model's own inquiry, none, or that of another item."""
 QUESTIONS = ("needs a zoom", "several to read")
-"""The kinds of question in which the encoder's being told can matter."""
+"""The kinds of question in which the inquiry can matter to the encoder."""
 DIFFERENCES = (("modulated", "unmodulated"), ("modulated", "shuffled"))
 START, END = "<!-- vilavt compare -->", "<!-- end of vilavt compare -->"
-"""Between these, `write` puts the table into a file that has them."""
+"""The lines between which `write_table` puts the table into an existing file."""
 _PACKAGES = ("torch", "transformers", "timm")
 
 
 @dataclass(frozen=True)
-class ComparisonTable:
-    """A comparison of runs, to be shown or written."""
+class TextTable:
+    """A table of strings, for the terminal or a Markdown file."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    texts: int
-    """How many columns, from the left, are words."""
+    text_columns: int
+    """Number of columns, from the left, that hold words; the others hold numbers and are aligned right."""
     provenance: str
+    """A sentence below the table: how the numbers were obtained."""
 
 
 @dataclass(frozen=True)
-class Compared:
+class RunSummary:
     """The summary of one run's evaluation."""
 
     name: str
@@ -42,112 +44,120 @@ class Compared:
 
     @property
     def modulator(self) -> str:
-        """The run's modulators, by name."""
-        return _names(self.summary["recipe"]["model"]["modulator"])
+        """The names of the run's modulators."""
+        return _join_names(self.summary["recipe"]["model"]["modulator"])
 
-    def cells(self, subset: str) -> list[str] | None:
-        """Every arm's accuracy and every difference on a subset, in percent; None where the run has no such items."""
-        found = [self.summary["arms"].get(arm, {}).get("accuracy", {}).get(subset) for arm in ARMS]
+    def find_accuracy(self, arm: str, subset: str) -> Estimate | None:
+        """Return an arm's accuracy on a subset; None if it was not measured."""
+        found = self.summary["arms"].get(arm, {}).get("accuracy", {}).get(subset)
+        return Estimate.from_json(found) if found else None
+
+    def format_difference(self, first: str, second: str, subset: str) -> str:
+        """Return the difference of two arms on a subset in points; empty if it was not measured."""
+        for row in self.summary["differences"]:
+            if (row["first"], row["second"], row["subset"]) == (first, second, subset):
+                return Estimate.from_json(row).format_points()
+        return ""
+
+    def format_cells(self, subset: str) -> list[str] | None:
+        """Return every arm's accuracy in percent and every difference in points; None if the run has no such items."""
+        found = [self.find_accuracy(arm, subset) for arm in ARMS]
         if not all(found):
             return None
-        rows = {(d["first"], d["second"]): d for d in self.summary["differences"] if d["subset"] == subset}
-        return [*(str(Estimate(**arm)) for arm in found), *(points(rows.get(pair)) for pair in DIFFERENCES)]
+        return [*map(str, found), *(self.format_difference(*pair, subset) for pair in DIFFERENCES)]
 
-    def items(self, subset: str) -> int:
-        """How many items of a subset were asked."""
+    def count_items(self, subset: str) -> int:
+        """Return the number of items of a subset."""
         count: int = self.summary["arms"][ARMS[0]]["accuracy"][subset]["items"]
         return count
 
 
-def read(runs: Sequence[Path]) -> list[Compared]:
-    """Read the evaluations of runs; raises RunError for one without, UsageError where they were asked other things."""
-    found = [Compared(str(run), _summary(run)) for run in runs]
+def read_summaries(runs: Sequence[Path]) -> list[RunSummary]:
+    """Read the evaluations of runs.
+
+    Raises RunError for a run without one, and UsageError if the runs were asked different questions.
+    """
+    found = [RunSummary(str(run), _read_summary(run)) for run in runs]
     for other in found[1:]:
         for key in ("task", "eval"):
-            if _asked(other, key) != _asked(found[0], key):
+            if _question_settings(other, key) != _question_settings(found[0], key):
                 raise UsageError(
                     f"{other.name} and {found[0].name} were evaluated with different settings of `{key}`, so that "
-                    "their numbers cannot stand side by side; evaluate them alike."
+                    "their numbers cannot stand side by side. Evaluate them with the same settings."
                 )
     return found
 
 
-def _summary(run: Path) -> Mapping[str, Any]:
+def _read_summary(run: Path) -> Mapping[str, Any]:
     file = run / "eval" / "summary.json"
     try:
-        summary: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         missing = [arm for arm in ARMS if arm not in summary["arms"]]
-        _names(summary["recipe"]["model"]["modulator"])
+        _join_names(summary["recipe"]["model"]["modulator"])
         summary["differences"], summary["step"], summary["seed"], summary["versions"]
     except FileNotFoundError as error:
         raise RunError(f"{run} has not been evaluated; do that first: vilavt eval {run}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file} cannot be read ({error}); evaluate the run again: vilavt eval {run}") from error
+        raise RunError(f"{file} cannot be read ({error}). Evaluate the run again: vilavt eval {run}") from error
     if missing:
         raise RunError(f"{run} was evaluated without the arm '{missing[0]}'; evaluate it with all of eval.arms.")
+    if "format" not in summary:
+        # Written under checkpoint format 1, with the keys of its time. Under today's, its questions can be compared.
+        summary["recipe"] = rename_old_keys(summary["recipe"])
     return summary
 
 
-def _asked(compared: Compared, key: str) -> Any:
-    """What decides the questions: how many were answered at once does not."""
-    section = compared.summary["recipe"][key]
+def _question_settings(run: RunSummary, key: str) -> dict[str, Any]:
+    """Return the settings of a section that decide the questions; the batch size does not."""
+    section = run.summary["recipe"][key]
     return {name: value for name, value in section.items() if name != "batch_size"}
 
 
-def table(compared: Sequence[Compared]) -> ComparisonTable:
-    """What being told the inquiry is worth to each, by kind of question."""
+def build_modulator_table(runs: Sequence[RunSummary]) -> TextTable:
+    """Build the table of what the inquiry is worth to each run's encoder, by kind of question."""
     header = ["run", "modulator", "questions", "n", *ARMS, *(f"{first} - {second}" for first, second in DIFFERENCES)]
-    return ComparisonTable(header, _rows(compared), 3, provenance(compared))
-
-
-def _rows(compared: Sequence[Compared]) -> list[list[str]]:
-    """A row for every kind of question and run: accuracies in percent and differences in points, with 95% intervals."""
-    found = []
+    rows = []
     for subset in QUESTIONS:
-        for run in compared:
-            cells = run.cells(subset)
+        for run in runs:
+            cells = run.format_cells(subset)
             if cells is not None:
-                found.append([run.name, run.modulator, subset, str(run.items(subset)), *cells])
-    return found
+                rows.append([run.name, run.modulator, subset, str(run.count_items(subset)), *cells])
+    return TextTable(header, rows, 3, describe_provenance(runs))
 
 
-def provenance(compared: Sequence[Compared]) -> str:
-    """What the runs were made with, in one line."""
-    seeds = sorted({str(run.summary["seed"]) for run in compared})
-    steps = sorted({f"{run.summary['step']:,}" for run in compared})
-    made = [{run.summary["versions"].get(name, "unknown") for run in compared} for name in _PACKAGES]
-    versions = ", ".join(f"{name} {'/'.join(sorted(found))}" for name, found in zip(_PACKAGES, made, strict=True))
-    runs = f"seed {'/'.join(seeds)}, {'/'.join(steps)} steps"
-    return f"Accuracy in %, differences in points, 95% intervals; {runs}; {versions}."
+def describe_provenance(runs: Sequence[RunSummary]) -> str:
+    """Describe in one line how the runs' numbers were obtained: units, seeds, steps, versions."""
+    seeds = sorted({str(run.summary["seed"]) for run in runs})
+    steps = sorted({f"{run.summary['step']:,}" for run in runs})
+    versions = []
+    for name in _PACKAGES:
+        found = {run.summary["versions"].get(name, "unknown") for run in runs}
+        versions.append(f"{name} {'/'.join(sorted(found))}")
+    made_with = f"seed {'/'.join(seeds)}, {'/'.join(steps)} steps; {', '.join(versions)}"
+    return f"Accuracy in %, differences in points, 95% intervals; {made_with}."
 
 
-def markdown(table: ComparisonTable) -> str:
-    """A comparison as a Markdown table, what it was made with below."""
-    rule = ["---"] * table.texts + ["---:"] * (len(table.header) - table.texts)
+def format_markdown(table: TextTable) -> str:
+    """Write a table in Markdown, its provenance below."""
+    rule = ["---"] * table.text_columns + ["---:"] * (len(table.header) - table.text_columns)
     lines = "\n".join(f"| {' | '.join(line)} |" for line in (table.header, rule, *table.rows))
     return f"{lines}\n\n{table.provenance}\n"
 
 
-def write(table: ComparisonTable, file: Path) -> None:
-    """Write the table to `file`; in one that exists, between its markers. Raises UsageError, InputError."""
-    text = f"{START}\n{markdown(table)}{END}\n"
+def write_table(table: TextTable, file: Path) -> None:
+    """Write the table to a new file, or between the markers of an existing one; raises UsageError, InputError."""
+    text = f"{START}\n{format_markdown(table)}{END}\n"
     if file.exists():
         old = file.read_text(encoding="utf-8")
         before, start, rest = old.partition(START)
         _, end, after = rest.partition(END)
+        # A page without markers may hold anything, so that nothing of it is overwritten.
         if not (start and end):
             raise UsageError(f"{file} has no lines {START} and {END} to write between; add them or name a new file.")
         text = before + text.rstrip("\n") + after
     write_text(file, text)
 
 
-def _names(parts: Any) -> str:
-    # One part, or a list of several.
+def _join_names(parts: Any) -> str:
+    # A recipe gives one component, or a list of several.
     return ", ".join(part["name"] for part in (parts if isinstance(parts, list) else [parts]))
-
-
-def points(row: Mapping[str, Any] | None) -> str:
-    """A difference with its interval in points; empty for none."""
-    if row is None:
-        return ""
-    return f"{100 * row['mean']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"

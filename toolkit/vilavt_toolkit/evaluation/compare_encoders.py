@@ -1,4 +1,4 @@
-"""Runs side by side by their encoder: what each answers, how large it is, what a step of training takes."""
+"""Runs side by side by their encoder: accuracy, size, and the time that a step of training takes."""
 
 from __future__ import annotations
 
@@ -9,67 +9,68 @@ from pathlib import Path
 from typing import Any
 
 from vilavt_toolkit.errors import RunError
-from vilavt_toolkit.evaluation import compare
-from vilavt_toolkit.evaluation.statistics import Estimate
-from vilavt_toolkit.utils.files import COST
+from vilavt_toolkit.evaluation.compare import RunSummary, TextTable, describe_provenance, read_summaries
+from vilavt_toolkit.utils.files import COST_FILE
 
+_ZOOM, _NO_ZOOM = "needs a zoom", "needs none"
 HEADER = (
     "run", "encoder", "parameters", "seconds per step",
-    "single_pass, needs a zoom", "modulated, needs a zoom", "difference", "modulated, needs none",
+    f"single_pass, {_ZOOM}", f"modulated, {_ZOOM}", "difference", f"modulated, {_NO_ZOOM}",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class EncoderRun:
-    """The evaluation of a run and what its training cost."""
+    """The evaluation of a run and the cost of its training."""
 
-    compared: compare.Compared
+    evaluation: RunSummary
     cost: Mapping[str, Any]
 
-    def row(self) -> list[str]:
-        """The cells of its line of the table."""
-        summary = self.compared.summary
-        parameters = f"{self.cost['parameters']['encoder'] / 1e6:.2f} M"
-        zooms, none = "needs a zoom", "needs none"
-        found = [("single_pass", zooms), ("modulated", zooms), ("modulated", none)]
-        first, second, third = (self._accuracy(arm, subset) for arm, subset in found)
-        pair = ("modulated", "single_pass", zooms)
-        rows = [d for d in summary["differences"] if (d["first"], d["second"], d["subset"]) == pair]
-        difference = compare.points(rows[0] if rows else None)
-        encoder = summary["recipe"]["model"]["encoder"]["name"]
-        seconds = f"{self.cost['seconds_per_step']:.2f}"
-        return [self.compared.name, encoder, parameters, seconds, first, second, difference, third]
+    def format_row(self) -> list[str]:
+        """Return the cells of this run's row of the table."""
+        run = self.evaluation
+        return [
+            run.name,
+            run.summary["recipe"]["model"]["encoder"]["name"],
+            f"{self.cost['parameters']['encoder'] / 1e6:.2f} M",
+            f"{self.cost['seconds_per_step']:.2f}",
+            self._format_accuracy("single_pass", _ZOOM),
+            self._format_accuracy("modulated", _ZOOM),
+            run.format_difference("modulated", "single_pass", _ZOOM),
+            self._format_accuracy("modulated", _NO_ZOOM),
+        ]
 
-    def _accuracy(self, arm: str, subset: str) -> str:
-        found = self.compared.summary["arms"].get(arm, {}).get("accuracy", {}).get(subset)
-        return "" if found is None else str(Estimate(**found))
-
-
-def read(runs: Sequence[Path]) -> list[EncoderRun]:
-    """Read evaluations and costs of runs; raises RunError, or UsageError where they were asked other things."""
-    return [EncoderRun(found, _cost(run)) for run, found in zip(runs, compare.read(runs), strict=True)]
+    def _format_accuracy(self, arm: str, subset: str) -> str:
+        found = self.evaluation.find_accuracy(arm, subset)
+        return "" if found is None else str(found)
 
 
-def _cost(run: Path) -> Mapping[str, Any]:
-    file = run / COST
+def read_encoder_runs(runs: Sequence[Path]) -> list[EncoderRun]:
+    """Read evaluations and costs of runs; raises RunError, or UsageError if they were asked different questions."""
+    return [EncoderRun(found, _read_cost(run)) for run, found in zip(runs, read_summaries(runs), strict=True)]
+
+
+def _read_cost(run: Path) -> Mapping[str, Any]:
+    file = run / COST_FILE
     try:
         cost: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         cost["parameters"]["encoder"], cost["seconds_per_step"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file} cannot be read ({error}); it is written when a training run ends.") from error
+        raise RunError(
+            f"{file} cannot be read ({error}). `vilavt train` writes it when a run ends; train {run} to its end."
+        ) from error
     return cost
 
 
-def table(runs: Sequence[EncoderRun]) -> compare.ComparisonTable:
-    """What each run's encoder answers and costs."""
-    return compare.ComparisonTable(HEADER, [run.row() for run in runs], 2, _provenance(runs))
+def build_encoder_table(runs: Sequence[EncoderRun]) -> TextTable:
+    """Build the table of what each run's encoder answers and costs."""
+    machines = sorted({_describe_machine(run.cost) for run in runs})
+    provenance = (
+        f"{describe_provenance([run.evaluation for run in runs])} Parameters of the encoder; {', '.join(machines)}."
+    )
+    return TextTable(HEADER, [run.format_row() for run in runs], 2, provenance)
 
 
-def _provenance(runs: Sequence[EncoderRun]) -> str:
-    machines = sorted({_machine(run.cost) for run in runs})
-    return f"{compare.provenance([run.compared for run in runs])} Parameters of the encoder; {', '.join(machines)}."
-
-
-def _machine(cost: Mapping[str, Any]) -> str:
+def _describe_machine(cost: Mapping[str, Any]) -> str:
     threads = cost.get("threads")
     return str(cost.get("device", "unknown")) + (f", {threads} threads" if threads else "")

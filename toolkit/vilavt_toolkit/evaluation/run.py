@@ -1,4 +1,4 @@
-"""A run's evaluation: items, summary and an example, written into the run and shown."""
+"""An evaluation from a run or recipe to its files: items, summary and an example, written and printed."""
 
 from __future__ import annotations
 
@@ -11,21 +11,27 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from vilavt_toolkit.chat.answer import answer_of
-from vilavt_toolkit.checkpoints import native as checkpoints
-from vilavt_toolkit.checkpoints.loading import best_device, build_model
-from vilavt_toolkit.checkpoints.run_folder import run_folder
-from vilavt_toolkit.config.recipe import CheckedRecipe, load_recipe
+from vilavt_toolkit.chat.answer import build_answer
+from vilavt_toolkit.checkpoints.loading import best_device, build_model, load_matching_weights
+from vilavt_toolkit.checkpoints.native import (
+    FORMAT,
+    find_checkpoint,
+    load_checkpoint,
+    load_checkpoint_recipe,
+    read_step,
+)
+from vilavt_toolkit.checkpoints.run_folder import expand_home
+from vilavt_toolkit.config.recipe import CheckedRecipe
 from vilavt_toolkit.contracts import Task
 from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.errors import UsageError
-from vilavt_toolkit.evaluation.arms import Item, evaluate, write_items
-from vilavt_toolkit.evaluation.summary import lines, summarise, table
-from vilavt_toolkit.models.meta import listed_in_short
+from vilavt_toolkit.evaluation.arms import EvaluatedItem, evaluate_arms, write_items
+from vilavt_toolkit.evaluation.summary import build_summary_table, format_differences, summarise_results
 from vilavt_toolkit.models.model import VisualChatModel
-from vilavt_toolkit.training.supervised.run import dtype_of, filled_from
+from vilavt_toolkit.training.trainer import weight_dtype
 from vilavt_toolkit.utils.files import atomic_write, write_json
-from vilavt_toolkit.utils.versions import versions
+from vilavt_toolkit.utils.text import shorten_list
+from vilavt_toolkit.utils.versions import collect_versions
 
 log = logging.getLogger(__name__)
 
@@ -34,108 +40,115 @@ _STOPPING = ("model.stopping=", "model.stopping.", "model.stopping[")
 
 def evaluate_run(run: str | os.PathLike[str], overrides: Sequence[str], console: Console) -> dict[str, Any]:
     """Evaluate the newest checkpoint of a run and return the summary; raises VilavtError."""
-    folder, allowed = checkpoints.find(run), _allowed(overrides)
+    # Overrides of `task` and `eval` reach the recipe but not the model, which is read as it was trained.
+    folder, allowed = find_checkpoint(run), _check_overrides(overrides)
     stopping = [override for override in allowed if override.startswith(_STOPPING)]
-    model, _ = checkpoints.load(folder, best_device(), overrides=stopping)
-    recipe = load_recipe(folder / "recipe.yaml", allowed)
-    return _evaluated(model, recipe, Path(run) / "eval", _provenance(folder, recipe), console)
+    model, _ = load_checkpoint(folder, best_device(), overrides=stopping)
+    recipe = load_checkpoint_recipe(folder, allowed)
+    return _evaluate_model(model, recipe, Path(run) / "eval", _describe_provenance(folder, recipe), console)
 
 
 def evaluate_recipe(recipe: CheckedRecipe, console: Console) -> dict[str, Any]:
-    """Evaluate what a recipe begins as, untrained, and return the summary; raises VilavtError.
+    """Evaluate the model that a recipe starts training from, and return the summary; raises VilavtError.
 
-    That is the checkpoint of others that `model.checkpoint` names, in the type that `train.precision` has weights in,
-    or the run that `train.start` does.
+    That is another project's checkpoint, which `model.checkpoint` names, its weights in the type of `train.precision`;
+    or the run that `train.init_from` names.
     """
     name = recipe.recipe.model.checkpoint
-    if not name and recipe.recipe.train.start:
-        return _evaluated_start(recipe, console)
+    if not name and recipe.recipe.train.init_from:
+        return _evaluate_initial_run(recipe, console)
     if not name:
         raise UsageError(
-            f"{recipe.path} names nothing to evaluate; set model.checkpoint or train.start, or train it and give its "
-            "run."
+            f"{recipe.path} names nothing to evaluate. Set model.checkpoint or train.init_from, or train it and "
+            "evaluate its run."
         )
     torch.manual_seed(recipe.recipe.seed)
-    model = build_model(recipe, dtype_of(recipe.recipe.train.precision)).to(best_device()).eval()
-    facts = {"checkpoint": name, "step": 0, **_setting(recipe)}
-    run = run_folder(recipe.recipe.run)
-    return _evaluated(model, recipe, run / "eval", facts, console)
+    model = build_model(recipe, weight_dtype(recipe.recipe.train.precision)).to(best_device()).eval()
+    facts = {"checkpoint": name, "step": 0, **_describe_settings(recipe)}
+    run = expand_home(recipe.recipe.run)
+    return _evaluate_model(model, recipe, run / "eval", facts, console)
 
 
-def _evaluated_start(recipe: CheckedRecipe, console: Console) -> dict[str, Any]:
-    """Evaluate the run that a recipe would begin training with, under the recipe's own stopping policies."""
-    run = run_folder(recipe.recipe.run)
+def _evaluate_initial_run(recipe: CheckedRecipe, console: Console) -> dict[str, Any]:
+    """Evaluate the run that a recipe would start training from, under the recipe's own stopping policies."""
+    run = expand_home(recipe.recipe.run)
     if (run / "checkpoints").is_dir():
         raise UsageError(f"{recipe.path} has been trained; evaluate its run: vilavt eval {run}")
-    folder = checkpoints.find(recipe.recipe.train.start)
-    model, new = filled_from(recipe, folder, other_stopping=True)
+    folder = find_checkpoint(recipe.recipe.train.init_from)
+    model, new = load_matching_weights(recipe, folder, other_stopping=True)
     if new:
         raise UsageError(
-            f"{folder} holds no weights {listed_in_short(new)}, which a stopping policy of {recipe.path} has to learn "
-            f"first: vilavt train {recipe.name}"
+            f"{folder} holds no weights {shorten_list(new)}, which a stopping policy of {recipe.path} must learn first: "
+            f"vilavt train {recipe.name}"
         )
     log.warning("%s is evaluated untrained, with the weights of %s.", recipe.path, folder)
     out = run / "eval"
-    return _evaluated(model.to(best_device()).eval(), recipe, out, _provenance(folder, recipe), console)
+    return _evaluate_model(model.to(best_device()).eval(), recipe, out, _describe_provenance(folder, recipe), console)
 
 
-def _evaluated(
+def _evaluate_model(
     model: VisualChatModel, recipe: CheckedRecipe, out: Path, provenance: dict[str, Any], console: Console
 ) -> dict[str, Any]:
-    task: Task = recipe.recipe.task.entry.cls(recipe.recipe.task.config)
+    task: Task = recipe.recipe.task.build()
     arms = recipe.recipe.eval.arms
-    example = _Example("modulated" if "modulated" in arms else arms[0])
-    results = evaluate(model, task, recipe.recipe.eval, recipe.recipe.seed, watch=example.see)
-    summary = {**summarise(results, task, recipe.recipe.seed), **provenance}
+    example = _ExampleKeeper("modulated" if "modulated" in arms else arms[0])
+    results = evaluate_arms(model, task, recipe.recipe.eval, recipe.recipe.seed, on_item=example.keep_better)
+    summary = {**summarise_results(results, task, recipe.recipe.seed), **provenance}
     write_items(out / "items.jsonl", results)
     write_json(out / "summary.json", summary)
-    console.print(table(summary))
-    for line in lines(summary):
+    console.print(build_summary_table(summary))
+    for line in format_differences(summary):
         console.print(line)
-    example.show(out, console)
+    example.draw_and_print(out, console)
     console.print(f"run: {out.parent}   items: {out / 'items.jsonl'}   summary: {out / 'summary.json'}")
     return summary
 
 
-def _allowed(overrides: Sequence[str]) -> Sequence[str]:
-    """Only what is asked, and when the model stops looking, may change, never the model that was trained."""
+def _check_overrides(overrides: Sequence[str]) -> Sequence[str]:
+    """Refuse overrides that would change the trained model; only questions and stopping policies may change."""
     for override in overrides:
         if not override.startswith(("eval.", "task.", "seed=", *_STOPPING)):
             raise UsageError(
-                f"{override!r} cannot change after training; change eval.*, task.*, model.stopping or seed."
+                f"{override!r} cannot change after training; only eval.*, task.*, model.stopping and seed can."
             )
     return overrides
 
 
-def _provenance(folder: Path, recipe: CheckedRecipe) -> dict[str, Any]:
-    return {"checkpoint": str(folder), "step": checkpoints.read_step(folder), **_setting(recipe)}
+def _describe_provenance(folder: Path, recipe: CheckedRecipe) -> dict[str, Any]:
+    return {"checkpoint": str(folder), "step": read_step(folder), **_describe_settings(recipe)}
 
 
-def _setting(recipe: CheckedRecipe) -> dict[str, Any]:
-    return {"seed": recipe.recipe.seed, "recipe": recipe.resolved, "versions": versions()}
+def _describe_settings(recipe: CheckedRecipe) -> dict[str, Any]:
+    # The format says which names the recipe's keys have, for a later version that compares evaluations.
+    facts = {"seed": recipe.recipe.seed, "recipe": recipe.resolved}
+    return {**facts, "format": FORMAT, "versions": collect_versions()}
 
 
-class _Example:
-    """One answered question of an arm: the first with a zoom, right or wrong, else the first."""
+class _ExampleKeeper:
+    """Keeps one item of an arm as an example: the first with a zoom, right or wrong, else the first of all."""
 
     def __init__(self, arm: str) -> None:
         self.arm = arm
-        self.kept: tuple[Item, Session] | None = None
+        self.example: tuple[EvaluatedItem, Session] | None = None
 
-    def see(self, item: Item, session: Session) -> None:
-        """Keep the item if it is the better example."""
-        if item.arm == self.arm and (self.kept is None or (item.calls and not self.kept[0].calls)):
-            self.kept = item, session
+    def keep_better(self, item: EvaluatedItem, session: Session) -> None:
+        """Keep the item if it is a better example than the one kept so far."""
+        if item.arm == self.arm and (self.example is None or (item.calls and not self.example[0].calls)):
+            self.example = item, session
 
-    def show(self, out: Path, console: Console) -> None:
-        """Draw its trace and print what was asked and answered."""
-        if self.kept is None or not self.kept[1].sources:
+    def draw_and_print(self, out: Path, console: Console) -> None:
+        """Draw the example's trace into `out`, save its originals beside it, and print question and answer."""
+        if self.example is None:
             return
-        sample, file = self.kept[0].sample, out / "example.png"
-        answer = answer_of(self.kept[1])
+        (item, session), file = self.example, out / "example.png"
+        # Without images there is nothing to draw.
+        if not session.sources:
+            return
+        answer = build_answer(session)
         answer.draw(file)
-        # The bare originals beside it are something to ask about at once.
-        for number, source in enumerate(self.kept[1].sources):
+        # The originals without drawing, so that a user has files to ask about at once.
+        for number, source in enumerate(session.sources):
             with atomic_write(out / f"scene{number or ''}{source.suffix}") as scene:
                 source.save(scene)
+        sample = item.sample
         console.print(f"{sample.question} -> {answer} (right: {sample.answer}); its trace: {file}")

@@ -1,24 +1,25 @@
-"""What an evaluation says: every arm on every kind of question, and the differences that matter, with intervals."""
+"""The summary of an evaluation: accuracy of every arm on every kind of question, and the differences that matter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from vilavt_toolkit.contracts import Task
-from vilavt_toolkit.evaluation.arms import Item
-from vilavt_toolkit.evaluation.statistics import Estimate, bootstrap, paired
+from vilavt_toolkit.evaluation.arms import EvaluatedItem
+from vilavt_toolkit.evaluation.statistics import Estimate, bootstrap_mean, cluster_of, paired_difference
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-SUBSETS: Mapping[str, Callable[[Item], bool]] = {
+SUBSETS: Mapping[str, Callable[[EvaluatedItem], bool]] = {
     "needs a zoom": lambda item: item.sample.tags.get("needs_zoom") is True,
     "needs none": lambda item: item.sample.tags.get("needs_zoom") is False,
     "several to read": lambda item: item.sample.tags.get("several") is True,
     "all": lambda item: True,
 }
+"""The kinds of question. A task that sets no tag `needs_zoom` has items under `all` only."""
 DIFFERENCES = (
     ("modulated", "single_pass", "needs a zoom"),
     ("modulated", "unmodulated", "needs a zoom"),
@@ -27,77 +28,81 @@ DIFFERENCES = (
     ("modulated", "shuffled", "several to read"),
 )
 
-Results = Mapping[str, Sequence[Item]]
+Results = Mapping[str, Sequence[EvaluatedItem]]
 
 
-def accuracy(results: Results, arm: str, subset: str, seed: int = 0) -> Estimate | None:
-    """Accuracy of an arm on a subset, clustered by group; None where there is no such item."""
+def estimate_accuracy(results: Results, arm: str, subset: str, seed: int = 0) -> Estimate | None:
+    """Return the accuracy of an arm on a subset, clustered by group; None if the subset is empty."""
     items = [item for item in results[arm] if SUBSETS[subset](item)]
-    return bootstrap([item.score for item in items], [_cluster(item) for item in items], seed) if items else None
+    if not items:
+        return None
+    return bootstrap_mean([item.score for item in items], [_item_cluster(item) for item in items], seed)
 
 
-def difference(results: Results, first: str, second: str, subset: str, seed: int = 0) -> Estimate | None:
-    """Paired difference of two arms on a subset; None where there is no such item or arm."""
+def estimate_difference(results: Results, first: str, second: str, subset: str, seed: int = 0) -> Estimate | None:
+    """Return the paired difference of two arms on a subset; None if the subset is empty or an arm was not run."""
     if first not in results or second not in results:
         return None
     pairs = [(a, b) for a, b in zip(results[first], results[second], strict=True) if SUBSETS[subset](a)]
     if not pairs:
         return None
-    return paired([a.score for a, _ in pairs], [b.score for _, b in pairs], [_cluster(a) for a, _ in pairs], seed)
+    clusters = [_item_cluster(item) for item, _ in pairs]
+    return paired_difference([a.score for a, _ in pairs], [b.score for _, b in pairs], clusters, seed)
 
 
-def _cluster(item: Item) -> Any:
-    return item.sample.tags.get("group", item.sample.id)
+def _item_cluster(item: EvaluatedItem) -> Hashable:
+    return cluster_of(item.sample.tags, item.sample.id)
 
 
-def metrics(task: Task, items: Sequence[Item], seed: int = 0) -> dict[str, Estimate]:
-    """The task's metrics over groups of an arm's items; one of no group is left out."""
+def estimate_metrics(task: Task, items: Sequence[EvaluatedItem], seed: int = 0) -> dict[str, Estimate]:
+    """Return the task's own metrics of an arm, each a mean over groups of items; metrics of no group are left out."""
     found = task.metrics([item.sample for item in items], [item.score for item in items])
-    return {name: bootstrap(scores, range(len(scores)), seed) for name, scores in found.items() if scores}
+    return {name: bootstrap_mean(scores, range(len(scores)), seed) for name, scores in found.items() if scores}
 
 
-def summarise(results: Results, task: Task, seed: int = 0) -> dict[str, Any]:
-    """The whole summary as plain data."""
+def summarise_results(results: Results, task: Task, seed: int = 0) -> dict[str, Any]:
+    """Return the whole summary as plain data: `arms` by name, and a list of `differences`."""
     arms: dict[str, Any] = {}
     for arm, items in results.items():
-        found = {subset: accuracy(results, arm, subset, seed) for subset in SUBSETS}
+        found = {subset: estimate_accuracy(results, arm, subset, seed) for subset in SUBSETS}
         arms[arm] = {
             "accuracy": {subset: asdict(estimate) for subset, estimate in found.items() if estimate},
-            "metrics": {name: asdict(estimate) for name, estimate in metrics(task, items, seed).items()},
+            "metrics": {name: asdict(estimate) for name, estimate in estimate_metrics(task, items, seed).items()},
             "calls": sum(item.calls for item in items) / len(items),
             "answered": sum(item.trajectory.answer is not None for item in items) / len(items),
         }
     differences = []
     for first, second, subset in DIFFERENCES:
-        estimate = difference(results, first, second, subset, seed)
+        estimate = estimate_difference(results, first, second, subset, seed)
         if estimate is not None:
             differences.append({"first": first, "second": second, "subset": subset, **asdict(estimate)})
     return {"arms": arms, "differences": differences}
 
 
-def table(summary: Mapping[str, Any]) -> Table:
-    """The arms as a table: accuracy and the task's own metrics in percent with 95% intervals."""
+def build_summary_table(summary: Mapping[str, Any]) -> Table:
+    """Build a table of the arms: accuracy and the task's own metrics in percent, with 95% intervals."""
     from rich.table import Table
 
-    shown = Table(title="accuracy in % [95% interval]")
-    shown.add_column("arm")
-    columns = [("accuracy", subset) for subset in SUBSETS]
-    columns += [("metrics", name) for name in next(iter(summary["arms"].values()))["metrics"]]
-    columns = [(kind, name) for kind, name in columns if any(name in arm[kind] for arm in summary["arms"].values())]
+    table = Table(title="accuracy in % [95% interval]")
+    table.add_column("arm")
+    arms = summary["arms"]
+    # All arms were asked the same items, so that one arm has every column there is.
+    any_arm = next(iter(arms.values()))
+    columns = [("accuracy", subset) for subset in SUBSETS if subset in any_arm["accuracy"]]
+    columns += [("metrics", name) for name in any_arm["metrics"]]
     for kind, name in columns:
-        counts = {arm[kind][name]["items"] for arm in summary["arms"].values()}
-        shown.add_column(f"{name}\n(n={'/'.join(map(str, sorted(counts)))})", justify="right")
-    shown.add_column("tool calls\nper item", justify="right")
-    for arm_name, arm in summary["arms"].items():
-        cells = [str(Estimate(**arm[kind][name])) for kind, name in columns]
-        shown.add_row(arm_name, *cells, f"{arm['calls']:.2f}")
-    return shown
+        table.add_column(f"{name}\n(n={any_arm[kind][name]['items']})", justify="right")
+    table.add_column("tool calls\nper item", justify="right")
+    for arm_name, arm in arms.items():
+        cells = [str(Estimate.from_json(arm[kind][name])) for kind, name in columns]
+        table.add_row(arm_name, *cells, f"{arm['calls']:.2f}")
+    return table
 
 
-def lines(summary: Mapping[str, Any]) -> list[str]:
-    """The paired differences as sentences."""
-    said = []
+def format_differences(summary: Mapping[str, Any]) -> list[str]:
+    """Write the paired differences as sentences."""
+    sentences = []
     for row in summary["differences"]:
-        low, high, mean = 100 * row["low"], 100 * row["high"], 100 * row["mean"]
-        said.append(f"{row['first']} - {row['second']}, {row['subset']}: {mean:+.1f} points [{low:+.1f}, {high:+.1f}]")
-    return said
+        points = Estimate.from_json(row).format_points(" points")
+        sentences.append(f"{row['first']} - {row['second']}, {row['subset']}: {points}")
+    return sentences

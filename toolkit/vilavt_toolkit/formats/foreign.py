@@ -22,7 +22,7 @@ _WEIGHTS = "*.safetensors"
 
 
 @dataclass(frozen=True)
-class Hub:
+class HubAccess:
     """How a hub is asked for what is no folder."""
 
     revision: str | None = None
@@ -30,7 +30,7 @@ class Hub:
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ForeignCheckpoint:
     """A checkpoint of a known format, in a folder."""
 
     name: str
@@ -38,9 +38,9 @@ class Foreign:
     folder: Path
     format: CheckpointFormat
 
-    def section(self) -> dict[str, Any]:
+    def read_section(self) -> dict[str, Any]:
         """The section `model` of a recipe that it is; raises InputError."""
-        return self.format.section(self.folder)
+        return self.format.read_section(self.folder)
 
 
 def is_hub_name(name: str) -> bool:
@@ -48,14 +48,16 @@ def is_hub_name(name: str) -> bool:
     return bool(_HUB_NAME.fullmatch(name)) and not Path(name).exists() and not Path(name.split("/")[0]).exists()
 
 
-def find(name: str | os.PathLike[str], hub: Hub = Hub(), weights: bool = True) -> Foreign:
+def find_foreign_checkpoint(
+    name: str | os.PathLike[str], hub: HubAccess = HubAccess(), weights: bool = True
+) -> ForeignCheckpoint:
     """The checkpoint in a folder, or of a hub name, which is fetched, with its weights if asked; raises InputError."""
     text = os.fspath(name)
-    folder = fetched(text, hub, weights) if is_hub_name(text) else Path(text).expanduser()
-    return Foreign(text, folder, _format_of(text, folder))
+    folder = fetch_folder(text, hub, weights) if is_hub_name(text) else Path(text).expanduser()
+    return ForeignCheckpoint(text, folder, _recognise_format(text, folder))
 
 
-def fetched(name: str, hub: Hub, weights: bool = True) -> Path:
+def fetch_folder(name: str, hub: HubAccess, weights: bool = True) -> Path:
     """The folder of a hub name's files: descriptions and safetensors, nothing that could run. Raises InputError."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -91,7 +93,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _format_of(name: str, folder: Path) -> CheckpointFormat:
+def _recognise_format(name: str, folder: Path) -> CheckpointFormat:
     from vilavt_toolkit.registry.plugins import load_builtin
 
     if not folder.is_dir():
@@ -100,8 +102,8 @@ def _format_of(name: str, folder: Path) -> CheckpointFormat:
     load_builtin()
     config = read_config(folder)
     for entry in formats.entries():
-        made: CheckpointFormat = make(entry.name)
-        if made.recognises(config):
+        made: CheckpointFormat = build_format(entry.name)
+        if made.can_read(config):
             return made
     raise InputError(
         f"{folder / 'config.json'} is of model type {config.get('model_type')!r}, which no checkpoint format here "
@@ -110,7 +112,7 @@ def _format_of(name: str, folder: Path) -> CheckpointFormat:
     )
 
 
-def make(name: str) -> CheckpointFormat:
+def build_format(name: str) -> CheckpointFormat:
     """The format of a registered name; raises UnknownName."""
     entry = formats.get(name)
     config: Any = entry.config()

@@ -36,26 +36,26 @@ class CheckpointFormat(Component, ABC):
     """
 
     @abstractmethod
-    def example(self) -> VisualChatModel:
+    def build_example(self) -> VisualChatModel:
         """A small model that it can write, with weights drawn anew, for the contract tests."""
 
     @abstractmethod
-    def recognises(self, config: Mapping[str, Any]) -> bool:
+    def can_read(self, config: Mapping[str, Any]) -> bool:
         """Whether a folder with this config.json is of the format."""
 
     @abstractmethod
-    def section(self, folder: Path) -> dict[str, Any]:
+    def read_section(self, folder: Path) -> dict[str, Any]:
         """The section `model` of a recipe that the folder is, every shape in it spelled out; raises InputError.
 
         Of the folder it may name the tokenizers, which are saved with a run: what is trained needs it no more.
         """
 
     @abstractmethod
-    def filled(self, section: ModelSection, folder: Path) -> frozenset[str]:
+    def filled_parts(self, section: ModelSection, folder: Path) -> frozenset[str]:
         """The kinds of parts of a recipe's model whose weights `load` fills; those of others are new, or their own."""
 
     @abstractmethod
-    def check(self, folder: Path) -> None:
+    def check_weights(self, folder: Path) -> None:
         """Hold that the folder's files of weights are there and whole, reading no tensor; raises InputError."""
 
     @abstractmethod

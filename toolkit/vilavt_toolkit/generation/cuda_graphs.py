@@ -1,4 +1,4 @@
-"""Single tokens on a GPU: a step whose shapes never change, captured once and replayed as a CUDA graph.
+"""Single tokens on a GPU: a step of constant shapes, captured once and replayed as a CUDA graph.
 
 Launching the kernels of a large model one by one takes longer than running them for one token a row.
 """
@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 
 from vilavt_toolkit.contracts import LanguageModel
-from vilavt_toolkit.generation.kv_cache import KeyValues
+from vilavt_toolkit.generation.kv_cache import KVCache
 
 log = logging.getLogger(__name__)
 
 _WARM_UP = 3
-"""Runs before a capture, in which libraries choose their kernels and take their memory."""
+"""Runs before a capture, in which libraries choose their kernels and allocate their workspaces."""
 
 
 class StaticStep:
-    """One token of each of `rows` rows of a cache, behind what they hold. A `CacheView` over all its columns."""
+    """Reads one token of each of the first `rows` rows of a cache. A `CacheView` over all its columns."""
 
     kept = None
 
-    def __init__(self, language_model: LanguageModel, cache: KeyValues, rows: int) -> None:
+    def __init__(self, language_model: LanguageModel, cache: KVCache, rows: int) -> None:
         self._language_model, self._cache = language_model, cache
         device = cache.device
         self._rows = torch.arange(rows, device=device)
@@ -39,44 +39,47 @@ class StaticStep:
         self.mask = torch.zeros((), device=device)
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write keys and values [B, H, 1, d] to each row's next column; those of all columns, [B, H, C, d]."""
-        kept = self._cache.layers[layer]
-        return self._add(kept[0], keys), self._add(kept[1], values)
+        """Write keys and values [B, H, 1, d] to each row's next column; return those of all columns, [B, H, C, d]."""
+        held = self._cache.layers[layer]
+        return self._write_column(held[0], keys), self._write_column(held[1], values)
 
-    def _add(self, kept: Tensor, new: Tensor) -> Tensor:
-        kept[self._rows, :, self._columns] = new[:, :, 0].to(kept.dtype)
-        return kept[: len(self._rows), :, : self._cache.columns].to(new.dtype)
+    def _write_column(self, held: Tensor, new: Tensor) -> Tensor:
+        # The index is a device tensor, so that a replayed graph writes to the columns that it holds by then.
+        held[self._rows, :, self._columns] = new[:, :, 0].to(held.dtype)
+        return held[: len(self._rows), :, : self._cache.columns].to(new.dtype)
 
-    def run(self, ids: Sequence[int], capture: bool) -> Tensor:
-        """Logits [B, V] behind a token of each row; with `capture`, of a graph that lives as long as this does."""
+    def run_step(self, ids: Sequence[int], capture: bool) -> Tensor:
+        """Return logits [B, V] after a token of each row; with `capture`, by a graph that lives as long as this."""
         rows = len(self._rows)
         padding = [0] * (rows - len(ids))
+        # Inputs are copied into the tensors that the graph was captured with: a graph knows addresses, not values.
         self._ids.copy_(torch.tensor([*ids, *padding])[:, None])
         self._columns.copy_(torch.tensor(self._cache.lengths[:rows]))
-        self._positions.copy_(torch.tensor(self._cache.free[:rows])[None, :, None].expand_as(self._positions))
+        self._positions.copy_(torch.tensor(self._cache.next_positions[:rows])[None, :, None].expand_as(self._positions))
         if not capture:
-            return self._forward()[: len(ids)]
+            return self._run_forward()[: len(ids)]
         if self._graph is None:
-            self._capture()
+            self._capture_graph()
         assert self._graph is not None and self._logits is not None
         self._graph.replay()
         return self._logits[: len(ids)]
 
-    def _capture(self) -> None:
-        # What the runs write is what the step itself will: the next columns of the rows.
+    def _capture_graph(self) -> None:
+        # The warm-up writes into the cache too. It writes what the step itself will: the next columns of the rows.
         make: Any = torch.cuda.Stream  # untyped
         side = make()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(_WARM_UP):
-                self._forward()
+                self._run_forward()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._logits = self._forward()
+            self._logits = self._run_forward()
         self._graph = graph
 
-    def _forward(self) -> Tensor:
+    def _run_forward(self) -> Tensor:
+        # Every row attends to all allocated columns under a mask: a graph cannot be replayed with other shapes.
         embedded = self._language_model.embed(self._ids)
         columns = torch.arange(self._cache.columns, device=self._columns.device)
         hidden = columns > self._columns[:, None]
@@ -86,34 +89,34 @@ class StaticStep:
         return logits
 
 
-class Graphs:
-    """The captured steps of one cache, by number of rows; made anew when the cache has grown."""
+class CudaGraphs:
+    """Holds the captured steps of one cache, by number of rows. They are captured again when the cache has grown."""
 
-    def __init__(self, language_model: LanguageModel, cache: KeyValues) -> None:
+    def __init__(self, language_model: LanguageModel, cache: KVCache) -> None:
         self._language_model, self._cache = language_model, cache
         self._steps: dict[int, StaticStep] = {}
         self._columns = -1
-        self._refused = False
+        self._is_disabled = False
 
-    def step(self, ids: Sequence[int]) -> Tensor | None:
-        """Logits [B, V] behind a token of each of the first rows; None where no graph can be had.
+    def run_step(self, ids: Sequence[int]) -> Tensor | None:
+        """Return logits [B, V] after a token of each of the first rows, or None if no graph can be captured.
 
-        The cache has room for a column more.
+        The cache must have room for one more column.
         """
         cache = self._cache
-        if self._refused or cache.device.type != "cuda" or torch.is_autocast_enabled("cuda") or not cache.layers:
+        if self._is_disabled or cache.device.type != "cuda" or torch.is_autocast_enabled("cuda") or not cache.layers:
             return None
         if cache.columns != self._columns:
             self._steps, self._columns = {}, cache.columns
-        # As many rows as the next power of two: rows that come and go need no new graph.
+        # The number of rows is rounded up to a power of two, so that rows that come and go need no new graph.
         rows = min(len(cache.lengths), 1 << (len(ids) - 1).bit_length())
         try:
             if rows not in self._steps:
                 self._steps[rows] = StaticStep(self._language_model, cache, rows)
-            return self._steps[rows].run(ids, capture=True)
+            return self._steps[rows].run_step(ids, capture=True)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            log.warning("tokens are written without a CUDA graph, which is slower: %s", error)
-            self._refused = True
+            log.warning("tokens are sampled without a CUDA graph, which is slower: %s", error)
+            self._is_disabled = True
             return None

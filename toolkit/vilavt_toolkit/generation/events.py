@@ -1,4 +1,4 @@
-"""What happens while a question is answered, as `Chat.stream` tells it."""
+"""Events of the generation loop while a question is answered. `Chat.stream` yields them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Written:
-    """The model wrote a token; `text` is what it adds, empty in the middle of a character."""
+class TokenWritten:
+    """The model wrote a token. `text` is the text that it completes, empty in the middle of a character."""
 
     text: str
     id: int
@@ -21,40 +21,40 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Called:
-    """The model's turn called the tool; it has not been carried out yet."""
+class ToolCalled:
+    """The model's turn calls the tool. The call has not been carried out yet."""
 
     thought: str
     call: ToolCall
 
 
 @dataclass(frozen=True)
-class Looked:
-    """A call was carried out: its regions with their crops."""
+class RegionsShown:
+    """A call was carried out, and its regions are shown. They come with their crops."""
 
     inquiry: str
     regions: tuple[TraceRegion, ...]
 
 
 @dataclass(frozen=True)
-class Told:
-    """A turn could not be carried out, and the model was told why."""
+class Rejected:
+    """A turn could not be carried out. `problem` is the feedback that the model reads."""
 
     problem: str
 
 
 @dataclass(frozen=True)
 class Probed:
-    """A stopping policy asked what the answer would be now."""
+    """The answer was probed for a stopping policy."""
 
     probe: Probe
 
 
 @dataclass(frozen=True)
 class Demanded:
-    """A stopping policy, or the end of the context, demands the answer."""
+    """The answer is demanded, by a stopping policy or because the context is full."""
 
     why: str
 
 
-LoopEvent = Written | Called | Looked | Told | Probed | Demanded
+LoopEvent = TokenWritten | ToolCalled | RegionsShown | Rejected | Probed | Demanded

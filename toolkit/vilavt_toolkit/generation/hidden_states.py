@@ -1,4 +1,4 @@
-"""The hidden states of a language model, which its forward does not return."""
+"""Hidden states of a language model, collected by a hook because its forward does not return them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from vilavt_toolkit.contracts import LanguageModel
 
 
 @contextmanager
-def hidden_states(language_model: LanguageModel) -> Iterator[list[Tensor]]:
-    """Collect the last hidden states [B, L, D] of every forward inside, as they go into the head."""
-    seen: list[Tensor] = []
-    hook = language_model.head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+def collect_hidden_states(language_model: LanguageModel) -> Iterator[list[Tensor]]:
+    """Collect the last hidden states [B, L, D] of every forward inside the context, as they enter the head."""
+    captured: list[Tensor] = []
+    hook = language_model.head.register_forward_pre_hook(lambda _, given: captured.append(given[0]))
     try:
-        yield seen
+        yield captured
     finally:
         hook.remove()

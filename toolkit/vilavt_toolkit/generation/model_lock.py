@@ -1,4 +1,4 @@
-"""What the chats of one model share: the mode that it is in, and that one at a time goes through it."""
+"""State shared by the chats of one model: a lock around its forward passes, and its evaluation mode."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from torch import nn
 from vilavt_toolkit.models.model import VisualChatModel
 
 
-class _Shared:
-    """What is known of one model."""
+class _ModelState:
+    """The lock and the mode of one model."""
 
     def __init__(self) -> None:
         self.forward = RLock()
-        """Held while something goes through the model: hooks and settings of a forward are seen by all of them."""
+        """Held during a forward pass, since hooks and settings of one pass would be seen by another."""
         self.mode = Lock()
         self.evaluations = 0
-        """How many want the model in evaluation mode now."""
+        """Number of users that need evaluation mode now."""
         self.training: list[nn.Module] = []
         """The modules that were in training mode before."""
 
 
-_known: WeakKeyDictionary[VisualChatModel, _Shared] = WeakKeyDictionary()
-_knowing = Lock()
+_states: WeakKeyDictionary[VisualChatModel, _ModelState] = WeakKeyDictionary()
+_states_lock = Lock()
 
 
-def _of(model: VisualChatModel) -> _Shared:
-    with _knowing:
-        return _known.setdefault(model, _Shared())
+def _state_of(model: VisualChatModel) -> _ModelState:
+    with _states_lock:
+        return _states.setdefault(model, _ModelState())
 
 
 @contextmanager
-def exclusively(model: VisualChatModel) -> Iterator[None]:
-    """Inside, no other thread's chat goes through the model."""
-    with _of(model).forward:
+def model_lock(model: VisualChatModel) -> Iterator[None]:
+    """Hold the model. Inside, no other thread's chat runs a forward pass. One thread may enter it again."""
+    with _state_of(model).forward:
         yield
 
 
 @contextmanager
-def evaluating(model: VisualChatModel) -> Iterator[None]:
-    """The model in evaluation mode; behind the last of several, every module in the mode that it was in."""
-    shared, counted = _of(model), 0
+def eval_mode(model: VisualChatModel) -> Iterator[None]:
+    """Put the model into evaluation mode. When the last of several users leaves, every module gets its mode back."""
+    shared, counted = _state_of(model), 0
     try:
-        # Inside, as an interruption while the modules are gone through must be counted out again too.
+        # Counted inside the `try`: an interruption in the middle of `model.eval()` must be undone too.
         with shared.mode:
             shared.evaluations += 1
             counted = 1

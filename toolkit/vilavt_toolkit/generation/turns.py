@@ -1,236 +1,318 @@
-"""What happens between tokens: turns begin, end and are answered; policies are asked what they think of it."""
+"""The transitions of a request between tokens: turns begin, end and are answered, and policies are asked.
+
+| phase | event | next phase | function |
+| --- | --- | --- | --- |
+| READING | the tool is off, so no look is due | READING_TURN | `before_read` |
+| READING | a look with a probe is due, and its demand does not fit | READING_TURN | `before_read` |
+| READING | a look with a probe is due | READING_PROBE | `before_read` |
+| READING | read; the hidden state is kept, and the probe is due | READING_PROBE | `start_turn` |
+| READING | read; policies go on | WRITING | `start_turn` |
+| READING | read; the demand of the probe does not fit | WRITING | `start_turn` |
+| READING | read; a policy demands the answer | READING_DEMAND | `_ask_policies` |
+| READING | read; a policy stops, or its demand does not fit | OVER | `_ask_policies` |
+| READING_PROBE | read | PROBING | `start_turn` |
+| READING_TURN | read | WRITING | `start_turn` |
+| READING_DEMAND | read | ANSWERING | `start_turn` |
+| READING, READING_PROBE, READING_TURN, READING_DEMAND | read; the context is full | OVER | `start_turn` |
+| PROBING | the probe is complete; policies go on, and it is taken back | READING_TURN | `_finish_probe` |
+| PROBING | a policy demands the answer (greedy: the probe; else: a new draft) | ANSWERING | `_finish_probe` |
+| PROBING | a policy stops | OVER | `_finish_probe` |
+| WRITING | the turn is complete | ACTING | `_finish_turn` |
+| ANSWERING | the turn is complete | OVER | `_finish_answer` |
+| ACTING | the reply is written | READING | `_answer_turn` |
+| ACTING | the reply demands the answer | READING_DEMAND | `_answer_turn`, `_demand_in_rest` |
+| ACTING | a policy stops, or no demand fits | OVER | `_finish_turn`, `_demand_in_rest` |
+| any | an error of the dialogue | OVER | `Request.fail` |
+
+`before_read` and `start_turn` stand around the prefill in `loop`, `add_token` stands after each sampled token.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Concatenate, ParamSpec
 
 from torch import Tensor
 
-from vilavt_toolkit.contracts import Spent, Turn
-from vilavt_toolkit.dialogue.session import ContextFull, Plan
-from vilavt_toolkit.dialogue.tool_calls import CallError
-from vilavt_toolkit.generation.events import Called, Demanded, Looked, Probed, Told, Written
-from vilavt_toolkit.generation.flops import Costs
-from vilavt_toolkit.generation.kv_cache import KeyValues
-from vilavt_toolkit.generation.probing import probe_of
-from vilavt_toolkit.generation.request import Draft, Seat
-from vilavt_toolkit.generation.sampling import Constraint, Decoding, Endings
+from vilavt_toolkit.contracts import Turn, Usage
+from vilavt_toolkit.dialogue.tool_calls import CallError, PreparedCall
+from vilavt_toolkit.dialogue.writer import ContextFull
+from vilavt_toolkit.generation.events import Probed, RegionsShown, Rejected, TokenWritten, ToolCalled
+from vilavt_toolkit.generation.flops import CostCounter
+from vilavt_toolkit.generation.kv_cache import KVCache
+from vilavt_toolkit.generation.probing import read_probe
+from vilavt_toolkit.generation.request import Phase, ProbeContext, Request, TurnDraft
+from vilavt_toolkit.generation.sampling import Constraint, Decoding, StopCriteria
 from vilavt_toolkit.models.model import VisualChatModel
-from vilavt_toolkit.report.trace import looked_at
+from vilavt_toolkit.report.trace import zoomed_regions
 
 P = ParamSpec("P")
 _CONTEXT_FULL = "the context is full"
+_TRY_AGAIN = "You may look closer, or answer again."
+"""Feedback on a well-formed turn after which a policy goes on. The model reads it."""
 
 
 class Turns:
-    """The turns of seats, of one model under one way of decoding. What goes wrong in a seat ends that seat alone."""
+    """Moves requests from phase to phase. An error of one request ends that request alone."""
 
-    def __init__(self, model: VisualChatModel, decoding: Decoding, costs: Costs) -> None:
+    def __init__(self, model: VisualChatModel, decoding: Decoding, costs: CostCounter) -> None:
         self._model, self._decoding, self._costs = model, decoding, costs
         self._policies = model.policies
         self.needs = frozenset[str]().union(*(policy.needs for policy in self._policies))
+        """The needs of all policies at a look: `probe`, `features`, `hidden`."""
         language_model = model.language_model
-        self._endings = Endings(language_model.tokenizer, model.dialogue.stop_strings, language_model.end_of_turn)
-        frames = language_model.frames
-        demand = language_model.tokenizer.encode(f"{frames.following}{model.dialogue.demand()}{frames.reply}")
-        # What a call must leave: the demand and a short answer. A whole longest turn could be all of a short context.
+        self._stops = StopCriteria(language_model.tokenizer, model.dialogue.stop_strings, language_model.end_of_turn)
+        template = language_model.turn_template
+        demand = language_model.tokenizer.encode(f"{template.following}{model.dialogue.demand()}{template.reply}")
+        # A call must leave room for the demand and a short answer. A longest turn could be all of a short context.
         self._reserve = min(decoding.max_new_tokens, language_model.context_length // 8) + len(demand) + 1
 
-    # --- Beginning a turn ------------------------------------------------------------------------------------------
+    # --- Reading ---------------------------------------------------------------------------------------------------
 
-    def ready(self, seat: Seat) -> bool:
-        """Whether a seat goes on; where its answer is to be probed, the user's turn demands it from now on."""
-        seat.look_due = seat.look_due and seat.session.tool and not seat.demanded
-        waits = "hidden" in self.needs and seat.hidden is None
-        if seat.look_due and "probe" in self.needs and not seat.concluded and not waits:
-            _guarded(self._conclude, seat)
-        return not seat.over
+    def before_read(self, request: Request) -> bool:
+        """Choose what a request reads for, before it is read. Return False if that ended it."""
+        _run_guarded(self._before_read, request)
+        return not request.is_over
 
-    def _conclude(self, seat: Seat, cache: KeyValues | None = None) -> None:
+    def _before_read(self, request: Request) -> None:
+        if request.phase is not Phase.READING:
+            return
+        if not request.session.can_call_tool:
+            request.enter(Phase.READING_TURN)
+            return
+        # A hidden state must be read before the demand: after it, every state only shows that an answer comes.
+        if "probe" in self.needs and "hidden" not in self.needs:
+            start = self._demand_for_probe(request, None)
+            if start is None:
+                request.enter(Phase.READING_TURN)
+
+    def _demand_for_probe(self, request: Request, hidden: Tensor | None) -> int | None:
+        """Let the user's turn demand the answer. Return the index of the first new id, or None if it does not fit."""
         try:
-            start = seat.session.conclude()
+            start = request.session.add_demand()
         except ContextFull:
-            seat.look_due, seat.hidden = False, None
-            return
-        seat.concluded = True
-        if cache is not None:
-            cache.truncate(seat.row, start)
+            return None
+        request.probe_context = ProbeContext(hidden)
+        request.enter(Phase.READING_PROBE)
+        return start
 
-    def begin(self, seat: Seat, cache: KeyValues, logits: Tensor, hidden: Tensor | None) -> None:
-        """Let a seat that has read everything write its next turn, unless a policy has it otherwise."""
-        _guarded(self._begin, seat, cache, logits, hidden)
+    def start_turn(self, request: Request, cache: KVCache, logits: Tensor, hidden: Tensor | None) -> None:
+        """Let a request that has read everything sample its next turn, unless a policy decides otherwise.
 
-    def _begin(self, seat: Seat, cache: KeyValues, logits: Tensor, hidden: Tensor | None) -> None:
-        limit = min(self._decoding.max_new_tokens, seat.session.room - 1)
+        `logits` [V] follow the last id, `hidden` [D] is the hidden state there if a policy needs it.
+        """
+        _run_guarded(self._start_turn, request, cache, logits, hidden)
+
+    def _start_turn(self, request: Request, cache: KVCache, logits: Tensor, hidden: Tensor | None) -> None:
+        # The end-of-turn token is appended if it was not sampled, so one place of the context stays free for it.
+        limit = min(self._decoding.max_new_tokens, request.session.tokens_left - 1)
         if limit <= 0:
-            seat.end(_CONTEXT_FULL, cut_short=True)
+            request.finish(_CONTEXT_FULL, cut_short=True)
             return
-        if seat.look_due and "probe" in self.needs and not seat.concluded:
-            # A hidden state is read before the demand, behind which it would tell of nothing but an answer.
-            seat.hidden = hidden
-            self._conclude(seat, cache)
-            if seat.concluded:
-                return
-        if seat.concluded:
-            seat.first_logits = logits
-            seat.draft = Draft(limit, True, self._constraint(seat, answer_only=True))
-        elif not seat.look_due or self._goes_on(seat, cache, hidden):
-            seat.draft = Draft(limit, False, self._constraint(seat, answer_only=bool(seat.demanded)))
+        match request.phase:
+            case Phase.READING_PROBE:
+                request.probe_context = replace(request.probe_context, first_logits=logits)
+                request.enter(Phase.PROBING, self._draft_turn(request, limit, answer_only=True))
+            case Phase.READING_DEMAND:
+                request.enter(Phase.ANSWERING, self._draft_turn(request, limit, answer_only=True))
+            case Phase.READING_TURN:
+                request.enter(Phase.WRITING, self._draft_turn(request, limit))
+            case _:
+                if self._take_look(request, cache, hidden):
+                    request.enter(Phase.WRITING, self._draft_turn(request, limit))
 
-    def _goes_on(self, seat: Seat, cache: KeyValues, hidden: Tensor | None) -> bool:
-        """Ask policies at a look; False where one ended it or demands the answer."""
-        seat.look_due = False
-        decision = seat.decide(self._policies, seat.state(look=True, hidden=hidden))
+    def _take_look(self, request: Request, cache: KVCache, hidden: Tensor | None) -> bool:
+        """Probe, or ask policies. Return True if the request goes on to write its turn."""
+        if "probe" not in self.needs:
+            return self._ask_policies(request, cache, hidden)
+        start = self._demand_for_probe(request, hidden)
+        if start is None:
+            return True
+        # The tail of the user's turn was read without the demand, and is read again with it.
+        cache.truncate_row(request.row, start)
+        return False
+
+    def _ask_policies(self, request: Request, cache: KVCache, hidden: Tensor | None) -> bool:
+        """Ask policies at a look. Return True if they go on."""
+        decision = request.ask_policies(self._policies, request.state_at_look(hidden))
         if decision.action == "go_on":
             return True
         if decision.action == "stop":
-            seat.end(decision.why)
+            request.finish(decision.why)
             return False
-        self._demanded(seat, decision.why)
+        request.note_demand(decision.why)
         try:
-            cache.truncate(seat.row, seat.session.conclude())
+            # The user's turn was read without the demand. Its tail is read again with it, and nothing else.
+            cache.truncate_row(request.row, request.session.add_demand())
         except ContextFull:
-            seat.end(decision.why, cut_short=True)
+            request.finish(decision.why, cut_short=True)
+        else:
+            request.enter(Phase.READING_DEMAND)
         return False
 
-    def _constraint(self, seat: Seat, answer_only: bool) -> Constraint | None:
-        if not self._decoding.grammar:
-            return None
-        from vilavt_toolkit.generation.constrained import turn_constraint
+    def _draft_turn(self, request: Request, limit: int, answer_only: bool = False) -> TurnDraft:
+        """Return an empty turn of at most `limit` tokens, constrained if the decoding has a grammar."""
+        constraint: Constraint | None = None
+        if self._decoding.grammar:
+            from vilavt_toolkit.generation.constrained import turn_constraint
 
-        return turn_constraint(self._model, seat.session, answer_only)
+            constraint = turn_constraint(self._model, request.session, answer_only)
+        return TurnDraft(limit, constraint)
 
-    # --- Writing a turn --------------------------------------------------------------------------------------------
+    # --- Sampling --------------------------------------------------------------------------------------------------
 
-    def add(self, seat: Seat, token: int, logprob: float, cache: KeyValues) -> None:
-        """Add a token to a seat's turn, and finish the turn if that ends it."""
-        _guarded(self._add, seat, token, logprob, cache)
+    def add_token(self, request: Request, token: int, logprob: float, cache: KVCache) -> None:
+        """Add a sampled token to a request's turn, and finish the turn if it is complete."""
+        _run_guarded(self._add_token, request, token, logprob, cache)
 
-    def _add(self, seat: Seat, token: int, logprob: float, cache: KeyValues) -> None:
-        draft = seat.draft
+    def _add_token(self, request: Request, token: int, logprob: float, cache: KVCache) -> None:
+        draft = request.draft
         assert draft is not None
         draft.ids.append(token)
         draft.logprobs.append(logprob)
         if draft.constraint is not None:
-            draft.constraint.accept(token)
-        over = len(draft.ids) >= draft.limit or self._endings.complete(draft.ids)
-        if seat.emit is not None and not draft.probe:
-            seat.emit(Written(self._spelled(draft, token, over), token, logprob))
-        if not over:
+            draft.constraint.accept_token(token)
+        is_complete = len(draft.ids) >= draft.limit or self._stops.is_complete(draft.ids)
+        # A probe may be taken back, so its tokens are not events.
+        if request.emit is not None and request.phase is not Phase.PROBING:
+            request.emit(TokenWritten(self._decode_token(draft, token, is_complete), token, logprob))
+        if not is_complete:
             return
-        seat.draft = None
-        if draft.probe:
-            self._probed(seat, draft, cache)
-        else:
-            self._turn(seat, draft, cache)
+        match request.phase:
+            case Phase.PROBING:
+                self._finish_probe(request, draft, cache)
+            case Phase.ANSWERING:
+                self._finish_answer(request, draft)
+            case _:
+                self._finish_turn(request, draft)
 
-    def _spelled(self, draft: Draft, token: int, over: bool) -> str:
-        """The text that a token adds to a turn: none, if it is what ends it."""
+    def _decode_token(self, draft: TurnDraft, token: int, is_complete: bool) -> str:
+        """Return the text that a token adds to a turn; empty for the end-of-turn token."""
         language_model = self._model.language_model
-        text = "" if token == language_model.end_of_turn else draft.spelled.add(token, language_model.tokenizer)
-        return text + draft.spelled.rest() if over else text
+        text = ""
+        if token != language_model.end_of_turn:
+            text = draft.detokenizer.add_token(token, language_model.tokenizer)
+        return text + draft.detokenizer.flush() if is_complete else text
 
-    def _probed(self, seat: Seat, draft: Draft, cache: KeyValues) -> None:
-        """Let policies see what the answer would be: it is the answer, or it is taken back."""
-        seat.concluded = seat.look_due = False
-        probe = probe_of(self._model, draft)
-        seat.probes.append(probe)
-        seat.tell(Probed(probe))
-        decision = seat.decide(self._policies, seat.state(look=True, hidden=seat.hidden))
-        seat.hidden = None
+    def _finish_probe(self, request: Request, draft: TurnDraft, cache: KVCache) -> None:
+        """Let policies see what the answer would be. It becomes the answer, or is taken back."""
+        probe = read_probe(self._model, draft)
+        request.probes.append(probe)
+        request.emit_event(Probed(probe))
+        decision = request.ask_policies(self._policies, request.state_at_look(request.probe_context.hidden))
         if decision.action == "answer":
-            self._demanded(seat, decision.why)
+            request.note_demand(decision.why)
             if self._decoding.temperature == 0:
-                self._turn(seat, draft, cache)
+                # A probe is greedy, and so is this turn: it would be written with the same tokens again.
+                request.enter(Phase.ANSWERING, draft)
+                self._finish_answer(request, draft)
                 return
-        written = len(seat.session.trajectory.ids)
-        flops = self._costs.reading(len(draft.ids), written, len(draft.ids))
-        seat.spend(Spent(probed=len(draft.ids), flops=flops))
+        written = len(request.session.trajectory.ids)
+        flops = self._costs.reading_flops(len(draft.ids), written, len(draft.ids))
+        request.add_usage(Usage(probed=len(draft.ids), flops=flops))
         if decision.action == "stop":
-            seat.end(decision.why)
+            request.finish(decision.why)
         elif decision.action == "answer":
-            cache.truncate(seat.row, written)
-            seat.draft = Draft(draft.limit, False, self._constraint(seat, answer_only=True))
+            # A sampled answer is drawn again, from the logits that the probe began with.
+            cache.truncate_row(request.row, written)
+            request.enter(Phase.ANSWERING, self._draft_turn(request, draft.limit, answer_only=True))
         else:
-            cache.truncate(seat.row, seat.session.reopen())
-            seat.first_logits = None
+            cache.truncate_row(request.row, request.session.remove_demand())
+            request.enter(Phase.READING_TURN)
 
-    # --- Ending a turn ---------------------------------------------------------------------------------------------
+    # --- Acting ----------------------------------------------------------------------------------------------------
 
-    def _turn(self, seat: Seat, draft: Draft, cache: KeyValues) -> None:
-        """Record a turn and do what it asks."""
-        session, written = seat.session, len(draft.ids)
-        flops = self._costs.reading(written - 1, len(session.trajectory.ids), written - 1)
-        seat.spend(Spent(written=written, flops=flops))
-        turn = session.sampled(draft.ids, draft.logprobs)
-        if turn.call is not None:
-            seat.tell(Called(turn.thought, turn.call))
-        if seat.demanded:
-            seat.end(seat.demanded, cut_short=True)
-            return
-        plan, problem = self._planned(seat, turn)
-        decision = seat.decide(self._policies, seat.state(self._cost_of(seat, plan)))
+    def _finish_answer(self, request: Request, draft: TurnDraft) -> None:
+        """Record the turn after the demand. Whatever it is, the dialogue is over."""
+        self._record_turn(request, draft)
+        request.finish(request.demand_reason, cut_short=True)
+
+    def _finish_turn(self, request: Request, draft: TurnDraft) -> None:
+        """Record a turn, ask policies, and do what it asks for."""
+        request.enter(Phase.ACTING)
+        turn = self._record_turn(request, draft)
+        call, problem = self._prepare_call(request, turn)
+        # Policies are asked once the call is prepared and before it is shown, so that a budget knows its exact cost.
+        planned = self._estimate_usage(request, call)
+        decision = request.ask_policies(self._policies, request.state_after_turn(planned))
         if decision.action == "stop":
-            seat.end(decision.why)
+            request.finish(decision.why)
             return
-        if decision.action == "answer":
-            self._demanded(seat, decision.why)
-            if not decision.call:
-                plan = None
+        is_last = decision.action == "answer"
+        if is_last:
+            request.note_demand(decision.why)
+            if not decision.carry_out_call:
+                call = None
         try:
-            self._reply(seat, plan, problem)
+            self._answer_turn(request, call, problem, is_last)
         except ContextFull:
-            self._demand_for_room(seat)
+            self._demand_in_rest(request)
 
-    def _planned(self, seat: Seat, turn: Turn) -> tuple[Plan | None, str]:
-        """What a turn asks for, made ready; or why it cannot be carried out."""
+    def _record_turn(self, request: Request, draft: TurnDraft) -> Turn:
+        """Add a sampled turn to the trajectory and return it parsed."""
+        session, written = request.session, len(draft.ids)
+        # The logits of the first token are counted with the reading before it, hence one token less.
+        flops = self._costs.reading_flops(written - 1, len(session.trajectory.ids), written - 1)
+        request.add_usage(Usage(written=written, flops=flops))
+        turn = session.add_sampled_turn(draft.ids, draft.logprobs)
+        if turn.call is not None:
+            request.emit_event(ToolCalled(turn.thought, turn.call))
+        return turn
+
+    def _prepare_call(self, request: Request, turn: Turn) -> tuple[PreparedCall | None, str]:
+        """Return the call of a turn, prepared, or None and the feedback on what is wrong."""
         if turn.call is not None:
             try:
-                return seat.session.plan(turn.call), ""
+                return request.session.prepare_call(turn.call), ""
             except CallError as error:
                 return None, str(error)
-        return None, turn.problem or "You may look closer, or answer again."
+        return None, turn.problem or _TRY_AGAIN
 
-    def _cost_of(self, seat: Seat, plan: Plan | None) -> Spent:
-        if plan is None:
-            return Spent()
-        views, behind = self._costs.views(plan.views, [0] * len(plan.views)), len(seat.session.trajectory.ids)
-        text = seat.session.length(plan.pieces)
-        flops = views.flops + self._costs.reading(views.features + text, behind)
-        return Spent(views.patches, views.features, text, flops=flops)
+    def _estimate_usage(self, request: Request, call: PreparedCall | None) -> Usage:
+        """Return the cost of encoding and reading the regions of a call."""
+        if call is None:
+            return Usage()
+        prefix = len(request.session.trajectory.ids)
+        encoding = self._costs.encoding_cost(call.views, [0] * len(call.views))
+        text = request.session.count_text_tokens(call.pieces)
+        flops = encoding.flops + self._costs.reading_flops(encoding.features + text, prefix)
+        return Usage(encoding.patches, encoding.features, text, flops=flops)
 
-    def _reply(self, seat: Seat, plan: Plan | None, problem: str) -> None:
-        session, demand = seat.session, bool(seat.demanded)
-        if plan is None and not problem:
-            # A call that may not be carried out: the model did nothing wrong, and words about it cost too.
-            session.demand()
-        elif plan is None:
-            session.feed_back(problem, self._reserve, demand)
-            seat.tell(Told(problem))
-        else:
+    def _answer_turn(self, request: Request, call: PreparedCall | None, problem: str, demand: bool) -> None:
+        """Write the user's turn that answers the model's; raises ContextFull."""
+        session = request.session
+        if call is not None:
             first = len(session.trajectory.regions)
-            session.show(plan, self._reserve, demand)
-            if seat.emit is not None:
-                seat.emit(Looked(plan.inquiry.text, looked_at(session, range(first, len(session.trajectory.regions)))))
-        seat.look_due = True
+            session.show_regions(call, self._reserve, demand)
+            # Crops for the listener cost a cut each, so they are made only for one.
+            if request.emit is not None:
+                regions = zoomed_regions(session, range(first, len(session.trajectory.regions)))
+                request.emit(RegionsShown(call.inquiry.text, regions))
+        elif problem:
+            session.add_feedback(problem, self._reserve, demand)
+            request.emit_event(Rejected(problem))
+        else:
+            # A policy refused a valid call. The model did nothing wrong, and words about it would cost tokens too.
+            session.demand_answer()
+        request.enter(Phase.READING_DEMAND if demand else Phase.READING)
 
-    def _demanded(self, seat: Seat, why: str) -> None:
-        seat.demanded = why
-        seat.tell(Demanded(why))
-
-    def _demand_for_room(self, seat: Seat) -> None:
-        """What the turn asked for does not fit: nothing of it was added; the answer is demanded in what is left."""
-        self._demanded(seat, _CONTEXT_FULL)
+    def _demand_in_rest(self, request: Request) -> None:
+        """Demand the answer in what is left of the context, after the reply to a turn did not fit."""
+        request.note_demand(_CONTEXT_FULL)
         try:
-            seat.session.demand()
+            request.session.demand_answer()
         except ContextFull:
-            seat.end(_CONTEXT_FULL, cut_short=True)
+            request.finish(_CONTEXT_FULL, cut_short=True)
+        else:
+            request.enter(Phase.READING_DEMAND)
 
 
-def _guarded(act: Callable[Concatenate[Seat, P], None], seat: Seat, *given: P.args, **named: P.kwargs) -> None:
-    """Do something of one dialogue; what goes wrong there ends it alone."""
+def _run_guarded(
+    act: Callable[Concatenate[Request, P], None], request: Request, *given: P.args, **named: P.kwargs
+) -> None:
+    """Act on one request. An exception ends that request and leaves the others of the batch alone."""
     try:
-        act(seat, *given, **named)
+        act(request, *given, **named)
     except Exception as error:
-        seat.fail(error)
+        request.fail(error)

@@ -70,7 +70,7 @@ def collate(
         produced[row, span] = torch.tensor(trajectory.produced)
         mask[row, span] = True
         positions[:, row, span] = trajectory.positions(language_model)
-        begun += [(row * length + start + column, answers) for column, answers in _beginnings(trajectory)]
+        begun += [(row * length + start + column, answers) for column, answers in _turn_starts(trajectory)]
         for region in trajectory.regions:
             first = row * length + start + region.start
             slots.append(torch.arange(first, first + region.count))
@@ -84,7 +84,7 @@ def collate(
     return Batch(ids, positions, mask, targets, placed, packed, tuple(groups), tuple(inquiries), starts, answered)
 
 
-def _beginnings(trajectory: Trajectory) -> Iterator[tuple[int, bool]]:
+def _turn_starts(trajectory: Trajectory) -> Iterator[tuple[int, bool]]:
     """The column before each turn that the model wrote and that answers or calls, and whether it answers."""
     # Records from before turns' starts were kept have none.
     for start, turn in zip(trajectory.starts, trajectory.turns, strict=bool(trajectory.starts)):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vilavt_toolkit.config.schema import PartWithWeights
 from vilavt_toolkit.contracts import Dialogue, Grid, LanguageModel, Projector, Region, Source, StoppingPolicy, View
 from vilavt_toolkit.models.batch import Batch
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
@@ -19,7 +20,7 @@ class VisualChatModel(nn.Module):
 
     def __init__(
         self,
-        encoder: DynamicEncoder,
+        vision: DynamicEncoder,
         projector: Projector,
         language_model: LanguageModel,
         dialogue: Dialogue,
@@ -28,13 +29,25 @@ class VisualChatModel(nn.Module):
         stopping: Sequence[StoppingPolicy],
     ) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.vision = vision
         self.projector = projector
         self.language_model = language_model
         self.dialogue = dialogue
         self.stopping = nn.ModuleList(stopping)
         """Policies; the first that does not say go on decides."""
         self._source, self._source_config = source, source_config
+
+    def parts(self) -> dict[PartWithWeights, nn.Module]:
+        """Return the module of every kind of part that has weights here; without an inquiry encoder, not that kind."""
+        found: dict[PartWithWeights, nn.Module | None] = {
+            "encoder": self.vision.backbone,
+            "modulator": self.vision.modulators,
+            "inquiry_encoder": self.vision.inquiry_encoder,
+            "projector": self.projector,
+            "language_model": self.language_model,
+            "stopping": self.stopping,
+        }
+        return {kind: module for kind, module in found.items() if module is not None}
 
     @property
     def policies(self) -> list[StoppingPolicy]:
@@ -52,23 +65,23 @@ class VisualChatModel(nn.Module):
 
     def prepare(self, region: Region) -> View:
         """Cut a region out of its original and make it ready for the encoder; raises InputError."""
-        return self.encoder.prepare(region)
+        return self.vision.prepare(region)
 
-    def grid(self, size: Grid) -> Grid:
+    def feature_grid(self, size: Grid) -> Grid:
         """The grid of features that a region of grid `size` has for the language model."""
-        return self.projector.grid(self.encoder.encoder.grid(size))
+        return self.projector.output_grid(self.vision.backbone.feature_grid(size))
 
-    def count(self, size: Grid) -> int:
+    def feature_count(self, size: Grid) -> int:
         """Number of features that a region of grid `size` has for the language model."""
-        return math.prod(self.grid(size))
+        return math.prod(self.feature_grid(size))
 
     def tokenize_inquiry(self, text: str) -> list[int]:
         """The ids of an inquiry for the encoder; [] where there is no inquiry encoder or no text."""
-        return self.encoder.tokenize(text) if self.encoder.inquiry_encoder is not None else []
+        return self.vision.tokenize(text) if self.vision.inquiry_encoder is not None else []
 
     def encode(self, views: Sequence[View], groups: Sequence[int], inquiries: Sequence[Sequence[int]]) -> Tensor:
         """Encode R views of G groups under their inquiries in one packed call: features [F, D] in the views' order."""
-        features, sizes = self.encoder.encode(views, groups, inquiries)
+        features, sizes = self.vision.encode(views, groups, inquiries)
         projected: Tensor = self.projector(features, sizes)
         return projected
 

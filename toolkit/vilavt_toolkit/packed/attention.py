@@ -12,16 +12,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vilavt_toolkit.packed.tokens import Layout, offsets, permutation, permute, runs, spread, to_device
-from vilavt_toolkit.packed.varlen import VarlenPlan, attend_varlen, choose, make_varlen_plan
-
-Grid = tuple[int, ...]
-KeysValues = tuple[Tensor, Tensor]
+from vilavt_toolkit.packed.tokens import (
+    Grid,
+    KeysValues,
+    Layout,
+    concat_ranges,
+    gather_rows,
+    permute_rows,
+    segment_permutation,
+    segment_starts,
+    to_device,
+)
+from vilavt_toolkit.packed.varlen import VarlenPlan, attend_varlen, choose_kernel, make_varlen_plan
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Segments of one length with equally many context keys and, where a bias asks for it, one grid."""
+    """Holds the shape of segments that go in one call: their length, context keys and, for a bias, their grid."""
 
     segments: int
     length: int
@@ -30,17 +37,17 @@ class Bucket:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How a partition is attended over: its buckets, and the way of the tokens into them and back."""
+class AttentionPlan:
+    """Holds how a partition is attended over: its buckets, and the order of tokens in them."""
 
     buckets: tuple[Bucket, ...]
-    way: tuple[Tensor, Tensor] | None
-    """[S] permutation into bucket order and its inverse; None where the tokens already stand so."""
+    permutation: tuple[Tensor, Tensor] | None
+    """[S] permutation into bucket order and its inverse; None if the tokens already stand in it."""
     context: Tensor | None
-    """[sum of segments x context] rows of the context keys, bucket after bucket."""
+    """[sum of segments x context] rows of the context keys, bucket after bucket; None without context."""
 
 
-def attend(
+def attend_segments(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -53,25 +60,32 @@ def attend(
 ) -> Tensor:
     """Attend within each segment of `partition`, and over the contexts of the segment's group.
 
-    q, k, v [S, H, d] -> [S, H, d]. Every context has one key per inquiry token, in the groups' order, as many
-    as `inquiry_lengths` says. `bias` [H, n, n] is added to the logits of a region of its grid.
+    q, k, v [S, H, d] -> [S, H, d]. Every context has one key per inquiry token, in the groups' order, and
+    `inquiry_lengths` holds the number of each group. `bias` returns [H, n, n] for a grid, which is added to the logits
+    of regions with that grid.
     """
     if bias is not None and (partition != "region" or contexts):
-        raise ValueError("A bias belongs to the tokens of one region; it goes with no other keys.")
+        raise ValueError(
+            "A bias belongs to the tokens of one region and goes with no other keys. Set `BlockSpec.no_context_reason`."
+        )
     copies, segments = len(contexts), layout.partitions[partition]
     lengths = tuple(inquiry_lengths) if copies else ()
+    # Without a context the lengths are left out of the cache key, so that one plan serves every inquiry.
     joined = None
     if any(lengths):
         keys, values = zip(*contexts, strict=True)
-        joined = _joined(keys).to(k.dtype), _joined(values).to(v.dtype)
-    if choose(q, segments, bias is not None, bool(joined), layout.attention).kernel == "varlen":
+        joined = _concat_rows(keys).to(k.dtype), _concat_rows(values).to(v.dtype)
+    if choose_kernel(q, segments, bias is not None, bool(joined), layout.attention).kernel == "varlen":
         return attend_varlen(q, k, v, _varlen_plan(layout, partition, lengths, copies, q.device), joined, scale)
     key = ("attend", partition, q.device, lengths, copies, bias is not None)
-    plan = layout.cached(key, partial(make_plan, layout, partition, lengths, copies, q.device, bias is not None))
+    plan = layout.get_or_make(
+        key, partial(make_bucket_plan, layout, partition, lengths, copies, q.device, bias is not None)
+    )
     return attend_buckets(q, k, v, plan, joined, scale, bias)
 
 
-def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+def _concat_rows(parts: tuple[Tensor, ...]) -> Tensor:
+    # One context is the usual case, and `torch.cat` would copy it.
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -80,15 +94,15 @@ def attend_inquiry(
 ) -> Tensor:
     """Attend from vision tokens q [S, H, d] to the inquiry tokens k, v [T, H, d] of their group; [S, H, d].
 
-    Group g has lengths[g] tokens; zero for tokens of a group without any.
+    Group g has lengths[g] tokens. The result is zero for tokens of a group without any.
     """
-    # Tokens do not see each other here, so that any partition will do: groups are fewest, and regions have the fewest
-    # distinct lengths.
+    # Tokens do not see each other here, so any partition gives the same result. Groups are the fewest segments for
+    # the varlen kernel; regions have the fewest distinct lengths, so the fewest buckets.
     lengths, segments = tuple(lengths), layout.partitions["group"]
-    if choose(q, segments, False, True, layout.attention).kernel == "varlen":
+    if choose_kernel(q, segments, False, True, layout.attention).kernel == "varlen":
         return attend_varlen(q, None, None, _varlen_plan(layout, "group", lengths, 1, q.device, False), (k, v), scale)
     key = ("attend", "region", q.device, lengths, 1, False)
-    plan = layout.cached(key, partial(make_plan, layout, "region", lengths, 1, q.device))
+    plan = layout.get_or_make(key, partial(make_bucket_plan, layout, "region", lengths, 1, q.device))
     return attend_buckets(q, None, None, plan, (k.to(q.dtype), v.to(q.dtype)), scale)
 
 
@@ -96,18 +110,21 @@ def _varlen_plan(
     layout: Layout, partition: str, lengths: tuple[int, ...], copies: int, device: torch.device, own: bool = True
 ) -> VarlenPlan:
     key = ("varlen", partition, lengths, copies, device, own)
-    return layout.cached(key, partial(make_varlen_plan, layout, partition, lengths, copies, device, own))
+    return layout.get_or_make(key, partial(make_varlen_plan, layout, partition, lengths, copies, device, own))
 
 
-def make_plan(
+def make_bucket_plan(
     layout: Layout,
     partition: str,
     lengths: Sequence[int],
     copies: int,
     device: torch.device,
     by_grid: bool = False,
-) -> Plan:
-    """Bucket the segments of `partition` by (tokens, context keys), and by grid where asked; on the CPU."""
+) -> AttentionPlan:
+    """Bucket the segments of `partition` by tokens and context keys, with `by_grid` by grid too; on the CPU.
+
+    Each of `copies` contexts holds lengths[g] keys for group g.
+    """
     segments = layout.partitions[partition]
     groups = layout.segment_groups(partition)
     context = [copies * lengths[group] if copies else 0 for group in groups]
@@ -117,52 +134,53 @@ def make_plan(
         members.setdefault(shape, []).append(index)
     buckets = tuple(Bucket(len(ids), *shape) for shape, ids in members.items())
     order = [index for ids in members.values() for index in ids]
-    way = permutation(segments, order, device) if len(buckets) > 1 else None
+    order_and_back = segment_permutation(segments, order, device) if len(buckets) > 1 else None
     rows = None
     if any(context):
         rows = to_device(_context_rows([groups[i] for i in order], lengths, copies), device)
-    return Plan(buckets, way, rows)
+    return AttentionPlan(buckets, order_and_back, rows)
 
 
 def _context_rows(groups: Sequence[int], lengths: Sequence[int], copies: int) -> np.ndarray[Any, Any]:
-    # Contexts of several modulators lie one after the other; a segment takes its group's rows of each.
-    starts = offsets(lengths)
+    """Return the rows of the context keys, segment after segment, for segments of these groups."""
+    # The contexts of several modulators lie one after another. A segment takes the rows of its group from each.
+    starts = segment_starts(lengths)
     total = sum(lengths)
     pairs = [(copy * total + starts[group], lengths[group]) for group in groups for copy in range(copies)]
-    return runs([start for start, _ in pairs], [length for _, length in pairs])
+    return concat_ranges([start for start, _ in pairs], [length for _, length in pairs])
 
 
 def attend_buckets(
     q: Tensor,
     k: Tensor | None,
     v: Tensor | None,
-    plan: Plan,
+    plan: AttentionPlan,
     context: KeysValues | None,
     scale: float | None = None,
     bias: Callable[[Grid], Tensor] | None = None,
 ) -> Tensor:
-    """One scaled_dot_product_attention per bucket; without k and v over the context alone."""
+    """Attend with one scaled_dot_product_attention per bucket; without k and v over the context alone."""
     packed = [q] if k is None or v is None else [q, k, v]
-    if plan.way is not None:
-        packed = [permute(t, *plan.way) for t in packed]
-    # Split, not sliced: the gradient of every slice would be as long as the whole.
+    if plan.permutation is not None:
+        packed = [permute_rows(t, *plan.permutation) for t in packed]
+    # `split`, not slices: the gradient of every slice would be as long as the whole tensor.
     lengths = [bucket.segments * bucket.length for bucket in plan.buckets]
     parts = zip(*(t.split_with_sizes(lengths) for t in packed), strict=True)
     outputs = []
     for bucket, part, more in zip(plan.buckets, parts, _context_parts(plan, context), strict=True):
-        pairs = _keys_values([_split(t, bucket.segments) for t in (*part[1:], *more)])
+        pairs = _concat_keys_values([_split_segments(t, bucket.segments) for t in (*part[1:], *more)])
         if pairs is None:
             outputs.append(torch.zeros_like(part[0]))
             continue
         added = None if bias is None or bucket.grid is None else bias(bucket.grid).to(q.dtype)
-        out = F.scaled_dot_product_attention(_split(part[0], bucket.segments), *pairs, added, scale=scale)
+        out = F.scaled_dot_product_attention(_split_segments(part[0], bucket.segments), *pairs, added, scale=scale)
         outputs.append(out.transpose(1, 2).flatten(0, 1))
     x = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return x if plan.way is None else permute(x, plan.way[1], plan.way[0])
+    return x if plan.permutation is None else permute_rows(x, plan.permutation[1], plan.permutation[0])
 
 
-def _keys_values(parts: Sequence[Tensor]) -> KeysValues | None:
-    """Keys and values, each of the tokens and then of the context, of whichever there is."""
+def _concat_keys_values(parts: Sequence[Tensor]) -> KeysValues | None:
+    """Return keys and values, first those of the tokens, then those of the context; None if there are neither."""
     if not parts:
         return None
     if len(parts) == 2:
@@ -170,17 +188,17 @@ def _keys_values(parts: Sequence[Tensor]) -> KeysValues | None:
     return torch.cat([parts[0], parts[2]], dim=2), torch.cat([parts[1], parts[3]], dim=2)
 
 
-def _context_parts(plan: Plan, context: KeysValues | None) -> Sequence[tuple[Tensor, ...]]:
-    """Keys and values of the context for every bucket, nothing where there is none."""
+def _context_parts(plan: AttentionPlan, context: KeysValues | None) -> Sequence[tuple[Tensor, ...]]:
+    """Return keys and values of the context for every bucket, () for a bucket without context."""
     if plan.context is None or context is None:
         return [()] * len(plan.buckets)
     lengths = [bucket.segments * bucket.context for bucket in plan.buckets]
-    spread_out = (spread(t, plan.context).split_with_sizes(lengths) for t in context)
+    spread_out = (gather_rows(t, plan.context).split_with_sizes(lengths) for t in context)
     pairs = zip(*spread_out, strict=True)
     return [pair if bucket.context else () for pair, bucket in zip(pairs, plan.buckets, strict=True)]
 
 
-def _split(x: Tensor, segments: int) -> Tensor:
+def _split_segments(x: Tensor, segments: int) -> Tensor:
     # [n L, H, d] -> [n, H, L, d]
     return x.reshape(segments, -1, *x.shape[1:]).transpose(1, 2)
 
@@ -191,21 +209,22 @@ def inquiry_weights(
     layout: Layout,
     lengths: Sequence[int],
     scale: float | None = None,
-    own: tuple[Tensor, str] | None = None,
+    own_keys: tuple[Tensor, str] | None = None,
 ) -> Tensor:
-    """How much vision tokens q [S, H, d] attend to the inquiry tokens k [T, H, d] of their group, mean over heads.
+    """Return how much vision tokens q [S, H, d] attend to the inquiry tokens k [T, H, d] of their group.
 
-    [S, longest inquiry], zero behind a shorter one's end. With `own` the keys [S, H, d] of the vision tokens within
-    a partition compete. Goes segment by segment: for looking at, not for training.
+    The weights [S, longest inquiry] are means over heads, and zero after the end of a shorter inquiry. `own_keys` are
+    the keys [S, H, d] of the vision tokens and their partition, which then share the softmax. It loops over segments,
+    so it is for explanations and not for training.
     """
-    partition = "region" if own is None else own[1]
+    partition = "region" if own_keys is None else own_keys[1]
     segments = layout.partitions[partition]
-    starts = offsets(lengths)
+    starts = segment_starts(lengths)
     found = []
-    for start, length, group in zip(offsets(segments), segments, layout.segment_groups(partition), strict=True):
+    for start, length, group in zip(segment_starts(segments), segments, layout.segment_groups(partition), strict=True):
         keys = k[starts[group] : starts[group] + lengths[group]]
-        if own is not None:
-            keys = torch.cat([keys, own[0][start : start + length]])
+        if own_keys is not None:
+            keys = torch.cat([keys, own_keys[0][start : start + length]])
         logits = torch.einsum("nhd,mhd->hnm", q[start : start + length].float(), keys.float())
         weights = (logits * (q.shape[-1] ** -0.5 if scale is None else scale)).softmax(-1).mean(0)[:, : lengths[group]]
         found.append(F.pad(weights, (0, max(lengths) - lengths[group])))

@@ -1,4 +1,4 @@
-"""Attention within all segments in one call of a kernel for varying lengths, on CUDA; and when it can be used."""
+"""Attention within all segments in one call of torch's varlen kernel on CUDA, and the choice of a kernel."""
 
 from __future__ import annotations
 
@@ -11,16 +11,25 @@ import torch
 from torch import Tensor
 
 from vilavt_toolkit.errors import BadConfig
-from vilavt_toolkit.packed.tokens import Kernel, Layout, inverse, offsets, permute, runs, spread, to_device
-
-KeysValues = tuple[Tensor, Tensor]
+from vilavt_toolkit.packed.tokens import (
+    Kernel,
+    KeysValues,
+    Layout,
+    concat_ranges,
+    gather_rows,
+    invert_permutation,
+    permute_rows,
+    segment_starts,
+    to_device,
+)
 
 _WIDEST_HEAD = 256
+"""Most channels of a head that the kernel supports."""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A kernel, and why it was taken."""
+class KernelChoice:
+    """Holds the chosen kernel and the reason."""
 
     kernel: Literal["buckets", "varlen"]
     why: str
@@ -28,48 +37,51 @@ class Choice:
 
 @dataclass(frozen=True)
 class VarlenPlan:
-    """Where segments and their keys start, and the way of tokens and context rows to them."""
+    """Holds where segments and their keys start, and the order in which tokens and context rows stand."""
 
     starts_q: Tensor
-    """[N + 1] int32, of N segments and their end."""
+    """[N + 1] int32, the start of the queries of N segments, and the end of the last."""
     starts_k: Tensor
-    """[N + 1] int32"""
+    """[N + 1] int32, the same of their keys."""
     longest_q: int
     longest_k: int
     context: Tensor | None
-    """[C] rows of the contexts, segment after segment; None where they stand so already, or there are none.
+    """[C] rows of the contexts, segment after segment; None if they already stand so, or there are none.
 
-    The row behind the last context stands for a key of zeros: a segment without any key has this one.
+    The row after the last context is a key of zeros, for a segment without any key.
     """
-    way: tuple[Tensor, Tensor] | None
-    """[S + C] permutation that puts context rows behind the tokens of their segment, and its inverse."""
+    permutation: tuple[Tensor, Tensor] | None
+    """[S + C] permutation that puts context rows after the tokens of their segment, and its inverse."""
 
 
-def choose(q: Tensor, segments: Sequence[int], biased: bool, contexts: bool, wanted: Kernel = "auto") -> Choice:
-    """Choose the kernel for queries [S, H, d] in `segments`; raises BadConfig where `varlen` is wanted and cannot be.
+def choose_kernel(
+    q: Tensor, segments: Sequence[int], biased: bool, contexts: bool, wanted: Kernel = "auto"
+) -> KernelChoice:
+    """Choose the kernel for queries [S, H, d] in `segments`; raises BadConfig if `varlen` is wanted but impossible.
 
-    Biases and odd heads go through buckets whatever is wanted.
+    Biases, and heads of odd widths, go through buckets whatever is wanted.
     """
     if biased:
-        return Choice("buckets", "a bias is added to the logits")
+        return KernelChoice("buckets", "a bias is added to the logits")
     if q.shape[-1] % 8 or q.shape[-1] > _WIDEST_HEAD:
-        return Choice("buckets", f"heads of {q.shape[-1]} channels are no multiple of 8 up to {_WIDEST_HEAD}")
+        return KernelChoice("buckets", f"heads of {q.shape[-1]} channels are no multiple of 8 up to {_WIDEST_HEAD}")
     if wanted == "buckets":
-        return Choice("buckets", "it was asked for")
-    missing = unsupported(q)
+        return KernelChoice("buckets", "it was asked for")
+    missing = varlen_unsupported_reason(q)
     if missing and wanted == "varlen":
-        raise BadConfig(f"attention 'varlen' cannot be used: {missing}; use 'auto'.")
+        raise BadConfig(f"attention 'varlen' cannot be used: {missing}. Use 'auto'.")
     if missing:
-        return Choice("buckets", missing)
+        return KernelChoice("buckets", missing)
     if wanted == "varlen":
-        return Choice("varlen", "it was asked for")
+        return KernelChoice("varlen", "it was asked for")
+    # Equal segments are one bucket, so that buckets need a single call too, and nothing must be reordered.
     if len(set(segments)) == 1 and not contexts:
-        return Choice("buckets", "all segments are equally long, so that they are one batch")
-    return Choice("varlen", f"{len(segments)} segments of several lengths go in one call")
+        return KernelChoice("buckets", "all segments are equally long, so that they are one batch")
+    return KernelChoice("varlen", f"{len(segments)} segments of several lengths go in one call")
 
 
-def unsupported(q: Tensor) -> str:
-    """Why the kernel does not take q as it is on its device; empty where it does."""
+def varlen_unsupported_reason(q: Tensor) -> str:
+    """Return the reason why the kernel cannot take q on its device, or an empty text."""
     if q.device.type != "cuda":
         return f"the kernel is for CUDA, not {q.device.type}"
     if compute_dtype(q) not in (torch.float16, torch.bfloat16):
@@ -80,7 +92,7 @@ def unsupported(q: Tensor) -> str:
 
 
 def compute_dtype(q: Tensor) -> torch.dtype:
-    """The number format of matrix products with q, under autocast its own."""
+    """Return the number format of matrix products with q, which is that of autocast if it is on."""
     kind = q.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else q.dtype
 
@@ -88,79 +100,89 @@ def compute_dtype(q: Tensor) -> torch.dtype:
 def make_varlen_plan(
     layout: Layout, partition: str, lengths: Sequence[int], copies: int, device: torch.device, own: bool = True
 ) -> VarlenPlan:
-    """Plan attention of the segments of `partition` over their own tokens, where `own`, and their group's contexts.
+    """Plan attention of the segments of `partition` over the contexts of their group and, with `own`, their tokens.
 
-    Each of `copies` contexts holds lengths[g] rows for group g, one context after the other; on the CPU.
+    Each of `copies` contexts holds lengths[g] rows for group g, one context after another. Runs on the CPU.
     """
     segments = layout.partitions[partition]
     groups = layout.segment_groups(partition)
-    starts, total = offsets(lengths), sum(lengths)
+    starts, total = segment_starts(lengths), sum(lengths)
     pairs = [[(copy * total + starts[group], lengths[group]) for copy in range(copies)] for group in groups]
     counts = [sum(length for _, length in several) for several in pairs]
     if not own:
-        # A key of zeros with a value of zeros, since a softmax over nothing is not what kernels agree on.
+        # A key of zeros with a value of zeros gives zero. Kernels disagree on a softmax over no key.
         pairs = [several if count else [(copies * total, 1)] for several, count in zip(pairs, counts, strict=True)]
         counts = [max(1, count) for count in counts]
-    rows = runs(*zip(*[pair for several in pairs for pair in several], strict=True)) if copies or not own else None
+    rows = (
+        concat_ranges(*zip(*[pair for several in pairs for pair in several], strict=True))
+        if copies or not own
+        else None
+    )
     keys = [length * own + count for length, count in zip(segments, counts, strict=True)]
-    way = None
+    order_and_back = None
     if own and any(counts):
-        way = _behind(segments, counts, device)
+        order_and_back = _interleave_rows(segments, counts, device)
     in_place = rows is None or (len(rows) == copies * total and bool((rows == np.arange(len(rows))).all()))
     return VarlenPlan(
-        starts_q=_starts(segments, device),
-        starts_k=_starts(keys, device),
+        starts_q=_cumulative_lengths(segments, device),
+        starts_k=_cumulative_lengths(keys, device),
         longest_q=max(segments),
         longest_k=max(keys),
         context=None if rows is None or in_place else to_device(rows, device),
-        way=way,
+        permutation=order_and_back,
     )
 
 
-def _starts(lengths: Sequence[int], device: torch.device) -> Tensor:
+def _cumulative_lengths(lengths: Sequence[int], device: torch.device) -> Tensor:
     ends = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32))
     return ends.to(device, non_blocking=True)
 
 
-def _behind(segments: Sequence[int], counts: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """What `permute` needs to put segment i's `counts[i]` rows, of those behind all tokens, behind its tokens."""
-    behind = sum(segments)
+def _interleave_rows(segments: Sequence[int], counts: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the permutation, and its inverse, that puts `counts[i]` context rows after the tokens of segment i.
+
+    Before it, all context rows stand after all tokens.
+    """
+    context_start = sum(segments)
     starts = [
-        start for token, row in zip(offsets(segments), offsets(counts), strict=True) for start in (token, behind + row)
+        start
+        for token, row in zip(segment_starts(segments), segment_starts(counts), strict=True)
+        for start in (token, context_start + row)
     ]
-    order = runs(starts, [length for pair in zip(segments, counts, strict=True) for length in pair])
-    return to_device(order, device), to_device(inverse(order), device)
+    order = concat_ranges(starts, [length for pair in zip(segments, counts, strict=True) for length in pair])
+    return to_device(order, device), to_device(invert_permutation(order), device)
 
 
 def attend_varlen(
     q: Tensor, k: Tensor | None, v: Tensor | None, plan: VarlenPlan, context: KeysValues | None, scale: float | None
 ) -> Tensor:
-    """Attend from q [S, H, d] over the own k, v, where given, and the contexts [K, H, d] in one call; [S, H, d]."""
+    """Attend from q [S, H, d] over k and v, if given, and over the contexts [K, H, d], in one call; [S, H, d]."""
     dtype = compute_dtype(q)
     pairs = [own if own is None else own.to(dtype) for own in (k, v)]
-    more = [None, None] if context is None else [_in_segments(rows.to(dtype), plan) for rows in context]
-    keys, values = (_joined(own, rows, plan) for own, rows in zip(pairs, more, strict=True))
-    # Without gaps: which gaps torch's backends of the kernel allow is written nowhere.
+    more = [None, None] if context is None else [_gather_context(rows.to(dtype), plan) for rows in context]
+    keys, values = (_join_keys(own, rows, plan) for own, rows in zip(pairs, more, strict=True))
+    # Contiguous, since torch does not document which strides the backends of the kernel allow.
     q, keys, values = q.to(dtype).contiguous(), keys.contiguous(), values.contiguous()
-    return kernel(q, keys, values, plan.starts_q, plan.starts_k, plan.longest_q, plan.longest_k, scale)
+    return run_varlen_kernel(q, keys, values, plan.starts_q, plan.starts_k, plan.longest_q, plan.longest_k, scale)
 
 
-def _in_segments(rows: Tensor, plan: VarlenPlan) -> Tensor:
-    """Context rows [K, H, d], segment after segment; [C, H, d]."""
+def _gather_context(rows: Tensor, plan: VarlenPlan) -> Tensor:
+    """Return context rows [K, H, d] in the order of segments; [C, H, d]."""
     if plan.context is None:
         return rows
-    return spread(torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])]), plan.context)
+    # One row of zeros more, which the plan names where a segment has no key.
+    return gather_rows(torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])]), plan.context)
 
 
-def _joined(own: Tensor | None, rows: Tensor | None, plan: VarlenPlan) -> Tensor:
-    if own is None or rows is None or plan.way is None:
-        found = own if own is not None and plan.way is None else rows
+def _join_keys(own: Tensor | None, rows: Tensor | None, plan: VarlenPlan) -> Tensor:
+    if own is None or rows is None or plan.permutation is None:
+        found = own if own is not None and plan.permutation is None else rows
         assert found is not None
         return found
-    return permute(torch.cat([own, rows]), *plan.way)
+    return permute_rows(torch.cat([own, rows]), *plan.permutation)
 
 
-def kernel(
+def run_varlen_kernel(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -170,7 +192,7 @@ def kernel(
     longest_k: int,
     scale: float | None,
 ) -> Tensor:
-    """torch's kernel: query i sees the keys of its segment; q [S, H, d], k and v [S', H, d] -> [S, H, d]."""
+    """Run torch's kernel: a query sees the keys of its segment; q [S, H, d], k and v [S', H, d] -> [S, H, d]."""
     from torch.nn.attention.varlen import varlen_attn
 
     out = varlen_attn(q, k, v, starts_q, starts_k, longest_q, longest_k, scale=scale)

@@ -1,4 +1,4 @@
-"""How components arrive: entry points of installed packages, and the `plugins:` of a recipe."""
+"""Loading of components: from the entry points of installed packages, and from the `plugins:` of a recipe."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _builtin: set[str] = set()
 
 
 def load_builtin() -> None:
-    """Import the components of every installed package, once; one that fails stops with its own traceback."""
+    """Import the components of every installed package, once. One that fails stops with its own traceback."""
     if _builtin:
         return
     points = metadata.entry_points(group=ENTRY_POINTS)
     if not points:
         log.warning(
-            "No package brings components: the toolkit is imported but not installed. Install it "
-            "(`pip install -e .` in a checkout), or every name in a recipe is unknown."
+            "no installed package brings components, so every name in a recipe is unknown. Install the toolkit: "
+            "`pip install -e .` in a checkout."
         )
     for point in points:
         key = f"{point.name} = {point.value}"
@@ -43,45 +43,45 @@ def load_builtin() -> None:
 
 
 def load_plugins(plugins: Iterable[str], relative_to: Path | None = None) -> None:
-    """Import plugins: names of modules, or .py files relative to a folder; twice is once.
+    """Import plugins, each once: names of modules, or .py files relative to a folder.
 
-    One that is not there raises BadRecipe; one that fails stops with its own traceback and registers nothing.
+    Raises BadRecipe for one that is missing. One that fails stops with its own traceback and registers nothing.
     """
     for plugin in plugins:
         file = plugin_file(plugin, relative_to or Path.cwd())
         if file is None:
-            _load(plugin, plugin, None)
+            _load_plugin(plugin, plugin, None)
         else:
-            _require(plugin, file)
-            # By content: a checkpoint's copy of a plugin that is loaded already is the same plugin.
+            _check_plugin_exists(plugin, file)
+            # Named by content, so that a checkpoint's copy of a plugin that is loaded already is the same plugin.
             name = f"vilavt_plugin_{file.stem}_{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}"
-            _load(plugin, name, file)
+            _load_plugin(plugin, name, file)
 
 
 def plugin_file(plugin: str, folder: Path) -> Path | None:
-    """Return the absolute path of a plugin that is a file (relative ones lie in `folder`), or None."""
+    """Return the absolute path of a plugin that is a file, relative to `folder`; None for a module."""
     if not plugin.endswith(".py"):
         return None
     return Path(os.path.abspath(folder / Path(plugin).expanduser()))
 
 
-def display(path: Path) -> str:
-    """Write a path as a user would: relative to the current folder where it lies inside."""
+def display_path(path: Path) -> str:
+    """Write a path as a user would: relative if it lies in the current folder."""
     absolute, here = Path(os.path.abspath(path)), Path.cwd()
     return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
 
 
-def _load(plugin: str, module: str, file: Path | None) -> None:
+def _load_plugin(plugin: str, module: str, file: Path | None) -> None:
     if module in loaded_plugins:
         return
-    _require(plugin, file)
+    _check_plugin_exists(plugin, file)
     before = {kind: registry.snapshot() for kind, registry in REGISTRIES.items()}
     try:
-        with registering_from(display(file) if file else _origin(plugin)):
+        with registering_from(display_path(file) if file else _module_origin(plugin)):
             if file is None:
                 importlib.import_module(module)
             else:
-                _run_file(module, file)
+                _import_file(module, file)
     except BaseException as error:
         for kind, registry in REGISTRIES.items():
             registry.restore(before[kind])
@@ -90,27 +90,28 @@ def _load(plugin: str, module: str, file: Path | None) -> None:
     loaded_plugins.add(module)
 
 
-def _require(plugin: str, file: Path | None) -> None:
-    """Tell a plugin that is not there from one that fails."""
+def _check_plugin_exists(plugin: str, file: Path | None) -> None:
+    """Raise BadRecipe for a plugin that is missing; one that fails on import is another matter."""
     if file is not None:
         if not file.is_file():
-            raise BadRecipe(f"plugins: there is no file {file}; paths are relative to the recipe's folder.")
+            raise BadRecipe(f"plugins: there is no file {file}. Write its path relative to the recipe's folder.")
         return
     found = all(part.isidentifier() for part in plugin.split("."))
     try:
         found = found and importlib.util.find_spec(plugin) is not None
     except ModuleNotFoundError as error:
-        if not f"{plugin}.".startswith(f"{error.name}."):  # the parent package is there and fails by itself
+        # If another module is missing, the parent package exists and its own import failed.
+        if not f"{plugin}.".startswith(f"{error.name}."):
             raise
         found = False
     if not found:
         raise BadRecipe(
-            f"plugins: there is no module {plugin!r} to import; install it, or name a file beside the recipe "
+            f"plugins: there is no module {plugin!r}. Install it, or name a file beside the recipe, "
             f"like ./{plugin.split('.')[-1] or 'my_part'}.py."
         )
 
 
-def _origin(plugin: str) -> str:
+def _module_origin(plugin: str) -> str:
     package = plugin.split(".")[0]
     try:
         return f"{plugin} {metadata.version(package)}"
@@ -118,12 +119,12 @@ def _origin(plugin: str) -> str:
         return plugin
 
 
-def _run_file(name: str, file: Path) -> None:
+def _import_file(name: str, file: Path) -> None:
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise BadRecipe(f"plugins: {file} cannot be read as Python.")
+        raise BadRecipe(f"plugins: {file} cannot be read as Python. Give it the suffix .py.")
     module = importlib.util.module_from_spec(spec)
-    # Dataclasses, pickling and inspect look a class's module up while it is being made.
+    # Dataclasses, pickling and inspect look up the module of a class while it is defined.
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)

@@ -1,4 +1,9 @@
-"""Components by exact name, each with its typed settings; imports no torch."""
+"""Components by exact name, each with its typed settings. Imports no torch.
+
+Each kind has one registry. The kind is the word of recipes and commands (`model.stopping`, `vilavt list format`). A
+registry is named after its contract where the kind alone would not say what is registered: kind `stopping` holds the
+`stopping_policies` (contract `StoppingPolicy`), kind `format` the `formats` of checkpoints (`CheckpointFormat`).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,6 @@ import dataclasses
 import functools
 import inspect
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,26 +27,19 @@ if TYPE_CHECKING:
 ENTRY_POINTS = "vilavt_toolkit.components"
 """The entry point group through which installed packages bring components."""
 
-
 T = TypeVar("T")
-
-
 C = TypeVar("C", bound=type[Any])
 
-
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
-
-
 _ORIGIN: ContextVar[str] = ContextVar("origin", default="")
 
-
 loaded_plugins: set[str] = set()
-"""Modules and files that recipes' `plugins:` have loaded, so that loading one twice does nothing."""
+"""Plugins that are loaded, by the name of their module, so that loading one again does nothing."""
 
 
 @functools.cache
 def _entry_point_packages() -> dict[str, str]:
-    """Top-level package -> "package version" of everything installed under the entry point group."""
+    """Return "package version" of every package of the entry point group, by its top-level name."""
     found = {}
     for point in metadata.entry_points(group=ENTRY_POINTS):
         top = point.value.split(".")[0].split(":")[0]
@@ -59,14 +56,15 @@ class Entry(Generic[T]):
     cls: type[T]
     config: type[Any]
     origin: str
-    """What brought it: a package and its version, or a plugin."""
+    """The package, with its version, or the plugin that brought it."""
 
     @property
     def location(self) -> str:
-        """file:line of the class, or its dotted name where it has no source file."""
+        """file:line of the class, or its dotted name if it has no source file."""
         try:
             return f"{inspect.getsourcefile(self.cls)}:{inspect.getsourcelines(self.cls)[1]}"
-        except (OSError, TypeError):  # a class made in a console or by exec
+        # A class from a console or from exec has no source.
+        except (OSError, TypeError):
             return f"{self.cls.__module__}.{self.cls.__qualname__}"
 
     @property
@@ -76,7 +74,7 @@ class Entry(Generic[T]):
 
 
 class Registry(Generic[T]):
-    """The components of one kind. `label` and `plural` are how errors speak of it."""
+    """The components of one kind. Errors call them by `label` and `plural`."""
 
     def __init__(self, kind: str, label: str = "", plural: str = "") -> None:
         self.kind = kind
@@ -87,20 +85,20 @@ class Registry(Generic[T]):
     def register(self, name: str, config: type[Any] | None = None) -> Callable[[C], C]:
         """Register the decorated class under `name`, with its settings' dataclass; raises DuplicateName."""
         if not _NAME.fullmatch(name):
-            raise ValueError(f"{self.label} name {name!r} is not lower_snake_case, like 'cross_attention'.")
+            raise ValueError(f"{self.label} name {name!r} is not lower_snake_case. Write it like 'cross_attention'.")
         settings = NoSettings if config is None else config
         if not dataclasses.is_dataclass(settings):
-            raise TypeError(f"The config of {self.label} '{name}' must be a dataclass, not {settings!r}.")
+            raise TypeError(f"the config of {self.label} '{name}' is {settings!r}. Give it @dataclass(frozen=True).")
         if any(f.name == "name" for f in dataclasses.fields(settings)):
-            raise TypeError(f"{settings.__name__} may not have a setting 'name': it is the part's.")
+            raise TypeError(f"{settings.__name__} has a setting 'name', which is the component's. Rename the setting.")
 
-        def add(cls: C) -> C:
-            self._add(Entry(self.kind, name, cls, settings, _origin_of(cls)))
+        def register_class(cls: C) -> C:
+            self._add_entry(Entry(self.kind, name, cls, settings, _origin_of(cls)))
             return cls
 
-        return add
+        return register_class
 
-    def _add(self, entry: Entry[T]) -> None:
+    def _add_entry(self, entry: Entry[T]) -> None:
         old = self._entries.get(entry.name)
         if old is not None:
             why = "rename one of them"
@@ -113,14 +111,14 @@ class Registry(Generic[T]):
         self._entries[entry.name] = entry
 
     def get(self, name: str) -> Entry[T]:
-        """Return the component registered under exactly `name`; raises UnknownName with what there is."""
+        """Return the component registered under exactly `name`; raises UnknownName, which lists the names."""
         entry = self._entries.get(name)
         if entry is None:
-            raise UnknownName(self.unknown(name))
+            raise UnknownName(self.unknown_name_message(name))
         return entry
 
-    def unknown(self, name: object) -> str:
-        """Say that `name` is not registered, what is, and where that came from."""
+    def unknown_name_message(self, name: object) -> str:
+        """Describe an unknown name: the nearest name, all registered names, and where they came from."""
         names, origins = ", ".join(self.names()) or "none", ", ".join(self.origins()) or "nothing"
         return (
             f"no {self.label} named {name!r}.{did_you_mean(name, self.names())}\n"
@@ -128,29 +126,27 @@ class Registry(Generic[T]):
         )
 
     def names(self) -> list[str]:
-        """All names, sorted."""
+        """Return all names, sorted."""
         return sorted(self._entries)
 
     def entries(self) -> list[Entry[T]]:
-        """All entries, sorted by name."""
+        """Return all entries, sorted by name."""
         return [self._entries[name] for name in self.names()]
 
     def origins(self) -> list[str]:
-        """What brought the entries, in the order of arrival."""
+        """Return the packages and plugins that brought the entries, in the order of arrival."""
         return list(dict.fromkeys(entry.origin for entry in self._entries.values()))
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and name in self._entries
 
     def snapshot(self) -> dict[str, Entry[T]]:
-        """Return what is registered now, for `restore`."""
+        """Return the current entries, for `restore`."""
         return dict(self._entries)
 
     def restore(self, snapshot: dict[str, Entry[T]]) -> None:
-        """Forget what came after `snapshot`, except the components of installed packages.
-
-        Python would not import those a second time, so a forgotten one could not come back.
-        """
+        """Forget all entries added after `snapshot`, except the components of installed packages."""
+        # Python imports a package once, so a component of one that is forgotten could not come back.
         kept = {n: e for n, e in self._entries.items() if _package_of(e.cls) in _entry_point_packages()}
         self._entries = kept | snapshot
 
@@ -166,7 +162,7 @@ def _origin_of(cls: type[Any]) -> str:
 
 @contextmanager
 def registering_from(origin: str) -> Iterator[None]:
-    """Let everything registered inside name `origin` as what brought it."""
+    """Record `origin` as the origin of everything that is registered inside."""
     token = _ORIGIN.set(origin)
     try:
         yield
@@ -175,44 +171,19 @@ def registering_from(origin: str) -> Iterator[None]:
 
 
 sources: Registry[contracts.Source] = Registry("source")
-
-
 encoders: Registry[contracts.Encoder] = Registry("encoder")
-
-
 modulators: Registry[contracts.Modulator] = Registry("modulator")
-
-
 inquiry_encoders: Registry[contracts.InquiryEncoder] = Registry("inquiry_encoder")
-
-
 projectors: Registry[contracts.Projector] = Registry("projector")
-
-
 language_models: Registry[contracts.LanguageModel] = Registry("language_model")
-
-
 dialogues: Registry[contracts.Dialogue] = Registry("dialogue")
-
-
 stopping_policies: Registry[contracts.StoppingPolicy] = Registry("stopping", "stopping policy", "stopping policies")
-
-
 tasks: Registry[contracts.Task] = Registry("task")
-
-
 optimizers: Registry[contracts.Optimizer] = Registry("optimizer")
-
-
 rewards: Registry[contracts.Reward] = Registry("reward")
-
-
+"""All rewards by name: the classes of `vilavt_components.rewards`, and functions from `vilavt_toolkit.rewards`."""
 advantages: Registry[contracts.Advantage] = Registry("advantage")
-
-
 policy_losses: Registry[contracts.PolicyLoss] = Registry("policy_loss", "policy loss", "policy losses")
-
-
 formats: Registry[Any] = Registry("format", "checkpoint format")
 
 
@@ -239,7 +210,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
 
 @dataclass(frozen=True)
 class Part:
-    """A component chosen by name, with its typed settings."""
+    """A component that a recipe chose by name, with its typed settings."""
 
     kind: str
     name: str
@@ -250,20 +221,9 @@ class Part:
         """The registered component."""
         return REGISTRIES[self.kind].get(self.name)
 
+    def build(self, *context: Any) -> Any:
+        """Build the component from its settings, and from the `context` that its contract's `__init__` names."""
+        return self.entry.cls(self.config, *context)
+
     def __str__(self) -> str:
         return f"{REGISTRIES[self.kind].label} '{self.name}'"
-
-
-@contextmanager
-def isolated() -> Iterator[None]:
-    """Undo on leaving whatever plugins were loaded and components registered inside; for tests."""
-    before = {kind: registry.snapshot() for kind, registry in REGISTRIES.items()}
-    plugins = set(loaded_plugins)
-    try:
-        yield
-    finally:
-        for kind, registry in REGISTRIES.items():
-            registry.restore(before[kind])
-        for module in loaded_plugins - plugins:
-            sys.modules.pop(module, None)
-        loaded_plugins.intersection_update(plugins)

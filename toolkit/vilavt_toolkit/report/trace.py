@@ -1,4 +1,4 @@
-"""The regions of a dialogue as people look at them."""
+"""Pictures of a dialogue: its sources with numbered boxes, the crops, the words, and heat maps."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from vilavt_toolkit.contracts import Box, Source
 from vilavt_toolkit.dialogue.session import Session
-from vilavt_toolkit.utils.pictures import CAPTION, GAP, beside, captioned, font, framed, save
-from vilavt_toolkit.vision.heat_map import PANEL, heat_rows
+from vilavt_toolkit.utils.pictures import (
+    CAPTION,
+    GAP,
+    add_border,
+    add_caption,
+    arrange_in_grid,
+    load_font,
+    save_picture,
+)
+from vilavt_toolkit.vision.heat_map import PANEL, draw_heat_rows
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,8 +26,8 @@ if TYPE_CHECKING:
     from vilavt_toolkit.vision.explain import Explanation
 
 
-def looked_at(session: Session, numbers: Iterable[int]) -> tuple[TraceRegion, ...]:
-    """Regions that were zoomed into, by number, with their crops; first views are left out."""
+def zoomed_regions(session: Session, numbers: Iterable[int]) -> tuple[TraceRegion, ...]:
+    """Return the zoomed regions among these numbers, with their crops. Overviews are left out."""
     found = []
     for number in numbers:
         placed = session.trajectory.regions[number]
@@ -31,123 +39,120 @@ def looked_at(session: Session, numbers: Iterable[int]) -> tuple[TraceRegion, ..
 
 
 _SOURCE, _CROP = 640, 288
-
-
+"""Longest side of a source and of a crop, in pixels."""
 _LINE, _MOST_LINES, _MOST_CHARACTERS = 26, 30, 4000
-
-
+"""Height of a line in pixels; lines and characters of one text before it is cut."""
 _INDENT = 120
-
-
+"""Width of the labels beside the text, in pixels."""
 _COLOURS = {"question": "#111111", "inquiry": "#0b5394", "answer": "#0b6b2b", "feedback": "#a31515"}
 
 
 @dataclass(frozen=True)
 class TraceRegion:
-    """A region the model looked at."""
+    """A region that the model zoomed into."""
 
     index: int
-    """Its index in the dialogue."""
+    """Its index among the regions of the dialogue."""
     source_index: int
     source: Source
     box: Box
     crop: Any
-    """The `data` that the source cut out, for images uint8 [h, w, 3]."""
+    """The data of the crop, as the source cut it: for images uint8 [h, w, 3]."""
 
 
 @dataclass(frozen=True)
-class TraceTurn:
-    """A turn of the model and what came of it."""
+class DrawnTurn:
+    """A turn of the model, as it is drawn: its words, and the regions that it showed."""
 
     thought: str
     inquiry: str = ""
     regions: tuple[TraceRegion, ...] = ()
     feedback: str = ""
-    """What the model was told where its turn could not be carried out."""
+    """Feedback on a turn that could not be carried out."""
     answer: str | None = None
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One answered question."""
+    """One answered question, ready to be drawn."""
 
     question: str
     sources: tuple[Source, ...]
-    turns: tuple[TraceTurn, ...]
+    turns: tuple[DrawnTurn, ...]
     why: str = ""
-    """Why it stopped."""
+    """The reason why the dialogue stopped."""
     cost: Mapping[str, float | int] = field(default_factory=dict)
 
 
 def draw_trace(trace: Trace, path: str | os.PathLike[str], explained: Mapping[int, Explanation] | None = None) -> None:
-    """Write the picture of `trace` to `path`, whole or not at all; raises InputError where it cannot be written.
+    """Write the picture of a trace to `path`, whole or not at all. Raises InputError if it cannot be written.
 
-    With `explained`, by the index of a region, heat maps show what the encoder attended to.
+    `explained` holds explanations by region index. Heat maps show what the encoder attended to.
     """
-    save(trace_picture(trace, explained), path)
+    save_picture(render_trace(trace, explained), path)
 
 
-def trace_picture(trace: Trace, explained: Mapping[int, Explanation] | None = None) -> Image:
-    """Draw the sources with numbered boxes, the crops beside them, the words below, and heat maps at the end."""
-    sources = beside([captioned(*pair) for pair in _source_pictures(trace)], columns=1)
-    crops = [captioned(_picture(region, _CROP), _region_name(trace, region)) for region in _regions(trace)]
+def render_trace(trace: Trace, explained: Mapping[int, Explanation] | None = None) -> Image:
+    """Return the picture: sources with numbered boxes, crops beside them, words below, and heat maps at the end."""
+    sources = arrange_in_grid([add_caption(*pair) for pair in _draw_sources(trace)], columns=1)
+    crops = [add_caption(_draw_crop(region, _CROP), _region_name(trace, region)) for region in _all_regions(trace)]
     pictures = [sources] if sources is not None else []
     if crops:
-        # As many columns as it takes not to be much taller than the sources.
+        # As many columns as are needed for the crops to be about as tall as the sources.
         height = max(sources.height if sources is not None else 0, _CROP)
         columns = min(4, -(-len(crops) * (_CROP + CAPTION + GAP) // (height + GAP)))
-        stacked = beside(crops, columns)
+        stacked = arrange_in_grid(crops, columns)
         pictures += [stacked] if stacked is not None else []
-    upper = beside(pictures, columns=2)
+    upper = arrange_in_grid(pictures, columns=2)
     width = max(960, upper.width if upper is not None else 0)
-    heat = _heat(trace, explained or {}, width)
-    page = beside([part for part in (upper, _words(trace, width), heat) if part is not None], columns=1)
+    heat = _draw_heat_maps(trace, explained or {}, width)
+    page = arrange_in_grid([part for part in (upper, _draw_text(trace, width), heat) if part is not None], columns=1)
     assert page is not None
-    return framed(page)
+    return add_border(page)
 
 
-def _heat(trace: Trace, explained: Mapping[int, Explanation], width: int) -> Image | None:
-    found = [region for region in _regions(trace) if region.index in explained]
-    shown = [(_region_name(trace, region), explained[region.index], _picture(region, PANEL)) for region in found]
-    return heat_rows(shown, width)
+def _draw_heat_maps(trace: Trace, explained: Mapping[int, Explanation], width: int) -> Image | None:
+    found = [region for region in _all_regions(trace) if region.index in explained]
+    shown = [(_region_name(trace, region), explained[region.index], _draw_crop(region, PANEL)) for region in found]
+    return draw_heat_rows(shown, width)
 
 
-def _picture(region: TraceRegion, size: int) -> Image:
-    return region.source.picture(region.crop, size)
+def _draw_crop(region: TraceRegion, size: int) -> Image:
+    return region.source.draw_crop(region.crop, size)
 
 
-def _regions(trace: Trace) -> list[TraceRegion]:
+def _all_regions(trace: Trace) -> list[TraceRegion]:
     return [region for turn in trace.turns for region in turn.regions]
 
 
-def _boxes(trace: Trace, source_index: int) -> list[TraceRegion]:
-    return [region for region in _regions(trace) if region.source_index == source_index]
+def _regions_of_source(trace: Trace, source_index: int) -> list[TraceRegion]:
+    return [region for region in _all_regions(trace) if region.source_index == source_index]
 
 
 def _region_name(trace: Trace, region: TraceRegion) -> str:
-    """The number that the region's box has on its source's picture, and the source where there are several."""
-    number = _boxes(trace, region.source_index).index(region) + 1
+    """Return the number of a region's box in its source's picture, with the source if there are several."""
+    number = _regions_of_source(trace, region.source_index).index(region) + 1
     return f"box {number}" if len(trace.sources) == 1 else f"source {region.source_index + 1}, box {number}"
 
 
-def _source_pictures(trace: Trace) -> list[tuple[Image, str]]:
-    several = len(trace.sources) > 1
-    return [
-        (
-            source.draw([region.box for region in _boxes(trace, index)], _SOURCE),
-            f"source {index + 1}" if several else "",
-        )
-        for index, source in enumerate(trace.sources)
-    ]
+def _draw_sources(trace: Trace) -> list[tuple[Image, str]]:
+    pictures = []
+    for index, source in enumerate(trace.sources):
+        boxes = [region.box for region in _regions_of_source(trace, index)]
+        # One source needs no title.
+        title = f"source {index + 1}" if len(trace.sources) > 1 else ""
+        pictures.append((source.draw(boxes, _SOURCE), title))
+    return pictures
 
 
-def _words(trace: Trace, width: int) -> Image:
-    """The question, every turn, the answer and its cost, wrapped to `width` pixels."""
+def _draw_text(trace: Trace, width: int) -> Image:
+    """Draw the question, every turn, the answer and its cost, wrapped to `width` pixels."""
     from PIL import Image, ImageDraw
 
-    letters, lines = font(), []
-    for label, text in _entries(trace):
-        for number, line in enumerate(wrapped(text, width - _INDENT, letters.getlength)):
+    # Wrapped before drawing: the height of the page is the number of lines.
+    letters, lines = load_font(), []
+    for label, text in _text_entries(trace):
+        for number, line in enumerate(wrap_text(text, width - _INDENT, letters.getlength)):
             lines.append((label, line, number == 0))
     page = Image.new("RGB", (width, max(1, len(lines)) * _LINE), "white")
     drawing = ImageDraw.Draw(page)
@@ -158,8 +163,9 @@ def _words(trace: Trace, width: int) -> Image:
     return page
 
 
-def _entries(trace: Trace) -> list[tuple[str, str]]:
-    """What is written below the pictures, as (label, text)."""
+def _text_entries(trace: Trace) -> list[tuple[str, str]]:
+    """Return the text below the pictures as (label, text), without empty entries."""
+    # Empty texts are added too and left out once, at the end.
     entries = [("question", trace.question)]
     for turn in trace.turns:
         entries.append(("thought", turn.thought))
@@ -175,9 +181,13 @@ def _entries(trace: Trace) -> list[tuple[str, str]]:
     return [(label, text) for label, text in entries if text]
 
 
-def wrapped(text: str, width: float, length: Any) -> list[str]:
-    """Break a text into lines of at most `width` as `length` measures them; a word too long is broken too."""
+def wrap_text(text: str, width: float, length: Any) -> list[str]:
+    """Break a text into lines of at most `width`, measured by `length`.
+
+    A word that is too long for a line is broken too. A long text is cut, and ends in a line of dots.
+    """
     lines: list[str] = []
+    # Cut first: a model may write one endless word, and measuring it is quadratic in its length.
     more = len(text) > _MOST_CHARACTERS
     for paragraph in text[:_MOST_CHARACTERS].splitlines() or [""]:
         line = ""
@@ -188,6 +198,7 @@ def wrapped(text: str, width: float, length: Any) -> list[str]:
                 continue
             if line:
                 lines.append(line)
+            # Character by character: letters of a proportional font have different widths.
             while length(word) > width:
                 fits = max(1, next(n for n in range(1, len(word) + 1) if length(word[:n]) > width) - 1)
                 lines.append(word[:fits])

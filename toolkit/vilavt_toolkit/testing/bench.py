@@ -1,11 +1,13 @@
-"""What the contract tests measure with: examples, reference parts, tolerances, a guard against waiting."""
+"""Tools of the contract tests: examples, reference parts, assertions, a guard against waiting for the device."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -13,36 +15,85 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vilavt_toolkit.contracts import Box, Crop, Encoder, InquiryEncoder, LanguageModel, Source, View
+from vilavt_toolkit.contracts import Box, Component, Crop, Encoder, InquiryEncoder, LanguageModel, Source, View
 from vilavt_toolkit.packed.tokens import to_device
 from vilavt_toolkit.registry import REGISTRIES, Entry, Registry
 
 T = TypeVar("T")
+C = TypeVar("C", bound=Component)
 
 TEXTS = ("a red square left of the door", "read the digit", "the digit on the blue circle", "")
-"""Inquiries to try; the last one is empty."""
+"""Example inquiries; the last one is empty."""
 
 _PARTS = ((0.0, 0.5), (0.25, 0.75), (0.0, 0.5), (0.3, 1.0))
 _IMAGES = ((64, 64, True), (20, 40, False), (32, 32, False), (20, 40, False), (48, 16, False))
 
 
 def build(entry: Entry[Any], *given: Any, seed: int = 0, config: Any = None) -> Any:
-    """Build the tiny instance of a component, or that of `config`, from a fixed seed, in evaluation mode."""
+    """Build the tiny instance of a component, or one of `config`, from a fixed seed, in evaluation mode.
+
+    `given` are the further arguments of its `__init__`.
+    """
     torch.manual_seed(seed)
     made = entry.cls(entry.cls.tiny() if config is None else config, *given)
     return made.eval() if isinstance(made, nn.Module) else made
 
 
+@dataclass(frozen=True)
+class Instance(Generic[C]):
+    """A small instance of a component: its tiny one, or one of its variants."""
+
+    entry: Entry[C]
+    config: Any
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        """The component's name, and the variant's."""
+        return f"{self.entry.name}, {self.variant}" if self.variant else self.entry.name
+
+    def build(self, *context: Any, seed: int = 0) -> C:
+        """Build it from a fixed seed, in evaluation mode; `context` follows the settings in its `__init__`."""
+        built: C = build(self.entry, *context, seed=seed, config=self.config)
+        return built
+
+
+def list_instances(entry: Entry[C], with_variants: bool = True) -> Iterator[Instance[C]]:
+    """List the tiny instance of a component and, `with_variants`, those of its variants."""
+    yield Instance(entry, entry.cls.tiny())
+    if with_variants:
+        for variant, config in entry.cls.variants().items():
+            yield Instance(entry, config, variant)
+
+
+def for_every_instance(registry: Registry[C]) -> Callable[[Callable[[Instance[C]], None]], Callable[[str], None]]:
+    """Make a decorator that turns a claim about one small instance into a claim about the component of a name."""
+
+    def decorate(claim: Callable[[Instance[C]], None]) -> Callable[[str], None]:
+        # `wraps` keeps the claim's own name, which is what a failing test shows.
+        @wraps(claim)
+        def claim_of_all(name: str) -> None:
+            for instance in list_instances(registry.get(name)):
+                try:
+                    claim(instance)
+                except AssertionError as error:
+                    raise AssertionError(f"{instance.name}: {error}") from error
+
+        return claim_of_all
+
+    return decorate
+
+
 def example_original(modality: str) -> Any:
-    """What a source of `modality` can open, in memory; None where there is no example."""
+    """Return something in memory that a source of `modality` can open, or None if there is no example."""
     if modality == "image":
         return np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
-    examples = (source.example() for source in _sources(modality))
+    examples = (source.example() for source in _source_classes(modality))
     return next((example for example in examples if example is not None), None)
 
 
 def example_views(encoder: Encoder) -> list[View]:
-    """Views of several sizes, two of them equally large."""
+    """Prepare views of several sizes, two of them of the same size."""
     modality = encoder.spec.modality
     return [encoder.prepare(crop) for crop in (_image_crops() if modality == "image" else _example_crops(modality))]
 
@@ -56,21 +107,22 @@ def _image_crops() -> list[Crop]:
 
 
 def _example_crops(modality: str) -> list[Crop]:
-    """The overview of the modality's example, and parts of it."""
+    """Crop the overview of the modality's example, and parts of it."""
     original = example_original(modality)
     assert original is not None, f"there is no example of '{modality}'; a source of it must have one"
-    source = next(source for source in _sources(modality) if source.example() is not None)
+    source = next(source for source in _source_classes(modality) if source.example() is not None)
     opened = source.open(original, source.tiny())
     parts = [part_of(opened.extent, low, high) for low, high in _PARTS]
     return [opened.crop(opened.extent, overview=True), *(opened.crop(part) for part in parts)]
 
 
-def _sources(modality: str) -> list[type[Source]]:
+def _source_classes(modality: str) -> list[type[Source]]:
     return [entry.cls for entry in REGISTRIES["source"].entries() if entry.cls.modality == modality]
 
 
 def part_of(extent: Box, low: float, high: float) -> Box:
-    """The part of a box from `low` to `high`, in [0, 1], along every axis; a first number with no second one stays."""
+    """Return the part of a box from `low` to `high`, in [0, 1], along every axis."""
+    # An odd first number, a video's time, is not an axis and stays.
     axes, odd = divmod(len(extent), 2)
     sides = [(a, b - a) for a, b in zip(extent[odd : axes + odd], extent[axes + odd :], strict=True)]
     ends = (start + share * side for share in (low, high) for start, side in sides)
@@ -78,21 +130,21 @@ def part_of(extent: Box, low: float, high: float) -> Box:
 
 
 def example_language_model() -> LanguageModel:
-    """The tiny instance of the first registered language model, its tokenizer trained on a few words."""
+    """Build the tiny instance of the first registered language model, with a tokenizer trained on a few words."""
     entries = REGISTRIES["language_model"].entries()
     assert entries, "no language model is registered, and this claim needs one"
-    return tiny_language_model(entries[0])
+    return build_language_model(entries[0])
 
 
-def tiny_language_model(entry: Entry[Any], config: Any = None) -> LanguageModel:
-    """The tiny instance of a language model, or that of `config`, with a tokenizer."""
+def build_language_model(entry: Entry[Any], config: Any = None) -> LanguageModel:
+    """Build the tiny instance of a language model, or one of `config`, and fit its tokenizer."""
     model: LanguageModel = build(entry, config=config)
     model.fit_tokenizer([*TEXTS, "0 1 2 3 4 5 6 7 8 9"] * 4, ["<answer>", "</answer>"])
     return model
 
 
 class WordInquiryEncoder(InquiryEncoder):
-    """A random vector per word: an inquiry encoder that needs no other component."""
+    """An inquiry encoder with a random vector per word, so that modulator claims need no other component."""
 
     def __init__(self, width: int = 12, words: int = 64) -> None:
         super().__init__()
@@ -101,25 +153,25 @@ class WordInquiryEncoder(InquiryEncoder):
 
     @classmethod
     def tiny(cls) -> None:
-        """Return nothing: it has no settings."""
+        """Return None: it has no settings."""
 
     def tokenize(self, text: str) -> list[int]:
-        """One id per word, by its letters."""
+        """Return one id per word, computed from its letters."""
         return [sum(word.encode()) % self.embedding.num_embeddings for word in text.split()]
 
-    def words(self, ids: Sequence[int]) -> list[str]:
-        """A word's letters cannot be told from its id, which stands here instead."""
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """Return the ids as text, since the words cannot be recovered from them."""
         return [str(i) for i in ids]
 
     def forward(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Embeddings of all words [T, D] and their mean per group [G, D]."""
+        """Return the embeddings of all words [T, D] and their mean per group [G, D]."""
         features = self.embedding(to_device([i for group in ids for i in group], self.embedding.weight.device))
         parts = features.split_with_sizes([len(group) for group in ids])
         return features, torch.stack([part.sum(0) / max(1, len(part)) for part in parts])
 
 
 def assert_close(found: Tensor, expected: Tensor, what: str, tolerance: float = 1e-5) -> None:
-    """Hold two tensors equal to `tolerance` x max(1, max|expected|)."""
+    """Assert that two tensors differ by at most `tolerance` x max(1, max|expected|)."""
     assert found.shape == expected.shape, f"{what}: {list(found.shape)} is not {list(expected.shape)}"
     if not found.numel():
         return
@@ -129,18 +181,19 @@ def assert_close(found: Tensor, expected: Tensor, what: str, tolerance: float = 
 
 
 def assert_close_in_bf16(found: Tensor, expected: Tensor) -> None:
-    """Hold bfloat16 to float32 within 2e-2 in relative L2."""
+    """Assert that a result in bfloat16 is within 2e-2 of that in float32, in relative L2."""
+    # L2 over all values: a single value near 0 can be far off in relative terms.
     error = ((found.float() - expected).norm() / expected.norm()).item()
     assert error <= 2e-2, f"bfloat16 is {error:.1e} from float32 in relative L2; 2e-2 is allowed"
 
 
 def backpropagate(loss: Tensor) -> None:
-    """Add the gradient of a scalar loss to the parameters'."""
+    """Add the gradient of a scalar loss to that of the parameters."""
     torch.autograd.backward(loss)
 
 
 def assert_gradients(module: nn.Module) -> None:
-    """Hold that every trainable parameter got a finite gradient."""
+    """Assert that every trainable parameter got a finite gradient."""
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None, f"'{name}' is trainable and got no gradient"
@@ -148,7 +201,7 @@ def assert_gradients(module: nn.Module) -> None:
 
 
 def assert_builds_quickly(make: Callable[[], nn.Module]) -> None:
-    """Hold that a part builds within two seconds, and without memory on the meta device."""
+    """Assert that a part builds within two seconds, and without memory on the meta device."""
     make()  # the first build pays for imports
     start = time.process_time()
     make()
@@ -161,7 +214,7 @@ def assert_builds_quickly(make: Callable[[], nn.Module]) -> None:
 
 
 def assert_state_round_trip(make: Callable[[int], nn.Module], run: Callable[[nn.Module], Tensor]) -> None:
-    """Hold that a state dict carries everything from one instance to another, built from another seed."""
+    """Assert that a state dict carries everything to an instance that was built from another seed."""
     first, second = make(0), make(1)
     second.load_state_dict(first.state_dict())
     with torch.no_grad():
@@ -191,6 +244,7 @@ class _NoSyncOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @staticmethod
     def _counts_on_device(name: str, args: Any, kwargs: Any) -> bool:
+        # The size of these results depends on values: the CPU has to read a count before it can go on.
         if name == "repeat_interleave":
             return kwargs.get("output_size") is None
         masks = args[1] if name in ("index", "index_put", "index_put_") else ()
@@ -199,13 +253,16 @@ class _NoSyncOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def no_synchronisation() -> Iterator[None]:
-    """Fail on anything inside that would wait for an accelerator: item, tolist, nonzero, boolean indexing."""
+    """Raise AssertionError inside for anything that waits for the device: item, tolist, nonzero, boolean indexing.
+
+    It works on the CPU, so that such a wait is found without an accelerator.
+    """
     with _NoSyncFunctions(), _NoSyncOperators():  # type: ignore[no-untyped-call]
         yield
 
 
-def entries(registry: Registry[T]) -> list[Entry[T]]:
-    """All entries of a registry; there must be one."""
+def require_entries(registry: Registry[T]) -> list[Entry[T]]:
+    """Return all entries of a registry; raises AssertionError if there is none."""
     found = registry.entries()
     assert found, f"no {registry.label} is registered, and this claim needs one"
     return found

@@ -1,92 +1,52 @@
-"""What every registered encoder must do."""
+"""The claims that every registered encoder must meet."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import wraps
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vilavt_toolkit.contracts import Bias, Encoder, View
-from vilavt_toolkit.packed.attention import attend
-from vilavt_toolkit.packed.tokens import Layout
-from vilavt_toolkit.registry import Entry, encoders
+from vilavt_toolkit.contracts import Bias, Crop, Encoder, View
+from vilavt_toolkit.packed.attention import attend_segments
+from vilavt_toolkit.packed.tokens import Layout, Tokens
+from vilavt_toolkit.registry import encoders
 from vilavt_toolkit.testing import bench
+from vilavt_toolkit.testing.bench import Instance
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
-from vilavt_toolkit.vision.modulation import behind
+from vilavt_toolkit.vision.modulation import layout_after_block
+
+_for_every_instance = bench.for_every_instance(encoders)
 
 
-@dataclass(frozen=True)
-class Instance:
-    """A small instance of an encoder: its tiny one, or one of its variants."""
-
-    entry: Entry[Encoder]
-    config: Any
-    variant: str = ""
-
-    @property
-    def name(self) -> str:
-        """The encoder's name, and the variant's."""
-        return f"{self.entry.name}, {self.variant}" if self.variant else self.entry.name
-
-    def build(self, seed: int = 0) -> Encoder:
-        """Build it, in evaluation mode."""
-        made: Encoder = bench.build(self.entry, seed=seed, config=self.config)
-        return made
-
-
-def instances(entry: Entry[Encoder], variants: bool = True) -> Iterator[Instance]:
-    """The tiny instance of an encoder, and those of its variants where wanted."""
-    yield Instance(entry, entry.cls.tiny())
-    if variants:
-        for variant, config in entry.cls.variants().items():
-            yield Instance(entry, config, variant)
-
-
-def _of_every_instance(claim: Callable[[Instance], None]) -> Callable[[str], None]:
-    """Make a claim about an instance one about all instances of the encoder of a name."""
-
-    @wraps(claim)
-    def claim_of_all(name: str) -> None:
-        for instance in instances(encoders.get(name)):
-            try:
-                claim(instance)
-            except AssertionError as error:
-                raise AssertionError(f"{instance.name}: {error}") from error
-
-    return claim_of_all
-
-
-def _encode(encoder: nn.Module, views: list[View]) -> Tensor:
+def _encode_plainly(encoder: nn.Module, views: list[View]) -> Tensor:
     assert isinstance(encoder, Encoder)
     features, _ = DynamicEncoder(encoder).encode(views, range(len(views)), [[]] * len(views))
     return features
 
 
-@_of_every_instance
-def builds_quickly_and_on_the_meta_device(instance: Instance) -> None:
-    """Building it reads nothing, downloads nothing and can be free of memory."""
-    bench.assert_builds_quickly(lambda: instance.build())
+@_for_every_instance
+def builds_quickly_and_on_the_meta_device(instance: Instance[Encoder]) -> None:
+    """Building reads nothing, downloads nothing, and takes no memory on the meta device."""
+    bench.assert_builds_quickly(instance.build)
 
 
-@_of_every_instance
-def declares_what_it_is(instance: Instance) -> None:
-    """Token counts, grids, widths and the sites of every block are as declared."""
+@_for_every_instance
+def declares_what_it_is(instance: Instance[Encoder]) -> None:
+    """Token counts, grids, widths and the sites of every block equal the declared ones."""
     encoder = instance.build()
     views = bench.example_views(encoder)
     sizes = [view.size for view in views]
-    layout = Layout.build(sizes, [encoder.tokens(s) for s in sizes], [0] * len(sizes), encoder.partitions)
+    layout = Layout.build(sizes, [encoder.token_count(s) for s in sizes], [0] * len(sizes), encoder.partitions)
     tokens = encoder.embed(views, layout)
     assert len(tokens.x) == layout.length, f"embed gives {len(tokens.x)} tokens, {layout.length} are declared"
     for index, block in enumerate(encoder.spec.blocks):
-        after = behind(encoder, index, layout)
+        after = layout_after_block(encoder, index, layout)
         seen: dict[str, int] = {}
 
-        def at(
+        # Defaults bind the loop's current values: a closure would see those of the last block.
+        def site(
             site: str, x: Tensor, y: Tensor, seen: dict[str, int] = seen, i: int = index, here: Layout = after
         ) -> Tensor:
             assert site not in seen, f"site '{site}' comes twice"
@@ -107,33 +67,93 @@ def declares_what_it_is(instance: Instance) -> None:
         ) -> Tensor:
             declared = (encoder.spec.blocks[i].heads, encoder.spec.blocks[i].head_dim)
             assert q.shape[1:] == declared, f"block {i} attends with {list(q.shape)}, it declares {declared}"
-            return attend(q, k, v, here, encoder.partition(i), scale=scale, bias=bias)
+            return attend_segments(q, k, v, here, encoder.block_partition(i), scale=scale, bias=bias)
 
-        tokens = tokens.behind(encoder.block(index, tokens, at, attention), after)
+        tokens = tokens.after_block(encoder.block(index, tokens, site, attention), after)
         assert tokens.x.shape == (after.length, block.width), f"block {index} gives {list(tokens.x.shape)}"
         assert seen == dict(block.sites), f"block {index} offers {seen} and declares {dict(block.sites)}"
     features = encoder.readout(tokens)
-    counts = [encoder.count(size) for size in sizes]
+    counts = [encoder.feature_count(size) for size in sizes]
     assert features.shape == (sum(counts), encoder.spec.out_width), f"readout gives {list(features.shape)}"
-    assert counts == [math.prod(encoder.grid(size)) for size in sizes], "counts are not those of the grids"
+    assert counts == [math.prod(encoder.feature_grid(size)) for size in sizes], "counts are not those of the grids"
 
 
-@_of_every_instance
-def encodes_packed_as_alone(instance: Instance) -> None:
-    """A region has the same features alone and packed with others, in any order."""
+@_for_every_instance
+def keeps_to_the_limit_of_the_sample(instance: Instance[Encoder]) -> None:
+    """The view of an image has at most `Crop.max_pixels` pixels, or those of the encoder's smallest view."""
+    encoder = instance.build()
+    if encoder.spec.modality != "image":
+        return
+
+    def count_pixels(width: int, height: int, overview: bool, limit: int | None) -> int:
+        crop = Crop(np.zeros((height, width, 3), dtype=np.uint8), "image", overview, max_pixels=limit)
+        view = encoder.prepare(crop)
+        return math.prod(encoder.extent(view) or view.data.shape[-2:])
+
+    # An encoder may refuse a limit below one token of its own, so none is asked for.
+    limit = max(256, count_pixels(4, 4, True, None))
+    for width, height in ((64, 64), (96, 40)):
+        for overview in (True, False):
+            pixels = count_pixels(width, height, overview, limit)
+            name = "an overview" if overview else "a zoom"
+            assert pixels <= limit, f"the view of {name} with max_pixels={limit} has {pixels} pixels"
+
+
+@_for_every_instance
+def declares_whether_it_normalises_queries(instance: Instance[Encoder]) -> None:
+    """A block declares `normalises_qk` if scaling its site `qkv` leaves queries and keys as they are, and only then."""
+    encoder = instance.build()
+    views = bench.example_views(encoder)
+    sizes = [view.size for view in views]
+    layout = Layout.build(sizes, [encoder.token_count(s) for s in sizes], [0] * len(sizes), encoder.partitions)
+    with torch.no_grad():
+        tokens = encoder.embed(views, layout)
+        for index, block in enumerate(encoder.spec.blocks):
+            after = layout_after_block(encoder, index, layout)
+            if "qkv" in block.sites and block.heads:
+                plain, scaled = (_queries_and_keys(encoder, index, tokens, factor) for factor in (1.0, 8.0))
+                # A norm forgets the factor but for its epsilon.
+                change = (scaled - plain).norm() / plain.norm()
+                found = "are" if change < 0.5 else "are not"
+                assert (change < 0.5) == block.normalises_qk, (
+                    f"block {index} declares normalises_qk={block.normalises_qk}, but its queries and keys {found} "
+                    "normalised after site 'qkv'"
+                )
+            run = encoder.block(index, tokens, lambda site, x, y: y, lambda q, k, v, scale=None, bias=None: v)
+            tokens = tokens.after_block(run, after)
+
+
+def _queries_and_keys(encoder: Encoder, index: int, tokens: Tokens, factor: float) -> Tensor:
+    """Return q and k side by side, as block `index` hands them to attention if site `qkv` is scaled by `factor`."""
+    found: list[Tensor] = []
+
+    def site(site: str, x: Tensor, y: Tensor) -> Tensor:
+        return y * factor if site == "qkv" else y
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, bias: Bias | None = None) -> Tensor:
+        found.append(torch.cat([q, k]).float())
+        return v
+
+    encoder.block(index, tokens, site, attention)
+    return torch.cat(found)
+
+
+@_for_every_instance
+def encodes_packed_as_alone(instance: Instance[Encoder]) -> None:
+    """A region has the same features alone as packed with others, in any order."""
     encoder = instance.build()
     views = bench.example_views(encoder)
     with torch.no_grad():
-        alone = [_encode(encoder, [view]) for view in views]
+        alone = [_encode_plainly(encoder, [view]) for view in views]
         for order in (range(len(views)), reversed(range(len(views)))):
             indices = list(order)
-            packed = _encode(encoder, [views[i] for i in indices])
+            packed = _encode_plainly(encoder, [views[i] for i in indices])
             bench.assert_close(packed, torch.cat([alone[i] for i in indices]), f"packed in order {indices}")
 
 
-@_of_every_instance
-def encodes_batches_in_any_group_order(instance: Instance) -> None:
-    """Groups may come in any order; features come back in the regions' order."""
+@_for_every_instance
+def encodes_batches_in_any_group_order(instance: Instance[Encoder]) -> None:
+    """Groups may come in any order; features come back in the order of the regions."""
     encoder = instance.build()
     views = bench.example_views(encoder)
     dynamic = DynamicEncoder(encoder)
@@ -143,47 +163,49 @@ def encodes_batches_in_any_group_order(instance: Instance) -> None:
     bench.assert_close(found, expected, "with groups 2 0 2 1 0")
 
 
-@_of_every_instance
-def gives_every_part_a_gradient(instance: Instance) -> None:
+@_for_every_instance
+def gives_every_parameter_a_gradient(instance: Instance[Encoder]) -> None:
     """Every trainable parameter gets a finite gradient."""
     encoder = instance.build().train()
-    features = _encode(encoder, bench.example_views(encoder))
+    features = _encode_plainly(encoder, bench.example_views(encoder))
     bench.backpropagate((features * torch.randn_like(features)).sum())
     bench.assert_gradients(encoder)
 
 
-@_of_every_instance
-def keeps_its_state(instance: Instance) -> None:
-    """Its state dict holds all of it."""
+@_for_every_instance
+def keeps_its_state(instance: Instance[Encoder]) -> None:
+    """Its state dict holds all of its state."""
     views = bench.example_views(instance.build())
-    bench.assert_state_round_trip(lambda seed: instance.build(seed), lambda made: _encode(made, views))
+    bench.assert_state_round_trip(lambda seed: instance.build(seed=seed), lambda made: _encode_plainly(made, views))
 
 
-@_of_every_instance
-def never_waits_for_the_device(instance: Instance) -> None:
-    """Encoding never synchronises."""
+@_for_every_instance
+def never_waits_for_the_device(instance: Instance[Encoder]) -> None:
+    """Encoding never waits for the device."""
     encoder = instance.build()
     views = bench.example_views(encoder)
     with torch.no_grad(), bench.no_synchronisation():
-        _encode(encoder, views)
+        _encode_plainly(encoder, views)
 
 
-@_of_every_instance
-def survives_bfloat16(instance: Instance) -> None:
-    """Its features in bfloat16 are near those in float32."""
+@_for_every_instance
+def survives_bfloat16(instance: Instance[Encoder]) -> None:
+    """Features in bfloat16 are close to those in float32."""
     encoder = instance.build()
     views = bench.example_views(encoder)
     with torch.no_grad():
-        expected = _encode(encoder, views)
-        bench.assert_close_in_bf16(_encode(encoder.to(torch.bfloat16), views), expected)
+        expected = _encode_plainly(encoder, views)
+        bench.assert_close_in_bf16(_encode_plainly(encoder.to(torch.bfloat16), views), expected)
 
 
 CLAIMS = (
     builds_quickly_and_on_the_meta_device,
     declares_what_it_is,
+    keeps_to_the_limit_of_the_sample,
+    declares_whether_it_normalises_queries,
     encodes_packed_as_alone,
     encodes_batches_in_any_group_order,
-    gives_every_part_a_gradient,
+    gives_every_parameter_a_gradient,
     keeps_its_state,
     never_waits_for_the_device,
     survives_bfloat16,

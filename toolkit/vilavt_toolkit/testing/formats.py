@@ -1,4 +1,4 @@
-"""What every registered checkpoint format must do, shown on a small model of its own parts."""
+"""The claims that every registered checkpoint format must meet, shown on its own example model."""
 
 from __future__ import annotations
 
@@ -12,52 +12,52 @@ import torch
 from vilavt_toolkit.config.parsing import parse_config
 from vilavt_toolkit.config.schema import ModelSection
 from vilavt_toolkit.formats import CheckpointFormat, foreign
-from vilavt_toolkit.models.assemble import assemble
-from vilavt_toolkit.models.meta import without_weights
+from vilavt_toolkit.models.assemble import assemble_model
+from vilavt_toolkit.models.meta import unfilled_parameters
 from vilavt_toolkit.models.model import VisualChatModel
 
 
 @contextmanager
-def _written(name: str) -> Iterator[tuple[CheckpointFormat, VisualChatModel, Path]]:
-    """A format, its example model with weights of its own, and the folder that it was written into."""
-    made = foreign.make(name)
+def _write_example(name: str) -> Iterator[tuple[CheckpointFormat, VisualChatModel, Path]]:
+    """Write the example model of a format into a folder: yields the format, the model and the folder."""
+    made = foreign.build_format(name)
     with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        model = made.example()
+        model = made.build_example()
         made.save(model, Path(folder))
         yield made, model, Path(folder)
 
 
-def format_recognises_what_it_writes(name: str) -> None:
-    """A folder that it wrote is its own by config.json, is whole, and holds nothing that runs when it is read."""
-    with _written(name) as (made, _, folder):
-        found = foreign.find(folder)
+def recognises_what_it_writes(name: str) -> None:
+    """It recognises a folder that it wrote, which is complete and holds no file that runs code when read."""
+    with _write_example(name) as (made, _, folder):
+        found = foreign.find_foreign_checkpoint(folder)
         assert type(found.format) is type(made), f"{type(found.format).__name__} takes what {name} wrote"
-        found.format.check(folder)
+        found.format.check_weights(folder)
         unsafe = [file.name for file in folder.rglob("*") if file.suffix in (".bin", ".pt", ".pth", ".pkl", ".py")]
         assert not unsafe, f"it wrote {unsafe}"
-        assert not made.recognises({}) and not made.recognises({"model_type": "x"}), "it takes any config.json"
+        assert not made.can_read({}) and not made.can_read({"model_type": "x"}), "it takes any config.json"
 
 
-def format_spells_out_a_section_that_assembles(name: str) -> None:
-    """What it says of a folder assembles without a weight, to a model of the same shapes."""
-    with _written(name) as (made, model, folder), torch.device("meta"):
-        section = parse_config(ModelSection, made.section(folder), name)
-        built = assemble(section)
+def gives_a_section_that_assembles(name: str) -> None:
+    """The section `model` that it gives for a folder assembles without weights, to a model of the same shapes."""
+    with _write_example(name) as (made, model, folder), torch.device("meta"):
+        section = parse_config(ModelSection, made.read_section(folder), name)
+        built = assemble_model(section)
         shapes = {key: value.shape for key, value in built.state_dict().items()}
         assert shapes == {key: value.shape for key, value in model.state_dict().items()}, "the shapes are others"
 
 
-def format_keeps_every_bit(name: str) -> None:
-    """Weights written and read again are the same, bit by bit and type by type, and no parameter is left out."""
+def keeps_every_bit(name: str) -> None:
+    """Weights that are written and read again are equal in every bit and type, and no parameter is left out."""
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        with _written(name) as (made, model, _), tempfile.TemporaryDirectory() as folder:
+        with _write_example(name) as (made, model, _), tempfile.TemporaryDirectory() as folder:
             made.save(model.to(dtype), Path(folder))
-            section = parse_config(ModelSection, made.section(Path(folder)), name)
-            filled = made.filled(section, Path(folder))
-            built = assemble(section, filled=filled)
+            section = parse_config(ModelSection, made.read_section(Path(folder)), name)
+            filled = made.filled_parts(section, Path(folder))
+            built = assemble_model(section, filled=filled)
             made.load(built, Path(folder), filled, None)
-            assert not without_weights(built), f"{without_weights(built)[0]} was not loaded"
+            assert not unfilled_parameters(built), f"{unfilled_parameters(built)[0]} was not loaded"
             state = dict(built.named_parameters())
             for key, value in model.named_parameters():
                 same = state[key].dtype == value.dtype and torch.equal(state[key], value)
@@ -65,7 +65,7 @@ def format_keeps_every_bit(name: str) -> None:
 
 
 CLAIMS = (
-    format_recognises_what_it_writes,
-    format_spells_out_a_section_that_assembles,
-    format_keeps_every_bit,
+    recognises_what_it_writes,
+    gives_a_section_that_assembles,
+    keeps_every_bit,
 )

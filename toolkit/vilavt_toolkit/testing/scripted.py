@@ -1,4 +1,4 @@
-"""A loop that says what it is told to: its cache and encoding are the real ones."""
+"""A generation loop that writes given tokens; its KV cache and encoding are the real ones."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from vilavt_toolkit.generation.loop import Loop
-from vilavt_toolkit.generation.reader import Rewrite
-from vilavt_toolkit.generation.request import Seat
+from vilavt_toolkit.generation.reader import InquiryRewrite
+from vilavt_toolkit.generation.request import Request
 from vilavt_toolkit.generation.sampling import Decoding
 from vilavt_toolkit.models.model import VisualChatModel
 
 
 class Scripted(Loop):
-    """The loop, with the first tokens of each dialogue given by its number instead of sampled."""
+    """The loop with the first tokens of each dialogue taken from `script(number)` instead of sampled."""
 
     def __init__(
         self,
         model: VisualChatModel,
         decoding: Decoding,
         script: Callable[[int], Sequence[int]],
-        rewrite: Rewrite | None = None,
+        rewrite: InquiryRewrite | None = None,
     ) -> None:
         super().__init__(model, decoding, rewrite)
         self._script = script
-        self._left: dict[Seat, list[int]] = {}
+        self._left: dict[Request, list[int]] = {}
 
-    def _draw(self, seats: list[Seat], logits: Tensor) -> tuple[list[int], list[float]]:
-        tokens, logprobs = super()._draw(seats, logits)
+    def _sample(self, requests: list[Request], logits: Tensor) -> tuple[list[int], list[float]]:
+        tokens, logprobs = super()._sample(requests, logits)
         full = (logits.float() / (self.decoding.temperature or 1.0)).log_softmax(-1)
-        for index, seat in enumerate(seats):
-            left = self._left.setdefault(seat, list(self._script(seat.number)))
+        for index, request in enumerate(requests):
+            left = self._left.setdefault(request, list(self._script(request.number)))
             if left:
                 tokens[index] = left.pop(0)
                 logprobs[index] = full[index, tokens[index]].item()

@@ -1,63 +1,35 @@
-"""What every registered stopping policy must do."""
+"""The claims that every registered stopping policy must meet."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import wraps
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from vilavt_toolkit.contracts import LoopState, Probe, RegionCall, Spent, StoppingPolicy, ToolCall, Turn
-from vilavt_toolkit.registry import Entry, stopping_policies
+from vilavt_toolkit.contracts import LoopState, Probe, RegionCall, StoppingPolicy, ToolCall, Turn, Usage
+from vilavt_toolkit.registry import stopping_policies
 from vilavt_toolkit.testing import bench
+from vilavt_toolkit.testing.bench import Instance
 
 _WIDTH = 12
-"""Of the hidden states that stopping policies are shown."""
+"""Width of the hidden states that the policies are given."""
+_for_every_instance = bench.for_every_instance(stopping_policies)
 
 
-@dataclass(frozen=True)
-class _SmallPolicy:
-    """A small instance of a stopping policy: its tiny one, or one of its variants."""
-
-    entry: Entry[StoppingPolicy]
-    config: Any
-
-    def build(self, seed: int = 0) -> StoppingPolicy:
-        """Build it for hidden states of `_WIDTH` numbers."""
-        made: StoppingPolicy = bench.build(self.entry, _WIDTH, seed=seed, config=self.config)
-        return made
-
-
-def _of_every_policy(claim: Callable[[_SmallPolicy], None]) -> Callable[[str], None]:
-    """Make a claim about one small policy one about the tiny one of a name and all its variants."""
-
-    @wraps(claim)
-    def claim_of_all(name: str) -> None:
-        entry = stopping_policies.get(name)
-        for variant, config in {"": entry.cls.tiny(), **entry.cls.variants()}.items():
-            try:
-                claim(_SmallPolicy(entry, config))
-            except AssertionError as error:
-                raise AssertionError(f"{name}, {variant}: {error}" if variant else str(error)) from error
-
-    return claim_of_all
-
-
-def _states() -> list[LoopState]:
-    """States after turns, and at looks between them with all that a policy may need."""
+def _example_states() -> list[LoopState]:
+    """List states after turns, and before turns with everything that a policy may need."""
     call = Turn("closer", call=ToolCall((RegionCall(0, {"bbox_2d": [1, 2, 3, 4]}),), "red square"))
     answer, broken = Turn("I see a 7.", answer="7"), Turn(problem="not in the right form")
     dialogues = ((), (call,), (answer,), (broken,), (call, answer), (call, call), (call,) * 50)
-    return [_state_after(turns, look) for turns in dialogues for look in (False, True) if turns or look]
+    return [_example_state(turns, look) for turns in dialogues for look in (False, True) if turns or look]
 
 
-def _state_after(turns: tuple[Turn, ...], look: bool) -> LoopState:
+def _example_state(turns: tuple[Turn, ...], look: bool) -> LoopState:
     calls = sum(turn.call is not None for turn in turns)
     generator = torch.Generator().manual_seed(len(turns))
-    spent = Spent(16 * (calls + 1), 4 * (calls + 1), 40 * (calls + 1), 20 * len(turns), 8 * calls, 1e6 * calls, 0.1)
-    planned = Spent(patches=16, features=4, read=40) if turns and turns[-1].call and not look else Spent()
+    spent = Usage(16 * (calls + 1), 4 * (calls + 1), 40 * (calls + 1), 20 * len(turns), 8 * calls, 1e6 * calls, 0.1)
+    planned = Usage(patches=16, features=4, read=40) if turns and turns[-1].call and not look else Usage()
     seen: dict[str, Any] = {}
     if look:
         answers = [Probe("7", 0.95, 0.9), Probe(None, 0.0), *([Probe("7", 0.95, 0.9)] * len(turns))]
@@ -70,42 +42,42 @@ def _state_after(turns: tuple[Turn, ...], look: bool) -> LoopState:
     return LoopState(turns, calls, spent, planned, look, **seen)
 
 
-@_of_every_policy
-def stopping_builds_on_the_meta_device(small: _SmallPolicy) -> None:
-    """Building it reads nothing and can be free of memory."""
-    bench.assert_builds_quickly(small.build)
+@_for_every_instance
+def builds_quickly_and_on_the_meta_device(instance: Instance[StoppingPolicy]) -> None:
+    """Building reads nothing, and takes no memory on the meta device."""
+    bench.assert_builds_quickly(lambda: instance.build(_WIDTH))
 
 
-@_of_every_policy
-def stopping_decides_and_says_why(small: _SmallPolicy) -> None:
-    """Every decision, after turns and at looks, is a legal one, the same for the same state; one to end says why."""
-    policy = small.build()
+@_for_every_instance
+def decides_and_gives_a_reason(instance: Instance[StoppingPolicy]) -> None:
+    """Every decision is a legal one, the same for the same state, and has a reason if it ends the dialogue."""
+    policy = instance.build(_WIDTH)
     assert policy.needs <= {"probe", "features", "hidden"}, f"the loop finds out none of {sorted(policy.needs)}"
-    for state in _states():
+    for state in _example_states():
         decision = policy.decide(state)
         assert decision.action in ("go_on", "answer", "stop"), f"'{decision.action}' is no action"
         assert decision.action == "go_on" or decision.why, f"'{decision.action}' has no reason"
         assert decision == policy.decide(state), "the same state gets another decision"
 
 
-@_of_every_policy
-def stopping_looks_only_at_what_it_needs(small: _SmallPolicy) -> None:
-    """What a policy does not say it needs may be missing at a look, and changes no decision."""
-    policy = small.build()
+@_for_every_instance
+def reads_only_what_it_needs(instance: Instance[StoppingPolicy]) -> None:
+    """Leaving out what the policy does not declare in `needs` changes no decision."""
+    policy = instance.build(_WIDTH)
     missing: dict[str, tuple[str, Any]] = {
         "probe": ("probes", ()),
         "features": ("features", ()),
         "hidden": ("hidden", None),
     }
     bare = dict(value for need, value in missing.items() if need not in policy.needs)
-    for state in _states():
+    for state in _example_states():
         assert policy.decide(replace(state, **bare)) == policy.decide(state), f"it reads {', '.join(bare)} unasked"
 
 
-@_of_every_policy
-def stopping_learns_from_all_turns_alike(small: _SmallPolicy) -> None:
-    """What learns has a finite loss, a sum over turns that may be none, and passes no gradient to the model."""
-    policy = small.build()
+@_for_every_instance
+def sums_its_loss_over_turns(instance: Instance[StoppingPolicy]) -> None:
+    """A policy with parameters has a finite loss, a sum over turns, that sends no gradient to the model."""
+    policy = instance.build(_WIDTH)
     hidden = torch.randn(6, _WIDTH, generator=torch.Generator().manual_seed(0), requires_grad=True)
     answered = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.0])
     loss = policy.loss(hidden, answered)
@@ -122,19 +94,19 @@ def stopping_learns_from_all_turns_alike(small: _SmallPolicy) -> None:
     assert hidden.grad is None or not hidden.grad.any(), "it changes the model whose hidden states it reads"
 
 
-@_of_every_policy
-def stopping_keeps_what_it_learned(small: _SmallPolicy) -> None:
-    """A state dict carries everything: another instance with it decides alike."""
-    first, second = small.build(seed=0), small.build(seed=1)
+@_for_every_instance
+def keeps_its_state(instance: Instance[StoppingPolicy]) -> None:
+    """A state dict carries everything: another instance that loads it decides the same."""
+    first, second = instance.build(_WIDTH, seed=0), instance.build(_WIDTH, seed=1)
     second.load_state_dict(first.state_dict())
-    for state in _states():
+    for state in _example_states():
         assert second.decide(state) == first.decide(state), "it decides otherwise after loading another's state"
 
 
 CLAIMS = (
-    stopping_builds_on_the_meta_device,
-    stopping_decides_and_says_why,
-    stopping_looks_only_at_what_it_needs,
-    stopping_learns_from_all_turns_alike,
-    stopping_keeps_what_it_learned,
+    builds_quickly_and_on_the_meta_device,
+    decides_and_gives_a_reason,
+    reads_only_what_it_needs,
+    sums_its_loss_over_turns,
+    keeps_its_state,
 )

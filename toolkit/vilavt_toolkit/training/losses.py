@@ -1,4 +1,4 @@
-"""Log-probabilities of the model's own tokens."""
+"""Log-probabilities of the tokens that the model produced, from the logits of a batch."""
 
 from __future__ import annotations
 
@@ -11,41 +11,51 @@ from vilavt_toolkit.models.batch import Batch
 
 
 def target_logprobs(logits: Tensor, batch: Batch, temperature: float = 1.0) -> Tensor:
-    """Log-probabilities [N] in float32 of the N produced tokens, row by row; logits [B, L, V]."""
-    flat, wanted = _chosen(logits, batch)
-    return _logprobs(flat, wanted, temperature)
+    """Return the log-probabilities [N], in float32, of the N produced tokens, row by row; logits [B, L, V]."""
+    produced_logits, tokens = _select_produced(logits, batch)
+    return _token_logprobs(produced_logits, tokens, temperature)
 
 
 def target_logprobs_and_hits(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """`target_logprobs` [N], and whether each of these tokens is the likeliest [N]; the logits are gathered once."""
-    flat, wanted = _chosen(logits, batch)
-    return _logprobs(flat, wanted, 1.0), flat.detach().argmax(-1) == wanted
+    """Return `target_logprobs` [N], and a bool [N]: True where a token is the likeliest. Gathers the logits once."""
+    produced_logits, tokens = _select_produced(logits, batch)
+    return _token_logprobs(produced_logits, tokens, 1.0), produced_logits.detach().argmax(-1) == tokens
 
 
 def logprobs_and_entropy(logits: Tensor, batch: Batch, temperature: float, chunk: int = 4096) -> tuple[Tensor, Tensor]:
-    """`target_logprobs` [N] and, without gradient, the entropy [N] in nats of what each token was drawn from.
+    """Return `target_logprobs` [N] and, without gradient, the entropy [N] in nats of each token's distribution.
 
-    In float32, `chunk` tokens at a time, so that no second [N, V] stays in memory for the backward pass; the values
-    and gradients are those of one piece.
+    Computed `chunk` tokens at a time, and again in the backward pass, so that no second [N, V] in float32 stays in
+    memory. Values and gradients do not depend on `chunk`.
     """
-    flat, wanted = _chosen(logits, batch)
-    pieces = list(zip(torch.split(flat, chunk), torch.split(wanted, chunk), strict=True))
-    logprobs = [
-        _logprobs(rows, tokens, temperature)
-        if len(pieces) == 1
-        else checkpoint(_logprobs, rows, tokens, temperature, use_reentrant=False, preserve_rng_state=False)
-        for rows, tokens in pieces
-    ]
-    with torch.no_grad():
-        entropy = [torch.special.entr((rows.float() / temperature).softmax(-1)).sum(-1) for rows, _ in pieces]
+    produced_logits, tokens = _select_produced(logits, batch)
+    logprobs, entropy = [], []
+    chunks = list(zip(torch.split(produced_logits, chunk), torch.split(tokens, chunk), strict=True))
+    for chunk_logits, chunk_tokens in chunks:
+        if len(chunks) == 1:
+            # A single chunk is as large as what checkpointing would save.
+            logprobs.append(_token_logprobs(chunk_logits, chunk_tokens, temperature))
+        else:
+            logprobs.append(
+                checkpoint(
+                    _token_logprobs, chunk_logits, chunk_tokens, temperature,
+                    use_reentrant=False, preserve_rng_state=False,
+                )
+            )  # fmt: skip
+        with torch.no_grad():
+            probabilities = (chunk_logits.float() / temperature).softmax(-1)
+            # `entr` is -p log p, with its limit 0 at p = 0.
+            entropy.append(torch.special.entr(probabilities).sum(-1))
     return torch.cat(logprobs), torch.cat(entropy)
 
 
-def _chosen(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The logits [N, V] that predict the produced tokens, and these tokens [N]."""
-    flat = logits.flatten(0, 1).index_select(0, batch.targets - 1)
-    return flat, batch.ids.flatten().index_select(0, batch.targets)
+def _select_produced(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the logits [N, V] that predict the produced tokens, and these tokens [N]."""
+    # The logits at a place predict the next token, hence - 1. No row begins with a produced token.
+    produced_logits = logits.flatten(0, 1).index_select(0, batch.targets - 1)
+    return produced_logits, batch.ids.flatten().index_select(0, batch.targets)
 
 
-def _logprobs(flat: Tensor, wanted: Tensor, temperature: float) -> Tensor:
-    return -F.cross_entropy(flat.float() / temperature, wanted, reduction="none")
+def _token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    # Half precision would round log-probabilities to two or three digits, and a policy's ratio is their exponential.
+    return -F.cross_entropy(logits.float() / temperature, tokens, reduction="none")

@@ -1,10 +1,11 @@
-"""What both stages of training are: optimizer steps whose rate, clipping and faults are handled alike."""
+"""A training stage: its run and settings, and the optimizer step that both stages share."""
 
 from __future__ import annotations
 
 import logging
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import pytorch_lightning as pl
@@ -12,106 +13,159 @@ import torch
 from torch import Tensor, nn
 
 from vilavt_toolkit.checkpoints.training_state import TrainingState
-from vilavt_toolkit.config.schema import StageSection
+from vilavt_toolkit.config.recipe import CheckedRecipe
+from vilavt_toolkit.config.schema import RLSection, TrainSection
 from vilavt_toolkit.contracts import Optimizer
 from vilavt_toolkit.errors import TrainingError
 from vilavt_toolkit.models.model import VisualChatModel
-from vilavt_toolkit.training.schedule import rate_factor
-from vilavt_toolkit.training.trainable import build_optimizer, freeze, trained
+from vilavt_toolkit.training.schedule import learning_rate_factor
+from vilavt_toolkit.training.trainable import build_optimizer, freeze_parts, trainable_parameters
 
 log = logging.getLogger(__name__)
 
-_MOST_NAMED = 8
+_MAX_NAMED = 8
+"""Samples that a message names; a step may have hundreds."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a recipe and its run."""
+
+    recipe: CheckedRecipe
+    section: TrainSection | RLSection
+    run: Path
+    total_steps: int
+    """Optimizer steps in all."""
+    section_key: str
+    """Name of the recipe's section: `train` or `rl`."""
 
 
 class StoppedBetweenSteps(KeyboardInterrupt):
-    """The run was asked to stop while the weights were still those that the last step left."""
+    """Raised when the run was asked to stop while the weights are still those of the last step."""
 
 
 class StageModule(pl.LightningModule):
-    """A stage of `total` optimizer steps, of which `start` were taken before this fit."""
+    """A stage of `total_steps` optimizer steps; a resumed run has taken `start_step` of them before.
 
-    key: ClassVar[str]
-    """The recipe's section."""
+    Optimization is manual, because a step is defined by its tokens, not by a batch: its loss is a mean over all tokens
+    of all micro-batches, which Lightning's accumulation of equally weighted batches cannot express.
+    """
+
+    section_key: ClassVar[str]
+    """Name of the recipe's section."""
 
     def __init__(
-        self, model: VisualChatModel, optimizer: Optimizer, section: StageSection, total: int, start: int
+        self, model: VisualChatModel, optimizer: Optimizer, section: TrainSection | RLSection, total: int, start: int
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.model = model
         self.section = section
-        self.total = total
-        self.start = start
-        self.skipped = 0
-        """Steps left out because their loss or gradient was no finite number."""
-        self.between_steps = False
-        """Whether what is done now changes no weight, so that an error loses nothing."""
+        self.total_steps = total
+        self.start_step = start
+        self.skipped_steps = 0
+        """Steps left out because their loss or gradient was NaN or infinite."""
+        self.is_between_steps = False
+        """True while no weight changes, so that a checkpoint saved after an error is that of the last step."""
         self._optimizer = optimizer
         self._norm = torch.zeros(())
         self._loss = torch.zeros(())
-        self._sound = True
-        freeze(model, section.frozen, self.key)
+        self._is_finite = True
+        self._metrics: dict[str, Tensor | float] = {}
+        freeze_parts(model, section.frozen, self.section_key)
 
     @property
-    @abstractmethod
     def step(self) -> int:
-        """Optimizer steps taken so far, over all fits."""
+        """Optimizer steps taken so far, those before a resumed run was stopped included."""
+        return self.start_step + self.global_step
 
-    def state(self) -> TrainingState:
-        """What the stage needs to go on exactly, beside weights, optimizer and random numbers."""
-        return TrainingState({}, {"skipped": self.skipped})
+    def capture_state(self) -> TrainingState:
+        """Return what the stage needs to resume exactly, beside weights, optimizer and random state."""
+        return TrainingState({}, {"skipped": self.skipped_steps})
 
     def load_state(self, state: TrainingState) -> None:
-        """Take back what `state` gave; raises RunError where it does not fit."""
-        self.skipped = int(state.data.get("skipped", 0))
+        """Take over what `capture_state` gave; raises RunError if it does not fit."""
+        self.skipped_steps = int(state.data.get("skipped", 0))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The recipe's optimizer over what is trained."""
-        optimizer = build_optimizer(self._optimizer, trained(self.model), self.key)
+        """Build the recipe's optimizer over the trainable parameters."""
+        optimizer = build_optimizer(self._optimizer, trainable_parameters(self.model), self.section_key)
+        # Each group's own rate, which `begin_step` scales by the schedule.
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         return optimizer
 
+    # --- The step --------------------------------------------------------------------------------------------------
+
     def begin_step(self) -> Any:
-        """The optimizer, its gradients empty and its rate that of the step."""
+        """Return the optimizer with empty gradients and the learning rate of this step."""
         optimizer = cast(Any, self.optimizers())
-        factor = rate_factor(self.section, self.step, self.total)
+        factor = learning_rate_factor(self.section, self.step, self.total_steps)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         optimizer.zero_grad()
         return optimizer
 
-    def end_step(self, optimizer: Any, loss: Tensor, culprits: Callable[[], Sequence[str]]) -> None:
-        """Step, unless loss or gradient is no finite number; then say so, and raise TrainingError past the limit.
+    def end_step(self, optimizer: Any, loss: Tensor, find_faulty: Callable[[], Sequence[str]]) -> None:
+        """Take the optimizer's step, or leave it out if loss or gradient is NaN or infinite.
 
-        `culprits` names the samples whose own loss is none, or all of the step; it is called in that case only.
+        `find_faulty` names the samples whose own loss is not finite, or all of the step; it is called only then.
+        Raises TrainingError if more steps were left out than the recipe allows.
         """
         step, self._loss = self.step, loss
         optimizer.step()
-        if self._sound:
+        if self._is_finite:
             return
-        self.skipped += 1
-        named = list(culprits())
-        more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
-        what = f"loss or gradient is no finite number, with samples {', '.join(named[:_MOST_NAMED])}{more}"
-        log.warning("step %d is left out: its %s.", step, what)
-        if self.skipped > self.section.max_skipped:
+        self.skipped_steps += 1
+        names = list(find_faulty())
+        more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+        reason = f"loss or gradient is NaN or infinite, with samples {', '.join(names[:_MAX_NAMED])}{more}"
+        log.warning("step %d is left out: its %s.", step, reason)
+        if self.skipped_steps > self.section.max_skipped:
+            key = self.section_key
             raise TrainingError(
-                f"{self.skipped} steps had to be left out, the last being step {step}: its {what}; lower the learning "
-                f"rate or the gradient_clip, look at those samples, or raise {self.key}.max_skipped."
+                f"{self.skipped_steps} steps had to be left out, the last being step {step}: its {reason}. Look at "
+                f"those samples, lower {key}.optimizer.lr or {key}.gradient_clip, or raise {key}.max_skipped."
             )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the gradient, or drop it where it is none; here mixed precision has taken its loss scale out."""
+        """Clip the gradient, or drop it if it is not finite.
+
+        Lightning calls this inside `optimizer.step()`, after mixed precision has divided the gradient by its loss
+        scale, so that the norm is the true one.
+        """
         limit = self.section.gradient_clip
-        weights = [weight for _, weight in trained(self.model)]
+        weights = [weight for _, weight in trainable_parameters(self.model)]
         self._norm = nn.utils.clip_grad_norm_(weights, float("inf") if limit is None else limit)
-        # A loss scaler takes care of gradients that overflow; they are its way of finding the scale.
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        found = self._loss if scaled else self._loss + self._norm.to(self._loss.device)
-        # The one wait for the device in a step, when all of it has been computed.
-        self._sound = bool(torch.isfinite(found))
-        if not self._sound:
+        # A loss scaler finds its scale by letting gradients overflow, and leaves such steps out itself.
+        has_scaler = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        checked = self._loss if has_scaler else self._loss + self._norm.to(self._loss.device)
+        # `bool` waits for the device: once a step, when everything has been computed.
+        self._is_finite = bool(torch.isfinite(checked))
+        if not self._is_finite:
+            # Every optimizer skips weights without a gradient, and leaves their moments as they are.
             for weight in weights:
-                weight.grad = None  # which every optimizer passes by, its moments unchanged
+                weight.grad = None
+
+    # --- Metrics ---------------------------------------------------------------------------------------------------
+
+    def log_metrics(self, metrics: Mapping[str, Tensor | float], in_bar: Collection[str] = ()) -> None:
+        """Set metrics of the current step; those named in `in_bar` are shown in the progress bar."""
+        self._metrics.update(metrics)
+        for name in in_bar:
+            if name in metrics:
+                # In float32, since Lightning would make a number a tensor of the default type, which may be bf16.
+                value = torch.as_tensor(metrics[name], dtype=torch.float32)
+                self.log(name, value, prog_bar=True, logger=False)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Write the step's metrics to the logger, every `log_every` steps.
+
+        Lightning would count steps from 0 again in a resumed run, and only a private counter changes that. Metrics that
+        a step does not set keep the values of an earlier one: rollouts are made before the first inner epoch only.
+        """
+        step = self.step - 1
+        if self.logger is None or (step + 1) % self.section.log_every:
+            return
+        self.logger.log_metrics({name: float(value) for name, value in self._metrics.items()}, step)
+        self.logger.save()

@@ -1,4 +1,4 @@
-"""What of a model is trained, and by which optimizer."""
+"""The trainable parameters of a model, and the optimizer over them."""
 
 from __future__ import annotations
 
@@ -11,37 +11,30 @@ from vilavt_toolkit.contracts import Optimizer
 from vilavt_toolkit.errors import BadConfig, UsageError
 from vilavt_toolkit.models.model import VisualChatModel
 
-Named = tuple[str, nn.Parameter]
+NamedParameter = tuple[str, nn.Parameter]
 
 
-def freeze(model: VisualChatModel, parts: Sequence[str], section: str = "train") -> None:
-    """Exclude parts from training; their dropout is off and their running statistics stay. Raises UsageError.
+def freeze_parts(model: VisualChatModel, parts: Sequence[str], section: str = "train") -> None:
+    """Exclude parts from training: no gradient, no dropout, and fixed running statistics.
 
-    `section` is where the recipe names them.
+    `section` is the recipe's section that names them. Raises UsageError if nothing is left to train.
     """
-    modules: dict[str, nn.Module | None] = {
-        "encoder": model.encoder.encoder,
-        "modulator": model.encoder.modulators,
-        "inquiry_encoder": model.encoder.inquiry_encoder,
-        "projector": model.projector,
-        "language_model": model.language_model,
-        "stopping": model.stopping,
-    }
-    for part in parts:
-        module = modules[part]
-        if module is not None:
+    for kind, module in model.parts().items():
+        if kind in parts:
             module.requires_grad_(False).eval()
-    if not trained(model):
+    if not trainable_parameters(model):
         raise UsageError(f"{section}.freeze leaves nothing to train; take a part out of it.")
 
 
-def trained(model: nn.Module) -> list[Named]:
-    """The parameters that are trained, by name."""
+def trainable_parameters(model: nn.Module) -> list[NamedParameter]:
+    """Return the parameters that get a gradient, by name."""
     return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
 
 
-def build_optimizer(optimizer: Optimizer, parameters: Iterable[Named], section: str = "train") -> torch.optim.Optimizer:
-    """The optimizer of some parameters; raises BadConfig with the reason where torch refuses its settings."""
+def build_optimizer(
+    optimizer: Optimizer, parameters: Iterable[NamedParameter], section: str = "train"
+) -> torch.optim.Optimizer:
+    """Build the torch optimizer of some parameters; raises BadConfig with the reason if torch refuses its settings."""
     try:
         return optimizer.build(parameters)
     except (ValueError, RuntimeError) as error:
@@ -50,7 +43,9 @@ def build_optimizer(optimizer: Optimizer, parameters: Iterable[Named], section: 
 
 
 def try_optimizer(optimizer: Optimizer, model: nn.Module, section: str = "train") -> None:
-    """Build the optimizer over parameters of the model's names, but of one number each; raises BadConfig."""
+    """Build the optimizer once to see that it can be built; raises BadConfig."""
+    # `vilavt check` has a model without memory. Parameters of its names and dimensions, one number each, are enough:
+    # optimizers choose their groups by name and dimension.
     with torch.device("cpu"):
-        small = [(name, nn.Parameter(torch.zeros([1] * weight.dim()))) for name, weight in trained(model)]
+        small = [(name, nn.Parameter(torch.zeros([1] * weight.dim()))) for name, weight in trainable_parameters(model)]
         build_optimizer(optimizer, small, section)

@@ -1,1 +1,1 @@
-"""Small helpers without a floor of their own: files, progress, pictures, versions, Pillow."""
+"""Small helpers without a floor of their own: files, text, console, progress, pictures, versions, Pillow."""

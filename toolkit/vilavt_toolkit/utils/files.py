@@ -12,16 +12,18 @@ from typing import Any
 
 from vilavt_toolkit.errors import InputError
 
-COST = "cost.json"
-"""The file of a run that says what its training cost."""
+COST_FILE = "cost.json"
+"""The file of a run with the cost of its training."""
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its place if the block ends well, and goes if not.
+    """Yield a temporary path that replaces `path` if the block ends well, and is removed if not.
 
-    Missing folders are made. Raises InputError, naming `path`, for what the file system refuses.
+    Missing folders are made. Raises InputError, naming `path`, if the file system refuses to write.
     """
+    # In the same folder, since `os.replace` is atomic only within one file system. The random part keeps two processes
+    # that write the same file apart.
     target = Path(path)
     # The suffix stays last: writers such as Pillow choose the format by it.
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}{target.suffix}")
@@ -31,9 +33,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise InputError(f"{target} cannot be written ({reason}); choose another path or make room.") from error
+        raise InputError(f"{target} cannot be written ({reason}). Choose another path or free some space.") from error
     finally:
-        with suppress(OSError):  # where it could not be made it need not go
+        with suppress(OSError):  # it may not have been made, or has replaced the target
             temporary.unlink()
 
 

@@ -1,4 +1,4 @@
-"""Putting pictures together: enlarged, captioned, side by side."""
+"""Pictures for reports: enlarge, caption, and arrange them side by side."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ GAP, CAPTION, TEXT = 24, 30, 18
 """Pixels between pictures, of the line over one, and of its letters."""
 
 
-def enlarged(view: Any, side: int) -> Image:
-    """A picture uint8 [h, w, 3] with its longer side at `side` pixels, smoothed."""
+def enlarge_view(view: Any, side: int) -> Image:
+    """Enlarge a view, uint8 [h, w, 3], smoothly until its longer side has `side` pixels."""
     from PIL import Image
 
     image = Image.fromarray(np.asarray(view, dtype=np.uint8))
@@ -28,33 +28,34 @@ def enlarged(view: Any, side: int) -> Image:
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def font() -> Any:
-    """The font of all pictures."""
+def load_font() -> Any:
+    """Load the font of all pictures."""
     from PIL import ImageFont
 
     return ImageFont.load_default(size=TEXT)
 
 
-def captioned(picture: Image, caption: str) -> Image:
-    """Put a caption over a picture; none where it is empty."""
+def add_caption(picture: Image, caption: str) -> Image:
+    """Put a caption over a picture, unless it is empty."""
     from PIL import Image, ImageDraw
 
     if not caption:
         return picture
-    width = max(picture.width, round(font().getlength(caption)))
+    width = max(picture.width, round(load_font().getlength(caption)))
     whole = Image.new("RGB", (width, picture.height + CAPTION), "white")
-    ImageDraw.Draw(whole).text((0, 2), caption, fill="black", font=font())
+    ImageDraw.Draw(whole).text((0, 2), caption, fill="black", font=load_font())
     whole.paste(picture, (0, CAPTION))
     return whole
 
 
-def beside(pictures: Sequence[Image], columns: int) -> Image | None:
-    """Set pictures in rows of `columns`, none over another; None for no pictures."""
+def arrange_in_grid(pictures: Sequence[Image], columns: int) -> Image | None:
+    """Arrange pictures in rows of `columns` without overlap; return None if there are none."""
     from PIL import Image
 
     if not pictures:
         return None
     rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    # The last row may be shorter: a column is as wide as the widest picture that stands in it.
     widths = [max(row[c].width for row in rows if c < len(row)) for c in range(min(columns, len(pictures)))]
     heights = [max(picture.height for picture in row) for row in rows]
     size = sum(widths) + GAP * (len(widths) - 1), sum(heights) + GAP * (len(heights) - 1)
@@ -68,8 +69,8 @@ def beside(pictures: Sequence[Image], columns: int) -> Image | None:
     return whole
 
 
-def framed(picture: Image) -> Image:
-    """A picture with a white border."""
+def add_border(picture: Image) -> Image:
+    """Put a white border around a picture."""
     from PIL import Image
 
     page = Image.new("RGB", (picture.width + 2 * GAP, picture.height + 2 * GAP), "white")
@@ -77,23 +78,23 @@ def framed(picture: Image) -> Image:
     return page
 
 
-def check_name(path: str | os.PathLike[str]) -> None:
-    """Raise InputError where no picture can be written under this name, before anything is drawn."""
+def check_picture_name(path: str | os.PathLike[str]) -> None:
+    """Raise InputError if Pillow writes no format with this suffix; called before anything is drawn."""
     from PIL import Image
 
     suffix = os.path.splitext(path)[1].lower()
     if Image.registered_extensions().get(suffix) not in Image.SAVE:
-        raise InputError(_unknown(path))
+        raise InputError(_unknown_suffix_text(path))
 
 
-def _unknown(path: str | os.PathLike[str]) -> str:
-    return f"{os.fspath(path)} has no suffix of a picture; name it .png."
+def _unknown_suffix_text(path: str | os.PathLike[str]) -> str:
+    return f"{os.fspath(path)} has no suffix of a picture. Name it .png."
 
 
-def save(picture: Image, path: str | os.PathLike[str]) -> None:
-    """Write a picture to `path`, whole or not at all; raises InputError where it cannot be written."""
+def save_picture(picture: Image, path: str | os.PathLike[str]) -> None:
+    """Write a picture to `path`, whole or not at all; raises InputError."""
     with atomic_write(path) as temporary:
         try:
             picture.save(temporary)
         except ValueError as error:  # a suffix that Pillow has no writer for
-            raise InputError(_unknown(path)) from error
+            raise InputError(_unknown_suffix_text(path)) from error

@@ -12,17 +12,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def track(items: Iterable[T], total: int, description: str) -> Iterator[T]:
-    """Yield items under a progress bar on stderr that shows how many are done and the time left."""
+def track_progress(items: Iterable[T], total: int, description: str) -> Iterator[T]:
+    """Yield items while a progress bar on stderr shows how many are done and the time left."""
     from rich.console import Console
 
-    with progress(Console(stderr=True)) as bar:
-        task = bar.add_task(description, total=total, said="")
+    with make_progress_bar(Console(stderr=True)) as bar:
+        task = bar.add_task(description, total=total, note="")
         yield from bar.track(items, total=total, task_id=task)
 
 
-def progress(console: Console) -> Progress:
-    """A progress bar whose tasks show what is done, the time left, and their field `said`."""
+def make_progress_bar(console: Console) -> Progress:
+    """Return a progress bar whose tasks show how much is done, the time left, and their field `note`."""
+    # Imported here, as in all of this package: rich takes a tenth of a second, and most imports print no bar.
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -39,6 +40,6 @@ def progress(console: Console) -> Progress:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[said]}"),
+        TextColumn("{task.fields[note]}"),
     )
     return Progress(*columns, console=console)

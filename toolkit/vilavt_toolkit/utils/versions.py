@@ -1,4 +1,4 @@
-"""What a result was made with."""
+"""Versions of the software that a result was made with."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ PACKAGES = (
 )
 
 
-def versions() -> dict[str, str]:
-    """Versions of python and of every package a result depends on; 'missing' where one is not installed."""
+def collect_versions() -> dict[str, str]:
+    """Return the versions of Python and of every package that results depend on; `missing` if one is not installed."""
     found = {"python": platform.python_version(), "machine": platform.machine()}
     for name in PACKAGES:
         try:

@@ -1,7 +1,7 @@
-"""The encoder's blocks through torch.compile: what stays outside of the graphs.
+"""The encoder's blocks through torch.compile, with attention outside of the graphs.
 
-Attention does: its work depends on how many segments there are and how long, and a graph would be made anew for every
-layout. What lies between two attentions depends on the number of tokens only.
+The work of attention depends on how many segments there are and how long they are, so every layout would need a new
+graph. The layers between two attentions depend on the number of tokens only.
 """
 
 from __future__ import annotations
@@ -15,70 +15,73 @@ from torch import Tensor
 
 from vilavt_toolkit.contracts import Bias, Encoder, Inquiry
 from vilavt_toolkit.packed.tokens import Layout, Tokens
-from vilavt_toolkit.vision.modulation import Attention, BlockCall, Heard
+from vilavt_toolkit.vision.modulation import ActiveInquiries, BlockAttention, ModulatedBlock
 
 _GRAPHS_PER_BLOCK = 8
-"""With and without an inquiry, with empty ones beside it, with and without gradients."""
+"""Most graphs of one block: with and without an inquiry, with empty inquiries beside it, with and without gradients."""
 
 
 _disable = cast(Any, torch.compiler.disable)
 
 
-def _attend(attention: Attention, q: Tensor, k: Tensor, v: Tensor, scale: float | None, bias: Bias | None) -> Tensor:
+def _call_attention(
+    attention: BlockAttention, q: Tensor, k: Tensor, v: Tensor, scale: float | None, bias: Bias | None
+) -> Tensor:
     return attention(q, k, v, scale, bias)
 
 
-_attend_outside = _disable(_attend)
-_attend_inquiry_outside = _disable(Inquiry.attend)
+_attend_untraced = _disable(_call_attention)
+_attend_inquiry_untraced = _disable(Inquiry.attend)
 
 
 @dataclass(frozen=True, eq=False)
-class _Outside:
-    """An attention that no graph looks into."""
+class _UntracedAttention:
+    """An attention that no graph traces into."""
 
-    attention: Attention
+    attention: BlockAttention
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, bias: Bias | None) -> Tensor:
-        out: Tensor = _attend_outside(self.attention, q, k, v, scale, bias)
+        out: Tensor = _attend_untraced(self.attention, q, k, v, scale, bias)
         return out
 
 
-class _OutsideInquiry(Inquiry):
-    """An inquiry whose attention no graph looks into."""
+class _UntracedInquiry(Inquiry):
+    """An inquiry whose attention no graph traces into."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
-        out: Tensor = _attend_inquiry_outside(self, q, k, v, scale)
+        out: Tensor = _attend_inquiry_untraced(self, q, k, v, scale)
         return out
 
 
-def compiled_block(encoder: Encoder, **options: Any) -> Callable[[int, Tokens, BlockCall], Tensor]:
-    """The encoder's `block` compiled, one graph per block and stretch between attentions; `options` as torch.compile's.
+def compile_block(encoder: Encoder, **options: Any) -> Callable[[int, Tokens, ModulatedBlock], Tensor]:
+    """Return the encoder's `block` compiled, with one graph per block and stretch between attentions.
 
-    Raises torch's limit of graphs per function, which is for all of the process, to what the encoder's depth needs.
+    `options` are those of torch.compile. The limit of graphs per function, which torch has for the whole process, is
+    raised to the needs of the encoder's depth.
     """
     from torch._dynamo import config
 
     config.recompile_limit = max(config.recompile_limit, _GRAPHS_PER_BLOCK * encoder.spec.depth)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4 * config.recompile_limit)
-    # Dynamic from the first: no two batches have as many tokens.
+    # Dynamic from the first call: hardly two batches have the same number of tokens.
     block = torch.compile(encoder.block, **{"dynamic": True, **options})
 
-    def run(index: int, tokens: Tokens, call: BlockCall) -> Tensor:
-        heard = None if call.heard is None else _outside(call.heard)
-        outside = replace(call, heard=heard, attention=_Outside(call.attention))
-        _warm(call.attention.layout, tokens.x.device)
-        out: Tensor = block(index, tokens, outside.at, outside.attend)
+    def run(index: int, tokens: Tokens, call: ModulatedBlock) -> Tensor:
+        heard = None if call.active is None else _untrace_inquiries(call.active)
+        outside = replace(call, active=heard, attention=_UntracedAttention(call.attention))
+        _fill_index_cache(call.attention.layout, tokens.x.device)
+        out: Tensor = block(index, tokens, outside.modulate_site, outside.attend)
         return out
 
     return run
 
 
-def _outside(heard: Heard) -> Heard:
+def _untrace_inquiries(heard: ActiveInquiries) -> ActiveInquiries:
     inquiry = heard.inquiry
-    return replace(heard, inquiry=_OutsideInquiry(**{f.name: getattr(inquiry, f.name) for f in fields(inquiry)}))
+    return replace(heard, inquiry=_UntracedInquiry(**{f.name: getattr(inquiry, f.name) for f in fields(inquiry)}))
 
 
-def _warm(layout: Layout, device: torch.device) -> None:
-    """Make the indices that a block may ask for, so that no graph holds how they are made."""
-    layout.group_of(device)
-    layout.region_of(device)
+def _fill_index_cache(layout: Layout, device: torch.device) -> None:
+    """Build the index tensors that a block may ask for, so that no graph traces how they are built."""
+    layout.token_groups(device)
+    layout.token_regions(device)

@@ -1,4 +1,4 @@
-"""Which words of the inquiry the tokens of a region attend to."""
+"""Explanations: how much the tokens of a region attend to the words of its inquiry."""
 
 from __future__ import annotations
 
@@ -16,34 +16,36 @@ from vilavt_toolkit.packed.tokens import Layout
 
 @dataclass(frozen=True)
 class Explanation:
-    """The attention from one region to the words of its inquiry."""
+    """Holds the attention from one region to the words of its inquiry."""
 
     words: tuple[str, ...]
-    """The text of each of the T tokens."""
+    """Text of each of the T inquiry tokens."""
     weights: Tensor
     """[T, *grid] on the region's token grid, on the CPU: how much a place attends to a word, in [0, 1].
 
-    Over the words they sum to 1 where tokens attend to the inquiry alone, and to less where they also attend to
-    each other.
+    The weights of a place sum to 1 over the words if tokens attend to the inquiry alone, and to less if they also
+    attend to each other.
     """
 
     crop: Any = None
-    """What was cut out of the source, uint8 [h, w, 3] for images; None where views were explained."""
+    """Data of the crop, uint8 [h, w, 3] for images; None if views were explained."""
 
     def draw(self, path: str | os.PathLike[str]) -> None:
         """Draw a heat map per word, and their mean, over the crop of an image; raises InputError."""
-        from vilavt_toolkit.vision.heat_map import draw_heat
+        from vilavt_toolkit.vision.heat_map import draw_heat_map
 
-        draw_heat(self, path)
+        draw_heat_map(self, path)
 
 
-def explanations(
+def build_explanations(
     encoder: Encoder, layout: Layout, words: Sequence[Sequence[str]], seen: Sequence[tuple[Layout, Tensor]]
 ) -> list[Explanation]:
-    """Explanations of all regions in the caller's order, from the weights [S, T] that attentions have seen.
+    """Return the explanations of all regions in the caller's order.
 
-    `layout` is that of the views; where an attention has seen fewer tokens, each stands for the places it was made of.
+    `layout` is that of the views. `attention_log` holds the weights [S, T] of every attention with its own layout. If
+    that layout is coarser, each token stands for all the places that it was merged from.
     """
+    # Weights are averaged on their own grids first, which is cheaper than stretching each of them.
     of_layout: dict[int, list[tuple[Layout, Tensor]]] = {}
     for each in seen:
         of_layout.setdefault(id(each[0]), []).append(each)
@@ -51,7 +53,7 @@ def explanations(
     for pairs in of_layout.values():
         share = torch.stack([weights.float() for _, weights in pairs]).sum(0) / len(seen)
         grids = zip(encoder.to_grids(share, pairs[0][0]), layout.sizes, strict=True)
-        means.append([_stretched(values, size) for values, size in grids])
+        means.append([_stretch_grid(values, size) for values, size in grids])
     found: list[Explanation | None] = [None] * len(layout.order)
     for region, group, parts in zip(layout.order, layout.groups, zip(*means, strict=True), strict=True):
         grid = torch.stack(parts).sum(0)
@@ -59,8 +61,8 @@ def explanations(
     return [explanation for explanation in found if explanation is not None]
 
 
-def _stretched(values: Tensor, size: Grid) -> Tensor:
-    """Values on a grid [*coarse, T], each repeated over the cells of a finer one it covers; [*size, T]."""
+def _stretch_grid(values: Tensor, size: Grid) -> Tensor:
+    """Repeat values on a coarse grid [*coarse, T] over the cells of a finer grid; [*size, T]."""
     for axis, side in enumerate(size):
         old = values.shape[axis]
         if old != side:

@@ -1,4 +1,4 @@
-"""One block of the encoder under the inquiries: its modulators, its partition, rotation and context."""
+"""One block of the encoder under the inquiries: its modulators, partition, RoPE and context keys."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ from torch import Tensor
 
 from vilavt_toolkit.contracts import Bias, BlockSpec, Encoder, Inquiry, Modulator
 from vilavt_toolkit.errors import BadConfig
-from vilavt_toolkit.packed.attention import KeysValues, attend, inquiry_weights
-from vilavt_toolkit.packed.tokens import Layout, Tokens
+from vilavt_toolkit.packed.attention import attend_segments, inquiry_weights
+from vilavt_toolkit.packed.tokens import KeysValues, Layout, Tokens
 from vilavt_toolkit.vision.positions import group_positions, inquiry_positions
 
 
-def behind(encoder: Encoder, index: int, layout: Layout) -> Layout:
-    """The layout of tokens behind block `index`, of regions that `embed` gave `layout`."""
-    if type(encoder).block_grid is Encoder.block_grid:  # of most, and asked for every region of every block
+def layout_after_block(encoder: Encoder, index: int, layout: Layout) -> Layout:
+    """Return the layout of tokens after block `index`, of regions whose views have `layout`."""
+    # Most encoders keep their grid, and this saves a call for every region of every block.
+    if type(encoder).block_grid is Encoder.block_grid:
         return layout
     sizes = tuple(encoder.block_grid(index, size) for size in layout.sizes)
     if sizes == layout.sizes:
         return layout
-    counts = [encoder.tokens(size) for size in sizes]
-    return layout.cached(("behind", sizes), lambda: layout.resized(sizes, counts, encoder.partitions))
+    counts = [encoder.token_count(size) for size in sizes]
+    return layout.get_or_make(("resized", sizes), lambda: layout.with_sizes(sizes, counts, encoder.partitions))
 
 
 @dataclass(frozen=True)
-class Heard:
-    """The inquiries of one call, and which tokens they are for."""
+class ActiveInquiries:
+    """Holds the inquiries of one call, and the tokens that have one."""
 
     inquiry: Inquiry
-    keep: Tensor | None
-    """[S, 1] False for tokens whose inquiry is empty; None where there are none."""
+    has_inquiry: Tensor | None
+    """[S, 1] False for tokens whose inquiry is empty; None if every token has one."""
 
     @classmethod
-    def of(cls, inquiry: Inquiry) -> Heard:
-        """Find the tokens of the inquiries' layout whose inquiry is empty."""
+    def from_inquiry(cls, inquiry: Inquiry) -> ActiveInquiries:
+        """Find the tokens whose inquiry is empty, under the layout of `inquiry`."""
         lengths, layout = inquiry.lengths, inquiry.layout
         if all(lengths[group] for group in layout.groups):
             return cls(inquiry, None)
@@ -48,82 +49,86 @@ class Heard:
         keep = torch.from_numpy(np.repeat(heard, layout.partitions["region"]))
         return cls(inquiry, keep.to(inquiry.pooled.device, non_blocking=True).unsqueeze(1))
 
-    def on(self, layout: Layout) -> Heard:
-        """The same inquiries for the same regions under another layout."""
-        return self if layout is self.inquiry.layout else Heard.of(replace(self.inquiry, layout=layout))
+    def for_layout(self, layout: Layout) -> ActiveInquiries:
+        """Return the same inquiries for the same regions under another layout."""
+        return (
+            self
+            if layout is self.inquiry.layout
+            else ActiveInquiries.from_inquiry(replace(self.inquiry, layout=layout))
+        )
 
 
 @dataclass(frozen=True, eq=False)
-class Attention:
-    """What a block's attention needs beside q, k and v."""
+class BlockAttention:
+    """Holds what the attention of a block needs beside q, k and v."""
 
     layout: Layout
     partition: str
     contexts: tuple[KeysValues, ...]
-    """Keys, rotated, and values that modulators add, [K, H, d] each."""
+    """Rotated keys, and values, that modulators add; [K, H, d] each."""
     lengths: tuple[int, ...]
-    """Tokens of every group's inquiry."""
-    seen: list[tuple[Layout, Tensor]] | None
-    """Where given, the weights on contexts are put here."""
+    """Number of tokens of every group's inquiry."""
+    attention_log: list[tuple[Layout, Tensor]] | None
+    """If given, the weights on contexts are added here, to explain them."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, bias: Bias | None) -> Tensor:
         """Attend from rotated q over rotated k [S, H, d] and the contexts; [S, H, d]."""
         layout = self.layout
-        if self.seen is not None:
+        if self.attention_log is not None:
             own = (k, self.partition)
             weights = [inquiry_weights(q, c, layout, self.lengths, scale, own) for c, _ in self.contexts]
-            self.seen.extend((layout, each) for each in weights)
-        return attend(q, k, v, layout, self.partition, self.contexts, self.lengths, scale, bias)
+            self.attention_log.extend((layout, each) for each in weights)
+        return attend_segments(q, k, v, layout, self.partition, self.contexts, self.lengths, scale, bias)
 
 
 @dataclass(frozen=True, eq=False)
-class BlockCall:
-    """The two callables of one run of a block, `at` and `attend`."""
+class ModulatedBlock:
+    """Holds one run of a block: the hook `modulate_site` and the callable `attend` that `Encoder.block` gets."""
 
     encoder: Encoder
     modulators: tuple[Modulator, ...]
-    heard: Heard | None
+    active: ActiveInquiries | None
     attention: Any
-    """An `Attention`, or what runs one outside of a compiled graph."""
+    """A `BlockAttention`, or a wrapper that runs one outside of a compiled graph."""
     rotation: Any
-    """What `Encoder.rotate` needs for the block's tokens; None where they have no positions."""
+    """The RoPE table for `Encoder.rotate`; None if tokens have no positions."""
 
     @classmethod
-    def of(
+    def from_block(
         cls,
         encoder: Encoder,
         index: int,
         modulators: Sequence[Modulator],
         tokens: Tokens,
         layout: Layout,
-        heard: Heard | None,
-    ) -> BlockCall:
+        heard: ActiveInquiries | None,
+    ) -> ModulatedBlock:
         """Make ready what block `index` needs: partition, rotation, and the contexts of its modulators.
 
         `tokens` go into the block, `layout` and `heard` are behind it.
         """
         # Also where every inquiry is empty: regions of a group still see each other, as in the paper's code.
         together = any(modulator.span == "group" for modulator in modulators)
-        partition = "group" if together else encoder.partition(index)
+        partition = "group" if together else encoder.block_partition(index)
         rotation = None
         if tokens.positions is not None:
-            rotation = _rotation(encoder, index, tokens, "group" if together else "region")
+            rotation = _rotation_for(encoder, index, tokens, "group" if together else "region")
         contexts: tuple[KeysValues, ...] = ()
         if heard is not None:
             made = [modulator.context(heard.inquiry) for modulator in modulators]
             rotate = partial(_rotate_inquiry, encoder, index, tokens, heard.inquiry.lengths)
             contexts = tuple((rotate(context.k), context.v) for context in made if context is not None)
-        lengths, seen = ((), None) if heard is None else (heard.inquiry.lengths, heard.inquiry.seen)
-        attention = Attention(layout, partition, contexts, lengths, seen)
+        lengths, seen = ((), None) if heard is None else (heard.inquiry.lengths, heard.inquiry.attention_log)
+        attention = BlockAttention(layout, partition, contexts, lengths, seen)
         return cls(encoder, tuple(modulators), heard, attention, rotation)
 
-    def at(self, site: str, x: Tensor, y: Tensor) -> Tensor:
+    def modulate_site(self, site: str, x: Tensor, y: Tensor) -> Tensor:
         """What the modulators make of y, which the part at `site` made of x."""
-        if self.heard is None:
+        if self.active is None:
             return y
         for modulator in self.modulators:
             if site in modulator.sites:
-                y = _modulated(modulator, site, x, y, self.heard)
+                y = _apply_modulator(modulator, site, x, y, self.active)
         return y
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, bias: Bias | None = None) -> Tensor:
@@ -134,17 +139,19 @@ class BlockCall:
         return out
 
 
-def _modulated(modulator: Modulator, site: str, x: Tensor, y: Tensor, heard: Heard) -> Tensor:
+def _apply_modulator(modulator: Modulator, site: str, x: Tensor, y: Tensor, heard: ActiveInquiries) -> Tensor:
     # The encoder's precision goes on, whatever the modulator's parameters are kept in.
     changed = modulator.modulate(site, x, y, heard.inquiry).to(y.dtype)
-    return changed if heard.keep is None else torch.where(heard.keep, changed, y)
+    return changed if heard.has_inquiry is None else torch.where(heard.has_inquiry, changed, y)
 
 
 def _rotate_inquiry(encoder: Encoder, index: int, tokens: Tokens, lengths: tuple[int, ...], k: Tensor) -> Tensor:
-    return k if tokens.positions is None else encoder.rotate(k, _rotation(encoder, index, tokens, lengths))
+    return k if tokens.positions is None else encoder.rotate(k, _rotation_for(encoder, index, tokens, lengths))
 
 
-def _rotation(encoder: Encoder, index: int, tokens: Tokens, of: Literal["region", "group"] | tuple[int, ...]) -> Tensor:
+def _rotation_for(
+    encoder: Encoder, index: int, tokens: Tokens, of: Literal["region", "group"] | tuple[int, ...]
+) -> Tensor:
     """What rotates tokens standing by themselves (`region`), as a group, or the inquiries of given lengths."""
     assert tokens.positions is not None
     layout, positions = tokens.layout, tokens.positions
@@ -152,18 +159,18 @@ def _rotation(encoder: Encoder, index: int, tokens: Tokens, of: Literal["region"
     def make() -> Tensor:
         if of == "region":
             return encoder.rotation(index, positions)
-        room = [encoder.room(size) for size in layout.sizes]
+        room = [encoder.position_stride(size) for size in layout.sizes]
         if isinstance(of, tuple):
             return encoder.rotation(index, inquiry_positions(positions, layout, room, of))
-        prefix = [encoder.tokens(size) - math.prod(size) for size in layout.sizes]
+        prefix = [encoder.token_count(size) - math.prod(size) for size in layout.sizes]
         return encoder.rotation(index, group_positions(positions, layout, room, prefix))
 
-    return layout.cached(("rotation", of), make) if encoder.same_rotation else make()
+    return layout.get_or_make(("rotation", of), make) if encoder.has_shared_rotation else make()
 
 
 def build_modulator(cls: type[Modulator], config: Any, block: BlockSpec, index: int, inquiry_width: int) -> Modulator:
     """Build the modulator of block `index`; raises BadConfig with the reason where it cannot work there."""
-    reason = refusal(cls, config, block)
+    reason = unsupported_reason(cls, config, block)
     if not reason:
         modulator = cls(config, block, inquiry_width)
         reason = _missing_site(modulator.sites, block)
@@ -172,11 +179,11 @@ def build_modulator(cls: type[Modulator], config: Any, block: BlockSpec, index: 
     raise BadConfig(f"Modulator {cls.__name__} cannot work on block {index}: {reason}")
 
 
-def refusal(cls: type[Modulator], config: Any, block: BlockSpec) -> str:
+def unsupported_reason(cls: type[Modulator], config: Any, block: BlockSpec) -> str:
     """Why modulators of a class cannot work on `block`, as far as the class says it; empty where they can."""
-    reason = cls.refusal(config, block)
+    reason = cls.unsupported_reason(config, block)
     if not reason and (cls.context is not Modulator.context or cls.span == "group"):
-        reason = block.context_refused
+        reason = block.no_context_reason
     # Before one is built: its layers need the widths of its sites.
     return reason or _missing_site(cls.sites, block)
 

@@ -1,1 +1,1 @@
-"""Reading and scoring answers, for tasks and rewards."""
+"""Answers: read them, compare them with the truth, score them. Used by reward `answer` and by the tasks."""

@@ -1,4 +1,7 @@
-"""Whether two mathematical answers are equal: numbers exactly, other expressions by the library math-verify."""
+"""Equality of mathematical answers: numbers exactly, other expressions by the library math-verify.
+
+The library runs in a process of its own (`math_worker.py`), which can be ended when a comparison takes too long.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,19 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-from vilavt_components.common.answers.reading import normalised, read_number, same_number, same_text
+from vilavt_components.common.answers.reading import is_same_number, is_same_text, normalise_text, read_number
 from vilavt_toolkit.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-_LONGEST = 300
-"""No expression is longer, so that reading one takes milliseconds."""
+_MAX_LENGTH = 300
+"""A longer expression is not compared, so that parsing takes milliseconds."""
 _SECONDS = 3
-"""Of its own time, that a comparison may take; working out 9^(9^9) takes more than anyone has."""
+"""CPU time that a comparison may take; computing 9^(9^9) would take forever."""
 _WAIT = 50.0
-"""Seconds by the clock after which it is given up in any case."""
+"""Seconds by the clock after which a comparison is ended in any case."""
 _START = 300.0
+"""Seconds to wait for the process to import the library."""
 _WORKER = Path(__file__).with_name("math_worker.py")
 
 _NAMED = re.compile(r"\\?[a-z]+(?:_\{?[a-z0-9]+\}?)?(?:\([a-z]\))? ?= ?(?P<value>[^=]+)")
@@ -40,27 +44,29 @@ _POWER = re.compile(
 )
 
 
-def same_value(truth: str, answer: str) -> bool:
-    """Whether an answer is the truth: as text, as a number, or as an expression that is always equal to it.
+def is_same_value(truth: str, answer: str) -> bool:
+    """Return True if an answer equals the truth as text, as a number, or as an expression of the same value.
 
-    "x = 3" is 3. What is still to be worked out is not its value: a sum of numbers, an integral, a limit, unless the
-    truth is one too. What takes more than a few seconds to compare is not equal. Raises InputError without the library.
+    "x = 3" equals 3. An expression that is not worked out yet (a sum of numbers, an integral, a limit) equals nothing,
+    unless the truth is one too: else a question would be its own answer. A comparison that takes more than a few
+    seconds counts as not equal. Raises InputError if the library is missing.
     """
-    if same_text(truth, answer):
+    if is_same_text(truth, answer):
         return True
-    wanted, given = _without_names(normalised(truth), normalised(answer))
+    wanted, given = _without_names(normalise_text(truth), normalise_text(answer))
     number, found = read_number(wanted), read_number(given)
+    # Two numbers are compared here: the library rounds, and 0.333333 is not 1/3.
     if number is not None and found is not None:
-        return same_number(number, found)
+        return is_same_number(number, found)
     if not wanted or not _is_whole(given) or len(_RELATION.findall(wanted)) != len(_RELATION.findall(given)):
         return False
     if (number is not None and _is_sum(given)) or (_TASK.search(given) and not _TASK.search(wanted)):
         return False
-    return max(len(wanted), len(given)) <= _LONGEST and _equal(wanted, given)
+    return max(len(wanted), len(given)) <= _MAX_LENGTH and _are_equal(wanted, given)
 
 
 def _without_names(truth: str, answer: str) -> tuple[str, str]:
-    """Both without the "x =" before one of them, where the other has none."""
+    """Return both without the "x =" of one of them, if the other has none."""
     named = [_NAMED.fullmatch(text) for text in (truth, answer)]
     if bool(named[0]) == bool(named[1]):
         return truth, answer
@@ -69,7 +75,10 @@ def _without_names(truth: str, answer: str) -> tuple[str, str]:
 
 
 def _is_whole(text: str) -> bool:
-    """Whether it is one formula: no frames inside, of which one could be picked, and all braces closed."""
+    """Return True if it is one formula: all braces closed, and no frame inside.
+
+    The library would pick one of several frames, so an answer with two would be two guesses.
+    """
     depth = 0
     for character in text.replace("\\{", "").replace("\\}", ""):
         depth += (character == "{") - (character == "}")
@@ -79,54 +88,58 @@ def _is_whole(text: str) -> bool:
 
 
 def _is_sum(text: str) -> bool:
-    """Whether it is made of numbers that are still to be put together; a power, 3 x 10^8, is not."""
+    """Return True if it is made of numbers that are still to be computed; a power such as 3 x 10^8 is not."""
     return bool(_PLAIN.fullmatch(_OPERATOR.sub(" ", text))) and not _POWER.fullmatch(text)
 
 
 @lru_cache(maxsize=4096)
-def _equal(truth: str, answer: str) -> bool:
-    return _worker(os.getpid()).equal(truth, answer)
+def _are_equal(truth: str, answer: str) -> bool:
+    return _worker_of_process(os.getpid()).are_equal(truth, answer)
 
 
 @lru_cache(maxsize=1)
-def _worker(process: int) -> _Worker:
-    """The worker of this process: one that was forked off may not share its parent's pipes."""
+def _worker_of_process(process: int) -> _Worker:
+    """Return the worker of this process.
+
+    `process` is the cache's key: a forked process gets a worker of its own, since two must not share one's pipes.
+    """
     worker = _Worker()
     atexit.register(worker.stop)
     return worker
 
 
 class _Worker:
-    """A process that compares, started when first asked, and again after one had to be given up."""
+    """A process that compares: started on first use, and again after one had to be ended."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
 
-    def equal(self, truth: str, answer: str) -> bool:
-        """Whether both are equal; False where that takes too long."""
+    def are_equal(self, truth: str, answer: str) -> bool:
+        """Return True if both are equal, False if they differ or comparing takes too long."""
         with self._lock:
             if self._process is None or self._process.poll() is not None:
-                self._process = _started()
-            said = _exchange(self._process, json.dumps([truth, answer, _SECONDS]), _WAIT)
+                self._process = _start_worker_process()
+            # No answer: the system ended the process at its limit of CPU time, or `_exchange_lines` did by the clock.
+            said = _exchange_lines(self._process, json.dumps([truth, answer, _SECONDS]), _WAIT)
             if not said:
-                self._end()
+                self._end_held_process()
                 logger.warning("comparing %r with %r takes too long; it counts as wrong.", answer, truth)
         return said == "true"
 
     def stop(self) -> None:
-        """End the process; it is started again when it is needed."""
+        """End the process; the next comparison starts a new one."""
         with self._lock:
-            self._end()
+            self._end_held_process()
 
-    def _end(self) -> None:
+    def _end_held_process(self) -> None:
         if self._process is not None:
-            _ended(self._process)
+            _end_process(self._process)
             self._process = None
 
 
-def _started() -> subprocess.Popen[str]:
-    # -P: the folder of the file is no place to import from; modules there have names like `format`.
+def _start_worker_process() -> subprocess.Popen[str]:
+    # -P: the folder of the file stays off the import path, since `math.py` in it would hide the standard library's.
     process = subprocess.Popen(
         [sys.executable, "-P", str(_WORKER)],
         stdin=subprocess.PIPE,
@@ -135,24 +148,27 @@ def _started() -> subprocess.Popen[str]:
         text=True,
         encoding="utf-8",
     )
-    said = _exchange(process, "", _START)
+    said = _exchange_lines(process, "", _START)
     if said != "true":
-        _ended(process)
-        why = json.loads(said) if said else "its process ended at once"
-        raise InputError(f"answers of kind math need the library math-verify ({why}); pip install math-verify.")
+        _end_process(process)
+        reason = json.loads(said) if said else "its process ended at once"
+        raise InputError(
+            f"answers of kind math need the library math-verify ({reason}). Run `pip install math-verify`."
+        )
     return process
 
 
-def _ended(process: subprocess.Popen[str]) -> None:
+def _end_process(process: subprocess.Popen[str]) -> None:
     process.kill()
-    # Closing the input writes what is still in its buffer, which nobody reads any more.
+    # Closing the input flushes its buffer, into a pipe that nobody reads any more.
     with suppress(BrokenPipeError):
         process.communicate()
 
 
-def _exchange(process: subprocess.Popen[str], line: str, seconds: float) -> str:
-    """Write a line, if there is one, and read what comes back; empty where the process ends first, or is ended."""
+def _exchange_lines(process: subprocess.Popen[str], line: str, seconds: float) -> str:
+    """Write a line, if there is one, and return the line that comes back; empty if the process ends first."""
     assert process.stdin is not None and process.stdout is not None
+    # A timer that kills the process, since `readline` has no timeout: the closed pipe then ends the reading.
     timer = threading.Timer(seconds, process.kill)
     timer.daemon = True
     timer.start()

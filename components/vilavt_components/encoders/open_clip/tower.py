@@ -1,4 +1,4 @@
-"""open_clip's own vision transformer as an encoder: its embedding, its blocks, and what is read out of it."""
+"""open_clip's own vision transformer as an encoder: its embedding, its blocks and its readout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from vilavt_components.encoders.image_encoder import ImageEncoder
 from vilavt_components.encoders.open_clip.blocks import block_spec, check_block, run_block
-from vilavt_toolkit.contracts import At, Attend, EncoderSpec, Grid
+from vilavt_toolkit.contracts import Attend, EncoderSpec, Grid, SiteHook
 from vilavt_toolkit.contracts.pixel_budget import PixelBudget
 from vilavt_toolkit.errors import BadConfig
 from vilavt_toolkit.packed.attention import attend_inquiry
@@ -21,14 +21,14 @@ Features = Literal["patches", "projected", "queries"]
 
 
 class NativeTower(ImageEncoder):
-    """The VisionTransformer that open_clip built, `visual`, without the parts that `features` do not need."""
+    """The VisionTransformer `visual` that open_clip built, without the modules that `features` do not need."""
 
     def __init__(self, visual: Any, features: Features, budget: PixelBudget, data: Mapping[str, Any]) -> None:
-        _check(visual, features)
+        _check_tower(visual, features)
         super().__init__(tuple(visual.patch_size), 1, budget, data)
         self.features = features
-        self.unused = _strip(visual, features)
-        """Tensors of checkpoints that these features do not need."""
+        self.unused_tensors = _remove_unused_modules(visual, features)
+        """Names of a checkpoint's tensors that these features do not need."""
         self.model = visual
         blocks = list(visual.transformer.resblocks)
         self.spec = EncoderSpec(
@@ -41,44 +41,47 @@ class NativeTower(ImageEncoder):
 
     @classmethod
     def tiny(cls) -> None:
-        """Return nothing: it is built by the encoder `open_clip`."""
+        """Return no settings, since encoder `open_clip` builds this class and tests it."""
 
-    def grid(self, size: Grid) -> Grid:
-        """The grid of patches; or how many queries there are, whatever the size."""
+    def feature_grid(self, size: Grid) -> Grid:
+        """Return the grid of patches, or with `features: queries` their number, which is the same for every size."""
         if self.features != "queries":
             return size
         return (len(self.model.attn_pool.query) - self._pooled_queries,)
 
     def embed_batch(self, images: Tensor, size: Grid) -> Tensor:
-        """uint8 [n, 3, h, w] -> [n, 1 + patches, D], as open_clip does before its blocks."""
+        """Embed n images of one size; uint8 [n, 3, h, w] -> [n, 1 + patches, D].
+
+        open_clip's `VisionTransformer._embeds`, with positions for the grid of these images.
+        """
         model = self.model
-        x = model.conv1(self.pixels(images, model.conv1.weight)).flatten(2).transpose(1, 2)
+        x = model.conv1(self.normalise_pixels(images, model.conv1.weight)).flatten(2).transpose(1, 2)
         first = model.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([first, x], dim=1) + self._embedded_positions(size).to(x.dtype)
         embedded: Tensor = model.ln_pre(x)
         return embedded
 
-    def block(self, index: int, tokens: Tokens, at: At, attend: Attend) -> Tensor:
-        """Run open_clip's block `index` with its parts in the open; x [S, D] -> [S, D]."""
-        return run_block(self.model.transformer.resblocks[index], tokens.x, at, attend)
+    def block(self, index: int, tokens: Tokens, site: SiteHook, attend: Attend) -> Tensor:
+        """Run open_clip's block `index` with a hook at every site; x [S, D] -> [S, D]."""
+        return run_block(self.model.transformer.resblocks[index], tokens.x, site, attend)
 
     def readout(self, tokens: Tokens) -> Tensor:
-        """The features of `features`; [S, D] -> [F, D_out].
+        """Read out patches, projected patches or queries, as `features` says; [S, D] -> [F, D_out].
 
         Models that pool before their norm (final_ln_after_pool) get that norm on every patch.
         """
         model = self.model
         if self.features == "queries":
-            return self._queried(tokens)
-        # A pooler's own norm is the last thing that happens to patches: ln_post norms what comes out of it.
+            return self._read_queries(tokens)
+        # With attentional pooling the pooler's `ln_k` is the last norm that patches pass: `ln_post` comes after pooling.
         norm = model.ln_post if model.attn_pool is None else model.attn_pool.ln_k
-        x: Tensor = norm(self.patches(tokens.x, tokens.layout))
+        x: Tensor = norm(self.select_patches(tokens.x, tokens.layout))
         return x @ model.proj.to(x.dtype) if self.features == "projected" else x
 
     def _embedded_positions(self, size: Grid) -> Tensor:
-        """Positions of the class token and of patches on a grid of this size; [1 + patches, D].
+        """Return positions of the class token and of the patches of a grid; [1 + patches, D].
 
-        Interpolated as open_clip does when it loads weights of another size: bicubic, with antialiasing.
+        Interpolated as open_clip's `resize_pos_embed` does for weights of another size: bicubic, with antialiasing.
         """
         model = self.model
         positions: Tensor = model.positional_embedding
@@ -90,45 +93,51 @@ class NativeTower(ImageEncoder):
 
     @property
     def _pooled_queries(self) -> int:
-        # The first query stands for the whole image where open_clip takes one for that; the rest are its tokens.
+        # open_clip pools the first query into the vector of the whole image, and gives out the rest as tokens.
         return 0 if self.model.pool_type == "none" else 1
 
-    def _queried(self, tokens: Tokens) -> Tensor:
-        """What attentional pooling's queries make of every region; [S, D] -> [F, D_out], as open_clip's `_pool`."""
+    def _read_queries(self, tokens: Tokens) -> Tensor:
+        """Let the queries of attentional pooling read every region; [S, D] -> [F, D_out].
+
+        open_clip's `VisionTransformer._pool` with `AttentionalPooler.forward`, on packed tokens.
+        """
         pool, layout = self.model.attn_pool, tokens.layout
         attention = pool.attn
         queries, regions = len(pool.query), len(layout.sizes)
         x = pool.ln_k(tokens.x)
-        asked = F.linear(pool.ln_q(pool.query), *_projection(attention, "q")).repeat(regions, 1)
-        k, v = (F.linear(x, *_projection(attention, which)) for which in "kv")
-        q, k, v = (y.view(len(y), attention.num_heads, -1) for y in (asked, k, v))
-        # Each region's queries attend to its tokens as vision tokens attend to their inquiry's.
-        of_queries = layout.cached(
+        repeated = F.linear(pool.ln_q(pool.query), *_input_projection(attention, "q")).repeat(regions, 1)
+        k, v = (F.linear(x, *_input_projection(attention, which)) for which in "kv")
+        q, k, v = (y.view(len(y), attention.num_heads, -1) for y in (repeated, k, v))
+        # The queries of a region attend to its tokens, as vision tokens do to their inquiry's: the same function, with
+        # a layout in which every region is a group of its own and has the queries as its tokens.
+        of_queries = layout.get_or_make(
             ("queries", queries),
             lambda: Layout.build(
                 [(queries,)] * regions, [queries] * regions, range(regions), attention=layout.attention
             ),
         )
-        found = attend_inquiry(q, k, v, of_queries, layout.partitions["region"])
-        features: Tensor = self.model.ln_post(attention.out_proj(found.flatten(1)))
+        attended = attend_inquiry(q, k, v, of_queries, layout.partitions["region"])
+        features: Tensor = self.model.ln_post(attention.out_proj(attended.flatten(1)))
         return features.view(regions, queries, -1)[:, self._pooled_queries :].flatten(0, 1)
 
 
-def _projection(attention: nn.MultiheadAttention, which: str) -> tuple[Tensor, Tensor]:
-    """Weight and bias of one of the three input projections, which lie in one tensor where their widths agree."""
+def _input_projection(attention: nn.MultiheadAttention, which: str) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of one of the three input projections, `which` being q, k or v."""
+    # nn.MultiheadAttention keeps the three in one tensor if queries and keys are equally wide.
     place = "qkv".index(which)
     joint: Tensor | None = attention.in_proj_weight
     weight: Tensor = getattr(attention, f"{which}_proj_weight") if joint is None else joint.chunk(3)[place]
     return weight, attention.in_proj_bias.chunk(3)[place]
 
 
-def _check(visual: Any, features: Features) -> None:
+def _check_tower(visual: Any, features: Features) -> None:
+    """Raise BadConfig for a tower, or for features of it, that this encoder was not written for."""
     from open_clip.transformer import AttentionalPooler, VisionTransformer
 
     if type(visual) is not VisionTransformer:
         raise BadConfig(
-            f"Encoder 'open_clip' was not written for {type(visual).__name__}; vision transformers work, such as "
-            "ViT-B-32; for a residual network take encoder `timm_stages`."
+            f"Encoder 'open_clip' was not written for {type(visual).__name__}; choose a vision transformer such as "
+            "ViT-B-32, or encoder `timm_stages` for a residual network."
         )
     for block in visual.transformer.resblocks:
         check_block(block)
@@ -149,8 +158,9 @@ def _check(visual: Any, features: Features) -> None:
         )
 
 
-def _strip(visual: Any, features: Features) -> frozenset[str]:
-    """Take away what the features do not need, so that nothing is trained in vain; the names of its tensors."""
+def _remove_unused_modules(visual: Any, features: Features) -> frozenset[str]:
+    """Remove the modules that the features do not need, and return the names of their tensors."""
+    # Left in, they would be saved, and counted among the weights that learn, without ever getting a gradient.
     before = set(visual.state_dict())
     if features != "projected":
         visual.proj = None

@@ -1,4 +1,4 @@
-"""A small PointNet and where it looks: what lies around each centre of a cloud, as one token."""
+"""A small PointNet that makes a token of the points around a centre, and the embedding of the centre's place."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _LEAST = 1e-20
-"""Squared radius below which a neighbourhood is one place."""
+"""Squared radius below which a neighbourhood counts as a single place."""
 
 
 class PointNet(nn.Module):
     """Layers shared by all points and a maximum over them, twice, after Qi et al. (2017, section 4.2).
 
-    As in the neighbourhoods of Point-BERT (Yu et al., 2022, section 3.1), every point sees the first maximum in the
-    second round. There is no batch normalisation: a region must not depend on what it is packed with.
+    As in Point-BERT (Yu et al., 2022, section 3.1), every point sees the first maximum in the second round. There is no
+    batch normalisation, since a region must not depend on what it is packed with.
     """
 
     def __init__(self, channels: int, hidden: int, width: int) -> None:
@@ -28,18 +28,19 @@ class PointNet(nn.Module):
         self.out = nn.Linear(2 * hidden, width)
 
     def forward(self, points: Tensor) -> Tensor:
-        """Points around S centres [S, k, 3 + F], relative to them, to tokens [S, D]; the order of points is nothing."""
+        """Encode the points around S centres, relative to them, in any order; [S, k, 3 + C] -> [S, D]."""
         h = self.mix(F.gelu(self.lift(points)))
-        # A layer on every point beside the maximum, taken apart: what the maximum adds is computed once.
+        # A linear layer on cat(point, maximum), split in two, so that the maximum's part is computed once for k points.
         h = F.gelu(self.point(h) + self.whole(h.amax(1)).unsqueeze(1))
         token: Tensor = self.out(h.amax(1))
         return token
 
 
-class Place(nn.Module):
-    """Where centres lie, from -1 to 1 along the longest side of their region: coordinates and waves, through an MLP.
+class CentreEmbedding(nn.Module):
+    """An MLP on the coordinates of centres, which run from -1 to 1 along the longest side of the region.
 
-    The waves, of 4 to 1/2 in length (as in Mildenhall et al., 2020, section 5.1), tell places apart that lie near.
+    Sines and cosines of wavelengths 4 to 1/2 beside the coordinates (as in Mildenhall et al., 2020, section 5.1) tell
+    places apart that lie close together.
     """
 
     waves = 4
@@ -49,7 +50,8 @@ class Place(nn.Module):
         self.lift, self.out = nn.Linear(3 + 6 * self.waves, width), nn.Linear(width, width)
 
     def forward(self, centres: Tensor) -> Tensor:
-        """Centres [..., 3] to [..., D]."""
+        """Embed the places of centres; [..., 3] -> [..., D]."""
+        # In the type of the coordinates, float32, until here: see `PointCloudEncoder.embed`.
         turns = [centres * (math.pi / 2 * 2**wave) for wave in range(self.waves)]
         waves = [part for turn in turns for part in (turn.sin(), turn.cos())]
         lifted = self.lift(torch.cat([centres, *waves], dim=-1).to(self.lift.weight.dtype))
@@ -57,10 +59,11 @@ class Place(nn.Module):
         return placed
 
 
-def in_own_ball(points: Tensor) -> Tensor:
-    """Points around S centres [S, k, 3 + F], relative to them, with coordinates scaled so that the farthest is at 1.
+def scale_to_unit_ball(points: Tensor) -> Tensor:
+    """Scale the coordinates around each of S centres so that the farthest point is at 1; [S, k, 3 + C] -> the same.
 
-    Beside colours the coordinates of small neighbourhoods would hardly count. A neighbourhood of one place stays.
+    Unscaled, the coordinates of a small neighbourhood would hardly count beside its colours. A neighbourhood of one
+    place is left as it is.
     """
     offsets, features = points[..., :3], points[..., 3:]
     farthest = offsets.square().sum(-1, keepdim=True).amax(1, keepdim=True)

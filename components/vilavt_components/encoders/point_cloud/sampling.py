@@ -1,7 +1,7 @@
-"""Points of a cloud thinned out, spread evenly, and gathered around centres; in numpy, for data workers.
+"""Thin out the points of a cloud, choose centres among them, and gather neighbourhoods; in numpy, for data workers.
 
-Nothing here depends on the order in which points are given: of equals the first in lexicographic order is taken, and
-`thinned` gives points in that order to what comes after.
+Nothing here depends on the order in which points are given. Among equals the first in lexicographic order is taken, and
+`thin_points` returns points in that order to the steps that follow.
 """
 
 from __future__ import annotations
@@ -16,23 +16,28 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating[Any]]
 Indices = NDArray[np.int64]
 
-# How much finer a grid is tried, up to what float32 tells apart.
+# The factor by which a grid is refined, and the finest one: float32 tells about as many cells apart.
 _FINER, _FINEST = 16, 2**17
-# A table with an entry per cell beats sorting the points by cell up to about here.
+# Up to about so many cells a table with an entry per cell is faster than sorting the points by cell.
 _TABLE = 2**21
-# float32 has all whole numbers up to here.
+# float32 represents all whole numbers up to here.
 _EXACT = 2**24
-# The share of what may be kept that is aimed at, that is enough, and how often a better grid is looked for.
+# Shares of the budget: the one aimed at, and the one that is enough; and how many grids are tried to get there.
 _AIM, _ENOUGH, _ATTEMPTS = 0.93, 0.85, 6
-# Distances that are held at once, so that large settings take no large memory.
+# Number of distances held at once, so that large settings need no large memory.
 _AT_ONCE = 2**18
 
 
-def boxed(points: Floats) -> tuple[Floats, Floats, Floats]:
-    """Coordinates [3, N] of points [N, 3 + F] from 0 to 1 along the longest side of their box; its corners [3], [3]."""
-    unit: Floats = np.array(points[:, :3].T, order="C")  # a copy in any case
+def normalise_to_box(points: Floats) -> tuple[Floats, Floats, Floats]:
+    """Scale the coordinates of points [N, 3 + C] to 0..1 along the longest side of their box.
+
+    Returns them as [3, N], and the lower and upper corner of the box, [3] each.
+    """
+    # A copy in any case, since it is changed in place below; axis by axis, which is how it is read.
+    unit: Floats = np.array(points[:, :3].T, order="C")
     low, high = unit.min(1).astype(np.float64), unit.max(1).astype(np.float64)
     longest = (high - low).max()
+    # Two finite float32 can lie farther apart than float32 can say.
     if longest > np.finfo(unit.dtype).max:
         unit = unit.astype(np.float64)
     unit -= low.astype(unit.dtype)[:, None]
@@ -41,87 +46,92 @@ def boxed(points: Floats) -> tuple[Floats, Floats, Floats]:
     return unit, low, high
 
 
-def thinned(points: Floats, unit: Floats, most: int, least: int = 1) -> Indices:
-    """Indices of `most` of points [N, 3 + F] at most, in lexicographic order; `unit` as `boxed` gives it.
+def thin_points(points: Floats, unit: Floats, most: int, least: int = 1) -> Indices:
+    """Return indices of at most `most` of the points [N, 3 + C], spread evenly, in lexicographic order.
 
-    Of every cell of a fine grid the point nearest to its middle is taken, and of those one for every cell of a second
-    grid, so coarse that nearly `most` are left. So every point lies within the sum of the two cells' diagonals of one
-    that is kept, and of `count` farthest points of these the largest gap to any point is at most twice what is
-    possible with `count` points, and that sum. Clouds of `most` points and fewer keep all; others at least `least`
-    where there are so many places, told apart to a 2**17th of the longest side.
+    `unit` holds their coordinates as `normalise_to_box` gives them. Of every cell of a fine grid the point nearest to
+    its middle is kept, and of those one per cell of a second grid, coarse enough that nearly `most` are left. Every
+    point then lies within d, the sum of the two cells' diagonals, of a kept one. So farthest-point sampling among the
+    kept points leaves gaps of at most twice the smallest possible, plus d. Clouds of `most` points or fewer keep all;
+    others keep at least `least`, if they have so many places, told apart to 1 / 2**17 of the longest side.
     """
     if len(points) <= most:
-        return _ordered(points)
-    # On a surface this leaves a few times `most`: little is left to do, and nothing is lost by it.
+        return _lexicographic_order(points)
+    # On a surface about 2 to 3 times `most` cells are occupied: few enough to be fast, and more than are kept.
     fine = 2 ** round(math.log2(1.5 * math.sqrt(most) + 1))
-    kept = _stand_ins(points, unit, fine)
+    kept = _cell_representatives(points, unit, fine)
     counts = {1: 1, fine: len(kept)}
-    # A thin or small part of a large box has few cells: finer ones are tried before much of the budget is left unused.
+    # A thin or small object in a large box occupies few cells: refine the grid until the budget can be filled.
     while len(kept) < 2 * most and fine < _FINEST and len(kept) < len(points):
         fine *= _FINER
-        kept = _stand_ins(points, unit, fine)
+        kept = _cell_representatives(points, unit, fine)
         counts[fine] = len(kept)
     if len(kept) > most:
         near = unit.take(kept, axis=1)
-        chosen = kept[_stand_ins(points[kept], near, _fitting(near, most, counts))]
-        if len(chosen) < least:  # coarse grids jump: a block that has 27 cells has 64 of the next smaller ones
-            kept = kept[_ordered(points[kept])]
-            chosen = kept[farthest(points[kept, :3], least)]
+        chosen = kept[_cell_representatives(points[kept], near, _fit_grid(near, most, counts))]
+        # A solid block jumps from 27 occupied cells to 64 of the next finer grid, so no grid may come near enough.
+        if len(chosen) < least:
+            kept = kept[_lexicographic_order(points[kept])]
+            chosen = kept[farthest_points(points[kept, :3], least)]
         kept = chosen
-    return kept[_ordered(points[kept])]
+    return kept[_lexicographic_order(points[kept])]
 
 
-def farthest(xyz: Floats, count: int) -> Indices:
-    """Farthest-point sampling: indices of `count` of xyz [M, 3], or of all distinct ones if there are fewer.
+def farthest_points(xyz: Floats, count: int) -> Indices:
+    """Return indices of `count` of xyz [M, 3] by farthest-point sampling, or of all distinct points if fewer.
 
-    The first is farthest from the mean, every next farthest from all before; of equals the first. The largest distance
-    of a point to the chosen ones is at most twice the smallest possible (Gonzalez, 1985).
+    The first is farthest from the mean, every next one farthest from all before. The largest distance of a point to
+    the chosen ones is at most twice the smallest possible (Gonzalez, 1985).
     """
     axes = np.ascontiguousarray(xyz.T, dtype=np.float64)
-    distance = _squares(axes, axes.mean(1))
+    distance = _squared_distances(axes, axes.mean(1))
     chosen = [int(distance.argmax())]
-    distance = _squares(axes, axes[:, chosen[0]])
+    distance = _squared_distances(axes, axes[:, chosen[0]])
     while len(chosen) < count:
         index = int(distance.argmax())
+        # All points that are left lie where a chosen one does.
         if distance[index] == 0:
             break
         chosen.append(index)
-        np.minimum(distance, _squares(axes, axes[:, index]), out=distance)
+        np.minimum(distance, _squared_distances(axes, axes[:, index]), out=distance)
     return np.asarray(chosen, dtype=np.int64)
 
 
-def neighbours(xyz: Floats, centres: Indices, k: int) -> Indices:
-    """Indices [n, k] of the k points of xyz [M, 3] that are nearest to each of the points `centres`, itself included.
+def nearest_points(xyz: Floats, centres: Indices, k: int) -> Indices:
+    """Return indices [n, k] of the k points of xyz [M, 3] that are nearest to each of `centres`, itself included.
 
-    Of fewer than k points each comes several times, which a maximum over them does not notice.
+    Fewer than k points are repeated, which does not change the maximum over them in a PointNet.
     """
     axes = np.ascontiguousarray(xyz.T, dtype=np.float64)
     if len(xyz) <= k:
         return np.broadcast_to(np.arange(k) % len(xyz), (len(centres), k)).copy()
     step = max(1, _AT_ONCE // len(xyz))
     parts = [
-        np.argpartition(_squares(axes[:, None], axes[:, centres[start : start + step]]), k - 1, axis=1)[:, :k]
+        np.argpartition(_squared_distances(axes[:, None], axes[:, centres[start : start + step]]), k - 1, axis=1)[:, :k]
         for start in range(0, len(centres), step)
     ]
     return np.concatenate(parts)
 
 
-def _ordered(points: Floats) -> Indices:
-    """Indices that bring points [N, 3 + F] into lexicographic order."""
+def _lexicographic_order(points: Floats) -> Indices:
+    """Return indices that bring points [N, 3 + C] into lexicographic order."""
+    # np.lexsort takes the most important key last.
     return np.lexsort(points.T[::-1]).astype(np.int64)
 
 
-def _squares(axes: Floats, point: Floats) -> Floats:
-    """Squared distances of points [3, ..., M] to points [3, ...]."""
+def _squared_distances(axes: Floats, point: Floats) -> Floats:
+    """Return squared distances of points [3, ..., M] to points [3, ...]."""
+    # Always summed in this order: a sum over an axis may round otherwise, and break ties by the order of the points.
     x, y, z = axes - point[..., None]
     total: Floats = x * x + y * y + z * z
     return total
 
 
-def _cells(unit: Floats, grid: float) -> tuple[Indices, Floats, int]:
-    """The cell of every point on a grid of `grid` cells along the longest side, and how many there are at most.
+def _assign_cells(unit: Floats, grid: float) -> tuple[Indices, Floats, int]:
+    """Find the cell of every point on a grid of `grid` cells along the longest side.
 
-    Between them the squared distance to the middle of the cell, in cells.
+    Returns the cells [N], the squared distances to their middles, in cells [N], and the largest possible number of
+    cells.
     """
     kind = unit.dtype.type
     cells = np.zeros(unit.shape[1], dtype=unit.dtype if grid**3 <= _EXACT else np.float64)
@@ -142,12 +152,14 @@ def _cells(unit: Floats, grid: float) -> tuple[Indices, Floats, int]:
     return cells.astype(np.int64), distance, count
 
 
-def _stand_ins(points: Floats, unit: Floats, grid: float) -> Indices:
-    """Indices of the point of every cell that is nearest to its middle; of equals the first in lexicographic order."""
-    cells, key, count = _cells(unit, grid)
+def _cell_representatives(points: Floats, unit: Floats, grid: float) -> Indices:
+    """Return the index of one point per cell: the one nearest to its middle, then the first in lexicographic order."""
+    cells, key, count = _assign_cells(unit, grid)
     if count > _TABLE:
         used, cells = np.unique(cells, return_inverse=True)
         count = len(used)
+    # Sorting all points would be the simple way, and too slow for a data worker. Instead the candidates of each cell are
+    # narrowed down key by key, distance first (column -1), until every occupied cell has one.
     rows, occupied = np.arange(len(points)), 0
     for column in range(-1, points.shape[1]):
         key = points[rows, column] if column >= 0 else key
@@ -158,24 +170,26 @@ def _stand_ins(points: Floats, unit: Floats, grid: float) -> Indices:
         occupied = occupied or int(np.count_nonzero(best < np.inf))
         if len(rows) == occupied:
             return rows
-    return rows[np.unique(cells, return_index=True)[1]]  # what is left is alike to the last bit
+    # The candidates that are left are equal to the last bit, so any of them will do.
+    return rows[np.unique(cells, return_index=True)[1]]
 
 
-def _fitting(unit: Floats, most: int, counts: Mapping[int, int]) -> float:
-    """The number of cells along the longest side that leaves nearly `most` occupied, and no more.
+def _fit_grid(unit: Floats, most: int, counts: Mapping[int, int]) -> float:
+    """Return the number of cells along the longest side at which nearly `most` cells are occupied, and no more.
 
-    `counts` are occupied cells by the number along the side, of which one at least is too many.
+    `counts` holds occupied cells by the number along the side; one at least must be more than `most`.
     """
     low = max((float(grid), count) for grid, count in counts.items() if count <= most)
     high = min((float(grid), count) for grid, count in counts.items() if count > most)
     for attempt in range(_ATTEMPTS):
         if low[1] >= _ENOUGH * most or high[0] / low[0] < 1.03:
             break
-        # Occupied cells grow as a power of the grid, two for a surface; where that leads nowhere, half way.
+        # Occupied cells grow as a power of the grid, 2 for a surface: interpolate on logarithmic scales, and bisect
+        # in the later attempts, if that did not come near enough.
         width, growth = math.log(high[0] / low[0]), math.log(high[1] / low[1])
         share = math.log(_AIM * most / low[1]) / growth if attempt < _ATTEMPTS // 2 else 0.5
         grid = low[0] * math.exp(width * min(max(share, 0.05), 0.95))
-        count = _occupied(unit, grid)
+        count = _count_occupied(unit, grid)
         if count <= most:
             low = grid, count
         else:
@@ -183,7 +197,8 @@ def _fitting(unit: Floats, most: int, counts: Mapping[int, int]) -> float:
     return low[0]
 
 
-def _occupied(unit: Floats, grid: float) -> int:
+def _count_occupied(unit: Floats, grid: float) -> int:
+    """Count the cells of a grid that hold a point."""
     side = math.ceil(grid)
     x, y, z = np.minimum((unit * unit.dtype.type(grid)).astype(np.int64), side - 1)
     cells = (x * side + y) * side + z

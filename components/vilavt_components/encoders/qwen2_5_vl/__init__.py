@@ -1,4 +1,8 @@
-"""The vision tower of Qwen2.5-VL, ViLaVT's own."""
+"""Encoder `qwen2_5_vl`: the vision tower of Qwen2.5-VL, which ViLaVT modulates. Read `encoder.py` first.
+
+`tower.py` has the modules, `windows.py` the order of patches on the packed axis, `resizing.py` the size of views, and
+`vision_weights.py` reads checkpoints.
+"""
 
 from __future__ import annotations
 

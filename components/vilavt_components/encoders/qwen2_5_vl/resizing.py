@@ -1,4 +1,4 @@
-"""How crops become views of Qwen2.5-VL: the sizes that the paper's code gives them, and the resampling itself."""
+"""Resize crops for Qwen2.5-VL: the sizes that the paper's code gives them, and the resampling itself."""
 
 from __future__ import annotations
 
@@ -10,64 +10,74 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vilavt_toolkit.contracts import Crop
-from vilavt_toolkit.contracts.pixel_budget import PixelBudget, check_sides, most_tokens
+from vilavt_toolkit.contracts import Crop, ShownAs
+from vilavt_toolkit.contracts.pixel_budget import PixelBudget, check_sides, max_tokens
 from vilavt_toolkit.errors import InputError
 
 
-class Step(NamedTuple):
-    """A resampling to a size in pixels: bicubic, or Lanczos where it is `smooth`."""
+class Resampling(NamedTuple):
+    """A resampling to a size in pixels, bicubic or Lanczos."""
 
     width: int
     height: int
-    smooth: bool = False
+    is_lanczos: bool = False
 
 
-def shared(budget: PixelBudget, total: int | None, crop: Crop) -> PixelBudget:
-    """The budget of a crop where all first views have `total` pixels together; raises InputError for too many."""
+def share_overview_pixels(budget: PixelBudget, total: int | None, crop: Crop) -> PixelBudget:
+    """Return the budget of a crop if all first views share `total` pixels; raises InputError if too many share them."""
     if total is None or not crop.overview:
         return budget
-    part = total / crop.among
+    overview_count = 1 if crop.shown is None else crop.shown.overview_count
+    part = total / overview_count
     if part < budget.minimum:
         raise InputError(
-            f"{crop.among} first views share the {total:,} pixels of `overview_total`, which leaves {int(part):,} to "
-            f"each, and `min_pixels` is {budget.minimum:,}; show fewer, or change either."
+            f"{overview_count} first views share the {total:,} pixels of `overview_total`, which leaves {int(part):,} "
+            f"to each, and `min_pixels` is {budget.minimum:,}; set `overview_total` to "
+            f"{overview_count * budget.minimum:,} or more."
         )
     return replace(budget, overview=part if budget.overview is None else min(part, budget.overview))
 
 
-def paper_steps(crop: Crop, cell: int, budget: PixelBudget) -> list[Step]:
-    """What the paper's code does to a crop: a zoom is enlarged, then all is brought to whole cells within the budget.
+def paper_resamplings(crop: Crop, cell: int, budget: PixelBudget) -> list[Resampling]:
+    """Return the resamplings of the paper's code: enlarge a zoom, then fit it to whole cells within the budget.
 
     Raises InputError for a crop longer than 200 times its breadth, BadConfig for a budget below one cell.
     """
     height, width = crop.data.shape[:2]
-    steps = [] if crop.overview else [Step(*enlarged_size(crop, budget.max_scale), smooth=True)]
-    if steps:
-        width, height, _ = steps[0]
-    return [*steps, Step(*smart_size(width, height, cell, budget, crop.overview))]
+    resamplings: list[Resampling] = []
+    if not crop.overview:
+        # The paper's code resizes a zoom twice, and resampling twice gives other pixels than resampling once.
+        enlarged = Resampling(*enlarged_size(crop, budget.max_scale), is_lanczos=True)
+        width, height, _ = enlarged
+        resamplings.append(enlarged)
+    return [*resamplings, Resampling(*smart_size(width, height, cell, budget, crop.overview))]
 
 
 def enlarged_size(crop: Crop, max_scale: float) -> tuple[int, int]:
-    """The size (width, height) to which a zoom is enlarged: that of its whole source at most. (The paper's code.)
+    """Return the size (width, height) to which the paper's code enlarges a zoom.
 
-    `max_scale` times the scale of the view that it was named in; of one that was named in none, its own.
+    The factor is `max_scale` times the scale of the view that the region was named in (1 if in none), and at most the
+    one that makes a side as long as the whole source's.
     """
     height, width = crop.data.shape[:2]
-    factor = min([max_scale * (crop.scale or 1.0), *(1 / share for share in crop.share)])
+    shown = crop.shown or ShownAs()
+    factor = min([max_scale * (shown.parent_scale or 1.0), *(1 / share for share in shown.share)])
     return max(1, int(width * factor)), max(1, int(height * factor))
 
 
 def smart_size(width: int, height: int, cell: int, budget: PixelBudget, overview: bool) -> tuple[int, int]:
-    """The size (width, height) in whole cells nearest to a crop's, within the budget. (Qwen2.5-VL's smart resize.)
+    """Return the size (width, height) in whole cells nearest to a crop's, within the budget.
 
-    Both sides have a cell at least, and the longer one no more than the budget leaves then.
+    Follows `smart_resize` of Qwen2.5-VL's processing. Both sides have at least one cell, and the longer one no more
+    than the budget then leaves.
     """
     check_sides(width, height)
-    limit = most_tokens(cell, budget, overview)
+    limit = max_tokens(cell, budget, overview)
     most = (budget.overview if overview else budget.zoom) or math.inf
     sides = [max(cell, round(side / cell) * cell) for side in (width, height)]
     if math.prod(sides) > most:
+        # Rounded down after shrinking and up after growing, so that the limits hold after rounding too. Shrinking by
+        # the area may leave a thin crop less than one cell high: it gets one, and `limit` bounds its longer side.
         shrink = math.sqrt(height * width / most)
         sides = [min(max(1, math.floor(side / shrink / cell)), int(limit)) * cell for side in (width, height)]
     elif math.prod(sides) < budget.minimum:
@@ -76,15 +86,16 @@ def smart_size(width: int, height: int, cell: int, budget: PixelBudget, overview
     return sides[0], sides[1]
 
 
-def resized(data: Any, steps: Sequence[Step]) -> Tensor:
-    """Pixels uint8 [h, w, 3] after the steps, one after the other."""
+def resample_pixels(data: Any, resamplings: Sequence[Resampling]) -> Tensor:
+    """Apply the resamplings to pixels uint8 [h, w, 3], one after another."""
     from PIL import Image
 
     pixels = torch.as_tensor(data)
-    if all((step.height, step.width) == pixels.shape[:2] for step in steps):
+    if all((each.height, each.width) == pixels.shape[:2] for each in resamplings):
         return pixels
+    # Pillow, as transformers' processor and the paper's code use it: its antialiasing decides the pixels.
     image = Image.fromarray(pixels.numpy())
-    for width, height, smooth in steps:
+    for width, height, is_lanczos in resamplings:
         if (width, height) != image.size:
-            image = image.resize((width, height), Image.Resampling.LANCZOS if smooth else Image.Resampling.BICUBIC)
+            image = image.resize((width, height), Image.Resampling.LANCZOS if is_lanczos else Image.Resampling.BICUBIC)
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)

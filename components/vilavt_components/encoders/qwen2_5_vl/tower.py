@@ -1,4 +1,4 @@
-"""The modules of Qwen2.5-VL's vision tower; what runs between them is the encoder's."""
+"""The modules of Qwen2.5-VL's vision tower. They hold weights; `Qwen25VLEncoder` runs them, with hooks in between."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from vilavt_toolkit.errors import BadConfig
 from vilavt_toolkit.settings import setting
 
-_EPS = 1e-6  # fixed in the model's code, in no checkpoint's configuration
+# Fixed in the model's code; no checkpoint's configuration says it.
+_EPS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -33,39 +34,39 @@ class QwenVisionConfig:
 
     @property
     def head_dim(self) -> int:
-        """Width of one attention head."""
+        """Return the width of one attention head."""
         return self.hidden_size // self.num_heads
 
     @property
     def cell(self) -> int:
-        """Pixels along the square that becomes one feature."""
+        """Return the pixels along the square that becomes one feature."""
         return self.patch_size * self.spatial_merge_size
 
     @property
     def window_side(self) -> int:
-        """Cells along a window."""
+        """Return the number of cells along a window."""
         return self.window_size // self.cell
 
-    def check(self) -> None:
-        """Raise BadConfig where the numbers make no tower."""
+    def check_shape(self) -> None:
+        """Raise BadConfig for numbers that make no tower."""
+        # RoPE splits a head into rows and columns, and each of these into pairs of channels.
         if self.hidden_size % (4 * self.num_heads):
             raise BadConfig(
-                f"`hidden_size` {self.hidden_size} over {self.num_heads} heads is no multiple of 4, "
-                "which positions along two axes need; change either."
+                f"`hidden_size` {self.hidden_size} over {self.num_heads} heads is no multiple of 4, which RoPE along "
+                f"two axes needs; set `hidden_size` to a multiple of {4 * self.num_heads}."
             )
         if self.window_side < 1:
             raise BadConfig(
-                f"`window_size` {self.window_size} is below one feature of {self.cell} pixels; set it to that or more."
+                f"`window_size` {self.window_size} is below one feature of {self.cell} pixels; set it to {self.cell} or "
+                "more."
             )
         beyond = [index for index in self.fullatt_block_indexes if not 0 <= index < self.depth]
         if beyond:
-            raise BadConfig(
-                f"`fullatt_block_indexes` names block {beyond[0]}; the {self.depth} blocks are 0 to {self.depth - 1}."
-            )
+            raise BadConfig(f"`fullatt_block_indexes` names block {beyond[0]}; name blocks from 0 to {self.depth - 1}.")
 
 
 class Attention(nn.Module):
-    """Projections of one block's attention."""
+    """The projections of one block's attention."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -74,7 +75,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Projections of a gated MLP; gate and up side by side, so that the tokens are read once for both."""
+    """The projections of a gated MLP; gate and up side by side, so that one matrix product does both."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -83,7 +84,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Modules of one block."""
+    """The modules of one block."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -94,7 +95,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """One linear map of the pixels of a patch, kept in the checkpoint's shape of a convolution."""
+    """A linear map of the pixels of a patch, stored as the convolution that it is in checkpoints."""
 
     def __init__(self, shape: QwenVisionConfig) -> None:
         super().__init__()
@@ -102,19 +103,19 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv3d(3, shape.hidden_size, kernel, stride=kernel, bias=False)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Patches [S, 3 x frames x pixels] to tokens [S, D]."""
+        """Embed patches; [S, 3 x frames x pixels] -> [S, D]."""
         weight = self.proj.weight
         patches = patches.to(weight.dtype)
         if patches.is_cpu:
-            # As the paper's code does it: a matrix product adds 1,176 products in another order, and what that rounds
-            # differently the blocks make larger. Several times slower, at some hundredths of the tower's cost.
+            # The convolution of the paper's code: a matrix product would add the 1,176 products in another order, and
+            # the blocks enlarge the difference in rounding. Several times slower, but a few hundredths of the tower.
             convolved: Tensor = self.proj(patches.view(-1, *weight.shape[1:]))
             return convolved.flatten(1)
         return F.linear(patches, weight.flatten(1))
 
 
 class Merger(nn.Module):
-    """Norm of the tokens, and an MLP that makes one feature of the tokens of a cell."""
+    """A norm of the tokens, and an MLP that makes one feature of the tokens of a cell."""
 
     def __init__(self, shape: QwenVisionConfig) -> None:
         super().__init__()
@@ -124,7 +125,7 @@ class Merger(nn.Module):
 
 
 class Tower(nn.Module):
-    """All modules of the tower, the MLPs `hidden` wide."""
+    """All modules of the tower, with MLPs of width `hidden`."""
 
     def __init__(self, shape: QwenVisionConfig, hidden: int) -> None:
         super().__init__()
@@ -132,8 +133,9 @@ class Tower(nn.Module):
         self.blocks = nn.ModuleList([Block(shape.hidden_size, hidden) for _ in range(shape.depth)])
         self.merger = Merger(shape)
 
-    def initialise(self, shape: QwenVisionConfig) -> None:
-        """Draw new weights as transformers does; what pads the MLPs is zero."""
+    def init_weights(self, shape: QwenVisionConfig) -> None:
+        """Draw new weights as transformers does, and set the padding of the MLPs to zero."""
+        # `modules` gives an MLP before its linear layers, so that clearing in the same loop would be drawn over.
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv3d):
                 nn.init.normal_(module.weight, std=shape.initializer_range)
@@ -145,7 +147,9 @@ class Tower(nn.Module):
 
 
 def _clear_padding(mlp: Mlp, width: int) -> None:
-    """Zero the units beyond `width`: they give nothing, and get no gradient."""
+    """Set the units beyond `width` to zero: they add nothing, and their weights get no gradient."""
+    # A unit is silu(gate) * up, which is 0 here, so its column in `down_proj` gets no gradient; and since that column
+    # is 0, neither do its rows in `gate_up`.
     hidden = mlp.down_proj.in_features
     nn.init.zeros_(mlp.gate_up.weight.view(2, hidden, -1)[:, width:])
     nn.init.zeros_(mlp.down_proj.weight[:, width:])

@@ -1,4 +1,4 @@
-"""Small models for tests: one for each of timm's block classes and kinds of attention."""
+"""Small models for the contract tests: one for each of timm's block classes and kinds of attention."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ _SMALL: dict[str, Any] = {
 _FULL = {"init_values": 0.5}
 
 
-def variants() -> Mapping[str, tuple[str, dict[str, Any]]]:
-    """timm's name of a model and the arguments that make it small, by what is inside."""
+def small_models() -> Mapping[str, tuple[str, dict[str, Any]]]:
+    """Return timm's name of a model and the arguments that make it small, by what the model has inside."""
+    # Layer scales of 0.5 instead of 1e-5, so that a modulator's effect shows in the features.
     more: dict[str, tuple[str, dict[str, Any]]] = {
         "post_norm": ("vit_base_patch16_rpn_224", _FULL),
         "parallel": ("vit_pwee_patch16_reg1_gap_256", _FULL),

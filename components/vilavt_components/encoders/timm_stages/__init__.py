@@ -1,4 +1,8 @@
-"""Staged backbones of timm: ConvNeXt, Swin, ResNet."""
+"""Encoder `timm_stages`: staged backbones of timm (ConvNeXt, Swin, ResNet). Read `encoder.py` first.
+
+`models.py` takes timm's models apart into stem, stages and norms; `feature_maps.py` turns packed tokens into maps and
+back.
+"""
 
 from __future__ import annotations
 

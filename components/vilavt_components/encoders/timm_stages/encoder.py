@@ -1,4 +1,8 @@
-"""Staged backbones of timm: ConvNeXt, Swin and ResNet, each stage a block whose output is tokens."""
+"""Encoder `timm_stages`: staged backbones of timm (ConvNeXt, Swin, ResNet), each stage a block.
+
+Read this file first. A stage mixes tokens inside itself, by convolutions or windows, so it has no attention call and
+one site only: its output.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vilavt_components.encoders.image_encoder import ImageEncoder
-from vilavt_components.encoders.timm.models import check_weights, data_config, load_weights
+from vilavt_components.encoders.timm.models import check_weights, load_weights, resolve_preprocessing
 from vilavt_components.encoders.timm_stages.feature_maps import to_maps, to_tokens
-from vilavt_components.encoders.timm_stages.models import Staged, build_staged
-from vilavt_components.encoders.timm_stages.variants import variants
-from vilavt_toolkit.contracts import At, Attend, BlockSpec, EncoderSpec, Grid
-from vilavt_toolkit.contracts.pixel_budget import PixelBudget
+from vilavt_components.encoders.timm_stages.models import StagedModel, build_staged_model
+from vilavt_components.encoders.timm_stages.variants import small_models
+from vilavt_toolkit.contracts import Attend, BlockSpec, EncoderSpec, Grid, SiteHook
+from vilavt_toolkit.contracts.pixel_budget import PixelBudget, PixelBudgetConfig
 from vilavt_toolkit.errors import BadConfig
 from vilavt_toolkit.packed.tokens import Tokens
 from vilavt_toolkit.registry import encoders
@@ -24,12 +28,12 @@ from vilavt_toolkit.settings import setting
 
 
 @dataclass(frozen=True)
-class TimmStagesConfig:
+class TimmStagesConfig(PixelBudgetConfig):
     """Settings of the `timm_stages` encoder; without `model` a small ConvNeXt, for views of 32 x 32 pixels or so."""
 
     model: str | None = setting(None, help="timm model name, such as convnext_tiny.fb_in22k; null: a small ConvNeXt")
-    pretrained: bool = setting(False, help="load timm's weights of `model` when training starts", replaces=("file",))
-    file: str | None = setting(None, help="local weights (.safetensors) to load instead")
+    pretrained: bool = setting(False, help="load timm's weights of `model` when training starts", replaces=("path",))
+    path: str | None = setting(None, help="local weights (.safetensors) to load instead", formerly=("file",))
     local_files_only: bool = setting(False, help="never download: take weights from the local cache")
     args: dict[str, Any] = setting(factory=dict, help="more arguments for timm.create_model")
     stages: int | None = setting(
@@ -37,19 +41,6 @@ class TimmStagesConfig:
         help="how many stages are used, from the first: each one more halves the sides of the grid; null: all. "
         "Features get the model's own final norm only where all are",
         minimum=1,
-    )
-    overview_pixels: int | None = setting(
-        None, help="most pixels of the first view of an image; null: those of the model's input", minimum=1
-    )
-    zoom_pixels: int | None = setting(
-        None, help="most pixels of the view of a region; null: those of the model's input", minimum=1
-    )
-    min_pixels: int = setting(0, help="fewest pixels of a view; small regions are enlarged to have them", minimum=0)
-    max_scale: float | None = setting(
-        None,
-        help="most view pixels along one original pixel of a region; the first view is not enlarged; null: 2, and 0.5 "
-        "without `model`",
-        minimum=0.01,
     )
 
 
@@ -73,29 +64,25 @@ class TimmStagesEncoder(ImageEncoder):
     (`args: {norm_layer: groupnorm}`).
     """
 
-    compile_refused = (
+    no_compile_reason = (
         "its stages run once for every distinct size of view, so that each set of sizes would be a graph of its own; "
         "set `compile: false`."
     )
 
     def __init__(self, config: TimmStagesConfig) -> None:
-        chosen = _chosen(config)
-        staged = build_staged(str(chosen.model), chosen.args, chosen.stages)
-        data = data_config(staged.model)
-        native = math.prod(_native(staged.model, data))
-        budget = PixelBudget(
-            chosen.overview_pixels or native,
-            chosen.zoom_pixels or native,
-            chosen.min_pixels,
-            2.0 if chosen.max_scale is None else chosen.max_scale,
-        )
+        chosen = _fill_small_defaults(config)
+        staged = build_staged_model(str(chosen.model), chosen.args, chosen.stages)
+        data = resolve_preprocessing(staged.model)
+        native = math.prod(_native_size(staged.model, data))
+        budget = chosen.pixel_budget(PixelBudget(native, native))
         super().__init__((staged.stem_stride, staged.stem_stride), 0, budget, data)
-        # All stages divide a view without remainder, or grids would say less than they seem to.
-        self.multiple = staged.strides[-1]
+        # Every stage must divide a view without remainder: timm pads or crops the rest, and a grid times its stride
+        # would no longer be the view.
+        self.side_multiple = staged.strides[-1]
         self.config = chosen
         self.model = staged.model
         self._staged = staged
-        self.spec = _spec(staged)
+        self.spec = _encoder_spec(staged)
 
     @classmethod
     def tiny(cls) -> TimmStagesConfig:
@@ -108,60 +95,63 @@ class TimmStagesEncoder(ImageEncoder):
         return {name: config for name, config in _small_variants().items() if name != "convnext"}
 
     def train(self, mode: bool = True) -> TimmStagesEncoder:
-        """Set training mode everywhere but in BatchNorm, whose statistics stay as they are."""
+        """Set training mode everywhere but in BatchNorm, whose running statistics do not change."""
         super().train(mode)
+        # In training mode a BatchNorm would mix all regions of a batch, across inquiry groups and dialogues.
         for module in self.model.modules():
             if isinstance(module, _BatchNorm):
                 module.eval()
         return self
 
     def block_grid(self, index: int, size: Grid) -> Grid:
-        """The grid of the maps behind stage `index`."""
+        """Return the grid of the maps after stage `index`."""
         factor = self._staged.strides[index] // self._staged.stem_stride
         return tuple(side // factor for side in size)
 
-    def grid(self, size: Grid) -> Grid:
-        """The grid of the last stage's maps."""
+    def feature_grid(self, size: Grid) -> Grid:
+        """Return the grid of the last stage's maps."""
         return self.block_grid(self.spec.depth - 1, size)
 
     def embed_batch(self, images: Tensor, size: Grid) -> Tensor:
-        """uint8 [n, 3, h, w] -> [n, patches, D], the stem's maps."""
-        return self._staged.stem(self.pixels(images, next(self.model.parameters()))).flatten(1, 2)
+        """Compute the stem's maps of n images of one size; uint8 [n, 3, h, w] -> [n, patches, D]."""
+        return self._staged.run_stem(self.normalise_pixels(images, next(self.model.parameters()))).flatten(1, 2)
 
-    def block(self, index: int, tokens: Tokens, at: At, attend: Attend) -> Tensor:
-        """Run timm's stage `index`; x [S, D] -> [S', D']."""
-        y = self._over_maps(self._staged.stages[index], tokens)
-        return at("block", y, y)
+    def block(self, index: int, tokens: Tokens, site: SiteHook, attend: Attend) -> Tensor:
+        """Run timm's stage `index`, with site block; x [S, D] -> [S', D']."""
+        y = self._run_over_maps(self._staged.stages[index], tokens)
+        # x is y at this site, as the contract asks of a block that changes the grid: the rows of its input stand for
+        # other places than those of its output, so a modulator could not combine the two.
+        return site("block", y, y)
 
     def readout(self, tokens: Tokens) -> Tensor:
-        """The last stage's maps; [S, D] -> [F, D]. With all stages used, behind the model's own final norm.
+        """Return the last stage's maps, normed by the model's own final norm if all stages are used; [S, D] -> [F, D].
 
-        Models that pool before their norm (a plain ConvNeXt) get that norm on every feature; ResNets have none.
+        Models that pool before their norm (a plain ConvNeXt) get that norm on every feature. ResNets have none.
         """
         for norm in self._staged.norms:
-            tokens = tokens.with_x(self._over_maps(norm, tokens))
+            tokens = tokens.with_x(self._run_over_maps(norm, tokens))
         return tokens.x
 
     def check_weights(self) -> None:
-        """Hold that `file` is there; raises InputError."""
+        """Check that the file `path` exists, if it is set; raises InputError."""
         check_weights(self.config)
 
     def load_weights(self) -> None:
-        """Load `file`, or timm's pretrained weights of `model`; raises InputError."""
-        load_weights(self.model, self.config, self._staged.unused, self._staged.family.wanted)
+        """Load `path`, or timm's pretrained weights of `model`; raises InputError."""
+        load_weights(self.model, self.config, self._staged.unused_prefixes, self._staged.family.rename_keys)
 
-    def _over_maps(self, part: nn.Module, tokens: Tokens) -> Tensor:
+    def _run_over_maps(self, part: nn.Module, tokens: Tokens) -> Tensor:
         maps = to_maps(tokens.x, tokens.layout)
-        return to_tokens([self._staged.run(part, each) for each in maps], tokens.layout)
+        return to_tokens([self._staged.run_on_maps(part, each) for each in maps], tokens.layout)
 
 
-def _chosen(config: TimmStagesConfig) -> TimmStagesConfig:
-    """The settings, those of the small model filled in where no model is named."""
+def _fill_small_defaults(config: TimmStagesConfig) -> TimmStagesConfig:
+    """Return the settings, completed by those of the small model if they name none."""
     if config.model is not None:
         return config
-    for key, value in (("pretrained", config.pretrained), ("file", config.file)):
+    for key, value in (("pretrained", config.pretrained), ("path", config.path)):
         if value:
-            raise BadConfig(f"`{key}` needs `model`: it says which architecture the weights are of.")
+            raise BadConfig(f"`{key}` needs `model`, the architecture of the weights; set `model` too.")
     return replace(
         config,
         model=_SMALL.model,
@@ -173,17 +163,18 @@ def _chosen(config: TimmStagesConfig) -> TimmStagesConfig:
     )
 
 
-def _native(model: Any, data: Mapping[str, Any]) -> tuple[int, ...]:
-    """Sides of the input that the model is for, in pixels."""
+def _native_size(model: Any, data: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the sides in pixels of the images that the model was made for."""
+    # A Swin may be built for another size (`args: {img_size: ...}`), which timm's preprocessing does not know.
     own = getattr(getattr(model, "patch_embed", None), "img_size", None)
     return tuple(own if own is not None else data["input_size"][1:])
 
 
-def _spec(staged: Staged) -> EncoderSpec:
-    refused = "a stage holds blocks of its own, and takes no keys from outside."
+def _encoder_spec(staged: StagedModel) -> EncoderSpec:
+    reason = "a stage holds blocks of its own, and takes no keys from outside."
     return EncoderSpec(
         modality="image",
-        blocks=tuple(BlockSpec(width, {"block": width}, context_refused=refused) for width in staged.widths),
+        blocks=tuple(BlockSpec(width, {"block": width}, no_context_reason=reason) for width in staged.widths),
         out_width=staged.widths[-1],
         positions=staged.family.positions,
     )
@@ -192,5 +183,5 @@ def _spec(staged: Staged) -> EncoderSpec:
 def _small_variants() -> dict[str, TimmStagesConfig]:
     return {
         name: TimmStagesConfig(model=model, args=args, stages=stages, overview_pixels=1024, zoom_pixels=2048)
-        for name, (model, args, stages) in variants().items()
+        for name, (model, args, stages) in small_models().items()
     }

@@ -1,4 +1,4 @@
-"""timm's staged models taken apart: a stem, stages, and the norms behind the last of them."""
+"""timm's staged models taken apart: a stem, stages, and the norms after the last of them."""
 
 from __future__ import annotations
 
@@ -11,155 +11,165 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from vilavt_components.common.weights import Wanted, as_they_are
-from vilavt_components.encoders.timm.models import from_name, prefix_tokens
+from vilavt_components.common.weights import RenameKeys, identity_names
+from vilavt_components.encoders.timm.models import build_by_name, prefix_token_names
 from vilavt_toolkit.errors import BadConfig
 
-_WORKS = (
-    "staged models work: ConvNeXt, Swin, ResNet and their kin (convnext_tiny, convnextv2_nano, "
+_SUPPORTED = (
+    "choose a staged model: ConvNeXt, Swin, ResNet and their kin (convnext_tiny, convnextv2_nano, "
     "swin_tiny_patch4_window7_224, swinv2_tiny_window8_256, resnet50, resnext50_32x4d, seresnet50, ...)"
 )
 
 
 @dataclass(frozen=True)
-class Family:
-    """How models of one class run."""
+class StagedFamily:
+    """Holds how the models of one timm class run."""
 
-    stem: Callable[[Any, Tensor], Tensor]
-    """(model, pixels [n, 3, h, w]) -> the first maps"""
-    stages: Callable[[Any], Sequence[nn.Module]]
-    norms: Callable[[Any], Sequence[nn.Module]]
-    """What the model's own features, or its head, go through behind the last stage."""
-    stem_stride: Callable[[Any], int]
-    names: str
-    """How the names of a stage's weights begin."""
-    first: int = 0
-    """The number of the first stage in names and in timm's list of features."""
-    heads: tuple[str, ...] = ()
-    """How names begin of weights behind the last stage."""
-    channels_last: bool = False
-    """Whether maps are [n, h, w, D], and not [n, D, h, w]."""
+    apply_stem: Callable[[Any, Tensor], Tensor]
+    """Computes the first maps: (model, pixels [n, 3, h, w]) -> maps."""
+    find_stages: Callable[[Any], Sequence[nn.Module]]
+    find_norms: Callable[[Any], Sequence[nn.Module]]
+    """Finds the norms that the model's own features, or its head, pass after the last stage."""
+    find_stem_stride: Callable[[Any], int]
+    """Returns the pixels along a token of the first maps; raises BadConfig for a stem that is not square."""
+    stage_prefix: str
+    """Beginning of the names of a stage's weights, with {} for the number of the stage."""
+    first_stage: int = 0
+    """Number of the first stage in names and in timm's list of features."""
+    head_prefixes: tuple[str, ...] = ()
+    """Beginnings of the names of weights after the last stage."""
+    has_channels_last: bool = False
+    """True if maps are [n, h, w, D], False for [n, D, h, w]."""
     positions: Literal["relative", "none"] = "none"
-    wanted: Wanted = as_they_are
+    rename_keys: RenameKeys = identity_names
     """timm's present names of a file's tensors"""
 
 
 @dataclass(frozen=True)
-class Staged:
-    """A model of which the first stages are used."""
+class StagedModel:
+    """A model whose first stages are used."""
 
     model: Any
     stem_stride: int
     strides: tuple[int, ...]
-    """Of the maps behind every stage, in pixels."""
+    """Pixels along a token after every stage."""
     widths: tuple[int, ...]
+    """Channels after every stage."""
     norms: tuple[nn.Module, ...]
-    """Behind the last stage; none where not all are used, since they were trained on what the last one gives."""
-    unused: tuple[str, ...]
-    """How the names of weights begin that a checkpoint may have and this does not."""
+    """Norms after the last stage; none if not all stages are used, since they were trained on the last one's output."""
+    unused_prefixes: tuple[str, ...]
+    """Beginnings of the names of weights that a checkpoint may have and this model does not."""
 
     @property
-    def family(self) -> Family:
-        """How the model runs."""
-        return families()[type(self.model)]
+    def family(self) -> StagedFamily:
+        """Return how the model runs."""
+        return staged_families()[type(self.model)]
 
     @property
     def stages(self) -> Sequence[nn.Module]:
-        """The stages that are used."""
-        return self.family.stages(self.model)[: len(self.widths)]
+        """Return the stages that are used."""
+        return self.family.find_stages(self.model)[: len(self.widths)]
 
-    def stem(self, pixels: Tensor) -> Tensor:
-        """Pixels [n, 3, h, w] -> maps [n, h', w', D]."""
-        x = self.family.stem(self.model, pixels)
-        return x if self.family.channels_last else x.permute(0, 2, 3, 1)
+    def run_stem(self, pixels: Tensor) -> Tensor:
+        """Compute the first maps; pixels [n, 3, h, w] -> [n, h', w', D]."""
+        x = self.family.apply_stem(self.model, pixels)
+        return x if self.family.has_channels_last else x.permute(0, 2, 3, 1)
 
-    def run(self, part: nn.Module, maps: Tensor) -> Tensor:
-        """Run a stage or a norm on maps [n, h, w, D] -> [n, h', w', D']."""
-        if self.family.channels_last:
-            made: Tensor = part(maps)
-            return made
-        made = part(maps.permute(0, 3, 1, 2))
-        return made.permute(0, 2, 3, 1)
+    def run_on_maps(self, part: nn.Module, maps: Tensor) -> Tensor:
+        """Run a stage or a norm on maps; [n, h, w, D] -> [n, h', w', D']."""
+        # Maps between stages are [n, h, w, D], the order of packed tokens. To a convolution these strides are the
+        # memory format channels_last, which its kernels take as it is: nothing is copied here.
+        if self.family.has_channels_last:
+            after: Tensor = part(maps)
+            return after
+        after = part(maps.permute(0, 3, 1, 2))
+        return after.permute(0, 2, 3, 1)
 
 
-def build_staged(name: str, args: Mapping[str, Any], stages: int | None) -> Staged:
-    """Build timm's model without weights, cut behind `stages` stages; raises BadConfig."""
+def build_staged_model(name: str, args: Mapping[str, Any], stages: int | None) -> StagedModel:
+    """Build timm's model without weights, cut after `stages` stages (None: all); raises BadConfig."""
     # YAML has no tuples.
-    model = from_name(name, {key: tuple(value) if isinstance(value, list) else value for key, value in args.items()})
+    model = build_by_name(
+        name, {key: tuple(value) if isinstance(value, list) else value for key, value in args.items()}
+    )
     _check_family(model, name)
-    family = families()[type(model)]
-    depth = len(family.stages(model))
+    family = staged_families()[type(model)]
+    depth = len(family.find_stages(model))
     used = depth if stages is None else stages
     if used > depth:
         raise BadConfig(f"'{name}' has {depth} stages; set `stages` to {depth} at most, not {used}.")
-    features = model.feature_info[family.first : family.first + used]
+    features = model.feature_info[family.first_stage : family.first_stage + used]
     strides, widths = (tuple(int(each[key]) for each in features) for key in ("reduction", "num_chs"))
-    stem_stride = family.stem_stride(model)
+    stem_stride = family.find_stem_stride(model)
     _accept_any_size(model)
+    # Parts that are not used are removed, or they would be saved, and counted among the weights that learn.
     if used < depth:
-        model.prune_intermediate_layers([family.first + used - 1], prune_norm=True, prune_head=True)
+        model.prune_intermediate_layers([family.first_stage + used - 1], prune_norm=True, prune_head=True)
         norms: tuple[nn.Module, ...] = ()
     else:
         _drop_head(model)
-        norms = tuple(norm for norm in family.norms(model) if not isinstance(norm, nn.Identity))
-    dropped = tuple(family.names.format(family.first + index) for index in range(used, depth))
-    return Staged(model, stem_stride, strides, widths, norms, family.heads + dropped)
+        norms = tuple(norm for norm in family.find_norms(model) if not isinstance(norm, nn.Identity))
+    dropped = tuple(family.stage_prefix.format(family.first_stage + index) for index in range(used, depth))
+    return StagedModel(model, stem_stride, strides, widths, norms, family.head_prefixes + dropped)
 
 
 def _check_family(model: Any, name: str) -> None:
-    if type(model) in prefix_tokens():
+    if type(model) in prefix_token_names():
         raise BadConfig(
             f"Model '{name}' is a plain vision transformer ({type(model).__name__}), and encoder 'timm_stages' runs "
             "models in stages; take encoder `timm` for it."
         )
-    if type(model) not in families():
-        raise BadConfig(f"Encoder 'timm_stages' was not written for {type(model).__name__} ('{name}'); {_WORKS}.")
+    if type(model) not in staged_families():
+        raise BadConfig(f"Encoder 'timm_stages' was not written for {type(model).__name__} ('{name}'); {_SUPPORTED}.")
 
 
 @cache
-def families() -> Mapping[type, Family]:
-    """Every model class that this was written for; by exact type, since a subclass may differ."""
+def staged_families() -> Mapping[type, StagedFamily]:
+    """Return every model class that this was written for; by exact type, since a subclass may differ."""
     from timm.models.convnext import ConvNeXt
     from timm.models.resnet import ResNet
     from timm.models.swin_transformer import SwinTransformer
     from timm.models.swin_transformer_v2 import SwinTransformerV2
 
-    swin = Family(
-        stem=lambda model, pixels: model.patch_embed(pixels),
-        stages=lambda model: list(model.layers),
-        norms=lambda model: [model.norm],
-        stem_stride=_patch_size,
-        names="layers.{}.",
-        heads=("norm.",),
-        channels_last=True,
+    # Each stem, list of stages and norm follows the class's own `forward_features`.
+    swin = StagedFamily(
+        apply_stem=lambda model, pixels: model.patch_embed(pixels),
+        find_stages=lambda model: list(model.layers),
+        find_norms=lambda model: [model.norm],
+        find_stem_stride=_patch_size,
+        stage_prefix="layers.{}.",
+        head_prefixes=("norm.",),
+        has_channels_last=True,
         positions="relative",
-        wanted=_swin_names,
+        rename_keys=_swin_names,
     )
-    convnext = Family(
-        stem=lambda model, pixels: model.stem(pixels),
-        stages=lambda model: list(model.stages),
-        # A plain ConvNeXt normalises what it has pooled.
-        norms=lambda model: [model.norm_pre, getattr(model.head, "norm", nn.Identity())],
-        stem_stride=_stem_stride,
-        names="stages.{}.",
-        heads=("norm_pre.",),
+    convnext = StagedFamily(
+        apply_stem=lambda model, pixels: model.stem(pixels),
+        find_stages=lambda model: list(model.stages),
+        # A plain ConvNeXt has its norm in the head, after pooling; with `head_norm_first` it is `norm_pre`.
+        find_norms=lambda model: [model.norm_pre, getattr(model.head, "norm", nn.Identity())],
+        find_stem_stride=_stem_stride,
+        stage_prefix="stages.{}.",
+        head_prefixes=("norm_pre.",),
     )
-    resnet = Family(
-        stem=lambda model, pixels: model.maxpool(model.act1(model.bn1(model.conv1(pixels)))),
-        stages=lambda model: [model.layer1, model.layer2, model.layer3, model.layer4],
-        norms=lambda model: [],
-        stem_stride=lambda model: 4,
-        names="layer{}.",
-        first=1,
-        heads=("fc.",),
+    resnet = StagedFamily(
+        apply_stem=lambda model, pixels: model.maxpool(model.act1(model.bn1(model.conv1(pixels)))),
+        find_stages=lambda model: [model.layer1, model.layer2, model.layer3, model.layer4],
+        find_norms=lambda model: [],
+        # conv1 and maxpool halve both sides each. timm lists their output as feature 0, so stages start at 1.
+        find_stem_stride=lambda model: 4,
+        stage_prefix="layer{}.",
+        first_stage=1,
+        head_prefixes=("fc.",),
     )
     return {ConvNeXt: convnext, SwinTransformer: swin, SwinTransformerV2: swin, ResNet: resnet}
 
 
 def _swin_names(names: Sequence[str]) -> dict[str, str]:
-    """Where a stage ended with its downsampling, as in the authors' code, the next one begins with it now."""
+    """Rename a Swin checkpoint's tensors to timm's present names."""
+    # In the authors' code, and in older timm, a stage ended with its downsampling. Now the next one begins with it.
     if not any(name.startswith("layers.0.downsample.") for name in names):
-        return as_they_are(names)
+        return identity_names(names)
     return {
         name: re.sub(r"^layers\.(\d+)\.downsample\.", lambda found: f"layers.{int(found[1]) + 1}.downsample.", name)
         for name in names
@@ -178,9 +188,10 @@ def _stem_stride(model: Any) -> int:
 
 
 def _accept_any_size(model: Any) -> None:
-    """Make a Swin mask its windows for the map at hand, as timm's `dynamic_img_size` does."""
+    """Let a Swin take maps of any size, as timm's `dynamic_img_size` does."""
     if not hasattr(model, "patch_embed"):
         return
+    # timm builds the mask of shifted windows once, for the model's image size; here it is built for each map.
     model.patch_embed.strict_img_size = False
     for stage in model.layers:
         for block in stage.blocks:
@@ -188,7 +199,8 @@ def _accept_any_size(model: Any) -> None:
 
 
 def _drop_head(model: Any) -> None:
-    """Leave of the head its norm alone."""
+    """Remove everything of the head but its norm."""
     model.reset_classifier(0, "")
+    # Some ConvNeXts have a hidden layer between norm and classifier.
     if hasattr(model, "head") and hasattr(model.head, "pre_logits"):
         model.head.pre_logits = nn.Identity()

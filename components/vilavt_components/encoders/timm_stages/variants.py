@@ -1,4 +1,4 @@
-"""Small models for tests: every family of staged models, whole and cut short."""
+"""Small models for the contract tests: every family of staged models, whole and cut short."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ _SWIN = {"img_size": 32, "patch_size": 2, "embed_dim": 16, "depths": (2, 2), "nu
 _RESNET = {"layers": (1, 1, 1, 1), "channels": (16, 24, 32, 32)}
 
 
-def variants() -> Mapping[str, tuple[str, dict[str, Any], int | None]]:
-    """timm's name of a model, the arguments that make it small, and the stages that are used."""
+def small_models() -> Mapping[str, tuple[str, dict[str, Any], int | None]]:
+    """Return timm's name of a model, the arguments that make it small, and the number of stages that are used."""
     return {
         "convnext": ("convnext_tiny", _CONVNEXT, 2),
         "convnext_whole": ("convnext_tiny", _CONVNEXT | {"output_stride": 8}, None),

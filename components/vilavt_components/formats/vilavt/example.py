@@ -6,7 +6,7 @@ from typing import Any
 
 from vilavt_toolkit.config.parsing import parse_config
 from vilavt_toolkit.config.schema import ModelSection
-from vilavt_toolkit.models.assemble import assemble
+from vilavt_toolkit.models.assemble import assemble_model
 from vilavt_toolkit.models.model import VisualChatModel
 
 _LAYER = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1}
@@ -49,8 +49,8 @@ _SECTION: dict[str, Any] = {
 }
 
 
-def example() -> VisualChatModel:
+def build_example() -> VisualChatModel:
     """A query-aware tower of four blocks, two of them modulated, and language models of one layer."""
-    model = assemble(parse_config(ModelSection, _SECTION, "example"))
+    model = assemble_model(parse_config(ModelSection, _SECTION, "example"))
     model.language_model.fit_tokenizer(["what is it? a red square"], [])
     return model

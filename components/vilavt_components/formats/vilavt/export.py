@@ -26,7 +26,7 @@ from vilavt_components.projectors.identity import IdentityProjector
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.utils.files import write_json
-from vilavt_toolkit.utils.progress import track
+from vilavt_toolkit.utils.progress import track_progress
 from vilavt_toolkit.vision.integration import INTEGRATIONS, named_blocks
 
 log = logging.getLogger(__name__)
@@ -44,12 +44,12 @@ _NAMES = {
 }
 
 
-def parts_of(model: VisualChatModel) -> frozenset[str]:
+def exported_parts(model: VisualChatModel) -> frozenset[str]:
     """The parts that a checkpoint of the model holds; raises InputError naming one that is not the paper's."""
-    encoder, text = model.encoder, model.encoder.inquiry_encoder
-    _require("encoder", encoder.encoder, Qwen25VLEncoder)
-    _require("projector", model.projector, IdentityProjector)
-    _require("language model", model.language_model, Qwen25VLLanguageModel)
+    encoder, text = model.vision, model.vision.inquiry_encoder
+    _require_type("encoder", encoder.backbone, Qwen25VLEncoder)
+    _require_type("projector", model.projector, IdentityProjector)
+    _require_type("language model", model.language_model, Qwen25VLLanguageModel)
     if not isinstance(model.dialogue, Vilavt):
         log.warning("the model's dialogue is not `vilavt`: code of others will ask it in other words than ours.")
     elif model.dialogue.texts != Vilavt(VilavtConfig()).texts:
@@ -62,10 +62,10 @@ def parts_of(model: VisualChatModel) -> frozenset[str]:
     if all(isinstance(each, NoModulation) for each in modulators):
         return _PLAIN
     for each in modulators:
-        _require("modulator", each, JointAttention)
+        _require_type("modulator", each, JointAttention)
     if any(len(block) > 1 for block in listed):
         raise InputError("the model has several modulators in a block, where ViLaVT has one; export it as native.")
-    _require("inquiry encoder", text, HFTextInquiryEncoder)
+    _require_type("inquiry encoder", text, HFTextInquiryEncoder)
     read = cast(HFTextInquiryEncoder, text)
     if read.model.config.model_type != "qwen3" or not isinstance(read.projection, nn.Linear):
         raise InputError(
@@ -74,7 +74,7 @@ def parts_of(model: VisualChatModel) -> frozenset[str]:
     return _QUERY_AWARE
 
 
-def _require(part: str, found: object, wanted: type[Any]) -> None:
+def _require_type(part: str, found: object, wanted: type[Any]) -> None:
     if not isinstance(found, wanted):
         raise InputError(
             f"the model's {part} is {type(found).__name__}, where ViLaVT has {wanted.__name__}; export it as native."
@@ -83,7 +83,7 @@ def _require(part: str, found: object, wanted: type[Any]) -> None:
 
 def write_config(model: VisualChatModel, parts: frozenset[str], folder: Path) -> None:
     """Write config.json, with the keys that the paper's code and transformers read."""
-    language, encoder = cast(Qwen25VLLanguageModel, model.language_model), cast(Qwen25VLEncoder, model.encoder.encoder)
+    language, encoder = cast(Qwen25VLLanguageModel, model.language_model), cast(Qwen25VLEncoder, model.vision.backbone)
     text = _language_settings(language)
     tower = asdict(encoder.shape)
     step = int(language.time_step) if float(language.time_step).is_integer() else language.time_step
@@ -94,28 +94,28 @@ def write_config(model: VisualChatModel, parts: frozenset[str], folder: Path) ->
         "model_type": "qwen2_5_vl",
         **text,
         **_token_ids(language),
-        "dtype": _commonest(model),
+        "dtype": _most_common_dtype(model),
         "text_config": {"model_type": "qwen2_5_vl_text", **text},
         "vision_config": tower,
     }
     if "modulator" in parts:
-        point = _integration(model)
+        point = _integration_name(model)
         tower["integration_point"] = point
         found |= {
             "architectures": ["Qwen2_5_VLForConditionalGeneration_Vilavt"],
             "model_type": "vilavt",
             "integration_point": point,
-            "text_encoder_config": _text_settings(model),
+            "text_encoder_config": _text_encoder_settings(model),
         }
     write_json(folder / "config.json", found)
 
 
-def write_others(model: VisualChatModel, parts: frozenset[str], folder: Path) -> None:
+def write_tokenizers_and_processors(model: VisualChatModel, parts: frozenset[str], folder: Path) -> None:
     """Write the tokenizers, the settings of the image processor and those of generation."""
-    language, encoder = cast(Qwen25VLLanguageModel, model.language_model), cast(Qwen25VLEncoder, model.encoder.encoder)
+    language, encoder = cast(Qwen25VLLanguageModel, model.language_model), cast(Qwen25VLEncoder, model.vision.backbone)
     backend = language.tokenizer.backend
     backend.save_pretrained(folder)
-    text = cast(HFTextInquiryEncoder, model.encoder.inquiry_encoder)
+    text = cast(HFTextInquiryEncoder, model.vision.inquiry_encoder)
     if "inquiry_encoder" in parts and text.tokenizer is not None:
         text.tokenizer.save_pretrained(folder / TEXT_FOLDERS[0])
     mean, std = vision.read_statistics(None)
@@ -142,30 +142,32 @@ def write_weights(model: VisualChatModel, parts: frozenset[str], folder: Path) -
     """Write model.safetensors, or several files and their index where it would be large; shows progress."""
     from safetensors.torch import save_file
 
-    shards = list(_shards(model, parts))
+    shards = list(_plan_shards(model, parts))
     many = len(shards) > 1
     places: dict[str, str] = {}
-    for number, names in enumerate(track(shards, len(shards), "weights") if many else shards, 1):
+    for number, names in enumerate(track_progress(shards, len(shards), "weights") if many else shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if many else "model.safetensors"
-        held = {name: value for name, value in keys.of_model(model, parts) if name in names}
+        held = {name: value for name, value in keys.checkpoint_tensors(model, parts) if name in names}
         # Views of one tensor become tensors of their own, on the CPU, one file's at a time.
-        save_file({name: _alone(value) for name, value in held.items()}, str(folder / file), metadata={"format": "pt"})
+        save_file(
+            {name: _own_storage(value) for name, value in held.items()}, str(folder / file), metadata={"format": "pt"}
+        )
         places |= dict.fromkeys(held, file)
     if many:
-        size = sum(value.nbytes for _, value in keys.of_model(model, parts))
+        size = sum(value.nbytes for _, value in keys.checkpoint_tensors(model, parts))
         write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": places})
 
 
-def _alone(value: Tensor) -> Tensor:
+def _own_storage(value: Tensor) -> Tensor:
     value = value.cpu().contiguous()
     return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
 
 
-def _shards(model: VisualChatModel, parts: frozenset[str]) -> Iterator[set[str]]:
+def _plan_shards(model: VisualChatModel, parts: frozenset[str]) -> Iterator[set[str]]:
     """Names of the tensors of every file, none of the files beyond the limit unless one tensor is."""
     names: set[str] = set()
     size = 0
-    for name, value in keys.of_model(model, parts):
+    for name, value in keys.checkpoint_tensors(model, parts):
         if names and size + value.nbytes > SHARD_BYTES:
             yield names
             names, size = set(), 0
@@ -174,16 +176,16 @@ def _shards(model: VisualChatModel, parts: frozenset[str]) -> Iterator[set[str]]
     yield names
 
 
-def _commonest(model: VisualChatModel) -> str:
+def _most_common_dtype(model: VisualChatModel) -> str:
     counts: Counter[torch.dtype] = Counter()
     for weight in model.parameters():
         counts[weight.dtype] += weight.numel()
     return str(counts.most_common(1)[0][0]).removeprefix("torch.")
 
 
-def _integration(model: VisualChatModel) -> str:
-    blocks = tuple(sorted(map(int, model.encoder.modulators)))
-    spec = model.encoder.encoder.spec
+def _integration_name(model: VisualChatModel) -> str:
+    blocks = tuple(sorted(map(int, model.vision.modulators)))
+    spec = model.vision.backbone.spec
     for name in (*_FIRST, *INTEGRATIONS):
         if named_blocks(name, spec) == blocks:
             return name
@@ -198,18 +200,18 @@ def _language_settings(language: Qwen25VLLanguageModel) -> dict[str, Any]:
     told: dict[str, Any] = json.loads(language.model.config.to_json_string(use_diff=False))
     left = ("dtype", "architectures", "transformers_version", "model_type", "_name_or_path", "tokens_per_second")
     told = {key: value for key, value in told.items() if key not in left and value is not None}
-    told |= {"tie_word_embeddings": language.tied, "bos_token_id": None, "eos_token_id": language.end_of_turn}
-    return _older(told, sections=True)
+    told |= {"tie_word_embeddings": language.is_tied, "bos_token_id": None, "eos_token_id": language.end_of_turn}
+    return _legacy_rope_keys(told, sections=True)
 
 
-def _text_settings(model: VisualChatModel) -> dict[str, Any]:
-    config: Any = cast(HFTextInquiryEncoder, model.encoder.inquiry_encoder).model.config
+def _text_encoder_settings(model: VisualChatModel) -> dict[str, Any]:
+    config: Any = cast(HFTextInquiryEncoder, model.vision.inquiry_encoder).model.config
     told = json.loads(config.to_json_string(use_diff=False))
     found = {key: told[key] for key in TEXT_SETTINGS if told.get(key) is not None}
-    return {"model_type": "qwen3", **_older(found), "tie_word_embeddings": True}
+    return {"model_type": "qwen3", **_legacy_rope_keys(found), "tie_word_embeddings": True}
 
 
-def _older(told: dict[str, Any], sections: bool = False) -> dict[str, Any]:
+def _legacy_rope_keys(told: dict[str, Any], sections: bool = False) -> dict[str, Any]:
     """Rotary settings in keys of their own, where newer transformers has one for all."""
     rotary = dict(told.pop("rope_parameters", {}))
     found = {**told, "rope_theta": rotary.pop("rope_theta", 1e6)}

@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilavt_components.common import qwen_checkpoint as files
+from vilavt_components.common import qwen_checkpoint_files as files
 from vilavt_components.encoders.qwen2_5_vl import vision_weights as vision
 from vilavt_components.encoders.qwen2_5_vl.encoder import Qwen25VLConfig
 from vilavt_components.formats.vilavt import export
 from vilavt_components.formats.vilavt import recipe_section as sections
 from vilavt_components.formats.vilavt import tensor_names as keys
-from vilavt_components.formats.vilavt.example import example
+from vilavt_components.formats.vilavt.example import build_example
 from vilavt_components.inquiry_encoders.hf_text import HFTextConfig
 from vilavt_components.language_models.qwen2_5_vl import Qwen25VLLanguageConfig
 from vilavt_toolkit.config.schema import ModelSection
 from vilavt_toolkit.contracts import BlockSpec, EncoderSpec
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.formats import CheckpointFormat
-from vilavt_toolkit.models.meta import assign
+from vilavt_toolkit.models.meta import assign_weights
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.registry import formats
 from vilavt_toolkit.settings import NoSettings
@@ -44,63 +44,63 @@ class VilavtFormat(CheckpointFormat):
         """Return its settings, of which there are none."""
         return NoSettings()
 
-    def example(self) -> VisualChatModel:
+    def build_example(self) -> VisualChatModel:
         """A query-aware tower of four blocks, two of them modulated, and language models of one layer."""
-        return example()
+        return build_example()
 
-    def recognises(self, config: Mapping[str, Any]) -> bool:
+    def can_read(self, config: Mapping[str, Any]) -> bool:
         """Whether the model type is `vilavt` or `qwen2_5_vl`."""
         return config.get("model_type") in files.FAMILIES
 
-    def section(self, folder: Path) -> dict[str, Any]:
+    def read_section(self, folder: Path) -> dict[str, Any]:
         """The parts with their shapes, the paper's pixel budgets and turns; see the contract."""
-        return sections.section(folder)
+        return sections.read_section(folder)
 
-    def filled(self, section: ModelSection, folder: Path) -> frozenset[str]:
+    def filled_parts(self, section: ModelSection, folder: Path) -> frozenset[str]:
         """Tower and language model, and of a query-aware checkpoint its modulation and text encoder."""
         encoder, language, text = section.encoder.config, section.language_model.config, section.inquiry_encoder.config
         found = set()
-        if isinstance(encoder, Qwen25VLConfig) and encoder.model is None:
+        if isinstance(encoder, Qwen25VLConfig) and encoder.path is None:
             found.add("encoder")
         if isinstance(language, Qwen25VLLanguageConfig) and language.path is None:
             found.add("language_model")
-        if keys.modulated_blocks(sections.names_of(folder)):
+        if keys.modulated_blocks(sections.read_weight_names(folder)):
             if [part.name for part in section.modulator] == ["joint_attention"]:
                 found.add("modulator")
             if isinstance(text, HFTextConfig) and text.path is None and text.width:
                 found.add("inquiry_encoder")
         return frozenset(found)
 
-    def check(self, folder: Path) -> None:
+    def check_weights(self, folder: Path) -> None:
         """Hold that all files of weights are there and whole; raises InputError."""
-        files.check_files(sections.origin_of(folder), keys.flat)
+        files.check_weight_files(sections.origin_of(folder), keys.flat_name)
 
     def load(self, model: VisualChatModel, folder: Path, parts: frozenset[str], dtype: torch.dtype | None) -> None:
         """Fill the `parts` with the folder's weights, mapped from their files; see the contract."""
-        stored = files.read_tensors(sections.origin_of(folder), keys.flat, dtype)
-        expected = keys.shapes(model, parts)
+        stored = files.read_tensors(sections.origin_of(folder), keys.flat_name, dtype)
+        expected = keys.expected_shapes(model, parts)
         if "lm_head.weight" not in expected:  # one that shares the embeddings need not be there, and may
             stored.pop("lm_head.weight", None)
         held = self._of_parts(stored, folder, parts)
-        if wrong := keys.faults(expected, held, self._own_blocks(folder, held)):
+        if wrong := keys.describe_mismatches(expected, held, self._own_blocks(folder, held)):
             raise InputError(
                 f"the weights in {folder} do not fit ({wrong}); give a folder whose config.json describes its weights, "
                 "and leave the shapes of its parts as they are."
             )
         used = {name: held[name] for name in expected}
-        if mixed := keys.mixture(used):
+        if mixed := keys.describe_mixed_types(used):
             raise InputError(
                 f"the weights in {folder} are of several types where they compute with each other ({mixed}); choose "
                 "one of them with `dtype`."
             )
-        assign(model, keys.to_model(model, used, parts))
+        assign_weights(model, keys.to_model_state(model, used, parts))
         log.info("%s: %d tensors loaded.", folder, len(used))
 
     def save(self, model: VisualChatModel, folder: Path) -> None:
         """Write keys, config.json, tokenizers and processors as the paper's code reads them; raises InputError."""
-        parts = export.parts_of(model)
+        parts = export.exported_parts(model)
         export.write_config(model, parts, folder)
-        export.write_others(model, parts, folder)
+        export.write_tokenizers_and_processors(model, parts, folder)
         export.write_weights(model, parts, folder)
 
     @staticmethod
@@ -120,7 +120,7 @@ class VilavtFormat(CheckpointFormat):
     def _own_blocks(folder: Path, held: Mapping[str, Tensor]) -> set[str]:
         """The query-aware weights that the folder itself says it has, of which a recipe may want fewer."""
         origin = sections.origin_of(folder)
-        point = sections.integration_of(files.read_config(origin), list(held))
+        point = sections.read_integration(files.read_checkpoint_config(origin), list(held))
         if point is None:
             return set()
         shape = vision.read_config(origin)

@@ -9,11 +9,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from vilavt_components.common import qwen_checkpoint as files
-from vilavt_components.common.quiet import quietly
+from vilavt_components.common import qwen_checkpoint_files as files
+from vilavt_components.common.quiet import quiet_transformers
 from vilavt_components.encoders.qwen2_5_vl import vision_weights as vision
 from vilavt_components.encoders.qwen2_5_vl.tower import QwenVisionConfig
-from vilavt_components.formats.vilavt.tensor_names import flat, modulated_blocks
+from vilavt_components.formats.vilavt.tensor_names import flat_name, modulated_blocks
 from vilavt_components.language_models.qwen2_5_vl import text_settings
 from vilavt_toolkit.errors import InputError, MissingWeights
 
@@ -47,58 +47,58 @@ TEXT_SETTINGS = (
 _LANGUAGE_SETTINGS = tuple(name for name in TEXT_SETTINGS if name not in ("head_dim", "attention_bias"))
 
 
-def section(folder: Path) -> dict[str, Any]:
+def read_section(folder: Path) -> dict[str, Any]:
     """The section; raises InputError."""
-    with quietly():
-        return _section(folder)
+    with quiet_transformers():
+        return _build_section(folder)
 
 
-def _section(folder: Path) -> dict[str, Any]:
+def _build_section(folder: Path) -> dict[str, Any]:
     origin = origin_of(folder)
-    config = files.read_config(origin)
+    config = files.read_checkpoint_config(origin)
     _require_tokenizer(folder)
     _require_statistics(origin)
     shape = vision.read_config(origin)
     return {
         "source": {"name": "image", "rounding": "truncate"},
-        "encoder": _encoder(shape),
-        **_modulation(folder, config, shape),
+        "encoder": _encoder_section(shape),
+        **_modulation_section(folder, config, shape),
         "projector": {"name": "identity"},
-        "language_model": _language_model(folder, config, origin),
+        "language_model": _language_model_section(folder, config, origin),
         "dialogue": {"name": "vilavt"},
         "stopping": [{"name": "model_decides"}, {"name": "max_turns", "turns": TURNS}],
     }
 
 
-def origin_of(folder: Path) -> files.Origin:
+def origin_of(folder: Path) -> files.CheckpointLocation:
     """The folder as the readers of Qwen2.5-VL checkpoints take it."""
-    return files.Origin(str(folder), None, True, part="checkpoint")
+    return files.CheckpointLocation(str(folder), None, True, part="checkpoint")
 
 
-def integration_of(config: Mapping[str, Any], names: Sequence[str]) -> str | list[int] | None:
+def read_integration(config: Mapping[str, Any], names: Sequence[str]) -> str | list[int] | None:
     """Which blocks are query-aware, as config.json says, else as the names of the weights do; None for none."""
     told = (config.get("vision_config") or {}).get("integration_point") or config.get("integration_point")
     return told or modulated_blocks(names) or None
 
 
-def names_of(folder: Path) -> list[str]:
+def read_weight_names(folder: Path) -> list[str]:
     """The names of the weights in a folder, in the older layout; none where it has no weights (yet)."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if not index.is_file() and not single.is_file():
         return []
-    return [name for key in files.read_names(origin_of(folder)) if (name := flat(key)) is not None]
+    return [name for key in files.read_tensor_names(origin_of(folder)) if (name := flat_name(key)) is not None]
 
 
-def _encoder(shape: QwenVisionConfig) -> dict[str, Any]:
+def _encoder_section(shape: QwenVisionConfig) -> dict[str, Any]:
     told = {field.name: getattr(shape, field.name) for field in fields(QwenVisionConfig)}
     told["fullatt_block_indexes"] = list(shape.fullatt_block_indexes)
     budget = dict.fromkeys(("overview_pixels", "overview_total", "zoom_pixels"), BUDGET)
     return {"name": "qwen2_5_vl", "config": told, "resize": "paper", **budget}
 
 
-def _modulation(folder: Path, config: Mapping[str, Any], shape: QwenVisionConfig) -> dict[str, Any]:
-    names = names_of(folder)
-    integration = integration_of(config, names)
+def _modulation_section(folder: Path, config: Mapping[str, Any], shape: QwenVisionConfig) -> dict[str, Any]:
+    names = read_weight_names(folder)
+    integration = read_integration(config, names)
     if integration is None and not names:
         raise MissingWeights(
             f"{folder / 'config.json'} does not say which blocks are query-aware, and the weights that would tell are "
@@ -114,36 +114,39 @@ def _modulation(folder: Path, config: Mapping[str, Any], shape: QwenVisionConfig
     return {
         "modulator": {"name": "joint_attention"},
         "integration": integration,
-        "inquiry_encoder": _inquiry_encoder(folder, config, shape.hidden_size),
+        "inquiry_encoder": _inquiry_encoder_section(folder, config, shape.hidden_size),
     }
 
 
-def _inquiry_encoder(folder: Path, config: Mapping[str, Any], width: int) -> dict[str, Any]:
+def _inquiry_encoder_section(folder: Path, config: Mapping[str, Any], width: int) -> dict[str, Any]:
     from transformers import Qwen3Config
 
-    told = config.get("text_encoder_config") or _measured(folder)
-    with origin_of(folder).explained("read"):
+    told = config.get("text_encoder_config") or _infer_text_encoder_shape(folder)
+    with origin_of(folder).as_input_error("read"):
         known = Qwen3Config(**{key: value for key, value in told.items() if key not in ("model_type", "dtype")})
         if told.get("model_type", "qwen3") != "qwen3":
             raise ValueError(f"its text encoder is of model type {told['model_type']!r}, not 'qwen3'")
-    found: dict[str, Any] = {"name": "hf_text", "config": {"model_type": "qwen3", **_settings(known, TEXT_SETTINGS)}}
+    found: dict[str, Any] = {
+        "name": "hf_text",
+        "config": {"model_type": "qwen3", **_pick_settings(known, TEXT_SETTINGS)},
+    }
     found |= {"width": width, "max_tokens": QUERY_TOKENS}
     own = [folder / name for name in TEXT_FOLDERS if (folder / name / "tokenizer.json").is_file()]
     if own:
         return {**found, "tokenizer": str(own[0])}
-    end = END_TOKEN if _knows(folder, END_TOKEN) else ""
+    end = END_TOKEN if _has_token(folder, END_TOKEN) else ""
     log.info("%s: the language model's tokenizer reads inquiries too, %s behind them.", folder, end or "nothing")
     return {**found, "end_token": end}
 
 
-def _knows(folder: Path, token: str) -> bool:
+def _has_token(folder: Path, token: str) -> bool:
     """Whether the folder's tokenizer has a token of its own for a text."""
     told = [folder / name for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json")]
     quoted = json.dumps(token)
     return any(quoted in file.read_text(encoding="utf-8") for file in told if file.is_file())
 
 
-def _measured(folder: Path) -> dict[str, Any]:
+def _infer_text_encoder_shape(folder: Path) -> dict[str, Any]:
     """The shape of a Qwen3-Embedding by its weights: straight after SFT config.json does not tell it."""
     wanted = {
         "embed_tokens.weight": ("vocab_size", "hidden_size"),
@@ -157,7 +160,7 @@ def _measured(folder: Path) -> dict[str, Any]:
             f"{folder / 'config.json'} has no text_encoder_config, and the weights that tell the text encoder's shape "
             "are not here; give the whole checkpoint."
         )
-    found = files.read_tensors(origin_of(folder), lambda key: _text_name(key))
+    found = files.read_tensors(origin_of(folder), lambda key: _text_encoder_name(key))
     if missing := [name for name in wanted if name not in found]:
         raise InputError(
             f"{folder / 'config.json'} has no text_encoder_config, and its weights hold no text encoder to tell it by "
@@ -174,18 +177,20 @@ def _measured(folder: Path) -> dict[str, Any]:
     return {**told, "num_hidden_layers": layers, "max_window_layers": layers, **same}
 
 
-def _text_name(key: str) -> str | None:
-    name = flat(key) or ""
+def _text_encoder_name(key: str) -> str | None:
+    name = flat_name(key) or ""
     return name.removeprefix("text_encoder.") if name.startswith("text_encoder.") else None
 
 
-def _language_model(folder: Path, config: Mapping[str, Any], origin: files.Origin) -> dict[str, Any]:
+def _language_model_section(
+    folder: Path, config: Mapping[str, Any], origin: files.CheckpointLocation
+) -> dict[str, Any]:
     from transformers import Qwen2_5_VLTextConfig
 
-    with origin.explained("read"):
+    with origin.as_input_error("read"):
         told = text_settings(config)
         known, step = Qwen2_5_VLTextConfig(**told), float(told["tokens_per_second"])
-    settings = {**_settings(known, _LANGUAGE_SETTINGS), "tie_word_embeddings": told["tie_word_embeddings"]}
+    settings = {**_pick_settings(known, _LANGUAGE_SETTINGS), "tie_word_embeddings": told["tie_word_embeddings"]}
     return {
         "name": "qwen2_5_vl",
         "config": settings,
@@ -194,7 +199,7 @@ def _language_model(folder: Path, config: Mapping[str, Any], origin: files.Origi
     }
 
 
-def _settings(config: Any, names: Sequence[str]) -> dict[str, Any]:
+def _pick_settings(config: Any, names: Sequence[str]) -> dict[str, Any]:
     """Those of transformers' settings, as plain data."""
     found = json.loads(config.to_json_string(use_diff=False))
     return {name: found[name] for name in names if found.get(name) is not None}
@@ -208,10 +213,10 @@ def _require_tokenizer(folder: Path) -> None:
         )
 
 
-def _require_statistics(origin: files.Origin) -> None:
+def _require_statistics(origin: files.CheckpointLocation) -> None:
     """Hold that pixels are normalised as ours are, which a recipe does not say."""
     if vision.read_statistics(origin) != vision.read_statistics(None):
         raise InputError(
             f"{origin.name}: preprocessor_config.json: image_mean and image_std are not those of Qwen2.5-VL, by which "
-            "encoder 'qwen2_5_vl' normalises; set them back, or name the folder in `model.encoder.model`."
+            "encoder 'qwen2_5_vl' normalises; set them back, or name the folder in `model.encoder.path`."
         )

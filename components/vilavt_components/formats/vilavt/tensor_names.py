@@ -13,6 +13,7 @@ from torch import Tensor
 from vilavt_components.encoders.qwen2_5_vl import vision_weights as vision
 from vilavt_components.encoders.qwen2_5_vl.encoder import Qwen25VLEncoder
 from vilavt_toolkit.models.model import VisualChatModel
+from vilavt_toolkit.utils.text import shorten_list
 
 _INSTRUCT = re.compile(r"visual\.blocks\.(\d+)\.attn\.instruct_(key|value)_proj\.(weight|bias)")
 _TOWER, _TEXT, _PROJ = "visual.", "text_encoder.", "text_proj."
@@ -21,10 +22,9 @@ _HEAD = "lm_head.weight"
 _NESTED = ("model.visual.", "model.text_encoder.", "model.text_proj.")
 _NESTED_LANGUAGE = "model.language_model."
 _PARTS = {_TOWER: "encoder", _TEXT: "inquiry_encoder", _PROJ: "inquiry_encoder", "model.": "language_model"}
-_SHOWN = 3
 
 
-def flat(key: str) -> str | None:
+def flat_name(key: str) -> str | None:
     """A tensor's name in the older layout; None for what modules compute themselves."""
     if key.endswith("inv_freq"):
         return None
@@ -53,13 +53,13 @@ def instruct_names(blocks: Sequence[int]) -> set[str]:
     return {f"visual.blocks.{block}.attn.{end}" for block in blocks for end in ends}
 
 
-def shapes(model: VisualChatModel, parts: frozenset[str]) -> dict[str, list[int]]:
+def expected_shapes(model: VisualChatModel, parts: frozenset[str]) -> dict[str, list[int]]:
     """The shape of every tensor that a checkpoint of these parts of a model has, by its name there."""
-    found = {name: list(value.shape) for name, (_, value) in _alike(model, parts).items()}
+    found = {name: list(value.shape) for name, (_, value) in _unchanged_tensors(model, parts).items()}
     if "encoder" in parts:
-        tower, width = _tower(model)
+        tower, width = _tower_state(model)
         for key, value in tower.items():
-            names, dimension = vision.sources(key)
+            names, dimension = vision.checkpoint_names(key)
             shape = list(value.shape)
             if dimension is not None:
                 shape[dimension] = width
@@ -67,28 +67,28 @@ def shapes(model: VisualChatModel, parts: frozenset[str]) -> dict[str, list[int]
     return found
 
 
-def to_model(model: VisualChatModel, stored: Mapping[str, Tensor], parts: frozenset[str]) -> dict[str, Tensor]:
+def to_model_state(model: VisualChatModel, stored: Mapping[str, Tensor], parts: frozenset[str]) -> dict[str, Tensor]:
     """The state of a model's `parts`, by its own keys, of a checkpoint's tensors, which fit."""
-    state = {own: stored[name] for name, (own, _) in _alike(model, parts).items()}
+    state = {own: stored[name] for name, (own, _) in _unchanged_tensors(model, parts).items()}
     if "encoder" in parts:
-        tower, width = _tower(model)
+        tower, width = _tower_state(model)
         theirs = {name.removeprefix(_TOWER): value for name, value in stored.items() if part_of(name) == "encoder"}
         sizes = {key: value.shape for key, value in tower.items()}
         merged = vision.from_checkpoint(theirs, sizes, width, "checkpoint")
-        state |= {f"encoder.encoder.tower.{key}": value for key, value in merged.items()}
+        state |= {f"vision.backbone.tower.{key}": value for key, value in merged.items()}
     return state
 
 
-def of_model(model: VisualChatModel, parts: frozenset[str]) -> Iterator[tuple[str, Tensor]]:
+def checkpoint_tensors(model: VisualChatModel, parts: frozenset[str]) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a checkpoint of these parts of a model, by its name there, one after another."""
-    tower, width = _tower(model)
+    tower, width = _tower_state(model)
     for name, value in vision.to_checkpoint(tower, width).items():
         yield _TOWER + name, value.detach()
-    for name, (_, value) in _alike(model, parts - {"encoder"}).items():
+    for name, (_, value) in _unchanged_tensors(model, parts - {"encoder"}).items():
         yield name, value.detach()
 
 
-def faults(expected: Mapping[str, Sequence[int]], stored: Mapping[str, Tensor], allowed: set[str]) -> str:
+def describe_mismatches(expected: Mapping[str, Sequence[int]], stored: Mapping[str, Tensor], allowed: set[str]) -> str:
     """What does not fit, by group with counts and first names; empty where all does. `allowed` may be there."""
     known = [name for name in expected if name in stored]
     groups = {
@@ -100,10 +100,10 @@ def faults(expected: Mapping[str, Sequence[int]], stored: Mapping[str, Tensor], 
             if list(stored[name].shape) != list(expected[name])
         ],
     }
-    return "; ".join(f"{len(names)} {group}: {_listed(names)}" for group, names in groups.items() if names)
+    return "; ".join(f"{len(names)} {group}: {shorten_list(names)}" for group, names in groups.items() if names)
 
 
-def mixture(stored: Mapping[str, Tensor]) -> str:
+def describe_mixed_types(stored: Mapping[str, Tensor]) -> str:
     """Which tensors that compute with each other are of several types; empty where none are."""
     together = {"visual": "vision tower", "text_proj": "vision tower", "text_encoder": "text encoder"}
     counts: dict[str, Counter[torch.dtype]] = {}
@@ -112,38 +112,33 @@ def mixture(stored: Mapping[str, Tensor]) -> str:
         counts.setdefault(group, Counter())[value.dtype] += 1
     mixed = {group: count for group, count in counts.items() if len(count) > 1}
     return "; ".join(
-        f"{group}: " + ", ".join(f"{number} {_short(dtype)}" for dtype, number in each.most_common())
+        f"{group}: " + ", ".join(f"{number} {_dtype_name(dtype)}" for dtype, number in each.most_common())
         for group, each in mixed.items()
     )
 
 
-def _short(dtype: torch.dtype) -> str:
+def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-def _tower(model: VisualChatModel) -> tuple[dict[str, Tensor], int]:
+def _tower_state(model: VisualChatModel) -> tuple[dict[str, Tensor], int]:
     """The tower's state, and the width of its MLPs without padding."""
-    encoder = cast(Qwen25VLEncoder, model.encoder.encoder)
+    encoder = cast(Qwen25VLEncoder, model.vision.backbone)
     return encoder.tower.state_dict(), encoder.shape.intermediate_size
 
 
-def _alike(model: VisualChatModel, parts: frozenset[str]) -> dict[str, tuple[str, Tensor]]:
+def _unchanged_tensors(model: VisualChatModel, parts: frozenset[str]) -> dict[str, tuple[str, Tensor]]:
     """All tensors but the tower's, which stand alone there too: our key and our tensor by the name there."""
     found: dict[str, tuple[str, Tensor]] = {}
-    text: Any = model.encoder.inquiry_encoder
+    text: Any = model.vision.inquiry_encoder
     if "modulator" in parts:
-        modulators: Any = model.encoder.modulators
+        modulators: Any = model.vision.modulators
         for index, made in modulators.items():
             for key, value in made[0].named_parameters():
                 name = f"visual.blocks.{index}.attn.instruct_{key.replace('.', '_proj.')}"
-                found[name] = f"encoder.modulators.{index}.0.{key}", value
+                found[name] = f"vision.modulators.{index}.0.{key}", value
     if "inquiry_encoder" in parts:
-        own = "encoder.inquiry_encoder"
+        own = "vision.inquiry_encoder"
         found |= {_TEXT + key: (f"{own}.model.{key}", value) for key, value in text.model.named_parameters()}
         found |= {_PROJ + key: (f"{own}.projection.{key}", value) for key, value in text.projection.named_parameters()}
     if "language_model" in parts:  # a head that shares the embeddings is named once

@@ -1,4 +1,4 @@
-"""Point clouds, from files or memory."""
+"""Point clouds, from files or memory; read `source.py` first, then `files.py` for the formats."""
 
 from __future__ import annotations
 

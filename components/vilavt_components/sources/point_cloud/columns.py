@@ -1,4 +1,4 @@
-"""What every reader of point clouds gives back and complains with, and tables of numbers in text."""
+"""The columns that every reader of point clouds returns, and tables of numbers in text files."""
 
 from __future__ import annotations
 
@@ -16,136 +16,141 @@ from vilavt_toolkit.errors import InputError
 
 Numbers = NDArray[Any]
 
-_SHOWN = 30
-"""Letters of a file that an error shows at most."""
-_DIGITS = 18
-"""Most digits of a count; Python itself refuses to read thousands of them."""
-_MARK = "\xef\xbb\xbf"
-"""A byte order mark, with which some spreadsheets begin a text, read as Latin-1."""
+_MAX_QUOTED = 30
+"""Most letters of a file that an error quotes."""
+_MAX_DIGITS = 18
+"""Most digits of a count; Python itself refuses to parse thousands of them."""
+_BYTE_ORDER_MARK = "\xef\xbb\xbf"
+"""The byte order mark that some spreadsheets write, as it looks in Latin-1."""
 
 
 @dataclass(frozen=True)
-class Columns:
-    """What a file has of every point, in its own numbers."""
+class PointColumns:
+    """Holds what a file says about every point, in the file's own numbers."""
 
     xyz: Numbers
     """[N, 3]"""
     colour: Numbers | None
-    """[N, 3]: whole numbers from 0 to the most their type holds, or others from 0 to 1, 255 or 65535."""
+    """[N, 3]; unsigned integers over the whole range of their type, or other numbers from 0 to 1, 255 or 65535."""
     normal: Numbers | None
     """[N, 3]"""
-    place: Callable[[int], str]
-    """Where in its file the point of an index stands, in words."""
+    describe_point: Callable[[int], str]
+    """Says for an index where in its file the point is, for errors."""
 
 
 @dataclass(frozen=True)
-class Rows:
+class TextTable:
     """A table in a text file."""
 
     path: Path
-    skip: int = 0
+    skipped_lines: int = 0
     """Lines before the table."""
-    count: int | None = None
-    """Rows of the table; None: all that follow."""
+    row_count: int | None = None
+    """Number of rows; None: all lines that follow."""
     comments: str | None = "#"
     delimiter: str | None = None
-    """What stands between two numbers; None: blanks."""
-    last: bool = False
-    """Whether the file ends with the table, so that no line may follow its `count` rows."""
+    """The character between two numbers; None: blanks."""
+    ends_file: bool = False
+    """True if the file must end with the table's last row."""
 
-    def read(self, most: int) -> Numbers:
-        """Read the table, [rows, columns]; raises InputError naming the line, also for more than `most` rows."""
-        lines = (text for _, text in self.lines(most))
+    def read_numbers(self, max_rows: int) -> Numbers:
+        """Read the table, [rows, columns]; raises InputError naming the line, also for more than `max_rows` rows."""
+        lines = (text for _, text in self.table_lines(max_rows))
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # about no rows at all, which is said below
-                # Told how many rows to read, it would allocate them all before it has seen one.
+                # NumPy warns about an empty table, which gets an error of its own below.
+                warnings.simplefilter("ignore", UserWarning)
+                # Without `max_rows`, for which NumPy would allocate all rows before it reads the first.
                 table: Numbers = np.loadtxt(lines, comments=None, delimiter=self.delimiter, ndmin=2)
         except ValueError as error:
-            raise self._complaint(most) from error
-        if self.count is None:
-            check_count(self.path, len(table), most)
-        elif len(table) < self.count:
-            raise short(self.path, self.count, f"has {len(table):,} lines of them")
+            raise self._find_error(max_rows) from error
+        if self.row_count is None:
+            check_point_count(self.path, len(table), max_rows)
+        elif len(table) < self.row_count:
+            raise missing_vertices_error(self.path, self.row_count, f"has {len(table):,} lines of them")
         return table
 
-    def lines(self, most: int) -> Iterator[tuple[int, str]]:
-        """Its rows as lines with their numbers, one more than `most` at most; raises InputError for one too many."""
-        numbered = self.numbered()
-        yield from islice(numbered, most + 1 if self.count is None else self.count)
-        after = next(numbered, None) if self.last else None
+    def table_lines(self, max_rows: int) -> Iterator[tuple[int, str]]:
+        """Yield the rows as (line number, text), at most `max_rows` + 1; raises InputError for a line after the last row."""
+        # One more than allowed, so that `check_point_count` sees that there are too many.
+        numbered = self.numbered_lines()
+        yield from islice(numbered, max_rows + 1 if self.row_count is None else self.row_count)
+        after = next(numbered, None) if self.ends_file else None
         if after is not None:
             raise InputError(
-                f"{self.path}, line {after[0]}: the header promises {self.count:,} vertices and more follow; "
-                "get the file again."
+                f"{self.path}, line {after[0]}: the header promises {self.row_count:,} vertices and more follow. "
+                "Get the file again."
             )
 
-    def line_of(self, index: int) -> str:
-        """The line of a row, in words."""
-        number = next(islice((number for number, _ in self.numbered()), index, None), None)
+    def describe_row(self, index: int) -> str:
+        """Say on which line a row is."""
+        number = next(islice((number for number, _ in self.numbered_lines()), index, None), None)
         return f"row {index}" if number is None else f"line {number}"
 
-    def numbered(self) -> Iterator[tuple[int, str]]:
-        """Lines of the table with their numbers, from 1; without comments and empty ones."""
+    def numbered_lines(self) -> Iterator[tuple[int, str]]:
+        """Yield the lines of the table as (line number from 1, text), without comments and empty lines."""
         with open_text(self.path) as file:
-            for number, line in islice(enumerate(file, 1), self.skip, None):
+            for number, line in islice(enumerate(file, 1), self.skipped_lines, None):
                 text = (line.partition(self.comments)[0] if self.comments else line).strip()
                 if text:
                     yield number, text
 
-    def _complaint(self, most: int) -> InputError:
-        """What is wrong with the first line that is."""
+    def _find_error(self, max_rows: int) -> InputError:
+        """Return an error about the first line that is wrong."""
+        # NumPy's own message names no line of the file, so the lines are read once more.
         width = 0
-        for number, text in self.lines(most):
+        for number, text in self.table_lines(max_rows):
             if not all(letter.isprintable() or letter.isspace() for letter in text):
-                return InputError(f"{self.path}, line {number}: it is not text, as it should be; get the file again.")
+                return InputError(f"{self.path}, line {number}: it is not text. Get the file again.")
             parts = text.split(self.delimiter)
             for part in parts:
                 if not is_number(part):
-                    return InputError(f"{self.path}, line {number}: {part[:_SHOWN]!r} is no number; correct the line.")
+                    return InputError(
+                        f"{self.path}, line {number}: {part[:_MAX_QUOTED]!r} is no number. Correct the line."
+                    )
             width = width or len(parts)
             if len(parts) != width:
                 return InputError(
-                    f"{self.path}, line {number}: it has {len(parts)} numbers and those before it {width}; "
-                    "correct the line, or get the file again."
+                    f"{self.path}, line {number}: it has {len(parts)} numbers and those before it {width}. "
+                    "Correct the line, or get the file again."
                 )
-        return InputError(f"{self.path} holds no table of numbers; get the file again.")
+        return InputError(f"{self.path} holds no table of numbers. Get the file again.")
 
 
 def is_number(text: str) -> bool:
-    """Whether a text is a number, also nan and inf."""
+    """Return True if a text is a number, nan and inf included."""
     try:
         float(text)
     except ValueError:
         return False
-    return "_" not in text  # which are Python's, not a table's
+    # Python reads "1_000" as a number, but no table means one by it.
+    return "_" not in text
 
 
-def whole(path: Path, number: int, text: str) -> int:
-    """The whole number that digits on a line stand for; raises InputError for more of them than a count has."""
-    if len(text) > _DIGITS:
-        raise InputError(
-            f"{path}, line {number}: a number of {len(text):,} digits cannot be meant here; get the file again."
-        )
+def parse_count(path: Path, number: int, text: str) -> int:
+    """Parse the digits of a count on a line; raises InputError if there are more than any count has."""
+    if len(text) > _MAX_DIGITS:
+        raise InputError(f"{path}, line {number}: a count has {len(text):,} digits. Get the file again.")
     return int(text)
 
 
 def open_text(path: Path) -> TextIO:
-    """Open a text of any encoding that has ASCII's digits, behind its byte order mark if it has one."""
+    """Open a text after its byte order mark, if it has one."""
+    # Latin-1 decodes any bytes: numbers are ASCII in every usual encoding, and comments are skipped.
     file = path.open(encoding="latin-1")
-    if file.read(len(_MARK)) != _MARK:
+    if file.read(len(_BYTE_ORDER_MARK)) != _BYTE_ORDER_MARK:
         file.seek(0)
     return file
 
 
-def short(path: Path, promised: int, found: str) -> InputError:
-    """The complaint that a file has less than its header promises."""
-    return InputError(f"{path}: its header promises {promised:,} vertices and the file {found}; get it again.")
+def missing_vertices_error(path: Path, promised: int, found: str) -> InputError:
+    """Return the error that a file has fewer vertices than its header promises."""
+    return InputError(f"{path}: its header promises {promised:,} vertices and the file {found}. Get it again.")
 
 
-def check_count(path: Path, count: int, most: int) -> None:
-    """Refuse more points than are read, before anything is allocated for them; raises InputError."""
-    if count > most:
+def check_point_count(path: Path, count: int, max_points: int) -> None:
+    """Refuse more than `max_points` points, before anything is allocated for them; raises InputError."""
+    if count > max_points:
         raise InputError(
-            f"{path} has too many points: at most {most:,} are read; thin it out or raise model.source.max_points."
+            f"{path} has too many points: at most {max_points:,} are read. Thin it out or raise model.source.max_points."
         )

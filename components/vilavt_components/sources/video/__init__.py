@@ -1,4 +1,4 @@
-"""Videos, shown as frames."""
+"""Videos, shown as frames; read `source.py` first, then `frames.py` and `decoding.py` for where frames come from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames of a video side by side in one picture, each under its time, with numbered boxes."""
+"""A picture of a video: frames side by side, each below its time, with numbered boxes."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from vilavt_components.sources.image import Pixels, draw_boxes
 from vilavt_toolkit.contracts import Box
 
 _ROW = 4
-"""Frames beside each other at most; more go into further rows."""
+"""Most frames in a row of the picture."""
 _LARGEST = 4096
-"""Longer side of a picture whose size is not given."""
+"""Longest side of a picture whose size is not given."""
 
 
 @dataclass(frozen=True)
-class Tile:
+class FrameTile:
     """A frame to be drawn."""
 
     caption: str
     pixels: Callable[[], Pixels]
-    """Gives the frame when it is its turn, so that no two are held."""
+    """Decodes the frame when it is drawn, so that never two are in memory."""
     boxes: Sequence[tuple[int, Box]]
     """(number, box in the frame's pixels)"""
 
 
 @dataclass(frozen=True)
 class _Page:
-    """Where frames stand: `columns` of them in a row, each `width` x `height` below `head` pixels for its caption."""
+    """The layout of a picture: `columns` frames in a row, each `width` x `height` below a caption `head` pixels high."""
 
     size: tuple[int, int]
     columns: int
@@ -38,32 +38,39 @@ class _Page:
     head: int
     gap: int
 
-    def corner(self, place: int) -> tuple[int, int]:
-        """The upper left corner of a frame's caption."""
+    def caption_corner(self, place: int) -> tuple[int, int]:
+        """Return the upper left corner of a frame's caption."""
         row, column = divmod(place, self.columns)
         return column * (self.width + self.gap), row * (self.height + self.head + self.gap)
 
 
-def strip(tiles: Sequence[Tile], frame: tuple[int, int], size: int | None) -> Image.Image:
-    """Draw frames of size `frame` (width, height); the longer side is `size`; None: theirs together, 4096 at most."""
+def draw_frames(tiles: Sequence[FrameTile], frame: tuple[int, int], size: int | None) -> Image.Image:
+    """Draw frames of size `frame` (width, height) on a picture whose longer side is `size` pixels.
+
+    None: that of the frames side by side, 4096 at most.
+    """
     columns = min(len(tiles), _ROW)
     rows = -(-len(tiles) // columns)
-    page = _page(columns, rows, frame, size or min(_LARGEST, max(columns * frame[0], rows * frame[1])))
+    page = _fit_page(columns, rows, frame, size or min(_LARGEST, max(columns * frame[0], rows * frame[1])))
     picture = Image.new("RGB", page.size, "white")
     drawing, font = ImageDraw.Draw(picture), ImageFont.load_default(size=max(8, round(page.head * 0.7)))
     for place, tile in enumerate(tiles):
-        x, y = page.corner(place)
+        x, y = page.caption_corner(place)
         drawing.text((x + 2, y), tile.caption, fill="black", font=font)
+        # One frame at a time is decoded: all of them at full size may not fit into memory.
         shown = Image.fromarray(tile.pixels()).resize((page.width, page.height), Image.Resampling.LANCZOS)
-        along, down = page.width / frame[0], page.height / frame[1]
-        scaled = [(n, (b[0] * along, b[1] * down, b[2] * along, b[3] * down)) for n, b in tile.boxes]
+        scale_x, scale_y = page.width / frame[0], page.height / frame[1]
+        scaled = []
+        for number, (x1, y1, x2, y2) in tile.boxes:
+            scaled.append((number, (x1 * scale_x, y1 * scale_y, x2 * scale_x, y2 * scale_y)))
         draw_boxes(shown, scaled)
         picture.paste(shown, (x, y + page.head))
     return picture
 
 
-def _page(columns: int, rows: int, frame: tuple[int, int], size: int) -> _Page:
-    """The largest frames that fit, the picture's longer side exactly `size`."""
+def _fit_page(columns: int, rows: int, frame: tuple[int, int], size: int) -> _Page:
+    """Lay out the largest frames that fit a picture whose longer side is exactly `size`."""
+    # Frames share what captions and gaps leave of both sides; the tighter side decides their scale.
     head, gap = max(10, min(28, size // 20)), max(2, size // 80)
     across, down = size - (columns - 1) * gap, size - (rows - 1) * gap - rows * head
     scale = max(min(across / (columns * frame[0]), down / (rows * frame[1])), 1e-9)

@@ -1,4 +1,4 @@
-"""Generated scenes whose objects carry handwritten digits."""
+"""Generated scenes whose objects carry handwritten digits; read `task.py` first, then `one_image.py`."""
 
 from __future__ import annotations
 

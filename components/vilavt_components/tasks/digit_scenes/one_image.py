@@ -1,4 +1,4 @@
-"""Family `one_image` of task `digit_scenes`: what is on an object, what shape or colour it has."""
+"""Family `one_image` of task `digit_scenes`: the digit, the shape or the colour of one object."""
 
 from __future__ import annotations
 
@@ -7,53 +7,58 @@ from typing import Literal
 
 import numpy as np
 
-from vilavt_components.tasks.digit_scenes.items import AnswerKind, Item, listed, placed
 from vilavt_components.tasks.digit_scenes.layout import (
+    APPEARANCES,
     COLOURS,
-    LOOKS,
     SHAPES,
-    Look,
-    Rules,
-    Thing,
-    apart,
-    in_order,
-    put,
-    span_of,
-    to_cells,
+    Appearance,
+    SceneObject,
+    SceneRules,
+    place_objects,
+    sort_in_reading_order,
 )
+from vilavt_components.tasks.digit_scenes.question import (
+    AnswerKind,
+    SceneQuestion,
+    list_cells,
+    list_objects,
+    span_of_objects,
+)
+from vilavt_components.tasks.generated.grid import Cell, cells_from_numbers, separate_cells
 
 Kind = Literal["digit", "shape", "colour", "close"]
-"""What is asked for: a digit, a shape, a colour, or the digit of an object that fills the picture."""
+"""The property asked for; "close" is the digit of an object that fills the image."""
 _NO_ZOOM: tuple[Kind, ...] = ("shape", "colour", "colour", "close")
-"""Colours twice: what stands before a shape is harder to look up than what stands after a colour."""
+"""Colour is in twice: in a thought it precedes the shape it is looked up by, which is harder to learn."""
 
 
-def one_image(rng: np.random.Generator, rules: Rules) -> Item:
-    """A question about one object of a scene, or about the only one, seen from close by."""
+def make_one_image(rng: np.random.Generator, rules: SceneRules) -> SceneQuestion:
+    """Make a question about one object of a scene, or about the only object of a close-up."""
     draws = rng.random(2)
     if draws[0] >= rules.no_zoom:
         paired = bool(draws[1] < rules.several)
-        places = apart(rng, rules.cells, rules.objects, paired)
-        return _item(rules, "digit", _things(rng, rules, places, "digit", paired), paired)
+        places = separate_cells(rng, rules.cells, rules.objects, paired)
+        return _make_question(rules, "digit", _place_objects(rng, rules, places, "digit", paired), paired)
     kind = _NO_ZOOM[int(rng.integers(len(_NO_ZOOM)))]
     if kind == "close":
-        return _close(_things(rng, rules, [(0, 0)], kind, False)[0])
-    places = to_cells(rng.permutation(rules.cells**2)[: rules.objects], rules.cells)
-    return _item(rules, kind, _things(rng, rules, places, kind, False), False)
+        return _make_close_up(_place_objects(rng, rules, [(0, 0)], kind, False)[0])
+    places = cells_from_numbers(rng.permutation(rules.cells**2)[: rules.objects], rules.cells)
+    return _make_question(rules, kind, _place_objects(rng, rules, places, kind, False), False)
 
 
-def _close(asked: Thing) -> Item:
-    question, answer, answer_kind = _question(asked, "close")
-    return Item("one_image", "close", question, answer, answer_kind, ((asked,),), answer, close=True)
+def _make_close_up(asked: SceneObject) -> SceneQuestion:
+    question, answer, answer_kind = _ask_about(asked, "close")
+    return SceneQuestion("one_image", "close", question, answer, answer_kind, ((asked,),), answer, is_close_up=True)
 
 
-def _item(rules: Rules, kind: Kind, things: Sequence[Thing], paired: bool) -> Item:
-    asked, meant, ordered = things[0], things[: 1 + paired], in_order(things)
-    question, answer, answer_kind = _question(asked, kind)
+def _make_question(rules: SceneRules, kind: Kind, objects: Sequence[SceneObject], paired: bool) -> SceneQuestion:
+    asked, meant, ordered = objects[0], objects[: 1 + paired], sort_in_reading_order(objects)
+    question, answer, answer_kind = _ask_about(asked, kind)
+    # In the order of the question: one about a colour names the shape only.
     restated = f"{asked.shape} {asked.colour}" if kind == "colour" else asked.name
-    thought = f"see {listed(ordered, rules.cells)}; so {restated} {placed(meant, rules.cells)}"
-    look = (0, span_of(meant))
-    return Item(
+    thought = f"see {list_objects(ordered, rules.cells)}; so {restated} {list_cells(meant, rules.cells)}"
+    zoom = (0, span_of_objects(meant))
+    return SceneQuestion(
         "one_image",
         kind,
         question,
@@ -61,16 +66,16 @@ def _item(rules: Rules, kind: Kind, things: Sequence[Thing], paired: bool) -> It
         answer_kind,
         (ordered,),
         thought,
-        looks=(look,) if kind == "digit" else (),
+        zooms=(zoom,) if kind == "digit" else (),
         inquiry=asked.name,
-        found=answer,
-        spare=None if kind == "digit" else look,
-        several=paired,
+        zoom_thought=answer,
+        needless_zoom=None if kind == "digit" else zoom,
+        shows_several=paired,
     )
 
 
-def _question(asked: Thing, kind: Kind) -> tuple[str, str, AnswerKind]:
-    """The question about an object, its answer, and of what kind that is."""
+def _ask_about(asked: SceneObject, kind: Kind) -> tuple[str, str, AnswerKind]:
+    """Write the question about an object, its answer, and the kind of that."""
     if kind == "shape":
         return f"what shape is the {asked.colour} object?", asked.shape, "text"
     if kind == "colour":
@@ -78,34 +83,36 @@ def _question(asked: Thing, kind: Kind) -> tuple[str, str, AnswerKind]:
     return f"what digit is on the {asked.name}?", str(asked.digit), "number"
 
 
-def _things(
-    rng: np.random.Generator, rules: Rules, places: Sequence[tuple[int, int]], kind: Kind, paired: bool
-) -> list[Thing]:
-    """Put looks and digits on places; the first place is the asked object's, the second its partner's."""
-    looks = _looks(rng, len(places), kind, rules.own_colours)
+def _place_objects(
+    rng: np.random.Generator, rules: SceneRules, places: Sequence[Cell], kind: Kind, paired: bool
+) -> list[SceneObject]:
+    """Draw objects for places; the first is the asked object's, the second its partner's if `paired`."""
+    appearances = _choose_appearances(rng, len(places), kind, rules.own_colours)
     digits = rng.integers(10, size=len(places))
-    if paired:  # two different digits in one crop: the inquiry decides
+    if paired:
+        # Two different digits in one crop, so that only the inquiry can decide.
         digits[1] = (digits[0] + rng.integers(1, 10)) % 10
-    return put(looks, places, digits)
+    return place_objects(appearances, places, digits)
 
 
-def _looks(rng: np.random.Generator, count: int, kind: Kind, own_colours: bool) -> list[Look]:
-    """`count` different looks; what the question names of the first one, no other has."""
+def _choose_appearances(rng: np.random.Generator, count: int, kind: Kind, own_colours: bool) -> list[Appearance]:
+    """Draw `count` different appearances; no other has the property that the question names the first one by."""
     if own_colours:
-        return _own_colours(rng, count, kind)
-    first = LOOKS[rng.integers(len(LOOKS))]
+        return _choose_own_colours(rng, count, kind)
+    # Two objects with the property that the question names would leave two right answers.
+    first = APPEARANCES[rng.integers(len(APPEARANCES))]
     others = [
-        look
-        for look in LOOKS
-        if look != first
-        and not (kind == "shape" and look[0] == first[0])
-        and not (kind == "colour" and look[1] == first[1])
+        appearance
+        for appearance in APPEARANCES
+        if appearance != first
+        and not (kind == "shape" and appearance[0] == first[0])
+        and not (kind == "colour" and appearance[1] == first[1])
     ]
     return [first, *(others[i] for i in rng.permutation(len(others))[: count - 1])]
 
 
-def _own_colours(rng: np.random.Generator, count: int, kind: Kind) -> list[Look]:
-    """`count` looks, no two of one colour; the first one's shape is its own where the question names it."""
+def _choose_own_colours(rng: np.random.Generator, count: int, kind: Kind) -> list[Appearance]:
+    """Draw `count` appearances of different colours; with kind "colour" no other has the first one's shape."""
     colours = [COLOURS[i] for i in rng.permutation(len(COLOURS))[:count]]
     shapes = [SHAPES[i] for i in rng.integers(len(SHAPES), size=count)]
     if kind == "colour":

@@ -1,72 +1,85 @@
-"""Task `digit_scenes`: scenes whose objects carry handwritten digits, tiny at first sight."""
+"""Task `digit_scenes`: scenes whose objects carry handwritten digits, too small to read in the overview."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
-from vilavt_components.tasks.digit_scenes import box_answers as boxes
-from vilavt_components.tasks.digit_scenes.items import Item
-from vilavt_components.tasks.digit_scenes.layout import COLOURS, Rules, most_objects
-from vilavt_components.tasks.digit_scenes.one_image import one_image
-from vilavt_components.tasks.digit_scenes.referring import referring
-from vilavt_components.tasks.digit_scenes.rendering import Draft, Pixels, Style, draft, draw, outline, written_anew
-from vilavt_components.tasks.digit_scenes.two_images import two_images
-from vilavt_components.tasks.digit_scenes.video import video
-from vilavt_toolkit.contracts import Box, GivenTurn, Sample, Task
-from vilavt_toolkit.errors import UsageError
+from vilavt_components.tasks.digit_scenes.box_answers import is_right_box, write_answer
+from vilavt_components.tasks.digit_scenes.layout import COLOURS, SceneRules, max_objects
+from vilavt_components.tasks.digit_scenes.one_image import make_one_image
+from vilavt_components.tasks.digit_scenes.question import SceneQuestion
+from vilavt_components.tasks.digit_scenes.referring import make_referring
+from vilavt_components.tasks.digit_scenes.rendering import (
+    Pixels,
+    SceneRandomness,
+    SceneStyle,
+    object_box,
+    render_scene,
+    rewrite_digits,
+    sample_randomness,
+)
+from vilavt_components.tasks.digit_scenes.two_images import make_two_images
+from vilavt_components.tasks.digit_scenes.video import make_video
+from vilavt_components.tasks.generated.task import GeneratedTask, Mode, build_trace, check_mode_shares
+from vilavt_toolkit.contracts import Box, Sample, TraceTurn
 from vilavt_toolkit.registry import tasks
 from vilavt_toolkit.settings import setting
 
-_SPLITS = ("train", "val", "test")
-_CORPUS_ITEMS = 2000
 _FAMILY_DRAW, _NEEDLESS_DRAW, _DEMANDED_DRAW = 1, 2, 3
-"""Set these draws apart from those of a sample's scene, which are the same whatever else there is."""
+"""Streams of random numbers apart from the scenes, which these settings must leave as they are."""
 
 Family = Literal["one_image", "two_images", "video", "referring"]
-_FAMILIES: Mapping[str, Callable[[np.random.Generator, Rules], Item]] = {
-    "one_image": one_image,
-    "two_images": two_images,
-    "video": video,
-    "referring": referring,
+_FAMILIES: Mapping[str, Callable[[np.random.Generator, SceneRules], SceneQuestion]] = {
+    "one_image": make_one_image,
+    "two_images": make_two_images,
+    "video": make_video,
+    "referring": make_referring,
 }
-Mode = Literal["tool", "needless", "forced", "blind"]
-"""How a training sample is asked: with the tool, with the tool used for nothing, without it, without image."""
 
 
 @dataclass(frozen=True)
 class DigitScenesConfig:
     """Settings of task `digit_scenes`."""
 
-    seed: int = setting(0, help="decides every scene; same seed, same bytes", minimum=0)
+    seed: int = setting(0, help="decides every scene: the same seed gives the same bytes", minimum=0)
     families: list[Family] | dict[str, float] = setting(
-        help="kinds of item, of equal shares or each with its share of 1: one_image, two_images, video, referring",
+        help="families of questions, with equal shares or a share for each: one_image, two_images, video, referring",
         factory=lambda: ["one_image"],
     )
     frames: int = setting(3, help="frames of a video", minimum=3, maximum=8)
-    steps: int = setting(
-        1000, help="units per side in which boxes are answered; those of the dialogue, its `steps`", minimum=2
+    box_units: int = setting(
+        1000,
+        help="units per side in which boxes are answered: the dialogue's `box_units`",
+        minimum=2,
+        formerly=("steps",),
     )
-    size: int = setting(256, help="side of a scene in pixels; a multiple of `cells`", minimum=32)
+    size: int = setting(256, help="side of a scene in pixels, a multiple of `cells`", minimum=32)
     cells: int = setting(4, help="cells along each side of the grid that objects stand on", minimum=2)
     objects: int = setting(4, help="objects in a scene", minimum=2)
     difficulty: float = setting(
         0.3,
-        help="noise, clutter, and how much sizes, places, colours and digits vary",
+        help="amount of noise and clutter, and of variation in sizes, places, colours and digits",
         minimum=0,
         maximum=1,
     )
-    own_colours: bool = setting(False, help="no two objects of a scene have one colour")
+    own_colours: bool = setting(False, help="every object of a scene has a colour of its own")
     camouflage: float = setting(
-        0.0, help="how far digits average out in a small view: 0 plain ink, 1 wholly", minimum=0, maximum=1
+        0.0,
+        help="how far digits average out in a small view, from 0, plain ink, to 1, completely",
+        minimum=0,
+        maximum=1,
     )
     hands: float = setting(
-        0.5, help="how far training digits are turned, slanted and stretched, as by other writers", minimum=0, maximum=1
+        0.5,
+        help="how far training digits are turned, slanted and stretched, as if by more writers",
+        minimum=0,
+        maximum=1,
     )
-    no_zoom: float = setting(1 / 3, help="share of questions that the first view answers", minimum=0, maximum=1)
+    no_zoom: float = setting(1 / 3, help="share of questions that the overview answers", minimum=0, maximum=1)
     several: float = setting(
         0.35, help="share of zooms that show two digits, of which the inquiry names one", minimum=0, maximum=1
     )
@@ -77,10 +90,16 @@ class DigitScenesConfig:
         0.04, help="share of training samples without an image: the answer is a guess", minimum=0, maximum=1
     )
     needless: float = setting(
-        0.0, help="share of training samples that need no zoom and are shown one; to be unlearned", minimum=0, maximum=1
+        0.0,
+        help="share of training samples without need of a zoom whose trace has one, for reinforcement to unlearn",
+        minimum=0,
+        maximum=1,
     )
     demanded: float = setting(
-        0.0, help="share of training samples whose answer is demanded with what a zoom shows", minimum=0, maximum=1
+        0.0,
+        help="share of training samples whose answer is demanded together with the zoom's views",
+        minimum=0,
+        maximum=1,
     )
     train_items: int = setting(20_000, help="training samples", minimum=1)
     val_items: int = setting(1_000, help="validation samples", minimum=1)
@@ -88,7 +107,7 @@ class DigitScenesConfig:
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share of every family."""
+        """The share of every family of questions."""
         if isinstance(self.families, dict):
             return dict(self.families)
         return {family: 1 / len(self.families) for family in self.families}
@@ -96,55 +115,63 @@ class DigitScenesConfig:
     def __post_init__(self) -> None:
         self._check_families()
         self._check_scenes()
-        if self.forced + self.blind > 1:
-            raise ValueError(f"forced {self.forced} and blind {self.blind} together exceed 1; lower one.")
+        check_mode_shares(self.forced, self.blind)
 
     def _check_families(self) -> None:
         known = ", ".join(get_args(Family))
         if not self.families:
-            raise ValueError(f"families is empty; name at least one of {known}.")
+            raise ValueError(f"families is empty. Name at least one of {known}.")
         for family in self.families:
             if family not in _FAMILIES:
-                raise ValueError(f"families: there is no family '{family}'; choose from {known}.")
+                raise ValueError(f"families: there is no family '{family}'. Choose from {known}.")
         if isinstance(self.families, dict):
             for family, share in self.families.items():
                 if not share > 0:
-                    raise ValueError(f"families: the share {share} of {family} is not above 0; leave the family out.")
+                    raise ValueError(f"families: the share {share} of {family} is not above 0. Leave the family out.")
+            # Not exactly 1, since decimal shares sum to 1 only up to rounding.
             if abs(sum(self.families.values()) - 1) > 1e-6:
-                raise ValueError(f"families: the shares sum to {sum(self.families.values()):g}; make it 1.")
+                raise ValueError(
+                    f"families: the shares sum to {sum(self.families.values()):g}. Change them to sum to 1."
+                )
         elif len(set(self.families)) < len(self.families):
-            raise ValueError("families names one twice; name each once, or give shares.")
+            raise ValueError("families names one twice. Name each once, or give shares.")
 
     def _check_scenes(self) -> None:
+        # A digit is half as high as its cell. Below 16 pixels it would have fewer pixels than scikit-learn's image.
         if self.size % self.cells or self.size // self.cells < 16:
             raise ValueError(
-                f"size {self.size} and cells {self.cells} do not fit; cells must divide size, into 16 pixels or more."
+                f"size {self.size} and cells {self.cells} do not fit. Cells must divide size into parts of 16 pixels or more."
             )
-        if self.objects > most_objects(self.cells):
+        if self.objects > max_objects(self.cells):
             raise ValueError(
                 f"{self.objects} objects do not fit {self.cells} x {self.cells} cells, where the asked one may "
-                f"stand alone; set objects to {most_objects(self.cells)} or fewer, or cells higher."
+                f"stand alone. Set objects to {max_objects(self.cells)} or fewer, or cells higher."
             )
         if self.own_colours and self.objects > len(COLOURS):
-            raise ValueError(f"{self.objects} objects cannot have {len(COLOURS)} colours to themselves; set fewer.")
+            raise ValueError(
+                f"{self.objects} objects cannot have {len(COLOURS)} colours to themselves. Set objects to {len(COLOURS)} or "
+                "fewer."
+            )
 
 
 @tasks.register("digit_scenes", DigitScenesConfig)
-class DigitScenes(Task):
+class DigitScenes(GeneratedTask):
     """Coloured shapes that carry handwritten digits; needs scikit-learn (the `demo` extra) for the digits.
 
     Family `one_image`: "what digit is on the red square?" needs a zoom, unless the square fills the picture;
-    `two_images`: yes or no, comparing; `video`: what changed, where, when; `referring`: a box. A trace names every
-    object as "cell colour shape", cells numbered from 0 in reading order, then the asked one with its cell and that of
-    an object right beside, above or below it; it looks at these cells, and reads. Digits of the splits are by
-    different writers.
+    `two_images` compares, yes or no; `video` asks what changed, where and when; `referring` asks for a box. A trace
+    names every object as "cell colour shape", with cells numbered from 0 in reading order, then the asked one with its
+    cell and that of a neighbour if it has one. It zooms into these cells and reads. Every split has digits of its own
+    writers.
     """
+
+    name: ClassVar[str] = "digit_scenes"
+    config: DigitScenesConfig
 
     def __init__(self, config: DigitScenesConfig) -> None:
         self.config = config
-        self._items = {"train": config.train_items, "val": config.val_items, "test": config.test_items}
         self._shares = config.shares
-        self._rules = Rules(
+        self._rules = SceneRules(
             config.cells, config.objects, config.no_zoom, config.several, config.own_colours, config.frames
         )
 
@@ -155,56 +182,44 @@ class DigitScenes(Task):
             size=64, cells=2, objects=2, forced=0.2, blind=0.2, train_items=16, val_items=4, test_items=4
         )
 
-    def length(self, split: str) -> int:
-        """Number of samples of a split; raises UsageError for an unknown one."""
-        if split not in self._items:
-            raise UsageError(f"task 'digit_scenes' has no split '{split}'; choose one of {', '.join(_SPLITS)}.")
-        return self._items[split]
-
     def sample(self, split: str, index: int) -> Sample:
-        """The sample at `index`, its images uint8 [size, size, 3]; IndexError beyond the split's end."""
-        item, rng, mode = self._item(split, index)
-        style = self._style(split, item)
-        drafts = _drafts(rng, item, style)
-        answer = self._answer(item, drafts, style)
+        """Return the sample at `index`, its images uint8 [size, size, 3]; raises IndexError beyond the split's end."""
+        question, rng, mode = self._make_question(split, index)
+        style = self._scene_style(split, question)
+        # Before the images, since the answer may be a box, which depends on how its object is drawn.
+        randomness = _sample_randomness(rng, question, style)
+        answer = self._answer_text(question, randomness, style)
         return Sample(
             id=f"digit_scenes/{self.config.seed}/{split}/{index}",
-            question=item.question,
+            question=question.question,
             answer=answer,
-            originals=() if mode == "blind" else _drawn(rng, item, drafts, style),
-            trace=self._trace(item, answer, mode, self._demands(split, index)),
+            originals=() if mode == "blind" else _render_images(rng, question, randomness, style),
+            trace=self._build_trace(question, answer, mode, self._is_demanded(split, index)),
             tool=mode in ("tool", "needless"),
             tags={
-                "needs_zoom": bool(item.looks),
-                "several": item.several,
-                "family": item.family,
-                "kind": item.kind,
-                "answer_kind": item.answer_kind,
+                "needs_zoom": bool(question.zooms),
+                "several": question.shows_several,
+                "family": question.family,
+                "kind": question.kind,
+                "answer_kind": question.answer_kind,
             },
         )
 
-    def corpus(self) -> Iterator[str]:
-        """Texts of the first training samples; nothing is drawn for them."""
-        for index in range(min(self.length("train"), _CORPUS_ITEMS)):
-            item, rng, mode = self._item("train", index)
-            style = self._style("train", item)
-            answer = self._answer(item, _drafts(rng, item, style), style)
-            yield item.question
-            for turn in self._trace(item, answer, mode):
-                yield from (text for text in (turn.thought, turn.inquiry, turn.answer) if text)
+    def question_and_trace(self, index: int) -> tuple[str, Sequence[TraceTurn]]:
+        """Return the texts of a training sample for `corpus`; no image is rendered."""
+        question, rng, mode = self._make_question("train", index)
+        style = self._scene_style("train", question)
+        answer = self._answer_text(question, _sample_randomness(rng, question, style), style)
+        return question.question, self._build_trace(question, answer, mode)
 
     def score(self, sample: Sample, answer: str | None) -> float:
-        """1 where the answer is right, else 0: text but for case and outer spaces, a box from half overlap on."""
-        if answer is None:
-            return 0.0
-        if sample.tags.get("answer_kind") != "box":
-            return float(answer.strip().lower() == sample.answer.lower())
-        size, steps = self.config.size, self.config.steps
-        given, right = boxes.read(answer, size, steps), boxes.read(sample.answer, size, steps)
-        return float(given is not None and right is not None and boxes.overlap(given, right) >= boxes.ENOUGH)
+        """Return 1 if the answer is right, else 0: text but for case and outer spaces, a box from an IoU of 0.5 on."""
+        if answer is None or sample.tags.get("answer_kind") != "box":
+            return super().score(sample, answer)
+        return float(is_right_box(answer, sample.answer, self.config.size, self.config.box_units))
 
     def metrics(self, samples: Sequence[Sample], scores: Sequence[float]) -> Mapping[str, Sequence[float]]:
-        """The scores of every family, by its name in words; none where there is one family only."""
+        """Return the scores of every family, by its name in words; nothing if there is one family only."""
         if len(self._shares) == 1:
             return {}
         return {
@@ -214,82 +229,87 @@ class DigitScenes(Task):
             for family in self._shares
         }
 
-    def _item(self, split: str, index: int) -> tuple[Item, np.random.Generator, Mode]:
-        """What a sample asks; returns it, the generator to draw its scenes with, and how it is asked."""
-        if not 0 <= index < self.length(split):
-            raise IndexError(f"split '{split}' of 'digit_scenes' has {self.length(split)} samples; no {index}.")
-        config = self.config
-        place = [config.seed, _SPLITS.index(split), index]
-        rng = np.random.default_rng(place)
-        item = _FAMILIES[self._family(place)](rng, self._rules)
-        drawn = rng.random()
-        if split != "train":
-            return item, rng, "tool"
-        if drawn >= config.forced + config.blind:
-            needless = _drawn_at(place, _NEEDLESS_DRAW) < config.needless
-            return item, rng, "needless" if needless and item.spare and not item.looks else "tool"
-        return item, rng, "blind" if drawn < config.blind else "forced"
+    def _make_question(self, split: str, index: int) -> tuple[SceneQuestion, np.random.Generator, Mode]:
+        """Make the question of a sample; returns it, the generator to draw its scenes with, and how it is asked."""
+        seed = self.seed_of(split, index)
+        rng = np.random.default_rng(seed)
+        question = _FAMILIES[self._choose_family(seed)](rng, self._rules)
+        mode = self.draw_mode(rng, split)
+        can_waste_zoom = split == "train" and mode == "tool" and question.needless_zoom and not question.zooms
+        if can_waste_zoom and _uniform_draw(seed, _NEEDLESS_DRAW) < self.config.needless:
+            mode = "needless"
+        return question, rng, mode
 
-    def _family(self, place: Sequence[int]) -> str:
-        """The family of the sample at a place."""
-        left = _drawn_at(place, _FAMILY_DRAW)
+    def _choose_family(self, seed: Sequence[int]) -> str:
+        """Draw the family of the sample of a seed, by the shares."""
+        left = _uniform_draw(seed, _FAMILY_DRAW)
         for family, share in self._shares.items():
             left -= share
             if left < 0:
                 return family
+        # Shares that sum to a little less than 1 by rounding: the last family takes the rest.
         return family
 
-    def _demands(self, split: str, index: int) -> bool:
-        """Whether the answer to a sample is demanded with what a zoom shows."""
-        place = [self.config.seed, _SPLITS.index(split), index]
-        return split == "train" and _drawn_at(place, _DEMANDED_DRAW) < self.config.demanded
+    def _is_demanded(self, split: str, index: int) -> bool:
+        """Return True if the answer to a sample is demanded together with the zoom's views."""
+        return split == "train" and _uniform_draw(self.seed_of(split, index), _DEMANDED_DRAW) < self.config.demanded
 
-    def _style(self, split: str, item: Item) -> Style:
+    def _scene_style(self, split: str, question: SceneQuestion) -> SceneStyle:
         config = self.config
-        return Style(
+        return SceneStyle(
             split,
             config.size,
-            1 if item.close else config.cells,
+            1 if question.is_close_up else config.cells,
             config.difficulty,
             config.camouflage,
             config.hands if split == "train" else 0.0,
         )
 
-    def _answer(self, item: Item, drafts: Sequence[Draft], style: Style) -> str:
-        if item.target is None:
-            return item.answer
-        image, thing = item.target
-        return boxes.written(outline(drafts[image], thing, style), style.size, self.config.steps)
+    def _answer_text(self, question: SceneQuestion, randomness: Sequence[SceneRandomness], style: SceneStyle) -> str:
+        """Return the answer, which is the box of an object as it is drawn if the question asks for one."""
+        if question.answer_object is None:
+            return question.answer
+        image, item = question.answer_object
+        return write_answer(object_box(randomness[image], item, style), style.size, self.config.box_units)
 
-    def _trace(self, item: Item, answer: str, mode: Mode, demanded: bool = False) -> tuple[GivenTurn, ...]:
-        """The turns that lead to the answer."""
-        if mode == "blind":
-            return (GivenTurn("no image", answer=answer),)
-        looks = (item.spare,) if mode == "needless" and item.spare else item.looks
-        if mode == "forced" or not looks:
-            return (GivenTurn(item.thought, answer=answer),)
+    def _build_trace(
+        self, question: SceneQuestion, answer: str, mode: Mode, demanded: bool = False
+    ) -> tuple[TraceTurn, ...]:
+        """Build the turns that lead to the answer, with regions in pixels of the scenes."""
+        # Questions count in cells, traces in pixels of the scene.
         cell = self.config.size // self.config.cells
-        regions: list[tuple[int, Box]] = [(image, tuple(float(side * cell) for side in span)) for image, span in looks]
-        return (
-            GivenTurn(item.thought, inquiry=item.inquiry, boxes=tuple(regions), demanded=demanded),
-            GivenTurn(item.found, answer=answer),
+        zooms = (question.needless_zoom,) if mode == "needless" and question.needless_zoom else question.zooms
+        boxes: list[tuple[int, Box]] = [(image, tuple(float(side * cell) for side in span)) for image, span in zooms]
+        return build_trace(
+            mode,
+            answer,
+            question.thought,
+            question.inquiry,
+            boxes,
+            question.zoom_thought,
+            blind_thought="no image",
+            demanded=demanded,
         )
 
 
-def _drawn_at(place: Sequence[int], number: int) -> float:
-    """Draw from [0, 1) for the sample at a place, apart from its other draws."""
-    return float(np.random.default_rng([*place, number]).random())
+def _uniform_draw(seed: Sequence[int], stream: int) -> float:
+    """Draw from [0, 1) for the sample of a seed, from a stream apart from its other draws."""
+    return float(np.random.default_rng([*seed, stream]).random())
 
 
-def _drafts(rng: np.random.Generator, item: Item, style: Style) -> list[Draft]:
-    """The random numbers every image is drawn by; frames of one film share them, but for how digits are written."""
-    if not item.film:
-        return [draft(rng, [thing.name for thing in things], style) for things in item.scenes]
-    names = list(dict.fromkeys(thing.name for things in item.scenes for thing in things))
-    first = draft(rng, names, style)
-    # Or a digit that changes would be seen to change, from afar and unread.
-    return [first, *(written_anew(rng, first) for _ in item.scenes[1:])]
+def _sample_randomness(rng: np.random.Generator, question: SceneQuestion, style: SceneStyle) -> list[SceneRandomness]:
+    """Draw the random numbers that every image is rendered by, all before the first is rendered."""
+    if not question.is_film:
+        return [sample_randomness(rng, [item.name for item in objects], style) for objects in question.scenes]
+    names = list(dict.fromkeys(item.name for objects in question.scenes for item in objects))
+    first = sample_randomness(rng, names, style)
+    # In frames of one video only the handwriting is drawn again. If it stayed, a digit that changes would be
+    # the only thing that looks different, and the change could be seen without reading.
+    return [first, *(rewrite_digits(rng, first) for _ in question.scenes[1:])]
 
 
-def _drawn(rng: np.random.Generator, item: Item, drafts: Sequence[Draft], style: Style) -> tuple[Pixels, ...]:
-    return tuple(draw(rng, drafted, things, style) for drafted, things in zip(drafts, item.scenes, strict=True))
+def _render_images(
+    rng: np.random.Generator, question: SceneQuestion, randomness: Sequence[SceneRandomness], style: SceneStyle
+) -> tuple[Pixels, ...]:
+    pairs = zip(randomness, question.scenes, strict=True)
+    return tuple(render_scene(rng, numbers, objects, style) for numbers, objects in pairs)

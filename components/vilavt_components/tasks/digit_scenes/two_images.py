@@ -1,4 +1,4 @@
-"""Family `two_images` of task `digit_scenes`: yes or no, comparing an object of two scenes."""
+"""Family `two_images` of task `digit_scenes`: questions of yes or no that compare an object of two scenes."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from typing import Literal
 
 import numpy as np
 
-from vilavt_components.tasks.digit_scenes.items import Item, listed, placed, yes_no
 from vilavt_components.tasks.digit_scenes.layout import (
-    Cell,
-    Look,
-    Rules,
-    Thing,
-    apart,
-    in_order,
-    looks_with,
-    put,
-    scattered,
-    some_look,
-    span_of,
-    to_cells,
+    Appearance,
+    SceneObject,
+    SceneRules,
+    choose_appearance,
+    choose_appearances,
+    place_objects,
+    sort_in_reading_order,
 )
+from vilavt_components.tasks.digit_scenes.question import (
+    SceneQuestion,
+    list_cells,
+    list_objects,
+    span_of_objects,
+    yes_no,
+)
+from vilavt_components.tasks.generated.grid import Cell, cells_from_numbers, scatter_cells, separate_cells
 
 Kind = Literal["both", "same_place", "same_digit", "larger", "above"]
 _NO_ZOOM: tuple[Kind, ...] = ("both", "same_place")
@@ -34,31 +36,35 @@ _QUESTIONS: dict[Kind, str] = {
 }
 
 
-def two_images(rng: np.random.Generator, rules: Rules) -> Item:
-    """A question about an object of two scenes, the one answer as likely as the other.
+def make_two_images(rng: np.random.Generator, rules: SceneRules) -> SceneQuestion:
+    """Make a question about an object of two scenes; both answers are equally likely.
 
-    `both` and `same_place` need no zoom; `same_digit` and `larger` look into both images under one inquiry; `above`
-    looks into the one that has the object.
+    `both` and `same_place` need no zoom, `same_digit` and `larger` zoom into both images under one inquiry, and
+    `above` zooms into the image that has the object.
     """
     draws = rng.random(3)
-    truth, asked = bool(draws[2] < 0.5), some_look(rng)
+    # The answer is drawn first and the scenes are made to fit it, so both answers are equally likely.
+    truth, asked = bool(draws[2] < 0.5), choose_appearance(rng)
     if draws[0] < rules.no_zoom:
         kind = _NO_ZOOM[rng.integers(len(_NO_ZOOM))]
-        return _item(rules, kind, truth, asked, _seen_at_once(rng, rules, kind, truth, asked), False)
+        return _make_question(rules, kind, truth, asked, _overview_scenes(rng, rules, kind, truth, asked), False)
     kind, paired = _ZOOM[rng.integers(len(_ZOOM))], bool(draws[1] < rules.several)
-    return _item(rules, kind, truth, asked, _seen_from_close_by(rng, rules, kind, truth, asked, paired), paired)
+    return _make_question(rules, kind, truth, asked, _zoom_scenes(rng, rules, kind, truth, asked, paired), paired)
 
 
-def _item(rules: Rules, kind: Kind, truth: bool, asked: Look, scenes: list[list[Thing]], paired: bool) -> Item:
-    """The item of two scenes, the asked object first in those that have it, its partner behind it."""
+def _make_question(
+    rules: SceneRules, kind: Kind, truth: bool, asked: Appearance, scenes: list[list[SceneObject]], paired: bool
+) -> SceneQuestion:
+    """Write the question about two scenes; where a scene has the asked object it comes first, then its partner."""
     name = " ".join(asked)
-    meant = [things[: 1 + paired] if things[0].look == asked else [] for things in scenes]
-    ordered = tuple(in_order(things) for things in scenes)
-    seen = "; then ".join(listed(things, rules.cells) for things in ordered)
-    places = " then ".join(placed(things, rules.cells) for things in meant)
-    zoomed = [(image, span_of(things)) for image, things in enumerate(meant) if things]
+    meant = [objects[: 1 + paired] if objects[0].appearance == asked else [] for objects in scenes]
+    # In reading order, so that a thought does not list the asked object first.
+    ordered = tuple(sort_in_reading_order(objects) for objects in scenes)
+    seen = "; then ".join(list_objects(objects, rules.cells) for objects in ordered)
+    places = " then ".join(list_cells(objects, rules.cells) for objects in meant)
+    zoomed = [(image, span_of_objects(objects)) for image, objects in enumerate(meant) if objects]
     looks = tuple(zoomed) if kind in _ZOOM else ()
-    return Item(
+    return SceneQuestion(
         "two_images",
         kind,
         _QUESTIONS[kind].format(name),
@@ -66,50 +72,56 @@ def _item(rules: Rules, kind: Kind, truth: bool, asked: Look, scenes: list[list[
         "yes_no",
         ordered,
         f"see {seen}; so {name} {places}",
-        looks=looks,
+        zooms=looks,
         inquiry=name if looks else "",
-        found=",".join(str(things[0].digit) for things in meant if things) if looks else "",
-        several=paired,
+        zoom_thought=",".join(str(objects[0].digit) for objects in meant if objects) if looks else "",
+        shows_several=paired,
     )
 
 
-def _seen_at_once(rng: np.random.Generator, rules: Rules, kind: Kind, truth: bool, asked: Look) -> list[list[Thing]]:
-    """Scenes that have the asked object or not, in the same place or not."""
+def _overview_scenes(
+    rng: np.random.Generator, rules: SceneRules, kind: Kind, truth: bool, asked: Appearance
+) -> list[list[SceneObject]]:
+    """Draw scenes that answer `both` or `same_place`: with the asked object or without, in one place or two."""
     lacking = int(rng.integers(2)) if kind == "both" and not truth else None
     first = int(rng.integers(rules.cells**2))
+    # An offset from 1 on, so that the other place is never the first.
     other = (first + int(rng.integers(1, rules.cells**2))) % rules.cells**2
     second: Cell | None = None
     if kind == "same_place":
-        second = to_cells([first if truth else other], rules.cells)[0]
-    places: list[Cell | None] = [to_cells([first], rules.cells)[0], second]
+        second = cells_from_numbers([first if truth else other], rules.cells)[0]
+    places: list[Cell | None] = [cells_from_numbers([first], rules.cells)[0], second]
     return [
-        _things(rng, rules, scattered(rng, rules.cells, rules.objects, place), asked, image != lacking)
+        _place_objects(rng, rules, scatter_cells(rng, rules.cells, rules.objects, place), asked, image != lacking)
         for image, place in enumerate(places)
     ]
 
 
-def _seen_from_close_by(
-    rng: np.random.Generator, rules: Rules, kind: Kind, truth: bool, asked: Look, paired: bool
-) -> list[list[Thing]]:
-    """Scenes whose asked objects carry digits that make the answer; only one of them has one where kind is `above`."""
-    digits: list[int | None] = list(_digits(rng, kind, truth))
+def _zoom_scenes(
+    rng: np.random.Generator, rules: SceneRules, kind: Kind, truth: bool, asked: Appearance, paired: bool
+) -> list[list[SceneObject]]:
+    """Draw scenes whose asked objects carry the digits that make the answer; for `above` only one scene has one."""
+    digits: list[int | None] = list(_choose_digits(rng, kind, truth))
     if kind == "above":
         digits[rng.integers(2)] = None
-    return [_with_digit(rng, rules, asked, digit, paired) for digit in digits]
+    return [_scene_with_digit(rng, rules, asked, digit, paired) for digit in digits]
 
 
-def _with_digit(rng: np.random.Generator, rules: Rules, asked: Look, digit: int | None, paired: bool) -> list[Thing]:
+def _scene_with_digit(
+    rng: np.random.Generator, rules: SceneRules, asked: Appearance, digit: int | None, paired: bool
+) -> list[SceneObject]:
     if digit is None:
-        return _things(rng, rules, scattered(rng, rules.cells, rules.objects), asked, False)
-    places = apart(rng, rules.cells, rules.objects, paired)
-    things = _things(rng, rules, places, asked, True, digit)
-    if paired:  # two different digits in one crop: the inquiry decides
-        partner = things[1]
-        things[1] = Thing(*partner.look, partner.cell, (digit + int(rng.integers(1, 10))) % 10)
-    return things
+        return _place_objects(rng, rules, scatter_cells(rng, rules.cells, rules.objects), asked, False)
+    places = separate_cells(rng, rules.cells, rules.objects, paired)
+    objects = _place_objects(rng, rules, places, asked, True, digit)
+    if paired:
+        # Two different digits in one crop, so that only the inquiry can decide.
+        partner = objects[1]
+        objects[1] = SceneObject(*partner.appearance, partner.cell, (digit + int(rng.integers(1, 10))) % 10)
+    return objects
 
 
-def _digits(rng: np.random.Generator, kind: Kind, truth: bool) -> tuple[int, int]:
+def _choose_digits(rng: np.random.Generator, kind: Kind, truth: bool) -> tuple[int, int]:
     if kind == "above":
         digit = int(rng.integers(5)) + 5 * truth
         return digit, digit
@@ -119,15 +131,21 @@ def _digits(rng: np.random.Generator, kind: Kind, truth: bool) -> tuple[int, int
     return (min(one, other), max(one, other)) if truth else (max(one, other), min(one, other))
 
 
-def _things(
-    rng: np.random.Generator, rules: Rules, places: list[Cell], asked: Look, has: bool, digit: int | None = None
-) -> list[Thing]:
-    """Objects on places, the asked one on the first if the scene has it."""
-    if has:
-        looks = looks_with(rng, len(places), rules.own_colours, first=[asked])
+def _place_objects(
+    rng: np.random.Generator,
+    rules: SceneRules,
+    places: list[Cell],
+    asked: Appearance,
+    has_asked: bool,
+    digit: int | None = None,
+) -> list[SceneObject]:
+    """Draw objects for places, the asked one for the first if the scene has it."""
+    # Banned from the other scene, or it could be drawn there by chance.
+    if has_asked:
+        appearances = choose_appearances(rng, len(places), rules.own_colours, first=[asked])
     else:
-        looks = looks_with(rng, len(places), rules.own_colours, banned=[asked])
+        appearances = choose_appearances(rng, len(places), rules.own_colours, banned=[asked])
     digits = rng.integers(10, size=len(places))
     if digit is not None:
         digits[0] = digit
-    return put(looks, places, digits)
+    return place_objects(appearances, places, digits)

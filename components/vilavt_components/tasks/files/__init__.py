@@ -1,4 +1,4 @@
-"""Tasks whose samples lie in files: dialogues, reinforcement prompts, benchmark tables."""
+"""Tasks whose samples lie in data files; read `conversations.py` and `conversation_rows.py`, then `questions.py`."""
 
 from __future__ import annotations
 

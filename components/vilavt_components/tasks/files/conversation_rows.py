@@ -1,4 +1,4 @@
-"""Reads rows of the conversation format: messages, what they show, and what each image is encoded under."""
+"""Reader of rows of the conversation format: messages, the originals they show, and the inquiry of each original."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vilavt_components.tasks.files.questions import TAG, without_tags
+from vilavt_components.tasks.files.questions import TAG, replace_tags
 from vilavt_toolkit.contracts import Conversation, Message, Sample
-from vilavt_toolkit.data.fields import Fields, shown
-from vilavt_toolkit.data.originals import Named, is_video, named
+from vilavt_toolkit.data.fields import Fields
+from vilavt_toolkit.data.originals import NamedOriginal, is_video, name_originals
+from vilavt_toolkit.utils.text import format_value
 
 Role = Literal["system", "user", "assistant"]
 
@@ -25,143 +26,164 @@ _ANSWER = re.compile(r"<answer>(.*)</answer>", re.S)
 
 
 @dataclass(frozen=True)
-class Said:
-    """A message as written, its tags still in it."""
+class RowMessage:
+    """A message as written in the row, with its tags."""
 
     number: int
-    """Its place in the row's list."""
+    """Its index in the row's list."""
     role: Role
     text: str
 
 
 def read_conversation(fields: Fields, training: bool) -> Sample:
-    """The sample of a row, its originals `Named`; with `training` word by word, else what is asked first."""
+    """Read the sample of a row, its originals `NamedOriginal`; adds what is wrong with it to `fields.problems`.
+
+    With `training` the sample is the whole conversation, else only its first question.
+    """
     key = "messages" if "messages" in fields.row and "conversations" not in fields.row else "conversations"
-    said = _messages(fields, key)
+    messages = _read_messages(fields, key)
     images, videos = _images_and_videos(fields)
-    if not said:  # what is shown can still be looked for
-        return Sample(fields.name("id"), "", "", (*images, *videos))
-    shown_by = _shown(fields, said, key, images, videos)
-    originals = [original for tags in shown_by for group in tags for original in group]
-    learned_from = _first_learned(fields, key, said)
-    first = next((place for place, message in enumerate(said) if message.role == "user"), 0)
+    if not messages:
+        # Unusable, but the check of the files can still look for its originals.
+        return Sample(fields.read_name("id"), "", "", (*images, *videos))
+    shown = _match_tags(fields, messages, key, images, videos)
+    originals = [original for message_tags in shown for group in message_tags for original in group]
+    first_learned = _first_learned_number(fields, key, messages)
+    first = next((place for place, message in enumerate(messages) if message.role == "user"), 0)
     tags: dict[str, Any] = {"answer_kind": "text"}
     if originals:
         tags["group"] = originals[0].name
-    inquiries, groups = _inquiries(fields, [len(group) for tags_ in shown_by for group in tags_])
-    conversation = Conversation(tuple(_written(said, shown_by, learned_from)), inquiries, groups)
-    asked = [original for group in shown_by[first] for original in group]
+    counts = [len(group) for message_tags in shown for group in message_tags]
+    inquiries, groups = _read_inquiries(fields, counts)
+    content = tuple(_number_originals(messages, shown, first_learned))
+    first_originals = [original for group in shown[first] for original in group]
     return Sample(
-        id=fields.name("id"),
-        question=without_tags(said[first].text),
-        answer=_answer(fields, key, said),
-        originals=tuple(originals if training else asked),
+        id=fields.read_name("id"),
+        question=replace_tags(messages[first].text),
+        answer=_find_answer(fields, key, messages),
+        originals=tuple(originals if training else first_originals),
         tags=tags,
-        conversation=conversation if training else None,
-        max_pixels=fields.whole("max_pixels", 1),
+        conversation=Conversation(content, inquiries, groups) if training else None,
+        max_pixels=fields.read_int("max_pixels", 1),
     )
 
 
 # --- Messages ---------------------------------------------------------------------------------------
 
 
-def _messages(fields: Fields, key: str) -> list[Said]:
-    """The messages, none where one of them cannot be read; complains of that, and of their order."""
+def _read_messages(fields: Fields, key: str) -> list[RowMessage]:
+    """Read the messages of a row, [] if one of them cannot be read; their order is checked too."""
     value = fields.row.get(key)
     if not isinstance(value, list) or not value:
-        what = "is missing" if value is None else "is empty" if value == [] else f"is {shown(value)}"
-        fields.complain(key, f"{what}; it must be a list of messages.")
+        what = "is missing" if value is None else "is empty" if value == [] else f"is {format_value(value)}"
+        fields.add_problem(key, f"{what}. It must be a list of messages.")
         return []
-    said = [_message(fields, f"{key}[{number}]", number, item) for number, item in enumerate(value)]
-    whole = [message for message in said if message is not None]
-    if len(whole) < len(value):
+    read = [_read_message(fields, f"{key}[{number}]", number, item) for number, item in enumerate(value)]
+    messages = [message for message in read if message is not None]
+    # Without one of them, roles and tags would be compared with the wrong neighbours.
+    if len(messages) < len(value):
         return []
-    _check_order(fields, key, whole)
-    return whole
+    _check_order(fields, key, messages)
+    return messages
 
 
-def _message(fields: Fields, where: str, number: int, item: Any) -> Said | None:
+def _read_message(fields: Fields, where: str, number: int, item: Any) -> RowMessage | None:
     if not isinstance(item, Mapping):
-        fields.complain(where, f"is {shown(item)}; it must be an object with from and value, or role and content.")
+        fields.add_problem(
+            where, f"is {format_value(item)}. It must be an object with from and value, or role and content."
+        )
         return None
     named_by, said_by = ("from", "value") if "from" in item else ("role", "content")
     role = item.get(named_by)
     if not isinstance(role, str) or role not in ROLES:
         known = ", ".join(ROLES)
-        fields.complain(f"{where}.{named_by}", f"is the unknown role {shown(role)}; it must be one of {known}.")
+        fields.add_problem(
+            f"{where}.{named_by}", f"is the unknown role {format_value(role)}. It must be one of {known}."
+        )
         return None
     before = len(fields.problems)
-    text = fields.checked_text(f"{where}.{said_by}", item.get(said_by), required=ROLES[role] != "system")
-    return Said(number, ROLES[role], text) if len(fields.problems) == before else None
+    # A system message may be empty, but not what a person or the model says.
+    text = fields.check_text(f"{where}.{said_by}", item.get(said_by), required=ROLES[role] != "system")
+    return RowMessage(number, ROLES[role], text) if len(fields.problems) == before else None
 
 
-def _check_order(fields: Fields, key: str, said: Sequence[Said]) -> None:
-    turns = said[1:] if said[0].role == "system" else said
+def _check_order(fields: Fields, key: str, messages: Sequence[RowMessage]) -> None:
+    turns = messages[1:] if messages[0].role == "system" else messages
     for message, wanted in zip(turns, ("user", "assistant") * len(turns), strict=False):
         if message.role != wanted:
+            # Only the first one: every message after it would be out of turn as well.
             names = {"user": "human (user)", "assistant": "gpt (assistant)", "system": "system"}
-            fields.complain(
+            fields.add_problem(
                 f"{key}[{message.number}]",
-                f"is of role {names[message.role]} where {names[wanted]} is due; they must take turns, after one "
+                f"is of role {names[message.role]} where {names[wanted]} is due. They must take turns, after one "
                 "system message at most.",
             )
             return
     if not turns or turns[-1].role != "assistant":
-        fields.complain(f"{key}[{said[-1].number}]", "is the last, and not the model's; end with what gpt answers.")
+        fields.add_problem(
+            f"{key}[{messages[-1].number}]", "is the last, and not the model's. End with what gpt answers."
+        )
 
 
-def _first_learned(fields: Fields, key: str, said: Sequence[Said]) -> int:
-    """The place of the first message that is learned from."""
+def _first_learned_number(fields: Fields, key: str, messages: Sequence[RowMessage]) -> int:
+    """Read `mask_history`: the number of the first message that is learned from."""
     value = fields.row.get("mask_history")
+    # True masks everything before the last reply; a number is the first message that is learned from.
     if isinstance(value, bool):
-        last = max((message.number for message in said if message.role == "assistant"), default=0)
+        last = max((message.number for message in messages if message.role == "assistant"), default=0)
         return last if value else 0
-    first = fields.whole("mask_history", 0) or 0
-    if said and said[-1].number < first:
-        fields.complain(
-            "mask_history", f"is {first}, and {key} has {said[-1].number + 1} messages: nothing would be learned; "
-            "lower it.",
+    first = fields.read_int("mask_history", 0) or 0
+    if messages and messages[-1].number < first:
+        fields.add_problem(
+            "mask_history", f"is {first}, and {key} has {messages[-1].number + 1} messages: nothing would be learned. "
+            "Lower it.",
         )  # fmt: skip
     return first
 
 
-def _answer(fields: Fields, key: str, said: Sequence[Said]) -> str:
-    """What is right: in the last message's <answer>, else the whole first reply."""
-    replies = [message for message in said if message.role == "assistant"]
+def _find_answer(fields: Fields, key: str, messages: Sequence[RowMessage]) -> str:
+    """Find the right answer: in the last message's <answer>, else the whole first reply."""
+    replies = [message for message in messages if message.role == "assistant"]
     if not replies:
         return ""
+    # A dialogue with zooms has its answer in the last reply. Plain ones answer their question in the first.
     found = _ANSWER.search(replies[-1].text)
     if found is None:
         return replies[0].text.strip()
     if not found[1].strip():
-        fields.complain(f"{key}[{replies[-1].number}]", "has an empty <answer>; write it or remove the sample.")
+        fields.add_problem(f"{key}[{replies[-1].number}]", "has an empty <answer>. Write it or remove the sample.")
     return found[1].strip()
 
 
 # --- What is shown ----------------------------------------------------------------------------------
 
 
-Shown = list[tuple[Named, ...]]
-"""What each tag of a message stands for: one image, or the frames of a video."""
+TagOriginals = list[tuple[NamedOriginal, ...]]
+"""The originals of each tag of a message: one image, or the frames of a video."""
 
 
-def _images_and_videos(fields: Fields) -> tuple[tuple[Named, ...], tuple[Named, ...]]:
-    """What the row names, in both ways of calling the fields."""
-    image_key = "images" if fields.given("images") or not fields.given("image") else "image"
-    video_key = "video" if fields.given("video") or not fields.given("videos") else "videos"
-    # Some data say with true that the images are frames.
-    videos = () if isinstance(fields.row.get(video_key), bool) else _named(fields, video_key, video=True)
-    return _named(fields, image_key), videos
+def _images_and_videos(fields: Fields) -> tuple[tuple[NamedOriginal, ...], tuple[NamedOriginal, ...]]:
+    """Read the images and videos of a row, whose fields go by two names each."""
+    image_key = "images" if fields.has_value("images") or not fields.has_value("image") else "image"
+    video_key = "video" if fields.has_value("video") or not fields.has_value("videos") else "videos"
+    # In some data `video: true` only says that the images are frames.
+    videos = () if isinstance(fields.row.get(video_key), bool) else _name_originals(fields, video_key, video=True)
+    return _name_originals(fields, image_key), videos
 
 
-def _shown(
-    fields: Fields, said: Sequence[Said], key: str, images: Sequence[Named], videos: Sequence[Named]
-) -> list[Shown]:
-    """For every message what its tags stand for, in order; complains where tags and images are not as many."""
-    kinds = [TAG.findall(message.text) if message.role == "user" else [] for message in said]
+def _match_tags(
+    fields: Fields,
+    messages: Sequence[RowMessage],
+    key: str,
+    images: Sequence[NamedOriginal],
+    videos: Sequence[NamedOriginal],
+) -> list[TagOriginals]:
+    """Return the originals of every message's tags, in order; another number of tags than originals is a problem."""
+    kinds = [TAG.findall(message.text) if message.role == "user" else [] for message in messages]
     flat = [kind for found in kinds for kind in found]
-    waiting: dict[str, list[tuple[Named, ...]]] = {"image": [(image,) for image in images]}
-    waiting["video"] = _videos(videos, flat.count("video")) if videos else waiting["image"]
+    waiting: dict[str, list[tuple[NamedOriginal, ...]]] = {"image": [(image,) for image in images]}
+    # Without videos, <video> and <image> mean the same and take the images in order.
+    waiting["video"] = _group_videos(videos, flat.count("video")) if videos else waiting["image"]
     if videos:
         _check_tags(fields, key, "video", flat.count("video"), waiting["video"])
     tags = flat.count("image") if videos else len(flat)
@@ -169,83 +191,86 @@ def _shown(
     return [[waiting[kind].pop(0) for kind in found if waiting[kind]] for found in kinds]
 
 
-def _named(fields: Fields, key: str, video: bool = False) -> tuple[Named, ...]:
-    return named(key, fields.texts(key), isinstance(fields.row.get(key), list), video)
+def _name_originals(fields: Fields, key: str, video: bool = False) -> tuple[NamedOriginal, ...]:
+    return name_originals(key, fields.read_texts(key), isinstance(fields.row.get(key), list), video)
 
 
-def _videos(videos: Sequence[Named], tags: int) -> list[tuple[Named, ...]]:
-    """The videos one by one; or, where one tag stands for several images, these as its frames."""
+def _group_videos(videos: Sequence[NamedOriginal], tags: int) -> list[tuple[NamedOriginal, ...]]:
+    """Return the videos one by one, or all images as the frames of one video if there is one tag for them."""
     if tags == 1 and len(videos) > 1 and not any(is_video(each.name) for each in videos):
-        return [tuple(Named(each.field, each.name) for each in videos)]
+        return [tuple(NamedOriginal(each.field, each.name) for each in videos)]
     return [(each,) for each in videos]
 
 
-def _check_tags(fields: Fields, key: str, kind: str, tags: int, shown: Sequence[tuple[Named, ...]]) -> None:
+def _check_tags(fields: Fields, key: str, kind: str, tags: int, shown: Sequence[tuple[NamedOriginal, ...]]) -> None:
     there = len(shown)
     if tags == there:
         return
     more = f"more <{kind}> tags than {kind}s" if tags > there else f"fewer <{kind}> tags than {kind}s"
-    fields.complain(
+    fields.add_problem(
         shown[0][0].field.partition("[")[0] if shown else key,
-        f"there are {more}: {tags} in the human messages, {there} named; give each {kind} one tag.",
+        f"there are {more}: {tags} in the human messages, {there} named. Give each {kind} one tag.",
     )
 
 
-def _inquiries(fields: Fields, counts: Sequence[int]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The texts that images are encoded under, and which of them each is under; `counts` are the images of each tag."""
+def _read_inquiries(fields: Fields, counts: Sequence[int]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Read the inquiries, and for every original the index of its own; `counts` are the originals of each tag."""
     queries = fields.row.get("queries")
-    mapping = fields.wholes("image_to_query_mapping")
+    mapping = fields.read_ints("image_to_query_mapping")
     if queries is not None and not isinstance(queries, list):
-        fields.complain("queries", f"is {shown(queries)}; it must be a list of texts.")
+        fields.add_problem("queries", f"is {format_value(queries)}. It must be a list of texts.")
         return (), ()
     texts = tuple(
-        fields.checked_text(f"queries[{number}]", text, required=False) for number, text in enumerate(queries or ())
+        fields.check_text(f"queries[{number}]", text, required=False) for number, text in enumerate(queries or ())
     )
     before = len(fields.problems)
-    if not mapping and not fields.given("image_to_query_mapping"):
+    if not mapping and not fields.has_value("image_to_query_mapping"):
         if texts and len(texts) != len(counts):
-            fields.complain(
+            fields.add_problem(
                 "image_to_query_mapping",
-                f"is missing, and {len(texts)} queries are not one for each of {len(counts)} images; add it.",
+                f"is missing, and {len(texts)} queries are not one for each of {len(counts)} images. Add it.",
             )
+        # Without a mapping every image has a query of its own.
         mapping = tuple(range(len(texts)))
-    elif len(fields.problems) == before and _is_whole(fields):
+    elif len(fields.problems) == before and _is_mapping_readable(fields):
         _check_mapping(fields, mapping, texts, len(counts))
     if len(fields.problems) > before or not texts:
         return (), ()
+    # The frames of a video share the query of its tag, so a tag's query counts once for each frame.
     return texts, tuple(query for query, count in zip(mapping, counts, strict=False) for _ in range(count))
 
 
-def _is_whole(fields: Fields) -> bool:
-    """Whether every item of the mapping could be read."""
+def _is_mapping_readable(fields: Fields) -> bool:
+    """Return True if every item of the mapping could be read."""
     return not any(name.startswith("image_to_query_mapping") for name, _ in fields.problems)
 
 
 def _check_mapping(fields: Fields, mapping: Sequence[int], texts: Sequence[str], images: int) -> None:
-    """Complain of a mapping that has not one query for each image, a query for each number, or is not contiguous."""
+    """Check that a mapping has one query for each image, no unknown or unused query, and is contiguous."""
     key = "image_to_query_mapping"
     if len(mapping) != images:
         word = "short" if len(mapping) < images else "long"
-        fields.complain(key, f"is too {word}: it has {len(mapping)} numbers for {images} images; give one for each.")
+        fields.add_problem(key, f"is too {word}: it has {len(mapping)} numbers for {images} images. Give one for each.")
         return
     for number, query in enumerate(mapping):
         if query >= len(texts):
-            fields.complain(f"{key}[{number}]", f"is {query}, and there are {len(texts)} queries; add the query.")
+            fields.add_problem(f"{key}[{number}]", f"is {query}, and there are {len(texts)} queries. Add the query.")
         elif query in mapping[:number] and mapping[number - 1] != query:
-            fields.complain(
-                f"{key}[{number}]", f"is {query} again behind another: not contiguous; images of one query must be "
+            fields.add_problem(
+                f"{key}[{number}]", f"is {query} again after another: not contiguous. Images of one query must be "
                 "neighbours.",
             )  # fmt: skip
     unmapped = set(range(len(texts))) - set(mapping) if max(mapping, default=0) < len(texts) else set()
     for unused in sorted(unmapped):
-        fields.complain(f"queries[{unused}]", "is no image's query; remove it or map an image to it.")
+        fields.add_problem(f"queries[{unused}]", "is no image's query. Remove it or map an image to it.")
 
 
-def _written(said: Sequence[Said], shown_by: Sequence[Shown], first: int) -> Iterator[Message]:
-    """The messages with the numbers of the originals in place of their tags."""
+def _number_originals(messages: Sequence[RowMessage], shown: Sequence[TagOriginals], first: int) -> Iterator[Message]:
+    """Yield the messages with the numbers of the originals in place of their tags."""
     number = 0
-    for message, groups in zip(said, shown_by, strict=False):
+    for message, groups in zip(messages, shown, strict=False):
         content: list[str | int] = []
+        # `split` alternates between texts and the kinds of the tags.
         texts = TAG.split(message.text)[::2] if message.role == "user" else [message.text]
         for place, text in enumerate(texts):
             if text:

@@ -1,4 +1,4 @@
-"""Task `conversations`: dialogues word by word from files, with ready crops and what each is encoded under."""
+"""Task `conversations`: dialogues word by word from files, with ready crops and the inquiry of each."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class ConversationsConfig(FilesConfig):
 class Conversations(FileTask):
     """Conversations in the paper's format for supervised training, or LLaVA's and ShareGPT's: JSON, JSON lines, shards.
 
-    In `train` a sample is learned from word by word. In the other splits its first question is asked about what its
-    first message shows, and what the last message has in <answer>, or else the first reply, is right.
+    In `train` a sample is learned from word by word. In the other splits its first question is asked about the images
+    of its first message. The right answer is the text in <answer> of the last message, or else the first reply.
     """
 
     name: ClassVar[str] = "conversations"
@@ -38,13 +38,13 @@ class Conversations(FileTask):
 
     @classmethod
     def recognises(cls, row: Mapping[str, Any]) -> bool:
-        """Whether a row holds messages."""
+        """Return True if a row holds messages."""
         return "conversations" in row or "messages" in row
 
-    def read(self, fields: Fields, training: bool) -> Sample:
-        """The sample of a row; complains of what is wrong with it."""
+    def read_sample(self, fields: Fields, training: bool) -> Sample:
+        """Read the sample of a row; adds what is wrong with it to `fields.problems`."""
         return read_conversation(fields, training)
 
     def score(self, sample: Sample, answer: str | None) -> float:
-        """1 where the answer is the right one but for case, spaces and quotes, else 0."""
+        """Return 1 if the answer is right but for case, spaces and quotes, else 0."""
         return score_answer(sample, answer)

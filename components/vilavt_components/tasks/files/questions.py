@@ -1,80 +1,131 @@
-"""What questions in files have in common: image tags, options, and answers that can be compared with."""
+"""Questions in data files: from a row to a sample, with image tags, options, and the kind of the answer."""
 
 from __future__ import annotations
 
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vilavt_components.common.answers.reading import read_choice
-from vilavt_components.common.answers.scoring import Kind, kind_of, score_answer
+from vilavt_components.common.answers.scoring import AnswerKind, answer_kind_of, score_answer
 from vilavt_toolkit.contracts import Sample
-from vilavt_toolkit.data.fields import Fields, shown
+from vilavt_toolkit.data.fields import Fields
+from vilavt_toolkit.data.originals import name_originals
 from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.utils.text import format_value
 
 TAG = re.compile(r"<(image|video)>")
 _OPTION = re.compile(r"(?:^|(?<=[\s(,;]))\(?([A-Z])[.:)]\s+")
 
 
-def without_tags(text: str) -> str:
-    """A question without its image tags: those before its words go, others become the index the image is shown by."""
+@dataclass(frozen=True)
+class QuestionFormat:
+    """The keys and question types of a format of questions."""
+
+    image_key: str
+    type_key: str
+    """The key of the question type, which decides how answers are compared."""
+    id_key: str
+    kinds: Mapping[str, AnswerKind]
+    """The kind of answer for each question type."""
+    tag_keys: Sequence[str]
+    """Keys whose values evaluation can group by."""
+
+
+def read_question(fields: Fields, form: QuestionFormat) -> Sample:
+    """Read the question of a row as a sample; adds what is wrong with it to `fields.problems`."""
+    question, answer = fields.read_text("question"), fields.read_plain_text("answer")
+    options, key = read_options(fields), form.image_key
+    originals = name_originals(key, fields.read_texts(key), isinstance(fields.row.get(key), list))
+    check_tag_count(fields, "question", question, len(originals))
+    tags: dict[str, Any] = {
+        **_read_tags(fields.row, form.tag_keys),
+        "answer_kind": read_kind(fields, form.type_key, form.kinds),
+        "options": find_choices(options, question, answer),
+    }
+    if originals:
+        # Questions about one image are no independent evidence, so intervals keep them together.
+        tags["group"] = originals[0].name
+    sample = Sample(
+        id=fields.read_name(form.id_key),
+        question=append_options(replace_tags(question), options),
+        answer=answer,
+        originals=originals,
+        tags=tags,
+        max_pixels=fields.read_int("max_pixels", 1),
+    )
+    check_answer(fields, "answer", sample)
+    return sample
+
+
+# --- Tags and options ---------------------------------------------------------------------------------
+
+
+def replace_tags(text: str) -> str:
+    """Remove the image tags before a question's words; a tag among the words becomes its image's index, "[image 1]"."""
     number = 0
 
-    def named(match: re.Match[str]) -> str:
+    def replace_tag(match: re.Match[str]) -> str:
         nonlocal number
         number += 1
         leading = not TAG.sub("", text[: match.start()]).strip()
         return "" if leading else f"[image {number - 1}]"
 
-    return TAG.sub(named, text).strip()
+    return TAG.sub(replace_tag, text).strip()
 
 
-def count_tags(fields: Fields, key: str, text: str, images: int) -> None:
-    """Complain where a question has image tags, but not one for every image."""
+def check_tag_count(fields: Fields, key: str, text: str, images: int) -> None:
+    """Refuse a question that has image tags, but not one for every image."""
     tags = len(TAG.findall(text))
     if tags and tags != images:
-        fields.complain(key, f"has {_many(tags, '<image> tag')} for {_many(images, 'image')}; make them as many.")
+        fields.add_problem(
+            key,
+            f"has {_count_noun(tags, '<image> tag')} for {_count_noun(images, 'image')}. Write one for each image or none.",
+        )
 
 
-def _many(count: int, noun: str) -> str:
+def _count_noun(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def read_options(fields: Fields) -> tuple[str, ...]:
-    """The field `options`: a list, or a mapping of letters to texts; () where it is missing or null."""
+    """Read the field `options`, a list or a mapping of letters to texts; () if it is missing or null."""
     value = fields.row.get("options")
+    # As a list in which every option begins with its letter.
     if isinstance(value, Mapping):
         value = [f"{letter}. {text}" for letter, text in value.items()]
     if value is None:
         return ()
     if not isinstance(value, list):
-        fields.complain("options", f"is {shown(value)}; it must be a list of texts.")
+        fields.add_problem("options", f"is {format_value(value)}. It must be a list of texts.")
         return ()
     plain = [str(each) if isinstance(each, int | float) else each for each in value]
-    return tuple(fields.checked_text(f"options[{number}]", each) for number, each in enumerate(plain))
+    return tuple(fields.check_text(f"options[{number}]", each) for number, each in enumerate(plain))
 
 
-def with_options(question: str, options: Sequence[str]) -> str:
-    """The question with its options below, one a line with its letter, unless they stand in it."""
+def append_options(question: str, options: Sequence[str]) -> str:
+    """Write a question with its options below it, one a line with its letter, unless it contains them all."""
     if not options or all(option in question for option in options):
         return question
     lines = [
         option if re.match(rf"\(?{letter}[.:)]", option) else f"{letter}. {option}"
-        for letter, option in zip(_letters(len(options)), options, strict=True)
+        for letter, option in zip(_option_letters(len(options)), options, strict=True)
     ]
     return "\n".join([question, *lines])
 
 
-def choices(options: tuple[str, ...], question: str, answer: str) -> tuple[str, ...]:
-    """What may be chosen from: the options given, else those inside the question where the answer is one of them."""
-    found = options or options_in(question)
+def find_choices(options: tuple[str, ...], question: str, answer: str) -> tuple[str, ...]:
+    """Return the options given, else those inside the question if the answer is one of them."""
+    found = options or find_options(question)
     return found if options or read_choice(answer, found) is not None else ()
 
 
-def options_in(question: str) -> tuple[str, ...]:
-    """The options that stand inside a question, in the order of their letters from A; () where there are not two."""
+def find_options(question: str) -> tuple[str, ...]:
+    """Find the options inside a question, with letters from A on; () if there are not two."""
     found = list(_OPTION.finditer(question))
+    # From the last A on: an option's list ends the question, and earlier letters may be part of its words.
     for first in (number for number in reversed(range(len(found))) if found[number][1] == "A"):
         run = [found[first]]
         for match in found[first + 1 :]:
@@ -82,45 +133,49 @@ def options_in(question: str) -> tuple[str, ...]:
                 run.append(match)
         if len(run) > 1:
             texts = [question[one.end() : other.start()] for one, other in itertools.pairwise(run)]
-            texts.append(_first_line(question[run[-1].end() :], all("." not in text.strip()[:-1] for text in texts)))
+            texts.append(_last_option(question[run[-1].end() :], all("." not in text.strip()[:-1] for text in texts)))
             return tuple(text.strip(" \n,;(") for text in texts)
     return ()
 
 
-def _first_line(text: str, sentence: bool) -> str:
-    """The last option, without what is asked behind it: its line, or its first `sentence`."""
+def _last_option(text: str, sentence: bool) -> str:
+    """Cut the last option from the text after it: the rest of its line, or its first sentence."""
     line = text.partition("\n")[0]
     first, stop, _ = line.partition(". ")
     return first + stop if sentence else line
 
 
-def _letters(count: int) -> list[str]:
+def _option_letters(count: int) -> list[str]:
     return [chr(ord("A") + number) for number in range(count)]
 
 
-def read_kind(fields: Fields, key: str, kinds: Mapping[str, Kind]) -> Kind:
-    """The kind of answer that a question type asks for; complains of one that is none."""
-    given = fields.text(key)
+def read_kind(fields: Fields, key: str, kinds: Mapping[str, AnswerKind]) -> AnswerKind:
+    """Read the question type and return its kind of answer; an unknown type is a problem."""
+    given = fields.read_text(key)
     try:
-        return kind_of(given, kinds, key) if given else "text"
+        return answer_kind_of(given, kinds, key) if given else "text"
     except InputError:
-        fields.complain(key, f"is '{given[:60]}'; it must be one of {', '.join(kinds)}.")
+        fields.add_problem(key, f"is '{given[:60]}'. It must be one of {', '.join(kinds)}.")
         return "text"
 
 
 def check_answer(fields: Fields, key: str, sample: Sample) -> None:
-    """Complain of an answer that cannot be read as its kind: it would stop a run when it is compared with."""
+    """Refuse an answer that cannot be read as its kind, which would stop a run when it is compared with."""
     if not sample.answer.strip() or any(name == key for name, _ in fields.problems):
         return
+    # The right answer must score 1 against itself, by the very reading that will be used on the model's.
     try:
         right = score_answer(sample, sample.answer)
     except InputError:
         right = 0.0
     if right != 1:
         kind = sample.tags["answer_kind"]
-        fields.complain(key, f"is {shown(sample.answer)}, which cannot be read as kind '{kind}'; mend either.")
+        fields.add_problem(
+            key,
+            f"is {format_value(sample.answer)}, which cannot be read as kind '{kind}'. Correct the answer or the question type.",
+        )
 
 
-def tags_of(row: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """The fields that evaluation can group by, those that are there."""
+def _read_tags(row: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Read the fields that evaluation can group by, as far as a row has them."""
     return {key: row[key] for key in keys if isinstance(row.get(key), str | int | float | bool)}

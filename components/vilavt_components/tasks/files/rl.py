@@ -1,28 +1,26 @@
-"""Task `vilavt_rl`: questions in the paper's format for reinforcement, each with its type and its own limits."""
+"""Task `vilavt_rl`: questions in the paper's format for reinforcement learning, each with its type and limits."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from vilavt_components.common.answers.scoring import REINFORCEMENT_KINDS, score_answer
-from vilavt_components.tasks.files.questions import (
-    check_answer,
-    choices,
-    count_tags,
-    read_kind,
-    read_options,
-    tags_of,
-    with_options,
-    without_tags,
-)
+from vilavt_components.tasks.files.questions import QuestionFormat, read_question
 from vilavt_components.tasks.files.tiny_files import tiny_questions
 from vilavt_toolkit.contracts import Sample
 from vilavt_toolkit.data.fields import Fields
 from vilavt_toolkit.data.file_task import FilesConfig, FileTask
-from vilavt_toolkit.data.originals import named
 from vilavt_toolkit.registry import tasks
+
+_FORMAT = QuestionFormat(
+    image_key="image_path",
+    type_key="question_type",
+    id_key="id",
+    kinds=REINFORCEMENT_KINDS,
+    tag_keys=("data_type", "question_type"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +30,7 @@ class VilavtRLConfig(FilesConfig):
 
 @tasks.register("vilavt_rl", VilavtRLConfig)
 class VilavtRL(FileTask):
-    """Questions for reinforcement, JSON lines: question, answer, image_path, question_type, max_pixels, max_num_steps.
+    """Questions for reinforcement learning, JSON lines: question, answer, image_path, question_type, max_pixels, max_num_steps.
 
     A sample's `max_num_steps` turns without an answer are the most it may take, whatever the recipe allows.
     """
@@ -47,34 +45,13 @@ class VilavtRL(FileTask):
 
     @classmethod
     def recognises(cls, row: Mapping[str, Any]) -> bool:
-        """Whether a row names images as these do, or has a question type."""
+        """Return True if a row is a question with `image_path` or a question type."""
         return "question" in row and ("image_path" in row or "question_type" in row)
 
-    def read(self, fields: Fields, training: bool) -> Sample:
-        """The sample of a row; complains of what is wrong with it."""
-        question, answer = fields.text("question"), fields.plain("answer")
-        originals = named("image_path", fields.texts("image_path"), isinstance(fields.row.get("image_path"), list))
-        count_tags(fields, "question", question, len(originals))
-        options = read_options(fields)
-        tags: dict[str, Any] = {
-            **tags_of(fields.row, ("data_type", "question_type")),
-            "answer_kind": read_kind(fields, "question_type", REINFORCEMENT_KINDS),
-            "options": choices(options, question, answer),
-        }
-        if originals:
-            tags["group"] = originals[0].name
-        sample = Sample(
-            id=fields.name("id"),
-            question=with_options(without_tags(question), options),
-            answer=answer,
-            originals=originals,
-            tags=tags,
-            max_pixels=fields.whole("max_pixels", 1),
-            max_turns=fields.whole("max_num_steps", 1),
-        )
-        check_answer(fields, "answer", sample)
-        return sample
+    def read_sample(self, fields: Fields, training: bool) -> Sample:
+        """Read the sample of a row; adds what is wrong with it to `fields.problems`."""
+        return replace(read_question(fields, _FORMAT), max_turns=fields.read_int("max_num_steps", 1))
 
     def score(self, sample: Sample, answer: str | None) -> float:
-        """As reward `answer` compares, by the question's type."""
+        """Return the score of an answer by the question's type, as reward `answer` does."""
         return score_answer(sample, answer)

@@ -2,54 +2,54 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from vilavt_components.tasks.temporary_folder import make_temporary_folder
+
 _COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 
 
 @functools.cache
 def tiny_conversations() -> str:
-    """A folder with train.jsonl and test.json: zooms with inquiries, plain questions, and text alone."""
-    folder = _folder()
-    _pictures(folder, 12)
-    write_lines(folder / "train.jsonl", (conversation(number) for number in range(10)))
-    rows = [conversation(number) for number in range(10, 14)]
+    """Write train.jsonl and test.json into a folder: zooms with inquiries, plain questions, and text alone."""
+    folder = make_temporary_folder()
+    _write_images(folder, 12)
+    write_lines(folder / "train.jsonl", (conversation_row(number) for number in range(10)))
+    rows = [conversation_row(number) for number in range(10, 14)]
     (folder / "test.json").write_text(json.dumps(rows), encoding="utf-8")
     return str(folder)
 
 
 @functools.cache
 def tiny_questions() -> str:
-    """A folder with rl.jsonl, rl_test.jsonl, benchmark.json and benchmark_train.json."""
-    folder = _folder()
-    _pictures(folder, 12)
-    write_lines(folder / "rl.jsonl", (rl_question(number) for number in range(10)))
-    write_lines(folder / "rl_test.jsonl", (rl_question(number) for number in range(10, 15)))
+    """Write rl.jsonl, rl_test.jsonl, benchmark.json and benchmark_train.json into a folder."""
+    folder = make_temporary_folder()
+    _write_images(folder, 12)
+    write_lines(folder / "rl.jsonl", (rl_row(number) for number in range(10)))
+    write_lines(folder / "rl_test.jsonl", (rl_row(number) for number in range(10, 15)))
     for name, numbers in (("benchmark", range(6)), ("benchmark_train", range(6, 12))):
-        rows = [benchmark_question(number) for number in numbers]
+        rows = [benchmark_row(number) for number in numbers]
         (folder / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
     return str(folder)
 
 
-def conversation(number: int) -> dict[str, Any]:
-    """A row of the conversation format: by turns with a zoom, with one image, and text alone."""
+def conversation_row(number: int) -> dict[str, Any]:
+    """Make a row of the conversation format: by turns with a zoom, with one image, and text alone."""
     colour, picture = _COLOURS[number % len(_COLOURS)], f"images/{number % 12}.png"
     if number % 3 == 2:
-        said = [("human", f"which colour is number {number}?"), ("gpt", f"{colour}, as number {number} is.")]
-        return {"id": number, "conversations": [{"from": role, "value": text} for role, text in said]}
+        texts = [("human", f"which colour is number {number}?"), ("gpt", f"{colour}, as number {number} is.")]
+        return {"id": number, "conversations": [{"from": role, "value": text} for role, text in texts]}
     question = {"from": "human", "value": f"<image>\nwhich colour is this, number {number}?"}
     if number % 3 == 1:
         reply = {"from": "gpt", "value": f"<think>it is plain</think>\n<answer>{colour}</answer>"}
         return {"id": number, "images": [picture], "conversations": [question, reply]}
+    # The crop is given as a second image, as in the paper's data: what the call names is not cut out again.
     call = '{"region": [{"index": 0, "bbox_2d": [0, 0, 8, 8]}], "query": "the colour"}'
     return {
         "id": number,
@@ -67,8 +67,8 @@ def conversation(number: int) -> dict[str, Any]:
     }
 
 
-def rl_question(number: int) -> dict[str, Any]:
-    """A row of the format for reinforcement, of each question type by turns."""
+def rl_row(number: int) -> dict[str, Any]:
+    """Make a row of the format for reinforcement learning, of each question type by turns."""
     kinds = [
         ("multiple choice", "Which colour?\nA. red\nB. blue", "B"),
         ("math", "What is a half of one?", "\\frac{1}{2}"),
@@ -76,6 +76,7 @@ def rl_question(number: int) -> dict[str, Any]:
         ("regression", "How far in metres?", "2.5"),
         ("judgment", "Is it red?", "No"),
     ]
+    # Five rows in a row have all question types, so a tiny file tests each.
     kind, question, answer = kinds[number % len(kinds)]
     return {
         "question": f"{question} (number {number})",
@@ -88,8 +89,8 @@ def rl_question(number: int) -> dict[str, Any]:
     }
 
 
-def benchmark_question(number: int) -> dict[str, Any]:
-    """A row of the benchmark format: with options, with a tag and options inside, and with a number."""
+def benchmark_row(number: int) -> dict[str, Any]:
+    """Make a row of the benchmark format: by turns with options, with a tag and options inside, and with a number."""
     row: dict[str, Any] = {"question_id": str(number), "images": [f"images/{number % 12}.png"]}
     if number % 3 == 0:
         options = ["A. red", "B. blue", "C. green"]
@@ -107,13 +108,7 @@ def write_lines(path: Path, rows: Iterable[Any]) -> None:
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
 
 
-def _folder() -> Path:
-    folder = tempfile.mkdtemp(prefix="vilavt-tiny-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
-
-
-def _pictures(folder: Path, count: int) -> None:
+def _write_images(folder: Path, count: int) -> None:
     (folder / "images").mkdir()
     for number in range(count):
         size = (16 + 4 * (number % 3), 16)

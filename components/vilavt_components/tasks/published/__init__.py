@@ -1,4 +1,4 @@
-"""Published corpora as tasks."""
+"""Published corpora as tasks; `corpus.py` holds what they share, then read `easy_vqa.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generated point clouds of marked shapes."""
+"""Generated point clouds of shapes with marks; read `task.py` first, then `layout.py` and `points.py`."""
 
 from __future__ import annotations
 

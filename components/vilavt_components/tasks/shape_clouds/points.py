@@ -1,4 +1,4 @@
-"""Samples the clouds of task `shape_clouds`: points on primitives, in two colours that make a fine pattern."""
+"""Sampling of the clouds of task `shape_clouds`: points on primitives, in two colours that make a fine pattern."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vilavt_components.tasks.shape_clouds.layout import Thing
+from vilavt_components.tasks.shape_clouds.layout import CloudObject
 
 Points = NDArray[np.float32]
 Numbers = NDArray[np.floating[Any]]
 
 _HEIGHTS: Mapping[str, float] = {"low": 0.36, "mid": 0.56, "high": 0.76}
-"""Of a cell's side. Farther apart than sizes vary."""
+"""Heights as shares of a cell's side; they differ by more than the sizes of one height vary."""
 _RGB: Mapping[str, tuple[int, int, int]] = {
     "red": (200, 40, 40),
     "green": (35, 150, 60),
@@ -25,92 +25,96 @@ _RGB: Mapping[str, tuple[int, int, int]] = {
 }
 _MARK, _FLOOR = (250, 250, 250), (128, 128, 128)
 _PERIOD = 0.3
-"""From mark to mark, as a share of the square root of an object's surface: 500 points show it, 50 do not."""
+"""Distance from mark to mark, as a share of the square root of an object's surface: 500 points show it, 50 do not."""
 _SHARE = 0.42
-"""Of a surface that is marked, whatever the mark: seen too coarsely, all marks are one."""
+"""Share of a surface that is marked, the same for all marks: seen too coarsely, they cannot be told apart."""
 _CLUTTER = 300
 
 
 @dataclass(frozen=True)
-class Style:
-    """How clouds are sampled, all alike."""
+class CloudStyle:
+    """The settings that clouds are sampled by."""
 
     points: int
-    """of every object"""
+    """Points of every object."""
     cells: int
     difficulty: float
 
 
 @dataclass(frozen=True)
 class Surface:
-    """Points on an object around the origin, its foot at height 0."""
+    """Points on an object that stands on the origin."""
 
     xyz: Numbers
     """[N, 3]"""
     around: Numbers
-    """[N] how far around it a point lies, as marks count it; a whole turn is a whole number of marks."""
+    """[N] how far around the object a point lies, in marks; a whole turn is a whole number of marks."""
     up: Numbers
-    """[N] how far up, in marks"""
+    """[N] how far up the object a point lies, in marks"""
 
 
-def cloud(rng: np.random.Generator, things: Sequence[Thing], style: Style) -> Points:
-    """Points with colours, [N, 6], on a floor from (0, 0) to (cells, cells), its corners marked by a point each."""
-    parts = [_object(rng, thing, style) for thing in things]
+def sample_cloud(rng: np.random.Generator, objects: Sequence[CloudObject], style: CloudStyle) -> Points:
+    """Sample points with colours, [N, 6], on a floor from (0, 0) to (cells, cells).
+
+    A point on each corner of the floor makes its extent the same in all clouds.
+    """
+    parts = [_sample_object(rng, item, style) for item in objects]
     floor = np.array([(x, y, 0.0) for x in (0, style.cells) for y in (0, style.cells)])
     clutter = round(_CLUTTER * style.difficulty)
     if clutter:
         floor = np.concatenate([floor, rng.random((clutter, 3)) * (style.cells, style.cells, 0.02)])
-    parts.append(_coloured(floor, np.tile(_FLOOR, (len(floor), 1))))
+    parts.append(_join_colours(floor, np.tile(_FLOOR, (len(floor), 1))))
     return np.concatenate(parts)
 
 
-def _object(rng: np.random.Generator, thing: Thing, style: Style) -> Points:
+def _sample_object(rng: np.random.Generator, item: CloudObject, style: CloudStyle) -> Points:
     draws = rng.random(8)
     hard = style.difficulty
-    height = _HEIGHTS[thing.size] * (1 + 0.1 * (draws[0] - 0.5))
-    surface = _SURFACES[thing.shape](rng, style.points, height)
-    marked = _MARKS[thing.mark](surface.around + draws[1], surface.up + draws[2])
-    # A cube that turned farther would leave its cell.
-    turn = 0.12 * hard * (2 * draws[3] - 1) if thing.shape == "cube" else 2 * math.pi * draws[3]
+    height = _HEIGHTS[item.size] * (1 + 0.1 * (draws[0] - 0.5))
+    surface = _SURFACES[item.shape](rng, style.points, height)
+    marked = _MARKS[item.mark](surface.around + draws[1], surface.up + draws[2])
+    # A cube that is turned farther would leave its cell.
+    turn = 0.12 * hard * (2 * draws[3] - 1) if item.shape == "cube" else 2 * math.pi * draws[3]
     cos, sin = math.cos(turn), math.sin(turn)
     xyz = surface.xyz @ np.array([(cos, sin, 0), (-sin, cos, 0), (0, 0, 1)])
-    cell = np.array(thing.cell)
+    cell = np.array(item.cell)
     xyz[:, :2] += cell + 0.5 + 0.06 * hard * (draws[4:6] - 0.5)
     if hard:
+        # Clipped, so that noise moves no point into another cell, where a zoom would show it.
         xyz += 0.008 * hard * rng.standard_normal(xyz.shape)
         xyz = np.clip(xyz, (*cell, 0), (*(cell + 1), 1))
     bright = 1 - 0.3 * hard * draws[6]
-    plain, mark = np.array(_RGB[thing.colour]) * bright, np.array(_MARK) * (1 - 0.25 * hard * draws[7])
-    return _coloured(xyz, np.where(marked[:, None], mark, plain))
+    plain, mark = np.array(_RGB[item.colour]) * bright, np.array(_MARK) * (1 - 0.25 * hard * draws[7])
+    return _join_colours(xyz, np.where(marked[:, None], mark, plain))
 
 
-def _coloured(xyz: Numbers, colours: Numbers) -> Points:
-    """Coordinates beside colours, which are whole 255ths; [N, 6]."""
+def _join_colours(xyz: Numbers, colours: Numbers) -> Points:
+    """Join coordinates and colours, [N, 6]; colours are rounded to multiples of 1/255, which a PLY can hold."""
     return np.concatenate([xyz, np.rint(colours) / 255], axis=1).astype(np.float32)
 
 
 # --- Marks ------------------------------------------------------------------------------------------
 
 
-def _bands(around: Numbers, up: Numbers) -> NDArray[np.bool_]:
+def _is_in_band(around: Numbers, up: Numbers) -> NDArray[np.bool_]:
     return up % 1 < _SHARE
 
 
-def _stripes(around: Numbers, up: Numbers) -> NDArray[np.bool_]:
+def _is_in_stripe(around: Numbers, up: Numbers) -> NDArray[np.bool_]:
     return around % 1 < _SHARE
 
 
-def _spirals(around: Numbers, up: Numbers) -> NDArray[np.bool_]:
+def _is_in_spiral(around: Numbers, up: Numbers) -> NDArray[np.bool_]:
     return (around + up) % 1 < _SHARE
 
 
-def _dots(around: Numbers, up: Numbers) -> NDArray[np.bool_]:
+def _is_in_dot(around: Numbers, up: Numbers) -> NDArray[np.bool_]:
     inside: NDArray[np.bool_] = (around % 1 - 0.5) ** 2 + (up % 1 - 0.5) ** 2 < _SHARE / math.pi
     return inside
 
 
-def _checks(around: Numbers, up: Numbers) -> NDArray[np.bool_]:
-    # Two unlike halves, so that as much is marked as elsewhere.
+def _is_in_check(around: Numbers, up: Numbers) -> NDArray[np.bool_]:
+    # Two squares in each period of two marks, so wide that the marked share is that of the other marks.
     wide = math.sqrt(_SHARE / 2)
     across, along = around / 2 % 1, up / 2 % 1
     first: NDArray[np.bool_] = (across < wide) & (along < wide)
@@ -118,30 +122,31 @@ def _checks(around: Numbers, up: Numbers) -> NDArray[np.bool_]:
 
 
 _MARKS: Mapping[str, Callable[[Numbers, Numbers], NDArray[np.bool_]]] = {
-    "bands": _bands,
-    "stripes": _stripes,
-    "spirals": _spirals,
-    "dots": _dots,
-    "checks": _checks,
+    "bands": _is_in_band,
+    "stripes": _is_in_stripe,
+    "spirals": _is_in_spiral,
+    "dots": _is_in_dot,
+    "checks": _is_in_check,
 }
 
 
 # --- Shapes -----------------------------------------------------------------------------------------
 
 
-def _scales(area: float, girth: float) -> tuple[float, float]:
-    """Marks around an object whose girth is given, an even number, and marks per unit of length up."""
+def _mark_scales(area: float, girth: float) -> tuple[float, float]:
+    """Return the number of marks around an object of a given girth, and of marks per unit of length up."""
+    # An even number, so that checks, which alternate, meet around the object.
     period = _PERIOD * math.sqrt(area)
     return 2.0 * max(2, round(girth / period / 2)), 1 / period
 
 
-def _cube(rng: np.random.Generator, count: int, side: float) -> Surface:
-    """Four sides and a top."""
-    around, up = _scales(5 * side**2, 4 * side)
+def _sample_cube(rng: np.random.Generator, count: int, side: float) -> Surface:
+    """Sample points on the four sides and the top of a cube."""
+    around, up = _mark_scales(5 * side**2, 4 * side)
     face = rng.integers(5, size=count)
     a, b = rng.random((2, count))
     half = side / 2
-    # The sides one after another, as they are gone around; then the top.
+    # The sides in the order of a walk around the cube, then the top.
     x = np.choose(face, [a - 0.5, np.full(count, 0.5), 0.5 - a, np.full(count, -0.5), a - 0.5])
     y = np.choose(face, [np.full(count, -0.5), a - 0.5, np.full(count, 0.5), 0.5 - a, b - 0.5])
     top = face == 4
@@ -149,19 +154,19 @@ def _cube(rng: np.random.Generator, count: int, side: float) -> Surface:
     return Surface(xyz, around * np.where(top, a / 4, (face + a) / 4), up * side * b)
 
 
-def _sphere(rng: np.random.Generator, count: int, height: float) -> Surface:
+def _sample_sphere(rng: np.random.Generator, count: int, height: float) -> Surface:
     radius = height / 2
-    around, up = _scales(4 * math.pi * radius**2, 2 * math.pi * radius)
+    around, up = _mark_scales(4 * math.pi * radius**2, 2 * math.pi * radius)
     turn, z = rng.random(count), 2 * rng.random(count) - 1
     flat = np.sqrt(1 - z**2)
     xyz = radius * np.stack([flat * np.cos(2 * math.pi * turn), flat * np.sin(2 * math.pi * turn), 1 + z], axis=1)
     return Surface(xyz, around * turn, up * radius * np.arcsin(z))
 
 
-def _cylinder(rng: np.random.Generator, count: int, height: float) -> Surface:
+def _sample_cylinder(rng: np.random.Generator, count: int, height: float) -> Surface:
     radius = 0.27
     side, top = 2 * math.pi * radius * height, math.pi * radius**2
-    around, up = _scales(side + top, 2 * math.pi * radius)
+    around, up = _mark_scales(side + top, 2 * math.pi * radius)
     on_top = rng.random(count) < top / (side + top)
     turn, share = rng.random((2, count))
     reach = np.where(on_top, radius * np.sqrt(share), radius)
@@ -170,10 +175,11 @@ def _cylinder(rng: np.random.Generator, count: int, height: float) -> Surface:
     return Surface(xyz, np.where(on_top, up * x, around * turn), up * np.where(on_top, y, height * share))
 
 
-def _cone(rng: np.random.Generator, count: int, height: float) -> Surface:
+def _sample_cone(rng: np.random.Generator, count: int, height: float) -> Surface:
     radius = 0.36
     slant = math.hypot(radius, height)
-    around, up = _scales(math.pi * radius * slant, math.pi * radius)
+    around, up = _mark_scales(math.pi * radius * slant, math.pi * radius)
+    # Square root, since the surface above a point grows with the square of its distance from the tip.
     turn, down = rng.random(count), np.sqrt(rng.random(count))
     x, y = radius * down * np.cos(2 * math.pi * turn), radius * down * np.sin(2 * math.pi * turn)
     return Surface(np.stack([x, y, height * (1 - down)], axis=1), around * turn, up * slant * (1 - down))
@@ -182,12 +188,13 @@ def _cone(rng: np.random.Generator, count: int, height: float) -> Surface:
 _TURNS = np.linspace(0, 1, 65)
 
 
-def _torus(rng: np.random.Generator, count: int, height: float) -> Surface:
-    """A ring that lies flat, of one size whatever the height."""
+def _sample_torus(rng: np.random.Generator, count: int, height: float) -> Surface:
+    """Sample points on a ring that lies flat, of one size whatever the height."""
     ring, tube = 0.26, 0.13
-    around, _ = _scales(4 * math.pi**2 * ring * tube, 2 * math.pi * ring)
-    up, _ = _scales(4 * math.pi**2 * ring * tube, 2 * math.pi * tube)
-    # There is more of the surface outside than inside.
+    around, _ = _mark_scales(4 * math.pi**2 * ring * tube, 2 * math.pi * ring)
+    up, _ = _mark_scales(4 * math.pi**2 * ring * tube, 2 * math.pi * tube)
+    # The outer half of a ring has more surface than the inner half, so the angle around the tube is not uniform: it is
+    # drawn through the inverse of the surface that lies below each angle.
     covered = _TURNS + tube / ring * np.sin(2 * math.pi * _TURNS) / (2 * math.pi)
     turn, through = rng.random(count), np.interp(rng.random(count), covered, _TURNS)
     reach = ring + tube * np.cos(2 * math.pi * through)
@@ -197,9 +204,9 @@ def _torus(rng: np.random.Generator, count: int, height: float) -> Surface:
 
 
 _SURFACES: Mapping[str, Callable[[np.random.Generator, int, float], Surface]] = {
-    "cube": _cube,
-    "sphere": _sphere,
-    "cylinder": _cylinder,
-    "cone": _cone,
-    "torus": _torus,
+    "cube": _sample_cube,
+    "sphere": _sample_sphere,
+    "cylinder": _sample_cylinder,
+    "cone": _sample_cone,
+    "torus": _sample_torus,
 }

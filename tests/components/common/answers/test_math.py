@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from vilavt_components.common.answers import math as _math
-from vilavt_components.common.answers.math import same_value
+from vilavt_components.common.answers.math import is_same_value
 from vilavt_toolkit.errors import InputError
 
 
@@ -35,7 +35,7 @@ from vilavt_toolkit.errors import InputError
     ],
 )
 def test_what_is_always_equal_is_right(truth, answer):
-    assert same_value(truth, answer)
+    assert is_same_value(truth, answer)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_what_is_always_equal_is_right(truth, answer):
     ],
 )
 def test_what_is_not_equal_is_wrong(truth, answer):
-    assert not same_value(truth, answer)
+    assert not is_same_value(truth, answer)
 
 
 @pytest.mark.parametrize(
@@ -77,24 +77,24 @@ def test_what_is_not_equal_is_wrong(truth, answer):
     ],
 )
 def test_several_guesses_are_none(answer):
-    assert not same_value("3", answer)
+    assert not is_same_value("3", answer)
 
 
 @pytest.mark.parametrize("answer", ["17 \\times 23", "17*23", "390 + 1", "\\sum_{i=1}^{391} 1", "\\int_0^{391} 1 dx"])
 def test_a_problem_is_not_its_own_answer(answer):
-    assert not same_value("391", answer)
+    assert not is_same_value("391", answer)
 
 
 def test_an_answer_that_takes_for_ever_is_wrong_and_the_next_is_compared(monkeypatch):
     monkeypatch.setattr(_math, "_SECONDS", 1)
-    assert not same_value("x^2", "x^{9^{9^{9^9}}}")
-    assert same_value("z+1", "1+z")
+    assert not is_same_value("x^2", "x^{9^{9^{9^9}}}")
+    assert is_same_value("z+1", "1+z")
 
 
 def test_answers_are_compared_in_threads_without_touching_signals():
     before, found = signal.getsignal(signal.SIGALRM), []
     pairs = [(f"{number} x + 1", f"1 + {number} x") for number in range(2, 6)]
-    threads = [threading.Thread(target=lambda pair=pair: found.append(same_value(*pair))) for pair in pairs]
+    threads = [threading.Thread(target=lambda pair=pair: found.append(is_same_value(*pair))) for pair in pairs]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -105,8 +105,8 @@ def test_answers_are_compared_in_threads_without_touching_signals():
 
 def test_the_library_is_loaded_only_beside_the_program_that_compares():
     code = (
-        "import sys; from vilavt_components.common.answers.math import same_value\n"
-        "assert same_value('sqrt(8)', '2sqrt(2)')\n"
+        "import sys; from vilavt_components.common.answers.math import is_same_value\n"
+        "assert is_same_value('sqrt(8)', '2sqrt(2)')\n"
         "assert not {'math_verify', 'sympy'} & set(sys.modules), 'loaded'"
     )
     paths = f"import sys; sys.path[:0] = {[path for path in sys.path if path]!r}\n"
@@ -118,9 +118,9 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch, tmp_pat
     worker = tmp_path / "worker.py"
     worker.write_text("import json; print(json.dumps(\"No module named 'math_verify'\"))")
     monkeypatch.setattr(_math, "_WORKER", worker)
-    _math._worker.cache_clear()
+    _math._worker_of_process.cache_clear()
     try:
         with pytest.raises(InputError, match=r"need the library math-verify .*pip install math-verify"):
-            same_value("w+1", "1+w")
+            is_same_value("w+1", "1+w")
     finally:
-        _math._worker.cache_clear()
+        _math._worker_of_process.cache_clear()

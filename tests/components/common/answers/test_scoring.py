@@ -6,7 +6,7 @@ from vilavt_components.common.answers.scoring import (
     BENCHMARK_KINDS,
     REINFORCEMENT_KINDS,
     Comparison,
-    kind_of,
+    answer_kind_of,
     score_answer,
 )
 from vilavt_toolkit.errors import InputError
@@ -14,12 +14,12 @@ from vilavt_toolkit.errors import InputError
 
 @pytest.mark.parametrize("written", ["multiple choice", "Multiple Choice ", "MULTIPLE  CHOICE"])
 def test_a_question_type_is_known_however_it_is_written(written):
-    assert kind_of(written, REINFORCEMENT_KINDS, "line 3") == "choice"
+    assert answer_kind_of(written, REINFORCEMENT_KINDS, "line 3") == "choice"
 
 
 def test_a_number_is_graded_in_reinforcement_and_right_or_wrong_in_a_benchmark(ask):
     scores = [
-        score_answer(ask(kind_of("numerical", kinds, "line 3"), "12"), "13")
+        score_answer(ask(answer_kind_of("numerical", kinds, "line 3"), "12"), "13")
         for kinds in (REINFORCEMENT_KINDS, BENCHMARK_KINDS)
     ]
     assert scores == [0.9, 0]
@@ -27,8 +27,8 @@ def test_a_number_is_graded_in_reinforcement_and_right_or_wrong_in_a_benchmark(a
 
 @pytest.mark.parametrize("unknown", ["", "essay", "multiplechoice"])
 def test_an_unknown_question_type_is_named_with_its_place(unknown):
-    with pytest.raises(InputError, match=f"line 3: the question type is '{unknown}'; it must be one of multiple"):
-        kind_of(unknown, REINFORCEMENT_KINDS, "line 3")
+    with pytest.raises(InputError, match=f"line 3: the question type is '{unknown}'. It must be one of multiple"):
+        answer_kind_of(unknown, REINFORCEMENT_KINDS, "line 3")
 
 
 @pytest.mark.parametrize("missing", [None, "", " \n"])

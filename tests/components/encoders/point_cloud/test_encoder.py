@@ -158,7 +158,7 @@ def test_coordinates_of_any_size_are_scaled_to_the_box(scale):
 def test_one_point_or_one_place_is_one_token_with_gradients(points):
     encoder = encoder_of()
     view = encoder.prepare(crop_of(points))
-    assert view.size == (1,) and encoder.count(view.size) == 1
+    assert view.size == (1,) and encoder.feature_count(view.size) == 1
     assert (view.data[..., :3] == 0).all(), "in the middle of its own box"
     assert torch.equal(view.data[0, :, 3:], torch.from_numpy(points[:1, 3:]).expand(1 + TINY.neighbours, -1))
     features = encode(encoder, view)
@@ -232,7 +232,7 @@ def test_what_is_no_cloud_of_these_settings_is_refused(points, words):
 def test_a_value_that_is_no_number_is_named_by_its_point(column, value):
     points = cloud(50)
     points[17, column] = value
-    with pytest.raises(InputError, match="point 17 has a value that is no finite number"):
+    with pytest.raises(InputError, match="point 17 has a value that is NaN or infinite"):
         PointCloudEncoder(TINY).prepare(crop_of(points))
 
 
@@ -253,7 +253,7 @@ def test_settings_that_contradict_each_other_are_refused(changed, words):
 def test_weights_come_from_a_file_when_they_are_loaded(tmp_path):
     path, trained = tmp_path / "weights.safetensors", encoder_of()
     save_file(trained.state_dict(), path)
-    encoder = PointCloudEncoder(replace(TINY, file=str(path))).eval()
+    encoder = PointCloudEncoder(replace(TINY, path=str(path))).eval()
     view = encoder.prepare(crop_of(cloud(40)))
     assert not torch.equal(encode(encoder, view), encode(trained, view))
     encoder.load_weights()
@@ -264,14 +264,14 @@ def test_weights_of_another_architecture_are_refused_in_one_sentence(tmp_path):
     path = tmp_path / "weights.safetensors"
     save_file(encoder_of(replace(TINY, depth=3, width=16, features=0)).state_dict(), path)
     with pytest.raises(InputError, match=r"weights\.safetensors' .*blocks\.2\..*\[16\] for \[32\]") as caught:
-        PointCloudEncoder(replace(TINY, file=str(path))).load_weights()
+        PointCloudEncoder(replace(TINY, path=str(path))).load_weights()
     assert "\n" not in str(caught.value)
     save_file({"cls_token": torch.zeros(1, 1, 32)}, path)
     with pytest.raises(InputError, match=r"weights\.safetensors"):
-        PointCloudEncoder(replace(TINY, file=str(path))).load_weights()
+        PointCloudEncoder(replace(TINY, path=str(path))).load_weights()
 
 
-@pytest.mark.parametrize(("file", "words"), [("w.pt", "convert once"), ("gone.safetensors", "do not exist")])
+@pytest.mark.parametrize(("file", "words"), [("w.pt", "Convert once"), ("gone.safetensors", "do not exist")])
 def test_pickles_and_missing_files_are_refused_with_the_way_out(file, words):
     with pytest.raises(InputError, match=words):
-        PointCloudEncoder(replace(TINY, file=file)).load_weights()
+        PointCloudEncoder(replace(TINY, path=file)).load_weights()

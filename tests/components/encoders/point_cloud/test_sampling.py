@@ -6,7 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vilavt_components.encoders.point_cloud import sampling
-from vilavt_components.encoders.point_cloud.sampling import boxed, farthest, neighbours, thinned
+from vilavt_components.encoders.point_cloud.sampling import (
+    farthest_points,
+    nearest_points,
+    normalise_to_box,
+    thin_points,
+)
 
 
 @st.composite
@@ -22,7 +27,7 @@ def distances(xyz, others):
 
 
 def thin(points, most, least=1):
-    return thinned(points, boxed(points)[0], most, least)
+    return thin_points(points, normalise_to_box(points)[0], most, least)
 
 
 def gap(points, chosen):
@@ -34,7 +39,7 @@ def gap(points, chosen):
 @given(clouds(), st.integers(1, 70))
 @settings(deadline=None)
 def test_every_chosen_point_is_farthest_from_those_before(xyz, count):
-    chosen = farthest(xyz, count)
+    chosen = farthest_points(xyz, count)
     assert len(chosen) == min(count, len(np.unique(xyz, axis=0)))
     xyz = xyz.astype(np.float64)
     from_mean = ((xyz - xyz.mean(0)) ** 2).sum(1)
@@ -51,7 +56,7 @@ def test_neighbours_are_the_nearest_points(xyz, data):
     k = data.draw(st.integers(1, 20))
     xyz = xyz.astype(np.float64)
     centres = np.array(data.draw(st.lists(st.integers(0, len(xyz) - 1), min_size=1, max_size=8)))
-    found = neighbours(xyz, centres, k)
+    found = nearest_points(xyz, centres, k)
     assert found.shape == (len(centres), k)
     for centre, row in zip(centres, found, strict=True):
         squares = ((xyz - xyz[centre]) ** 2).sum(1)
@@ -62,9 +67,9 @@ def test_neighbours_are_the_nearest_points(xyz, data):
 
 def test_neighbours_of_many_points_are_found_in_parts(monkeypatch):
     xyz = np.random.default_rng(0).random((500, 3))
-    expected = neighbours(xyz, np.arange(50), 7)
+    expected = nearest_points(xyz, np.arange(50), 7)
     monkeypatch.setattr(sampling, "_AT_ONCE", 1500)
-    assert np.array_equal(neighbours(xyz, np.arange(50), 7), expected)
+    assert np.array_equal(nearest_points(xyz, np.arange(50), 7), expected)
 
 
 @given(clouds(4), st.integers(1, 64), st.floats(0, 1), st.randoms(use_true_random=False))
@@ -101,15 +106,15 @@ def test_what_thinning_leaves_is_most_of_the_budget_and_near_every_point(shape, 
     # A grid over a solid block jumps, from 27 cells to 64.
     assert 0.4 * most < len(kept) <= most
     # Farthest points of the whole cloud, as many, are at most twice as far apart as must be.
-    assert gap(points, kept) <= 2.5 * gap(points, farthest(points[:, :3], len(kept)))
+    assert gap(points, kept) <= 2.5 * gap(points, farthest_points(points[:, :3], len(kept)))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_centres_of_a_thinned_cloud_leave_no_larger_gaps_than_is_promised(shape):
     points = SHAPES[shape](np.random.default_rng(1), 8000).astype(np.float32)
     kept = thin(points, 256)
-    centres = kept[farthest(points[kept], 16)]
-    assert gap(points, centres) <= 2 * gap(points, farthest(points, 16)) + gap(points, kept)
+    centres = kept[farthest_points(points[kept], 16)]
+    assert gap(points, centres) <= 2 * gap(points, farthest_points(points, 16)) + gap(points, kept)
 
 
 def test_a_thousand_copies_of_a_few_points_are_thinned_to_these():

@@ -17,7 +17,7 @@ from vilavt_components.encoders.qwen2_5_vl import windows
 from vilavt_components.encoders.qwen2_5_vl.encoder import Qwen25VLConfig, Qwen25VLEncoder
 from vilavt_components.encoders.qwen2_5_vl.resizing import smart_size
 from vilavt_components.encoders.qwen2_5_vl.tower import QwenVisionConfig
-from vilavt_toolkit.contracts import Crop, View
+from vilavt_toolkit.contracts import Crop, ShownAs, View
 from vilavt_toolkit.contracts.pixel_budget import PixelBudget
 from vilavt_toolkit.errors import BadConfig, InputError
 from vilavt_toolkit.packed.tokens import Layout
@@ -113,7 +113,7 @@ def test_an_image_is_a_film_of_the_same_frame():
     encoder = encoder_of()
     image = torch.randint(0, 256, (3, 84, 56), dtype=torch.uint8)
     film = View(image.expand(4, -1, -1, -1), (2, 6, 4))
-    assert encoder.grid(film.size) == (2, 3, 2)
+    assert encoder.feature_grid(film.size) == (2, 3, 2)
     moments = features_of(encoder, [film]).view(2, 6, -1)
     for moment in moments:
         bench.assert_close(moment, features_of(encoder, [View(image, (6, 4))]), "one moment")
@@ -190,7 +190,7 @@ def test_checkpoints_load_from_one_file_or_several_with_old_and_new_keys(tmp_pat
     theirs = transformers_tower()
     weights = {prefix + key: value for key, value in theirs.state_dict().items()}
     weights["model.embed_tokens.weight"] = torch.zeros(3, 2)
-    encoder = Qwen25VLEncoder(Qwen25VLConfig(model=str(save(tmp_path, weights, shards)), local_files_only=True)).eval()
+    encoder = Qwen25VLEncoder(Qwen25VLConfig(path=str(save(tmp_path, weights, shards)), local_files_only=True)).eval()
     encoder.load_weights()
     view = patches_of((10, 6))
     expected = theirs(view.data, torch.tensor([[1, 10, 6]])).pooler_output
@@ -226,7 +226,7 @@ def test_the_papers_checkpoints_load_without_their_modulation(tmp_path, caplog):
     weights = {f"visual.{key}": value for key, value in transformers_tower().state_dict().items()}
     weights["visual.blocks.2.attn.instruct_key_proj.weight"] = torch.zeros(32, 32)
     folder = save(tmp_path, weights, model_type="vilavt")
-    Qwen25VLEncoder(Qwen25VLConfig(model=str(folder), local_files_only=True)).load_weights()
+    Qwen25VLEncoder(Qwen25VLConfig(path=str(folder), local_files_only=True)).load_weights()
     assert "1 tensors of a modulation" in caplog.text
 
 
@@ -234,7 +234,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
     weights = {f"visual.{key}": value for key, value in transformers_tower().state_dict().items()}
     del weights["visual.blocks.2.mlp.up_proj.bias"]
     weights["visual.merger.mlp.2.bias"] = torch.zeros(7)
-    encoder = Qwen25VLEncoder(Qwen25VLConfig(model=str(save(tmp_path, weights)), local_files_only=True))
+    encoder = Qwen25VLEncoder(Qwen25VLConfig(path=str(save(tmp_path, weights)), local_files_only=True))
     with pytest.raises(
         InputError, match=r"blocks\.2\.mlp\.up_proj\.bias is missing.*mlp\.2\.bias is \[7\], not \[40\]"
     ):
@@ -243,10 +243,10 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
 
 def test_what_is_no_such_checkpoint_is_refused(tmp_path):
     with pytest.raises(InputError, match="'qwen2_vl'"):
-        Qwen25VLEncoder(Qwen25VLConfig(model=str(save(tmp_path, {}, model_type="qwen2_vl")), local_files_only=True))
+        Qwen25VLEncoder(Qwen25VLConfig(path=str(save(tmp_path, {}, model_type="qwen2_vl")), local_files_only=True))
     save(tmp_path, {})
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
-    encoder = Qwen25VLEncoder(Qwen25VLConfig(model=str(tmp_path), local_files_only=True))
+    encoder = Qwen25VLEncoder(Qwen25VLConfig(path=str(tmp_path), local_files_only=True))
     with pytest.raises(InputError, match="no safetensors"):
         encoder.load_weights()
 
@@ -259,30 +259,30 @@ def test_what_is_no_such_checkpoint_is_refused(tmp_path):
         ("{}/file", "it is a file, not its folder"),
         ("{}/empty", "it has no config.json"),
         ("{}/broken", "not a valid JSON file"),
-        ("nowhere", "there is no such folder, and of the hub it is said: "),
-        ("owner/nowhere", "there is no such folder, and of the hub it is said: "),
+        ("nowhere", "there is no such folder, and the hub answers: "),
+        ("owner/nowhere", "there is no such folder, and the hub answers: "),
     ],
 )
-def test_a_place_without_a_checkpoint_is_one_sentence_with_what_is_there(tmp_path, model, reason):
+def test_a_place_without_a_checkpoint_is_one_reason_and_one_remedy(tmp_path, model, reason):
     for folder in ("empty", "broken"):
         (tmp_path / folder).mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
     (tmp_path / "file").write_text("{}")
     place = model.format(tmp_path)
     with pytest.raises(InputError) as caught:
-        Qwen25VLEncoder(Qwen25VLConfig(model=place, local_files_only=True))
+        Qwen25VLEncoder(Qwen25VLConfig(path=place, local_files_only=True))
     told = str(caught.value)
     assert told.startswith(f"encoder '{place}' cannot be read (") and reason in told
     assert told.endswith(
-        "); give a folder with config.json and safetensors weights of a Qwen2.5-VL model, or a hub "
+        "). Give a folder with config.json and safetensors weights of a Qwen2.5-VL model, or a hub "
         "name in reach or cached."
     )
-    assert len(re.findall(r"[.?!] [A-Z]", told)) == 0
+    assert len(re.findall(r"[.?!] [A-Z]", told)) == 1
 
 
 def test_that_weights_are_there_is_seen_without_reading_them(tmp_path):
     weights = {f"visual.{key}": value for key, value in transformers_tower().state_dict().items()}
-    encoder = Qwen25VLEncoder(Qwen25VLConfig(model=str(save(tmp_path, weights)), local_files_only=True))
+    encoder = Qwen25VLEncoder(Qwen25VLConfig(path=str(save(tmp_path, weights)), local_files_only=True))
     encoder.check_weights()
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(InputError, match="no safetensors"):
@@ -303,16 +303,16 @@ def test_shapes_that_make_no_tower_are_refused(change, words):
 
 
 def test_it_takes_a_checkpoint_or_a_shape_and_not_both():
-    with pytest.raises(BadConfig, match="from `model` or from `config`, not from both"):
-        Qwen25VLEncoder(Qwen25VLConfig(model="a", config=QwenVisionConfig(**SHAPE)))
+    with pytest.raises(BadConfig, match="from `path` or from `config`, not from both"):
+        Qwen25VLEncoder(Qwen25VLConfig(path="a", config=QwenVisionConfig(**SHAPE)))
 
 
 def test_with_neither_it_is_small_and_so_are_its_views_unless_told_otherwise():
     small, told = Qwen25VLEncoder(Qwen25VLConfig()), Qwen25VLEncoder(Qwen25VLConfig(overview_pixels=64 * 64))
     assert sum(weight.numel() for weight in small.parameters()) < 1_000_000
     picture = np.zeros((256, 256, 3), dtype=np.uint8)
-    assert small.grid(small.prepare(Crop(picture, "image", overview=True)).size) == (4, 4)
-    assert told.grid(told.prepare(Crop(picture, "image", overview=True)).size) == (8, 8)
+    assert small.feature_grid(small.prepare(Crop(picture, "image", overview=True)).size) == (4, 4)
+    assert told.feature_grid(told.prepare(Crop(picture, "image", overview=True)).size) == (8, 8)
 
 
 def test_views_keep_to_their_budgets_in_whole_cells():
@@ -325,7 +325,7 @@ def test_views_keep_to_their_budgets_in_whole_cells():
     assert tiny.data[0].numel() == 3136
     for view in (overview, zoom, tiny):
         assert view.data.shape[1:] == tuple(14 * side for side in view.size)
-        assert encoder.count(view.size) * 4 == encoder.tokens(view.size) == math.prod(view.size)
+        assert encoder.feature_count(view.size) * 4 == encoder.token_count(view.size) == math.prod(view.size)
 
 
 SMART = json.loads((Path(__file__).parents[3] / "golden" / "smart_resize.json").read_text(encoding="utf-8"))
@@ -360,15 +360,18 @@ def test_first_views_share_a_budget_and_zooms_have_their_own():
     pixels = np.zeros((1000, 1000, 3), dtype=np.uint8)
     for resize in ("native", "paper"):
         encoder = encoder_of(overview_total=4 * 112 * 112, zoom_pixels=56 * 56, resize=resize)
-        sides = [encoder.extent(encoder.prepare(Crop(pixels, "image", True, among=among))) for among in (1, 4, 16)]
+        sides = [
+            encoder.extent(encoder.prepare(Crop(pixels, "image", True, ShownAs(overview_count=among))))
+            for among in (1, 4, 16)
+        ]
         assert sides == [(224, 224), (112, 112), (56, 56)]
-        assert encoder.extent(encoder.prepare(Crop(pixels, "image", False, among=16))) == (56, 56)
+        assert encoder.extent(encoder.prepare(Crop(pixels, "image", False, ShownAs(overview_count=16)))) == (56, 56)
 
 
 def test_more_first_views_than_a_budget_can_be_shared_by_are_refused():
     encoder = encoder_of(overview_total=8 * 3136, min_pixels=3136)
     with pytest.raises(InputError, match="9 first views share the 25,088 pixels of `overview_total`"):
-        encoder.prepare(Crop(np.zeros((56, 56, 3), dtype=np.uint8), "image", True, among=9))
+        encoder.prepare(Crop(np.zeros((56, 56, 3), dtype=np.uint8), "image", True, ShownAs(overview_count=9)))
 
 
 @pytest.mark.parametrize("resize", ["native", "paper"])

@@ -11,7 +11,7 @@ from timm.models import beit, eva, vision_transformer, vision_transformer_relpos
 from timm.models.vision_transformer import Block, DiffParallelScalingBlock, ParallelScalingBlock
 from torch._dynamo.utils import counters
 
-from vilavt_components.encoders.timm.blocks import adapters
+from vilavt_components.encoders.timm.blocks import block_adapters
 from vilavt_components.encoders.timm.encoder import TimmConfig, TimmEncoder
 from vilavt_toolkit.contracts import Crop
 from vilavt_toolkit.errors import BadConfig
@@ -107,7 +107,7 @@ def library(encoder, views):
     """timm's own forward of equally large views, its model brought to their size by timm's own means."""
     model = deepcopy(encoder.model)
     model.set_input_size(tuple(views[0].data.shape[1:]))
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in zip(*encoder._normalise, strict=True))
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in zip(*encoder._mean_and_std, strict=True))
     x = model.forward_features((torch.stack([view.data for view in views]) - mean) / std)
     return model.fc_norm(x)[:, model.num_prefix_tokens :].flatten(0, 1)
 
@@ -136,7 +136,7 @@ def test_features_equal_those_of_a_model_with_dynamic_image_size(name):
     dynamic = TimmEncoder(TimmConfig(model=config.model, args={**config.args, "dynamic_img_size": True})).eval()
     dynamic.model.load_state_dict(fixed.model.state_dict())
     views = views_of(fixed, (3, 5))
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in zip(*fixed._normalise, strict=True))
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in zip(*fixed._mean_and_std, strict=True))
     own = dynamic.model.forward_features((torch.stack([view.data for view in views]) - mean) / std)
     expected = dynamic.model.fc_norm(own)[:, dynamic.model.num_prefix_tokens :].flatten(0, 1)
     for encoder in (fixed, dynamic):
@@ -157,7 +157,7 @@ def test_every_block_class_is_compared():
     written = {cls for name, cls in found if name.endswith(("Block", "BlockPostNorm")) and isinstance(cls, type)}
     compared = {type(block) for config in CONFIGS.values() for block in TimmEncoder(config).model.blocks}
     compared |= {Block}
-    assert set(adapters()) == written == compared
+    assert set(block_adapters()) == written == compared
 
 
 @pytest.mark.parametrize("name", ["eva", "rope_mixed", "rope_dinov3", "rope_mrope", "perception"])
@@ -165,7 +165,7 @@ def test_every_block_class_is_compared():
 def test_prefix_tokens_and_position_zero_do_not_turn(name):
     encoder = encoder_of(CONFIGS[name])
     (view,) = views_of(encoder, (2, 3), 1)
-    layout = Layout.build([view.size], [encoder.tokens(view.size)], [0])
+    layout = Layout.build([view.size], [encoder.token_count(view.size)], [0])
     positions = encoder.embed([view], layout).positions
     prefix = encoder.model.num_prefix_tokens
     assert positions.shape == (6 + prefix, 2)
@@ -180,14 +180,14 @@ def test_prefix_tokens_and_position_zero_do_not_turn(name):
 )
 def test_regions_stand_one_after_another_only_where_positions_count_tokens(name, room):
     encoder = TimmEncoder(CONFIGS[name])
-    assert encoder.room((3, 7)) == room
+    assert encoder.position_stride((3, 7)) == room
 
 
 def test_rotary_coordinates_are_augmented_in_training_only_and_region_by_region():
     args = SCALED | {"rope_shift_coords": 0.1, "rope_jitter_coords": 1.2, "rope_rescale_coords": 2.0}
     encoder = encoder_of(named("vit_small_patch16_dinov3", **args))
     views = views_of(encoder, (3, 3), 1) * 2
-    layout = Layout.build([view.size for view in views], [encoder.tokens(view.size) for view in views], [0, 0])
+    layout = Layout.build([view.size for view in views], [encoder.token_count(view.size) for view in views], [0, 0])
     plain = encoder.embed(views, layout).positions
     augmented = encoder.train().embed(views, layout).positions
     prefix = encoder.model.num_prefix_tokens
@@ -215,7 +215,7 @@ def test_rotary_coordinates_are_augmented_in_training_only_and_region_by_region(
 )
 def test_attention_that_takes_no_other_keys_says_so(name, reason):
     for block in TimmEncoder(CONFIGS[name]).spec.blocks:
-        assert (reason in block.context_refused) and bool(reason) == bool(block.context_refused)
+        assert (reason in block.no_context_reason) and bool(reason) == bool(block.no_context_reason)
 
 
 @pytest.mark.parametrize("name", ["relative_table", "relative_network", "oblong"])
@@ -231,17 +231,17 @@ def test_relative_biases_are_trained_at_every_size(name):
 def test_each_reader_of_a_shared_norm_is_changed_by_itself(name):
     encoder = encoder_of(CONFIGS[name])
     (view,) = views_of(encoder, (2, 2), 1)
-    layout = Layout.build([view.size], [encoder.tokens(view.size)], [0])
+    layout = Layout.build([view.size], [encoder.token_count(view.size)], [0])
     tokens = encoder.embed([view], layout)
 
     def run(changed):
         seen = {}
 
-        def at(site, x, y):
+        def site(site, x, y):
             seen[site] = y
             return y + 1 if site == changed else y
 
-        encoder.block(0, tokens, at, lambda q, k, v, scale=None, bias=None: v)
+        encoder.block(0, tokens, site, lambda q, k, v, scale=None, bias=None: v)
         return seen
 
     plain, first, second = run(None), run("norm1"), run("norm2")

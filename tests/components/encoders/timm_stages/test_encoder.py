@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from timm.data import resolve_data_config
 
 from vilavt_components.encoders.timm_stages.encoder import TimmStagesConfig, TimmStagesEncoder
-from vilavt_components.encoders.timm_stages.variants import variants
+from vilavt_components.encoders.timm_stages.variants import small_models
 from vilavt_components.modulators.cross_attention import CrossAttention, CrossAttentionConfig
 from vilavt_components.modulators.film import FiLM, FiLMConfig
 from vilavt_components.modulators.joint_attention import JointAttention
@@ -22,7 +22,7 @@ from vilavt_toolkit.packed.tokens import Layout
 from vilavt_toolkit.settings import NoSettings
 from vilavt_toolkit.testing.bench import WordInquiryEncoder, example_views
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
-from vilavt_toolkit.vision.modulation import BlockCall, behind
+from vilavt_toolkit.vision.modulation import ModulatedBlock, layout_after_block
 
 SIZES = ((32, 32), (40, 16), (48, 80), (32, 32))
 SWIN = {"img_size": 64, "patch_size": 4, "embed_dim": 16, "depths": (2, 2, 2), "num_heads": (1, 2, 4), "window_size": 5}
@@ -39,7 +39,7 @@ def drawn(model):
 
 
 def whole_resnet():
-    name, args, _ = variants()["resnet"]
+    name, args, _ = small_models()["resnet"]
     torch.manual_seed(0)
     return drawn(timm.create_model(name, num_classes=5, **args))
 
@@ -65,12 +65,12 @@ def encode(encoder, views):
 def stages_of(encoder, views):
     """What every stage gives, packed, and the layouts behind them."""
     sizes = [view.size for view in views]
-    layout = Layout.build(sizes, [encoder.tokens(size) for size in sizes], range(len(views)))
+    layout = Layout.build(sizes, [encoder.token_count(size) for size in sizes], range(len(views)))
     tokens, found = encoder.embed(views, layout), []
     for index in range(encoder.spec.depth):
-        after = behind(encoder, index, layout)
-        call = BlockCall.of(encoder, index, [], tokens, after, None)
-        tokens = tokens.behind(encoder.block(index, tokens, call.at, call.attend), after)
+        after = layout_after_block(encoder, index, layout)
+        call = ModulatedBlock.from_block(encoder, index, [], tokens, after, None)
+        tokens = tokens.after_block(encoder.block(index, tokens, call.modulate_site, call.attend), after)
         found.append((tokens.x, after))
     return found
 
@@ -104,12 +104,16 @@ def assert_equal(found, expected):
     assert (found - expected).abs().max() <= 1e-5 * max(1, expected.abs().max())
 
 
-CASES = variants() | {
+CASES = small_models() | {
     "swin_padded": ("swin_tiny_patch4_window7_224", SWIN, None),
     "swin_v2_padded": ("swinv2_tiny_window8_256", SWIN, None),
     "swin_always": ("swin_tiny_patch4_window7_224", SWIN | {"always_partition": True}, None),
-    "convnext_normed_first": ("convnext_tiny", variants()["convnext_whole"][1] | {"head_norm_first": True}, None),
-    "convnext_overlap": ("convnext_tiny", variants()["convnext"][1] | {"stem_type": "overlap", "conv_mlp": True}, 2),
+    "convnext_normed_first": ("convnext_tiny", small_models()["convnext_whole"][1] | {"head_norm_first": True}, None),
+    "convnext_overlap": (
+        "convnext_tiny",
+        small_models()["convnext"][1] | {"stem_type": "overlap", "conv_mlp": True},
+        2,
+    ),
     "resnext": ("resnext50_32x4d", {"layers": (1, 1, 1, 1)}, 2),
     "squeezed": ("seresnet50", {"layers": (1, 1, 1, 1), "channels": (16, 16, 16, 16)}, 3),
     "blurred": ("resnetblur50", {"layers": (1, 1, 1, 1), "channels": (4, 6, 8, 8)}, 2),
@@ -154,13 +158,13 @@ def test_a_swin_made_for_another_size_pads_its_windows_as_timm_does():
 @torch.no_grad()
 def test_regions_of_different_sizes_do_not_see_each_other():
     for name in ("convnext_whole", "swin", "swin_v2", "resnet"):
-        encoder = encoder_of(*variants()[name])
+        encoder = encoder_of(*small_models()[name])
         views = views_of(encoder)
         assert_equal(encode(encoder, views), torch.cat([encode(encoder, [view]) for view in views]))
 
 
 def test_a_stage_runs_once_for_all_views_of_a_size():
-    encoder = encoder_of(*variants()["convnext"])
+    encoder = encoder_of(*small_models()["convnext"])
     calls = []
     stage = encoder.model.stages[1]
     stage.register_forward_pre_hook(lambda module, given: calls.append(tuple(given[0].shape)))
@@ -169,7 +173,7 @@ def test_a_stage_runs_once_for_all_views_of_a_size():
 
 
 def test_batch_norm_keeps_its_statistics_in_training_and_its_weights_learn():
-    encoder = encoder_of(*variants()["resnet"])
+    encoder = encoder_of(*small_models()["resnet"])
     views = views_of(encoder)
     with torch.no_grad():
         expected = encode(encoder, views)
@@ -193,15 +197,15 @@ def dynamic(encoder, cls, config):
 )
 @torch.no_grad()
 def test_every_stage_hears_the_inquiry_of_its_own_region_only(cls, config):
-    made = dynamic(encoder_of(*variants()["convnext"]), cls, config)
+    made = dynamic(encoder_of(*small_models()["convnext"]), cls, config)
     for modulator in made.modulators.modules():
         if isinstance(modulator, CrossAttention):
             modulator.out.weight.normal_(std=0.1)
     assert len(made.modulators) == 2
-    views = example_views(made.encoder)
-    plain = encode(made.encoder, views)
+    views = example_views(made.backbone)
+    plain = encode(made.backbone, views)
     asked = made.encode(views, [1, 0, 1, 2, 0], [made.tokenize(text) for text in ("a b c", "", "d")])[0]
-    counts = [made.encoder.count(view.size) for view in views]
+    counts = [made.backbone.feature_count(view.size) for view in views]
     for region, (found, without) in enumerate(zip(asked.split(counts), plain.split(counts), strict=True)):
         if region in (0, 2):
             assert torch.equal(found, without), "an empty inquiry changes nothing"
@@ -210,7 +214,7 @@ def test_every_stage_hears_the_inquiry_of_its_own_region_only(cls, config):
             assert_equal(found, made.encode([views[region]], [0], [made.tokenize(text)])[0])
             assert (found - without).abs().max() > 1e-4
     for stage in ("0", "1"):
-        alone = DynamicEncoder(made.encoder, [(cls, config)], [int(stage)], made.inquiry_encoder).eval()
+        alone = DynamicEncoder(made.backbone, [(cls, config)], [int(stage)], made.inquiry_encoder).eval()
         alone.modulators[stage].load_state_dict(made.modulators[stage].state_dict())
         heard = alone.encode(views[:1], [0], [made.tokenize("d")])[0]
         assert (heard - plain[: counts[0]]).abs().max() > 1e-5, f"stage {stage} does not listen"
@@ -218,15 +222,15 @@ def test_every_stage_hears_the_inquiry_of_its_own_region_only(cls, config):
 
 @torch.no_grad()
 def test_explanations_of_all_stages_lie_on_the_grid_of_the_view():
-    made = dynamic(encoder_of(*variants()["convnext"]), CrossAttention, CrossAttentionConfig())
-    views = example_views(made.encoder)
+    made = dynamic(encoder_of(*small_models()["convnext"]), CrossAttention, CrossAttentionConfig())
+    views = example_views(made.backbone)
     found = made.explain_views(views, [0] * 5, [made.tokenize("a b c")])
     for explanation, view in zip(found, views, strict=True):
         assert explanation.weights.shape == (3, *view.size)
         torch.testing.assert_close(explanation.weights.sum(0), torch.ones(view.size))
         cells = explanation.weights.unflatten(1, (-1, 2)).unflatten(3, (-1, 2))
         assert torch.equal(cells.amax((2, 4)), cells.amin((2, 4))), "a cell of the first stage is four of the view's"
-    single = DynamicEncoder(made.encoder, [(CrossAttention, CrossAttentionConfig())], [0], made.inquiry_encoder).eval()
+    single = DynamicEncoder(made.backbone, [(CrossAttention, CrossAttentionConfig())], [0], made.inquiry_encoder).eval()
     single.modulators["0"].load_state_dict(made.modulators["0"].state_dict())
     fine = single.explain_views(views[:1], [0], [made.tokenize("a b c")])[0]
     assert not torch.allclose(fine.weights, found[0].weights), "the second stage has its part in the mean"
@@ -241,12 +245,12 @@ def test_explanations_of_all_stages_lie_on_the_grid_of_the_view():
 )
 def test_modulators_of_the_inside_of_a_block_are_refused_with_the_reason(cls, config, words):
     with pytest.raises(BadConfig, match=words):
-        dynamic(encoder_of(*variants()["swin"]), cls, config)
+        dynamic(encoder_of(*small_models()["swin"]), cls, config)
 
 
 def test_compiling_is_refused_with_the_way_out():
     with pytest.raises(BadConfig, match=r"for every distinct size of view.*`compile: false`"):
-        DynamicEncoder(encoder_of(*variants()["convnext"])).compile_blocks()
+        DynamicEncoder(encoder_of(*small_models()["convnext"])).compile_blocks()
 
 
 @pytest.mark.parametrize(
@@ -258,11 +262,11 @@ def test_compiling_is_refused_with_the_way_out():
             TimmStagesConfig(model="vit_tiny_patch16_224"),
             r"'vit_tiny_patch16_224' is a plain .*\(VisionTransformer\).* take encoder `timm`",
         ),
-        (TimmStagesConfig(model="ghostnet_050"), "not written for GhostNet .'ghostnet_050'.*staged models work"),
+        (TimmStagesConfig(model="ghostnet_050"), "not written for GhostNet .'ghostnet_050'.*choose a staged model"),
         (TimmStagesConfig(model="resnet18", stages=5), "has 4 stages; set `stages` to 4 at most"),
         (TimmStagesConfig(model="resnet18", args={"blocks": 3}), "timm cannot build 'resnet18'"),
         (TimmStagesConfig(pretrained=True), "`pretrained` needs `model`"),
-        (TimmStagesConfig(file="weights.safetensors"), "`file` needs `model`"),
+        (TimmStagesConfig(path="weights.safetensors"), "`path` needs `model`"),
     ],
 )
 def test_what_cannot_be_built_is_refused_with_the_reason(config, words):
@@ -273,9 +277,9 @@ def test_what_cannot_be_built_is_refused_with_the_reason(config, words):
 def test_with_nothing_set_a_small_model_fits_views_of_32_pixels():
     encoder = TimmStagesEncoder(TimmStagesConfig())
     overview = encoder.prepare(Crop(np.zeros((256, 256, 3), np.uint8), "image", True))
-    assert overview.data.shape == (3, 32, 32) and encoder.grid(overview.size) == (4, 4)
+    assert overview.data.shape == (3, 32, 32) and encoder.feature_grid(overview.size) == (4, 4)
     zoom = encoder.prepare(Crop(np.zeros((64, 128, 3), np.uint8), "image", False))
-    assert encoder.grid(zoom.size) == (4, 8)
+    assert encoder.feature_grid(zoom.size) == (4, 8)
     assert encoder.spec.out_width == 128
     deeper = TimmStagesEncoder(TimmStagesConfig(args={"depths": [1, 1, 1, 1]}, stages=1))
     assert deeper.spec.depth == 1 and len(deeper.model.stages[0].blocks) == 1
@@ -289,7 +293,7 @@ def test_without_budgets_views_have_the_models_own_number_of_pixels_at_most():
 
 
 def test_copies_and_pickles_are_whole():
-    encoder = encoder_of(*variants()["convnext_whole"])
+    encoder = encoder_of(*small_models()["convnext_whole"])
     views = views_of(encoder)
     with torch.no_grad():
         expected = encode(encoder, views)
@@ -309,9 +313,9 @@ def checkpoint(tmp_path):
 
 @torch.no_grad()
 def test_of_a_whole_checkpoint_the_stages_that_are_used_are_loaded(checkpoint):
-    name, args, stages = variants()["resnet"]
+    name, args, stages = small_models()["resnet"]
     for used in (stages, None):
-        encoder = TimmStagesEncoder(TimmStagesConfig(model=name, args=args, stages=used, file=str(checkpoint)))
+        encoder = TimmStagesEncoder(TimmStagesConfig(model=name, args=args, stages=used, path=str(checkpoint)))
         encoder.load_weights()
         expected = whole_resnet().state_dict()
         assert all(torch.equal(value, expected[key]) for key, value in encoder.model.state_dict().items())
@@ -337,7 +341,7 @@ def test_what_timm_saves_of_a_whole_model_is_loaded_head_and_computed_buffers_an
     assert any(key.startswith(("head.", "fc.")) for key in held)
     path = tmp_path / "weights.safetensors"
     save_file({key: value.clone() for key, value in held.items()}, path)
-    encoder = TimmStagesEncoder(TimmStagesConfig(model=name, args=args, stages=stages, file=str(path)))
+    encoder = TimmStagesEncoder(TimmStagesConfig(model=name, args=args, stages=stages, path=str(path)))
     encoder.load_weights()
     expected = whole.state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in encoder.model.state_dict().items())
@@ -352,15 +356,15 @@ def test_a_swin_as_its_authors_saved_it_is_loaded(tmp_path, stages):
         old = {key.replace(f"layers.{stage}.down", f"layers.{stage - 1}.down"): value for key, value in old.items()}
     assert old.keys() != whole.keys()
     save_file(old, tmp_path / "weights.safetensors")
-    config = TimmStagesConfig(model=name, args=args, stages=stages, file=str(tmp_path / "weights.safetensors"))
+    config = TimmStagesConfig(model=name, args=args, stages=stages, path=str(tmp_path / "weights.safetensors"))
     encoder = TimmStagesEncoder(config)
     encoder.load_weights()
     assert all(torch.equal(value, whole[key]) for key, value in encoder.model.state_dict().items())
 
 
 def test_a_checkpoint_of_another_architecture_is_one_clear_error(checkpoint):
-    name, args, stages = variants()["convnext"]
-    encoder = TimmStagesEncoder(TimmStagesConfig(model=name, args=args, stages=stages, file=str(checkpoint)))
+    name, args, stages = small_models()["convnext"]
+    encoder = TimmStagesEncoder(TimmStagesConfig(model=name, args=args, stages=stages, path=str(checkpoint)))
     with pytest.raises(InputError, match=r"weights\.safetensors' are of another architecture") as caught:
         encoder.load_weights()
     assert len(str(caught.value)) < 700, "not every tensor is named"
@@ -368,7 +372,7 @@ def test_a_checkpoint_of_another_architecture_is_one_clear_error(checkpoint):
 
 @torch.no_grad()
 def test_pretrained_weights_come_from_the_local_cache(monkeypatch, checkpoint):
-    name, args, stages = variants()["resnet"]
+    name, args, stages = small_models()["resnet"]
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *a, **k: str(checkpoint))
     config = TimmStagesConfig(model=name, pretrained=True, local_files_only=True, args=args, stages=stages)
     encoder = TimmStagesEncoder(config)

@@ -19,7 +19,7 @@ from vilavt_toolkit.config.schema import ModelSection
 from vilavt_toolkit.contracts import View
 from vilavt_toolkit.errors import InputError, VilavtError
 from vilavt_toolkit.formats import foreign
-from vilavt_toolkit.models.assemble import assemble
+from vilavt_toolkit.models.assemble import assemble_model
 
 GOLDEN = Path(__file__).parents[3] / "golden"
 FOLDER = GOLDEN / "vilavt"
@@ -48,7 +48,7 @@ def load(path, **options):
 def exported(model, path):
     """What an exported folder holds: the tensors of all its files."""
     found = {}
-    for file in exporting.save(model, path).glob("*.safetensors"):
+    for file in exporting.save_foreign(model, path).glob("*.safetensors"):
         found |= load_file(file)
     return found
 
@@ -97,7 +97,7 @@ def test_in_and_out_again_every_bit_is_the_same(tmp_path, state):
 
 
 def test_what_was_exported_says_what_the_papers_config_says(tmp_path):
-    exporting.save(load(FOLDER), tmp_path / "out")
+    exporting.save_foreign(load(FOLDER), tmp_path / "out")
     found, told = (json.loads((path / "config.json").read_text()) for path in (tmp_path / "out", FOLDER))
     for key in ("model_type", "architectures", "integration_point", "hidden_size", "rope_theta", "rope_scaling"):
         assert found[key] == told[key], key
@@ -107,7 +107,7 @@ def test_what_was_exported_says_what_the_papers_config_says(tmp_path):
         same = {key for key, value in told[part].items() if found[part].get(key) == value}
         left = {key for key, value in told[part].items() if value is not None} - same
         assert left <= {"initializer_range", "output_scores", "tie_word_embeddings", "use_cache", "pad_token_id"}, left
-    one, other = (foreign.find(path).section() for path in (tmp_path / "out", FOLDER))
+    one, other = (foreign.find_foreign_checkpoint(path).read_section() for path in (tmp_path / "out", FOLDER))
     for section in (one, other):
         del section["language_model"]["tokenizer"]
     assert one == other
@@ -138,7 +138,7 @@ def test_straight_after_sft_the_text_encoder_and_the_blocks_are_told_by_the_weig
     del told["integration_point"]
     config = {"model_type": "qwen2_5_vl", "text_encoder_config": None, "integration_point": None, "vision_config": told}
     model = load(folder(tmp_path / "in", config=config))
-    assert list(model.encoder.modulators) == [str(block) for block in range(8)]
+    assert list(model.vision.modulators) == [str(block) for block in range(8)]
     assert_same(exported(model, tmp_path / "out"), weights())
 
 
@@ -163,9 +163,9 @@ def test_a_plain_model_is_itself_whatever_it_is_asked(tmp_path, caplog, tied):
     model = load(plain_folder(tmp_path / "in", tied), dtype="float32")
     assert "no query-aware weights" in caplog.text
     found = features(model)
-    for group in model.encoder.modulators.values():
+    for group in model.vision.modulators.values():
         assert not list(group.parameters())
-    model.encoder.modulators = torch.nn.ModuleDict()
+    model.vision.modulators = torch.nn.ModuleDict()
     assert torch.equal(found, features(model))
     assert_same(exported(load(tmp_path / "in"), tmp_path / "out"), load_file(tmp_path / "in" / "model.safetensors"))
 
@@ -178,7 +178,7 @@ def test_a_recipe_gives_a_plain_model_new_modulation_to_train(tmp_path, caplog, 
     assert "no weights for the recipe's inquiry encoder, modulator" in caplog.text
     assert not any(parameter.is_meta for parameter in model.parameters())
     assert torch.equal(model.language_model.lm_head.weight, weights()["lm_head.weight"].float())
-    assert sorted(model.encoder.modulators) == ["4", "5", "6", "7"]
+    assert sorted(model.vision.modulators) == ["4", "5", "6", "7"]
 
 
 # --- Bad input -------------------------------------------------------------------------------------------
@@ -287,7 +287,7 @@ BAD_FOLDERS = {
     no_config: "no config.json|holds no checkpoint",
     broken_config: "config.json cannot be read",
     other_pixels: "preprocessor_config.json: image_mean",
-    too_shallow: "names block 3; the 3 blocks are 0 to 2",
+    too_shallow: "names block 3; name blocks from 0 to 2",
     lambda path: folder(path, tokenizer=False): "holds no tokenizer",
     lambda path: folder(path, config={"model_type": "llama"}): "model type 'llama', which no checkpoint format",
 }
@@ -316,10 +316,10 @@ def test_several_files_load_as_one(tmp_path):
     ],
 )
 def test_a_model_of_other_parts_than_the_papers_is_refused_by_the_part(tmp_path, override, part):
-    section = foreign.find(FOLDER).section() | override
-    model = assemble(parse_config(ModelSection, section))
+    section = foreign.find_foreign_checkpoint(FOLDER).read_section() | override
+    model = assemble_model(parse_config(ModelSection, section))
     with pytest.raises(InputError, match=part):
-        exporting.save(model, tmp_path / "out")
+        exporting.save_foreign(model, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -381,14 +381,14 @@ def test_a_text_encoders_own_tokenizer_is_taken_and_written(tmp_path):
     own, stand_in = load(made), load(FOLDER)
     ids = own.tokenize_inquiry("a red square")
     assert stand_in.tokenize_inquiry("a red square") == [*ids, 0]  # the end that Qwen3-Embedding's puts itself
-    exporting.save(own, tmp_path / "out")
+    exporting.save_foreign(own, tmp_path / "out")
     assert load(tmp_path / "out").tokenize_inquiry("a red square") == ids
 
 
 def test_an_interrupted_export_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("safetensors.torch.save_file", lambda *a, **k: os.close(-1))
     with pytest.raises(InputError, match="cannot be written"):
-        exporting.save(load(FOLDER), tmp_path / "out")
+        exporting.save_foreign(load(FOLDER), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -442,7 +442,7 @@ def test_a_device_that_is_not_there_is_told_in_one_sentence(device):
 def test_an_export_does_not_replace_the_folder_one_is_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="the folder you are in"):
-        exporting.save(load(FOLDER), ".")
+        exporting.save_foreign(load(FOLDER), ".")
     assert not list(tmp_path.iterdir())
 
 
@@ -468,7 +468,7 @@ def test_a_hub_checkpoint_whose_weights_tell_its_shape_is_fetched_for_it(tmp_pat
 
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "int8", "complex64", "bfloat", torch.float8_e4m3fn])
 def test_a_type_that_nothing_here_computes_in_is_refused(dtype):
-    from vilavt_toolkit.models.meta import as_dtype
+    from vilavt_toolkit.models.meta import parse_dtype
 
-    with pytest.raises(InputError, match=r"is no type of weights; give float32, bfloat16 or float16"):
-        as_dtype(dtype)
+    with pytest.raises(InputError, match=r"is no type of weights\. Give float32, bfloat16 or float16"):
+        parse_dtype(dtype)

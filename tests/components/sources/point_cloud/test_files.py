@@ -216,30 +216,33 @@ BAD = {
             r"byte \d+: a point is not finite",
         ),
         (HEADER.format("binary_middle_endian", 1), "line 2: format 'binary_middle_endian 1.0' is unknown"),
-        (HEADER.format("ascii", "²"), r"line 3: .* is no declaration"),
-        (HEADER.format("ascii", 2).replace("float z", "float x"), "line 6: 'property float x' cannot be meant"),
-        (HEADER.format("ascii", 2).replace("float z", "quad z"), "line 6: 'property quad z' is no declaration"),
+        (HEADER.format("ascii", "²"), r"line 3: .* is no valid declaration"),
+        (HEADER.format("ascii", 2).replace("float z", "float x"), "line 6: 'property float x' repeats a name"),
+        (HEADER.format("ascii", 2).replace("float z", "quad z"), "line 6: 'property quad z' is no valid declaration"),
         (HEADER.format("ascii", 2).replace("float z", "float w"), "no x, y, z, only x, y, w"),
         (HEADER.format("ascii", 2).replace("vertex", "corner"), "has no vertices, only corner"),
         (HEADER.format("ascii", 2).replace("end_header\n", ""), "has no end"),
-        (LISTS.replace("list int", "list float").format("binary_little_endian", 1), "line 7: .* is no declaration"),
+        (
+            LISTS.replace("list int", "list float").format("binary_little_endian", 1),
+            "line 7: .* is no valid declaration",
+        ),
         ("plx\n", "does not begin with 'ply'"),
         ("", "is empty"),
         (HEADER.format("ascii", 2) + "0 0 0\n1 1 1\n\n2 2 2\n", r"line 11: .* promises 2 vertices and more follow"),
         (LISTS.format("ascii", 2) + "0 0 0 0\n1 1 1 0\n2 2 2 0\n", r"line 11: .* promises 2 vertices and more follow"),
-        (LISTS.format("ascii", 1) + f"0 0 0 {'9' * 5000}\n", "line 9: a number of 5,000 digits cannot be meant"),
+        (LISTS.format("ascii", 1) + f"0 0 0 {'9' * 5000}\n", "line 9: a count has 5,000 digits"),
         (HEADER.format("binary_little_endian", 1).encode() + 2 * POINT, "promises 1 rows of 'vertex' .* at byte 127"),
-        (HEADER.format("ascii", 9).encode() + 9 * POINT, "line 8: it is not text, as it should be; get the file again"),
+        (HEADER.format("ascii", 9).encode() + 9 * POINT, "line 8: it is not text. Get the file again"),
     ],
     "a.off": [
         ("OFF\n4 0 0\n0 0 0\n1 1 1\n", "promises 4 vertices and the file has 2 lines"),
         ("OFF\nmany\n", "line 2: the number of vertices"),
         ("COFF\n2 0 0\n0 0 0\n1 1 1\n", "has 3 numbers for each, not 6"),
-        ("OFF BINARY\n", "kind of OFF that is not read"),
-        ("4OFF\n1 0 0\n", "kind of OFF that is not read"),
+        ("OFF BINARY\n", "kind of OFF that cannot be read"),
+        ("4OFF\n1 0 0\n", "kind of OFF that cannot be read"),
         ("0 0 0\n", "does not begin with OFF"),
         ("OFF\n2 0 0\n0 0 0\n1 1 1\n2 2 2\n", "line 5: the header promises 2 vertices and more follow"),
-        (f"OFF\n{'9' * 5000} 0 0\n", "line 2: a number of 5,000 digits cannot be meant here"),
+        (f"OFF\n{'9' * 5000} 0 0\n", "line 2: a count has 5,000 digits"),
         ("OFF\n99999999999 0 0\n", "too many points"),
         (b"OFF\n\x00\x00", "is not text"),
     ],
@@ -248,21 +251,21 @@ BAD = {
         ("0 0 0\n1 1 1 1\n", "line 2: it has 4 numbers and those before it 3"),
         ("0 0 0\n1 1 inf\n", "line 2: a point is not finite .* set model.source.invalid to drop"),
         ("0 0 0\n1 1 1e60\n", "line 2: a point is not finite"),
-        ("0 0\n1 1\n", "has 2 columns, and a point needs three, x, y and z; give another cloud"),
+        ("0 0\n1 1\n", "has 2 columns, and a point needs three, x, y and z. Give another cloud"),
         ("0 0 0\n1 1 1_0\n", "line 2: '1_0' is no number"),
-        (f"{'9' * 5000}\n0 0 0\n1 1 1\n", "line 1: a number of 5,000 digits cannot be meant here"),
+        (f"{'9' * 5000}\n0 0 0\n1 1 1\n", "line 1: a count has 5,000 digits"),
         ("0 0 0 7\n1 1 1 7\n", "has 4 columns .* model.source.columns"),
         ("# nothing\n", "has no points"),
         ("1 2 3\n", "has one point"),
         ("1 2 3\n" * 5, "5 points, all in one place"),
-        ("4000000 5 0\n4000000.5 5 0\n", "subtract its middle"),
+        ("4000000 5 0\n4000000.5 5 0\n", "Subtract its middle"),
         (b"\x00\x01\x02", "is not text"),
     ],
     "a.npy": [
         (b"not an array", "is no whole .npy file"),
         (b"\x93NUMPY\x01\x00\xff\xff{", "is no whole .npy file"),
     ],
-    "a.obj": [("v 0 0 0\n", "suffix of no point cloud that is read; save it as one of .npy")],
+    "a.obj": [("v 0 0 0\n", "is no point cloud by its suffix. Save it as one of .npy")],
 }
 
 
@@ -340,7 +343,7 @@ def test_points_that_are_not_finite_are_dropped_where_that_is_asked_for(tmp_path
 def test_features_that_a_file_lacks_are_named_with_what_it_has(tmp_path: Path) -> None:
     np.savetxt(tmp_path / "a.xyz", np.eye(3))
     message = refusal(tmp_path / "a.xyz", COLOURED)
-    assert "has no colours, only coordinates, and model.source.features asks for them; give a cloud" in message
+    assert "has no colours, only coordinates, and model.source.features asks for them. Give a cloud" in message
     assert "set it to [] before training" in message, "a trained model asks for what it was trained with"
     ply(tmp_path / "a.ply", np.eye(3, dtype=np.float32), "ascii", np.zeros((3, 3), np.uint8))
     message = refusal(tmp_path / "a.ply", ALL)

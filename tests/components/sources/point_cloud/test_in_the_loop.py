@@ -10,17 +10,17 @@ from PIL import Image
 from rich.console import Console
 
 import vilavt_toolkit as vt
-from vilavt_toolkit.chat.answer import answer_of
+from vilavt_toolkit.chat.answer import build_answer
 from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.contracts import RegionCall, ToolCall
 from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.dialogue.tool_calls import CallError
-from vilavt_toolkit.dialogue.traces import session_of
+from vilavt_toolkit.dialogue.traces import build_trace_session
 from vilavt_toolkit.errors import RecipeErrors
 from vilavt_toolkit.evaluation.run import evaluate_run
-from vilavt_toolkit.registry import isolated
-from vilavt_toolkit.training.reinforcement.run import reinforce
-from vilavt_toolkit.training.supervised.run import train
+from vilavt_toolkit.testing.isolation import isolated_registries
+from vilavt_toolkit.training.reinforcement.run import run_reinforcement
+from vilavt_toolkit.training.supervised.run import run_supervised
 
 REWARD = '''
 from vilavt_toolkit.rewards import reward_function
@@ -37,19 +37,19 @@ plugins: [./evenness.py]
 model:
   encoder: {overview_points: 32, zoom_points: 64, overview_tokens: 6, zoom_tokens: 8, neighbours: 5, point_width: 16,
             width: 32, depth: 2, heads: 2}
-  projector: {name: mlp, hidden: 32}
+  projector: {name: mlp, hidden_dim: 32}
   language_model:
     vocab_size: 400
     config: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2}
 task: {cells: 2, objects: 2, points: 60, train_items: 32, test_items: 6}
-train: {start: '', steps: 2, batch_size: 8, micro_batch: null, accelerator: cpu, workers: 0, checkpoint_every: 2}
+train: {init_from: '', steps: 2, batch_size: 8, micro_batch: null, accelerator: cpu, workers: 0, checkpoint_every: 2}
 rl:
   steps: 1
-  prompts: 2
-  group: 2
+  prompts_per_step: 2
+  group_size: 2
   max_new_tokens: 8
   rewards: [{name: evenness}]
-  draw_every: 1
+  save_rollouts_every: 1
 eval: {items: 6, max_new_tokens: 8}
 """
 
@@ -61,14 +61,14 @@ def recipe(tmp_path_factory):
     path = folder / "small.yaml"
     path.write_text(RECIPE)
     (folder / "evenness.py").write_text(REWARD)
-    with isolated():
+    with isolated_registries():
         yield load_recipe(path, [f"run={folder / 'run'}"])
 
 
 @pytest.fixture(scope="module")
 def run(recipe):
     """The trained and evaluated run."""
-    folder = train(recipe)
+    folder = run_supervised(recipe)
     evaluate_run(folder, [], Console(quiet=True))
     return folder
 
@@ -81,7 +81,7 @@ def test_evaluation_leaves_a_picture_and_a_cloud_that_can_be_asked_about(run):
 
 
 def test_reinforcement_goes_on_from_it(recipe, run):
-    further = reinforce(recipe)
+    further = run_reinforcement(recipe)
     assert vt.load(further)
     drawn = sorted((further / "rollouts").rglob("*.png"))
     assert len(drawn) == 4 and all(max(Image.open(file).size) > 600 for file in drawn)
@@ -90,14 +90,14 @@ def test_reinforcement_goes_on_from_it(recipe, run):
 @pytest.fixture(scope="module")
 def zoomed(recipe, run):
     """A session in which a trace zoomed."""
-    model, task = vt.load(run), recipe.recipe.task.entry.cls(recipe.recipe.task.config)
+    model, task = vt.load(run), recipe.recipe.task.build()
     sample = next(s for s in (task.sample("test", i) for i in range(6)) if s.tags["needs_zoom"])
-    return session_of(model, sample), sample
+    return build_trace_session(model, sample), sample
 
 
 def test_a_trace_draws_the_cloud_with_its_boxes_and_what_they_held(zoomed, tmp_path):
     session, _ = zoomed
-    answer = answer_of(session)
+    answer = build_answer(session)
     ((region,),) = [turn.regions for turn in answer.trace.turns if turn.regions]
     assert region.crop.shape[1] == 6 and len(region.crop) >= 60
     answer.draw(tmp_path / "trace.png")
@@ -105,7 +105,7 @@ def test_a_trace_draws_the_cloud_with_its_boxes_and_what_they_held(zoomed, tmp_p
     source = np.asarray(session.sources[0].draw([region.box], 640)).astype(int)
     shown = pixels[24 : 24 + source.shape[0], 24 : 24 + source.shape[1]]
     assert np.array_equal(shown, source), "the source's own picture stands at the upper left"
-    crop = np.asarray(session.sources[0].picture(region.crop, 288)).astype(int)
+    crop = np.asarray(session.sources[0].draw_crop(region.crop, 288)).astype(int)
     found = pixels[54 : 54 + crop.shape[0], 24 + source.shape[1] + 24 :][:, : crop.shape[1]]
     assert np.array_equal(found, crop), "the crop stands beside it, under its caption"
 
@@ -113,7 +113,7 @@ def test_a_trace_draws_the_cloud_with_its_boxes_and_what_they_held(zoomed, tmp_p
 def test_calls_that_cannot_be_carried_out_become_words_for_the_model(zoomed, run):
     model = vt.load(run)
     session = Session(model, [model.open_source(np.eye(3, 6) * 2)])
-    session.open("what is it?")
+    session.ask("what is it?")
     for box, words in (([3, 3, 3, 4, 4, 4], "holds no points"), ([0, 0, 4, 4], "six numbers")):
         with pytest.raises(CallError, match=f"Region 0: bbox_3d .*{words}"):
             session.carry_out(ToolCall((RegionCall(0, {"bbox_3d": box}),), "anything"))
@@ -123,11 +123,11 @@ def test_calls_that_cannot_be_carried_out_become_words_for_the_model(zoomed, run
 
 
 def test_a_source_or_an_encoder_of_another_modality_is_refused_before_anything_is_loaded(recipe):
-    from vilavt_toolkit.models.assemble import assemble
+    from vilavt_toolkit.models.assemble import assemble_model
 
     wrong = load_recipe("point_clouds", ["model.source.name=image"])
     with pytest.raises(RecipeErrors, match="source 'image' gives crops of modality 'image', but encoder"):
-        assemble(wrong.recipe.model)
+        assemble_model(wrong.recipe.model)
 
 
 def test_the_toolkit_has_never_heard_of_clouds():

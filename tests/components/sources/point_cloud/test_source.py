@@ -185,7 +185,7 @@ def test_a_picture_has_the_asked_size_whatever_the_cloud_is_like(stretch: tuple[
     cloud = source(np.random.default_rng(0).random((300, 3)) * stretch)
     for size in (64, 201, 640):
         assert max(cloud.draw([cloud.extent], size).size) == size
-        assert max(cloud.picture(cloud.points[:20], size).size) == size
+        assert max(cloud.draw_crop(cloud.points[:20], size).size) == size
     assert max(cloud.draw([]).size) == 640
 
 
@@ -202,7 +202,7 @@ def test_a_box_is_drawn_around_what_it_holds_with_its_number() -> None:
 
 def test_a_crops_picture_is_filled_by_what_it_holds() -> None:
     cloud = balls()
-    picture = np.asarray(cloud.picture(cloud.crop((5, 5, -1, 7, 7, 1)).data, 288))
+    picture = np.asarray(cloud.draw_crop(cloud.crop((5, 5, -1, 7, 7, 1)).data, 288))
     assert len(where(picture, 2)) > 0.3 * 288 * 200 and len(where(picture, 0)) == 0
 
 
@@ -226,4 +226,4 @@ def test_points_without_colours_are_coloured_by_height() -> None:
 def test_a_single_point_can_be_zoomed_into_and_drawn() -> None:
     cloud = source(np.array([[0, 0, 0], [1, 1, 1.0]]))
     crop = cloud.crop((0.5, 0.5, 0.5, 1, 1, 1))
-    assert len(crop.data) == 1 and max(cloud.picture(crop.data, 64).size) == 64
+    assert len(crop.data) == 1 and max(cloud.draw_crop(crop.data, 64).size) == 64

@@ -12,13 +12,14 @@ from PIL import Image
 import vilavt_toolkit as vt
 from vilavt_toolkit.cli.app import run
 from vilavt_toolkit.config.recipe import load_recipe
-from vilavt_toolkit.contracts import GivenTurn, RegionCall, Sample, Task, ToolCall, Trajectory, Turn
+from vilavt_toolkit.contracts import RegionCall, Sample, Task, ToolCall, TraceTurn, Trajectory, Turn
 from vilavt_toolkit.dialogue.session import Session
-from vilavt_toolkit.dialogue.traces import session_of
-from vilavt_toolkit.registry import isolated, tasks
+from vilavt_toolkit.dialogue.traces import build_trace_session
+from vilavt_toolkit.registry import tasks
 from vilavt_toolkit.settings import setting
+from vilavt_toolkit.testing.isolation import isolated_registries
 from vilavt_toolkit.testing.scripted import Scripted
-from vilavt_toolkit.training.supervised.run import train
+from vilavt_toolkit.training.supervised.run import run_supervised
 
 VIDEO = ("model.source.name=video", "model.source.frames=3")
 COUNT = 13
@@ -87,7 +88,9 @@ def test_a_video_is_asked_about_and_a_frame_that_was_never_shown_is_looked_into(
         (6, 0, 0, 32, 64), (4, 0, 0, 64, 64), (6, 0, 0, 16, 32), (9, 0, 0, 16, 64),
     ]  # fmt: skip
     assert [region.overview for region in answer.trajectory.regions[:3]] == [0, 1, 2]
-    assert [region.scale for region in answer.trajectory.regions[3:5]] == [0.5, 0.5], "frames of 64 pixels, shown as 32"
+    assert [region.shown.parent_scale for region in answer.trajectory.regions[3:5]] == [0.5, 0.5], (
+        "frames of 64 pixels, shown as 32"
+    )
     said = model.language_model.tokenizer.decode(answer.trajectory.ids).replace("<|feature|>", "")
     assert "[0] 0 s\n[1] 0.6 s\n[2] 1.2 s\nwhat digit" in said
     assert "[3] 0.6 s\n[4] 0.4 s\n" in said and "[5] 0.6 s\n[6] 0.9 s\n" in said
@@ -118,7 +121,7 @@ def test_a_moment_that_is_not_there_becomes_feedback(model, scripted, tmp_path, 
 def test_two_videos_in_one_question_keep_their_regions_apart(model, tmp_path):
     films = [str(written(tmp_path / name)) for name in ("a.gif", "b.gif")]
     session = Session(model, [model.open_source(film) for film in films])
-    session.open("which?")
+    session.ask("which?")
     assert [(region.source, region.overview) for region in session.trajectory.regions] == [
         (0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2),
     ]  # fmt: skip
@@ -130,7 +133,7 @@ def test_the_system_prompt_says_how_a_moment_is_named(tiny_recipe, tmp_path):
     tiny_recipe.write_text(tiny_recipe.read_text().replace(", system: ''", ""))
     model = vt.build(tiny_recipe, [*VIDEO, *LONG])
     session = Session(model, [model.open_source(str(written(tmp_path / "a.gif")))])
-    session.open("what?")
+    session.ask("what?")
     said = model.language_model.tokenizer.decode(session.trajectory.ids)
     assert '"bbox_2d": [x1, y1, x2, y2], "time": 2.5}' in said and '"time", in seconds' in said and "4 steps" in said
 
@@ -164,8 +167,8 @@ class Films(Task):
 
     def sample(self, split: str, index: int) -> Sample:
         trace = (
-            GivenTurn("at the start", "the red square", ((0, (7.0, 0.0, 0.0, 32.0, 32.0)), (2, (12.0, 0, 0, 64, 64)))),
-            GivenTurn("read", answer=str(index)),
+            TraceTurn("at the start", "the red square", ((0, (7.0, 0.0, 0.0, 32.0, 32.0)), (2, (12.0, 0, 0, 64, 64)))),
+            TraceTurn("read", answer=str(index)),
         )
         return Sample(f"films/{index}", "which film?", str(index), (str(self.folder / film(index)),), trace)
 
@@ -181,7 +184,7 @@ def films(tiny_recipe, tmp_path):
     """The tiny recipe with a task whose originals are video files."""
     for index in range(6):
         written(tmp_path / film(index))
-    with isolated():
+    with isolated_registries():
         tasks.register("films", FilmsConfig)(Films)
         yield tiny_recipe
 
@@ -189,9 +192,9 @@ def films(tiny_recipe, tmp_path):
 def test_a_task_of_video_files_trains_in_workers_and_is_evaluated(films, tmp_path, capsys):
     task = f"task={{name: films, folder: {tmp_path}}}"
     sections = ["train.steps=2", "train.batch_size=4", "train.workers=1", f"run={tmp_path / 'run'}"]
-    folder = train(load_recipe(films, [*VIDEO, *LONG, task, *sections]))
+    folder = run_supervised(load_recipe(films, [*VIDEO, *LONG, task, *sections]))
     model = vt.load(folder, "cpu")
-    trajectory = session_of(model, Films(FilmsConfig(str(tmp_path))).sample("train", 0)).trajectory
+    trajectory = build_trace_session(model, Films(FilmsConfig(str(tmp_path))).sample("train", 0)).trajectory
     assert [region.box and region.box[0] for region in trajectory.regions] == [None, None, None, 7, 12]
     assert '"time": 0.7' in model.dialogue.write(trajectory.turns[0])
     assert run(["eval", str(folder), "eval.arms=[blind, modulated]", "eval.max_new_tokens=4"]) == 0
@@ -199,7 +202,7 @@ def test_a_task_of_video_files_trains_in_workers_and_is_evaluated(films, tmp_pat
     assert run(["ask", str(folder), str(tmp_path / "0.gif"), "which film?", "--trace", str(tmp_path / "t.png")]) == 0
     assert "regions" in capsys.readouterr().out and (tmp_path / "t.png").is_file()
     assert run(["ask", str(folder), str(tmp_path / "none.gif"), "which film?"]) == 1
-    assert "none.gif does not exist; check the path of the video" in capsys.readouterr().err
+    assert "none.gif does not exist. Check the path of the video" in capsys.readouterr().err
 
 
 def test_the_quickstart_takes_videos_by_a_change_on_the_command_line(capsys):

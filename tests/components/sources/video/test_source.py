@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vilavt_components.sources.video import decoding as _video_file
-from vilavt_components.sources.video.frame_selection import chosen, nearest, written
+from vilavt_components.sources.video import decoding
+from vilavt_components.sources.video.frame_selection import nearest_frame, select_frames, shortest_time
 from vilavt_components.sources.video.source import VideoConfig, VideoSource
 from vilavt_toolkit.config.parsing import parse_config
 from vilavt_toolkit.contracts import Region
@@ -124,8 +124,8 @@ def test_a_video_without_a_key_frame_where_its_index_says_so_is_decoded_from_the
     def lost(self, key, target):
         real(self, self._stamps[-1], target)
 
-    real = _video_file._Cursor._jump
-    monkeypatch.setattr(_video_file._Cursor, "_jump", lost)
+    real = decoding._Cursor._seek_key_frame
+    monkeypatch.setattr(decoding._Cursor, "_seek_key_frame", lost)
     assert index_of(right_half(opened(film), 14)) == 14
 
 
@@ -218,7 +218,7 @@ def test_a_colon_in_a_path_is_a_colon(tmp_path, film, monkeypatch):
     ],
 )
 def test_frames_are_shown_by_number_or_rate_within_the_pixel_budget(settings, frames):
-    assert opened(MAKERS["array"](None), **settings).shown == frames
+    assert opened(MAKERS["array"](None), **settings).overview_frames == frames
 
 
 def test_frames_are_made_smaller_before_there_are_fewer_of_them(film):
@@ -239,7 +239,7 @@ rising = st.lists(st.floats(1e-3, 50), min_size=0, max_size=30).map(
 
 @given(rising, st.integers(1, 40), st.none() | st.floats(1e-3, 1e6))
 def test_chosen_frames_are_of_the_video_in_order_and_no_more_than_asked(times, most, fps):
-    frames = chosen(times, fps, most)
+    frames = select_frames(times, fps, most)
     assert 1 <= len(frames) <= max(most, 1) and list(frames) == sorted(set(frames))
     assert frames[0] >= 0 and frames[-1] < len(times)
 
@@ -247,12 +247,12 @@ def test_chosen_frames_are_of_the_video_in_order_and_no_more_than_asked(times, m
 @given(rising)
 def test_a_written_time_names_its_frame(times):
     for index in range(len(times)):
-        assert nearest(times, written(times, index)) == index
+        assert nearest_frame(times, shortest_time(times, index)) == index
 
 
 @given(rising, st.floats(-10, 2000))
 def test_the_nearest_frame_is_nearest(times, moment):
-    assert abs(times[nearest(times, moment)] - moment) == min(abs(time - moment) for time in times)
+    assert abs(times[nearest_frame(times, moment)] - moment) == min(abs(time - moment) for time in times)
 
 
 # --- Boxes --------------------------------------------------------------------------------------------
@@ -325,7 +325,7 @@ def test_a_frame_that_is_not_there_cannot_be_taught_or_cut():
 
 def test_a_frame_is_sought_and_not_everything_before_it_decoded(film, monkeypatch):
     decoded = []
-    real = _video_file._Cursor._decoded
+    real = decoding._Cursor._decode_forward
 
     def counted(self):
         for frame in real(self):
@@ -333,7 +333,7 @@ def test_a_frame_is_sought_and_not_everything_before_it_decoded(film, monkeypatc
             yield frame
 
     source = opened(film, frames=1)
-    monkeypatch.setattr(_video_file._Cursor, "_decoded", counted)
+    monkeypatch.setattr(decoding._Cursor, "_decode_forward", counted)
     right_half(source, 20)
     assert len(decoded) <= 8, "the key frame is number 18"
     decoded.clear()
@@ -453,20 +453,20 @@ def empty_folder(folder: Path) -> Path:
 
 
 BAD = {
-    "missing": (lambda folder: folder / "gone.mp4", r"gone\.mp4 does not exist; check the path"),
+    "missing": (lambda folder: folder / "gone.mp4", r"gone\.mp4 does not exist. Check the path"),
     "empty file": (holding("a.mp4", b""), r"a\.mp4 is empty \(0 bytes\)"),
     "text": (holding("a.mp4", b"what is this?\n" * 40), r"a\.mp4 is no video in a known format, or cut off"),
     "text as such": (holding("a.txt", b"what is this?\n" * 40), r"a\.txt is (no video|text)"),
     "noise": (holding("a.mp4", np.random.default_rng(0).bytes(4000)), r"a\.mp4 is no video in a known format"),
-    "no frames": (of_no_frames("mp4"), r"none\.mp4 holds no frames; give a video that has some"),
-    "no frames in avi": (of_no_frames("avi"), r"none\.avi holds no frames; give a video that has some"),
+    "no frames": (of_no_frames("mp4"), r"none\.mp4 holds no frames. Give a video that has some"),
+    "no frames in avi": (of_no_frames("avi"), r"none\.avi holds no frames. Give a video that has some"),
     "no frames in mkv": (of_no_frames("mkv"), r"none\.mkv holds no frames, or is cut off before the first"),
-    "no frames in ts": (of_tables_only, r"none\.ts holds no frames; give a video that has some"),
+    "no frames in ts": (of_tables_only, r"none\.ts holds no frames. Give a video that has some"),
     "cut off before its first": (cut_before_its_first_frame, r"cut\.mkv ends before its first frame \(of 1\.0 s"),
     "only sound": (without_frames, r"sound\.wav has no video in it"),
     "cut off before its index": (cut_off, r"cut\.mp4 is no video in a known format, or cut off"),
-    "empty folder": (empty_folder, r"none holds no frames; put images into it"),
-    "frames of two sizes": (of_two_sizes, r"frame2\.png is 64 x 20 pixels, but .*frame0\.png is 64 x 48; .* one size"),
+    "empty folder": (empty_folder, r"none holds no frames. Put images into it"),
+    "frames of two sizes": (of_two_sizes, r"frame2\.png is 64 x 20 pixels, but .*frame0\.png is 64 x 48\. .* one size"),
     "a damaged image": (with_a_bad_image, r"frame1\.png is damaged or cut off"),
     "a gif of a header": (holding("a.gif", b"GIF89a\x04\0\x04\0\0\0\0"), r"a\.gif (is|cannot be)"),
 }
@@ -510,7 +510,7 @@ def test_a_file_that_ends_early_has_the_frames_that_are_there_and_says_so(tmp_pa
     with caplog.at_level(logging.WARNING):
         source = opened(path, frames=4)
     last = len(source.times) - 1
-    assert 4 < last < COUNT - 1 and source.shown[-1] == last
+    assert 4 < last < COUNT - 1 and source.overview_frames[-1] == last
     assert [index_of(Region(source, overview=k).crop().data[:, WIDTH // 2 + 4 :]) for k in (0, 3)] == [0, last]
     if kind != "avi":  # which does not say how long it should be
         assert f"a.{kind} ends early: {last + 1} frames" in caplog.text

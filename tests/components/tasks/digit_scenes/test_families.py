@@ -13,18 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vilavt_components.common.answers.boxes import box_iou
 from vilavt_components.tasks.digit_scenes import box_answers as boxes
-from vilavt_components.tasks.digit_scenes.items import Item, numbered
-from vilavt_components.tasks.digit_scenes.layout import COLOURS, SHAPES, Thing
-from vilavt_components.tasks.digit_scenes.rendering import Style, draft, draw, outline
+from vilavt_components.tasks.digit_scenes.layout import COLOURS, SHAPES, SceneObject
+from vilavt_components.tasks.digit_scenes.question import SceneQuestion, cell_number
+from vilavt_components.tasks.digit_scenes.rendering import SceneStyle, object_box, render_scene, sample_randomness
 from vilavt_components.tasks.digit_scenes.task import DigitScenes, DigitScenesConfig
 from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.contracts import Sample
-from vilavt_toolkit.dialogue.traces import session_of
+from vilavt_toolkit.dialogue.traces import build_trace_session
 from vilavt_toolkit.errors import RecipeErrors
 
 FAMILIES = ["one_image", "two_images", "video", "referring"]
-CONFIG = DigitScenesConfig(families=FAMILIES, own_colours=True, steps=4)
+CONFIG = DigitScenesConfig(families=FAMILIES, own_colours=True, box_units=4)
 TASK = DigitScenes(CONFIG)
 KINDS = {
     "two_images": {"both", "same_place", "same_digit", "larger", "above"},
@@ -34,14 +35,14 @@ KINDS = {
 ZOOMED = {"digit", "same_digit", "larger", "above", "becomes", "changes", "carries"}
 
 
-def items(count: int, **settings: object) -> list[Item]:
+def items(count: int, **settings: object) -> list[SceneQuestion]:
     """Items of the training split, whatever they are asked with."""
     task = DigitScenes(dataclasses.replace(CONFIG, train_items=count, **settings))
-    return [task._item("train", index)[0] for index in range(count)]
+    return [task._make_question("train", index)[0] for index in range(count)]
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["own colours", "shared colours"])
-def many(request: pytest.FixtureRequest) -> list[Item]:
+def many(request: pytest.FixtureRequest) -> list[SceneQuestion]:
     return items(6000, own_colours=request.param)
 
 
@@ -53,7 +54,7 @@ def samples() -> list[Sample]:
 # --- The mix -----------------------------------------------------------------------------------------
 
 
-def test_every_family_has_its_share_and_all_its_kinds(many: list[Item]) -> None:
+def test_every_family_has_its_share_and_all_its_kinds(many: list[SceneQuestion]) -> None:
     shares = Counter(item.family for item in many)
     assert set(shares) == set(FAMILIES) and all(0.22 < n / len(many) < 0.28 for n in shares.values())
     for family, kinds in KINDS.items():
@@ -94,7 +95,7 @@ def test_tags_say_what_a_sample_needs(samples: list[Sample]) -> None:
         readable: dict[str, Callable[[str], object]] = {
             "number": str.isdigit,
             "yes_no": {"yes", "no"}.__contains__,
-            "box": lambda answer: boxes.read(answer, 256, 4),
+            "box": lambda answer: boxes.read_answer(answer, 256, 4),
             "text": lambda answer: set(answer.split()) <= {*COLOURS, *SHAPES},
         }
         assert readable[tags["answer_kind"]](sample.answer), sample
@@ -116,7 +117,7 @@ def test_scores_of_every_family_are_reported_apart_where_there_are_several(sampl
 # --- Answers -----------------------------------------------------------------------------------------
 
 
-def right(item: Item) -> object:
+def right(item: SceneQuestion) -> object:
     """The answer to a question, from the scenes and its words alone."""
     found = re.search(rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})", item.question)
     name = found[0] if found else ""
@@ -124,7 +125,7 @@ def right(item: Item) -> object:
     return _RIGHT[item.kind](item, at)
 
 
-def cells_over_time(item: Item) -> dict[str, list[tuple[int, int] | None]]:
+def cells_over_time(item: SceneQuestion) -> dict[str, list[tuple[int, int] | None]]:
     """Where every object is in every frame."""
     names = {thing.name for things in item.scenes for thing in things}
     places = [{thing.name: thing.cell for thing in things} for things in item.scenes]
@@ -135,7 +136,7 @@ def changed(values: list[object]) -> list[int]:
     return [frame for frame, (a, b) in enumerate(pairwise(values), start=1) if a != b]
 
 
-def _moved(item: Item) -> list[str]:
+def _moved(item: SceneQuestion) -> list[str]:
     """Objects that move, in the order in which they do."""
     moves = {name: changed(list(cells)) for name, cells in cells_over_time(item).items()}
     assert all(len(frames) <= 1 for frames in moves.values())
@@ -147,14 +148,14 @@ def _the(found: list[object]) -> object:
     return one
 
 
-def _with_digit(item: Item) -> Thing:
+def _with_digit(item: SceneQuestion) -> SceneObject:
     found = re.fullmatch(r"where is the (\w+) with digit (\d)\?", item.question)
     assert found is not None
     shape, digit = found.groups()
     return _the([t for t in item.scenes[0] if t.shape == shape and t.digit == int(digit)])
 
 
-_Right = Callable[[Item, list[Thing | None]], object]
+_Right = Callable[[SceneQuestion, list[SceneObject | None]], object]
 _RIGHT: dict[str, _Right] = {
     "digit": lambda item, at: str(at[0].digit),
     "close": lambda item, at: str(at[0].digit),
@@ -176,37 +177,37 @@ _RIGHT: dict[str, _Right] = {
 }
 
 
-def test_answers_follow_from_what_the_images_show(many: list[Item]) -> None:
+def test_answers_follow_from_what_the_images_show(many: list[SceneQuestion]) -> None:
     for item in many:
         answer = right(item)
-        assert answer == (item.answer if item.target is None else item.target[1]), item
-        if item.target is not None:
-            assert item.target[1] in item.scenes[item.target[0]]
+        assert answer == (item.answer if item.answer_object is None else item.answer_object[1]), item
+        if item.answer_object is not None:
+            assert item.answer_object[1] in item.scenes[item.answer_object[0]]
 
 
-def test_traces_say_where_things_are_and_zooms_show_what_is_asked(many: list[Item]) -> None:
+def test_traces_say_where_things_are_and_zooms_show_what_is_asked(many: list[SceneQuestion]) -> None:
     for item in many:
-        assert item.close or item.thought.startswith("see ")
-        for things in item.scenes[:1] if item.film else item.scenes:
-            assert item.close or " ".join(f"{numbered(t.cell, 4)} {t.name}" for t in things) in item.thought
+        assert item.is_close_up or item.thought.startswith("see ")
+        for things in item.scenes[:1] if item.is_film else item.scenes:
+            assert item.is_close_up or " ".join(f"{cell_number(t.cell, 4)} {t.name}" for t in things) in item.thought
         shown = []
-        for image, (left, upper, right_, lower) in item.looks:
+        for image, (left, upper, right_, lower) in item.zooms:
             inside = [t for t in item.scenes[image] if left <= t.cell[0] < right_ and upper <= t.cell[1] < lower]
             named = [t for t in inside if item.inquiry in (t.name, t.shape)]
             assert len(inside) <= 2 and len(named) == 1, item
             shown.append(named[0].digit)
             assert len(inside) == len({t.digit for t in inside}), "two digits in one crop differ"
-        assert not item.looks or item.found.split("; so ")[0] == ",".join(map(str, shown))
-        assert item.several == any((x2 - x1) * (y2 - y1) > 1 for _, (x1, y1, x2, y2) in item.looks)
+        assert not item.zooms or item.zoom_thought.split("; so ")[0] == ",".join(map(str, shown))
+        assert item.shows_several == any((x2 - x1) * (y2 - y1) > 1 for _, (x1, y1, x2, y2) in item.zooms)
 
 
-def test_the_frames_of_a_film_name_what_is_new_in_them(many: list[Item]) -> None:
-    for item in [item for item in many if item.film]:
+def test_the_frames_of_a_film_name_what_is_new_in_them(many: list[SceneQuestion]) -> None:
+    for item in [item for item in many if item.is_film]:
         said = item.thought.split("; ")[1:-1]
         assert len(said) == len(item.scenes) - 1 == 2
         for frame, text in enumerate(said, start=1):
             before, now = ({(t.name, t.cell) for t in item.scenes[f]} for f in (frame - 1, frame))
-            new = " ".join(f"{numbered(cell, 4)} {name}" for name, cell in now - before)
+            new = " ".join(f"{cell_number(cell, 4)} {name}" for name, cell in now - before)
             assert text == f"frame {frame} {new or 'same'}"
 
 
@@ -218,11 +219,11 @@ CHANCE = {
 }
 
 
-def test_the_question_alone_gives_no_answer_away(many: list[Item]) -> None:
+def test_the_question_alone_gives_no_answer_away(many: list[SceneQuestion]) -> None:
     """The likeliest answer to a question among half of the items is no better than chance on the other half."""
     kinds = defaultdict(list)
     for item in many:
-        answer = item.answer if item.target is None else str(item.target[1].cell)
+        answer = item.answer if item.answer_object is None else str(item.answer_object[1].cell)
         kinds[item.kind].append((item.question, answer))
     assert set(kinds) == set(CHANCE)
     for kind, pairs in kinds.items():
@@ -260,19 +261,21 @@ def test_the_place_of_the_asked_object_in_one_image_says_nothing_of_the_other() 
 # --- What is drawn -----------------------------------------------------------------------------------
 
 
-def style(difficulty: float) -> Style:
-    return Style("test", 256, 4, difficulty, 0.0, 0.0)
+def style(difficulty: float) -> SceneStyle:
+    return SceneStyle("test", 256, 4, difficulty, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("difficulty", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_box_is_that_of_the_objects_pixels(shape: str, difficulty: float) -> None:
-    thing, how = Thing("red", shape, (2, 1), 8), style(difficulty)
-    drafted = draft(np.random.default_rng(3), [thing.name], how)
-    with_it, without = (draw(np.random.default_rng(4), drafted, things, how).astype(int) for things in ([thing], []))
+    thing, how = SceneObject("red", shape, (2, 1), 8), style(difficulty)
+    drafted = sample_randomness(np.random.default_rng(3), [thing.name], how)
+    with_it, without = (
+        render_scene(np.random.default_rng(4), drafted, things, how).astype(int) for things in ([thing], [])
+    )
     rows, columns = np.nonzero(np.abs(with_it - without).sum(axis=2))
     pixels = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-    assert np.abs(np.subtract(pixels, outline(drafted, thing, how))).max() <= 1.5
+    assert np.abs(np.subtract(pixels, object_box(drafted, thing, how))).max() <= 1.5
 
 
 def test_the_box_of_its_cell_is_right_for_every_object_however_hard_the_scene() -> None:
@@ -280,18 +283,18 @@ def test_the_box_of_its_cell_is_right_for_every_object_however_hard_the_scene() 
     rng, how = np.random.default_rng(0), style(1.0)
     for shape in SHAPES:
         for _ in range(300):
-            thing = Thing("blue", shape, (1, 3), 4)
-            box = outline(draft(rng, [thing.name], how), thing, how)
-            assert boxes.overlap(box, (64.0, 192.0, 128.0, 256.0)) >= boxes.ENOUGH
-            assert boxes.written(box, 256, 4) == "[1, 3, 2, 4]"
+            thing = SceneObject("blue", shape, (1, 3), 4)
+            box = object_box(sample_randomness(rng, [thing.name], how), thing, how)
+            assert box_iou(box, (64.0, 192.0, 128.0, 256.0)) >= 0.5
+            assert boxes.write_answer(box, 256, 4) == "[1, 3, 2, 4]"
 
 
 def test_finer_steps_give_closer_boxes() -> None:
-    fine = DigitScenes(dataclasses.replace(CONFIG, families=["referring"], steps=256, difficulty=1.0))
+    fine = DigitScenes(dataclasses.replace(CONFIG, families=["referring"], box_units=256, difficulty=1.0))
     coarse = DigitScenes(dataclasses.replace(CONFIG, families=["referring"], difficulty=1.0))
     for index in range(10):
-        inner = boxes.read(fine.sample("test", index).answer, 256, 256)
-        outer = boxes.read(coarse.sample("test", index).answer, 256, 4)
+        inner = boxes.read_answer(fine.sample("test", index).answer, 256, 256)
+        outer = boxes.read_answer(coarse.sample("test", index).answer, 256, 4)
         assert inner is not None and outer is not None
         assert all(a >= b for a, b in zip(inner[:2], outer[:2], strict=True))
         assert all(a <= b for a, b in zip(inner[2:], outer[2:], strict=True)) and inner != outer
@@ -300,7 +303,7 @@ def test_finer_steps_give_closer_boxes() -> None:
 def test_between_frames_only_what_changes_looks_otherwise() -> None:
     task = DigitScenes(dataclasses.replace(CONFIG, families=["video"], no_zoom=1.0, difficulty=0.3))
     for index in range(12):
-        item, _, _ = task._item("test", index)
+        item, _, _ = task._make_question("test", index)
         frames = [frame.astype(float) for frame in task.sample("test", index).originals]
         for number, (before, after) in enumerate(pairwise(frames)):
             change = (after - before).reshape(4, 64, 4, 64, 3).mean(axis=(1, 3))
@@ -313,7 +316,7 @@ def test_a_digit_that_stays_is_written_anew_in_every_frame() -> None:
     """Or a change would be seen without reading."""
     task = DigitScenes(dataclasses.replace(CONFIG, families=["video"], no_zoom=0.0, several=0.0))
     for index in range(6):
-        item, _, _ = task._item("test", index)
+        item, _, _ = task._make_question("test", index)
         sample = task.sample("test", index)
         other = next(t for t in item.scenes[0] if t.name != item.inquiry)
         left, upper = 64 * other.cell[0] + 16, 64 * other.cell[1] + 16
@@ -325,7 +328,7 @@ def test_a_digit_that_stays_is_written_anew_in_every_frame() -> None:
 
 
 def test_a_box_is_right_from_half_overlap_on() -> None:
-    task = DigitScenes(DigitScenesConfig(steps=100))
+    task = DigitScenes(DigitScenesConfig(box_units=100))
     sample = Sample("x", "where?", "[10, 10, 30, 30]", (), tags={"answer_kind": "box"})
     scores = {
         "[10, 10, 30, 30]": 1,
@@ -353,8 +356,8 @@ def test_overlap_is_the_same_both_ways_and_whole_only_for_equal_boxes(
     a: tuple[int, int, int, int], b: tuple[int, int, int, int]
 ) -> None:
     first, second = ((x, y, x + w, y + h) for x, y, w, h in (a, b))
-    shared = boxes.overlap(first, second)
-    assert shared == boxes.overlap(second, first) and 0 <= shared <= 1
+    shared = box_iou(first, second)
+    assert shared == box_iou(second, first) and 0 <= shared <= 1
     assert (shared == 1) == (first == second)
 
 
@@ -380,7 +383,7 @@ def test_traces_of_all_families_can_be_had_and_read_back(tiny_model, samples: li
     """Regions of all looks are encoded under one inquiry, each from the image it names."""
     kinds = set()
     for sample in samples[:120]:
-        trajectory = session_of(tiny_model, sample).trajectory
+        trajectory = build_trace_session(tiny_model, sample).trajectory
         first = len(sample.originals)
         assert [region.source for region in trajectory.regions[:first]] == list(range(first))
         looks = sample.trace[0].boxes
@@ -402,7 +405,7 @@ def test_the_corpus_holds_every_word_and_figure_that_samples_use(samples: list[S
 def test_recipes_answer_boxes_in_the_steps_of_their_dialogue() -> None:
     for name in ("digit_scenes", "digit_scenes_gpu"):
         recipe = load_recipe(name).resolved
-        assert recipe["task"]["steps"] == recipe["model"]["dialogue"]["steps"]
+        assert recipe["task"]["box_units"] == recipe["model"]["dialogue"]["box_units"]
         assert recipe["task"]["families"] == FAMILIES
 
 
@@ -412,7 +415,7 @@ def test_recipes_answer_boxes_in_the_steps_of_their_dialogue() -> None:
         ("task.families=[film]", "expected one of one_image, two_images, video, referring"),
         ("task.families=[]", "task: families is empty"),
         ("task.frames=2", "below the least, 3"),
-        ("task.steps=0", "below the least, 2"),
+        ("task.box_units=0", "below the least, 2"),
     ],
 )
 def test_settings_that_cannot_be_are_named_with_their_place(setting: str, words: str) -> None:

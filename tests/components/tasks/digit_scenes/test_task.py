@@ -13,8 +13,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vilavt_components.tasks.digit_scenes import rendering as _digit_drawing
-from vilavt_components.tasks.digit_scenes.layout import COLOURS, SHAPES, most_objects
+from vilavt_components.tasks.digit_scenes import rendering
+from vilavt_components.tasks.digit_scenes.layout import COLOURS, SHAPES, max_objects
 from vilavt_components.tasks.digit_scenes.rendering import WRITERS, load_digits
 from vilavt_components.tasks.digit_scenes.task import DigitScenes, DigitScenesConfig
 from vilavt_toolkit.contracts import Sample
@@ -87,7 +87,7 @@ def test_writers_of_the_splits_are_apart() -> None:
     assert ranges[-1][1] == len(load_digits().labels)
     for split in WRITERS:
         for digit in range(10):
-            chosen = load_digits().of(split, digit)
+            chosen = load_digits().select_indices(split, digit)
             assert len(chosen) > 5 and (load_digits().labels[chosen] == digit).all()
 
 
@@ -165,8 +165,8 @@ def test_place_in_a_crop_of_two_does_not_tell_which_is_asked() -> None:
 def test_two_digits_in_one_crop_differ() -> None:
     task = DigitScenes(DigitScenesConfig(several=1, no_zoom=0))
     for index in range(200):
-        item, _, _ = task._item("test", index)
-        ((_, (left, upper, right, lower)),) = item.looks
+        item, _, _ = task._make_question("test", index)
+        ((_, (left, upper, right, lower)),) = item.zooms
         shown = [t.digit for t in item.scenes[0] if left <= t.cell[0] < right and upper <= t.cell[1] < lower]
         assert len(set(shown)) == 2
 
@@ -224,7 +224,7 @@ def test_the_corpus_holds_every_word_that_samples_use(samples: list[Sample]) -> 
 
 
 def test_the_corpus_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vilavt_components.tasks.digit_scenes.task.draw", None)
+    monkeypatch.setattr("vilavt_components.tasks.digit_scenes.task.render_scene", None)
     assert sum(1 for _ in TASK.corpus()) > 4000
 
 
@@ -290,11 +290,11 @@ def test_the_settings_reach_their_ends(settings: dict[str, float]) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"cells": 3}, "cells must divide size"),
-        ({"cells": 2, "objects": 3}, "set objects to 2 or fewer"),
+        ({"cells": 3}, "Cells must divide size"),
+        ({"cells": 2, "objects": 3}, "Set objects to 2 or fewer"),
         ({"forced": 0.8, "blind": 0.4}, "together exceed 1"),
         ({"cells": 8, "objects": 5, "own_colours": True}, "colours to themselves"),
-        ({"families": []}, "name at least one of one_image, two_images, video, referring"),
+        ({"families": []}, "Name at least one of one_image, two_images, video, referring"),
         ({"families": ["video", "video"]}, "names one twice"),
         ({"families": {"film": 1.0}}, "no family 'film'"),
         ({"families": {"video": 0.7, "referring": 0.2}}, "shares sum to 0.9"),
@@ -304,12 +304,12 @@ def test_the_settings_reach_their_ends(settings: dict[str, float]) -> None:
 def test_settings_that_cannot_be_are_refused(settings: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         DigitScenesConfig(**settings)
-    assert most_objects(2) == 2 and most_objects(4) == 12
+    assert max_objects(2) == 2 and max_objects(4) == 12
 
 
 def test_unknown_splits_and_indices_are_refused() -> None:
     assert (TASK.length("train"), TASK.length("test")) == (20_000, 1_000)
-    with pytest.raises(UsageError, match="no split 'dev'; choose one of train, val, test"):
+    with pytest.raises(UsageError, match="no split 'dev'. Choose one of train, val, test"):
         TASK.length("dev")
     for index in (-1, 1_000):
         with pytest.raises(IndexError):
@@ -333,4 +333,4 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(InputError, match=r"vilavt-toolkit\[demo\]"):
-        _digit_drawing.load_digits.__wrapped__()
+        rendering.load_digits.__wrapped__()

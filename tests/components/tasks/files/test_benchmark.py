@@ -10,8 +10,13 @@ import pytest
 from PIL import Image
 
 from vilavt_components.tasks.files.benchmark import VilavtBenchmark, VilavtBenchmarkConfig
-from vilavt_components.tasks.files.benchmark_tables import by_category, sparbench, table_of, vsibench
-from vilavt_components.tasks.files.questions import options_in
+from vilavt_components.tasks.files.benchmark_tables import (
+    detect_table,
+    score_by_category,
+    score_sparbench,
+    score_vsibench,
+)
+from vilavt_components.tasks.files.questions import find_options
 from vilavt_toolkit.contracts import Sample
 from vilavt_toolkit.errors import InputError, UsageError
 
@@ -55,7 +60,7 @@ def items(name: str) -> tuple[list[str], list[float]]:
     return tuple(zip(*((each["original_question_type"], each["score"]) for each in GOLDEN[name]["items"]), strict=True))
 
 
-@pytest.mark.parametrize(("name", "table"), [("vsibench", vsibench), ("sparbench", sparbench)])
+@pytest.mark.parametrize(("name", "table"), [("vsibench", score_vsibench), ("sparbench", score_sparbench)])
 def test_the_table_is_the_papers_row_by_row(name, table):
     found, wanted = table(*items(name), True), golden_table(name)
     assert set(found) == set(wanted)
@@ -68,14 +73,14 @@ def test_the_table_is_the_papers_row_by_row(name, table):
 def test_relative_directions_are_the_mean_of_three_levels_as_published():
     types = ["object_rel_direction_easy"] * 3 + ["object_rel_direction_hard", "object_rel_direction_medium"]
     scores = [1.0, 1.0, 1.0, 0.0, 0.5]
-    assert sum(vsibench(types, scores, False)["Rel. Dir"]) / 3 == pytest.approx(0.5)
-    assert sum(vsibench(types, scores, True)["Rel. Dir"]) / 5 == pytest.approx(0.7)
+    assert sum(score_vsibench(types, scores, False)["Rel. Dir"]) / 3 == pytest.approx(0.5)
+    assert sum(score_vsibench(types, scores, True)["Rel. Dir"]) / 5 == pytest.approx(0.7)
 
 
 def test_the_table_is_told_by_the_question_types():
-    assert table_of(items("vsibench")[0]) == "vsibench" and table_of(items("sparbench")[0]) == "sparbench"
-    assert table_of(["Motion (Cam.)", "MSR"]) == "category"
-    assert by_category(["b", "a", "b", ""], [1, 0, 0, 1]) == {"a": [0], "b": [1, 0]}
+    assert detect_table(items("vsibench")[0]) == "vsibench" and detect_table(items("sparbench")[0]) == "sparbench"
+    assert detect_table(["Motion (Cam.)", "MSR"]) == "category"
+    assert score_by_category(["b", "a", "b", ""], [1, 0, 0, 1]) == {"a": [0], "b": [1, 0]}
 
 
 SPAR = {
@@ -92,8 +97,8 @@ SPAR = {
 
 def test_every_type_of_sparbench_is_in_its_level_and_in_the_total():
     types = [kind for kinds in SPAR.values() for kind in kinds]
-    found = sparbench(types, [1.0] * len(types))
-    assert len(types) == 20 and table_of(types) == "sparbench"
+    found = score_sparbench(types, [1.0] * len(types))
+    assert len(types) == 20 and detect_table(types) == "sparbench"
     assert {level: len(found[level]) for level in SPAR} == {level: len(kinds) for level, kinds in SPAR.items()}
     assert len(found["Total"]) == 20 and set(types) < set(found)
 
@@ -125,7 +130,7 @@ def test_options_follow_the_question_unless_they_stand_in_it(tmp_path):
     ],
 )
 def test_options_inside_a_question_are_found(question, options):
-    assert options_in(question) == options
+    assert find_options(question) == options
 
 
 def test_letters_in_a_question_that_are_no_options_forbid_no_answer(tmp_path):
@@ -174,12 +179,15 @@ def test_one_question_may_be_about_text_alone(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"problem_type": "essay"}, r"item 0 \(counted from 0\), problem_type: is 'essay'; it must be one of multiple"),
-        ({"answer": None}, "answer: is missing; add it"),
+        ({"problem_type": "essay"}, r"item 0 \(counted from 0\), problem_type: is 'essay'. It must be one of multiple"),
+        ({"answer": None}, "answer: is missing. Add it"),
         ({"problem_type": "regression", "answer": "far"}, "answer: is 'far' .* cannot be read as kind 'mra'"),
-        ({"question": "<image><image> Which?"}, "question: has 2 <image> tags for 1 image; make them as many"),
-        ({"images": ["gone.png"]}, r"images\[0\]: .*gone.png does not exist; check the path, or set root"),
-        ({"options": 3}, r"options: is 3 \(int\); it must be a list of texts"),
+        (
+            {"question": "<image><image> Which?"},
+            "question: has 2 <image> tags for 1 image. Write one for each image or none",
+        ),
+        ({"images": ["gone.png"]}, r"images\[0\]: .*gone.png does not exist. Check the path, or set task.root"),
+        ({"options": 3}, r"options: is 3 \(int\). It must be a list of texts"),
     ],
 )
 def test_a_bad_question_is_named_with_its_place_and_field(tmp_path, changed, words):
@@ -190,5 +198,5 @@ def test_a_bad_question_is_named_with_its_place_and_field(tmp_path, changed, wor
 def test_a_benchmark_has_no_training_samples_unless_files_are_named(tmp_path):
     task = task_of(tmp_path, row())
     assert (task.length("train"), task.length("test")) == (0, 1)
-    with pytest.raises(UsageError, match=r"split 'val' of 'vilavt_benchmark' is empty; set task.val_files"):
+    with pytest.raises(UsageError, match=r"split 'val' of 'vilavt_benchmark' is empty. Set task.val_files"):
         task.length("val")

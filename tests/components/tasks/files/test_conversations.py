@@ -22,7 +22,7 @@ from vilavt_components.tasks.files.tiny_files import write_lines
 from vilavt_toolkit.contracts import Conversation, Message, Sample
 from vilavt_toolkit.data.fields import Fields
 from vilavt_toolkit.data.rows import JsonLines
-from vilavt_toolkit.dialogue.traces import session_of
+from vilavt_toolkit.dialogue.traces import build_trace_session
 from vilavt_toolkit.errors import InputError, UsageError
 from vilavt_toolkit.models.batch import collate
 
@@ -124,7 +124,10 @@ def test_a_video_is_one_original_and_frames_are_several(tmp_path):
     turns = [{"from": "human", "value": "<video>\nWhat happens?"}, {"from": "gpt", "value": "Rain."}]
     (tmp_path / "clip.mp4").write_bytes(b"x")
     film = {"video": "clip.mp4", "conversations": turns}
-    with pytest.raises(InputError, match=r"line 1, video: clip.mp4 is a video; set model.source to one of videos"):
+    with pytest.raises(
+        InputError,
+        match=r"line 1, video: clip.mp4 is a video. Set task.videos=true and a model.source that opens videos",
+    ):
         task_of(tmp_path, film).length("train")
     assert sample_of(tmp_path, film, videos=True).originals == (str(tmp_path / "clip.mp4"),)
     for frames in ({"video": ["a.png", "b.png"]}, {"video": True, "images": ["a.png", "b.png"]}):
@@ -136,7 +139,7 @@ def test_a_video_is_one_original_and_frames_are_several(tmp_path):
 
 def test_only_what_is_to_be_learned_is_a_target(tmp_path, tiny_model):
     sample = sample_of(tmp_path, TRACE)
-    session = session_of(tiny_model, sample)
+    session = build_trace_session(tiny_model, sample)
     language_model, trajectory = tiny_model.language_model, session.trajectory
     learned = [token for token, own in zip(trajectory.ids, trajectory.produced, strict=True) if own]
     last = language_model.tokenizer.encode("<think>seen</think>\n<answer>7</answer>")
@@ -148,8 +151,8 @@ def test_only_what_is_to_be_learned_is_a_target(tmp_path, tiny_model):
 
 
 def test_images_stand_in_a_conversation_between_what_the_dialogue_puts_around_them(tmp_path, tiny_model, monkeypatch):
-    monkeypatch.setattr(tiny_model.dialogue, "around", ("(", ")"), raising=False)
-    trajectory = session_of(tiny_model, sample_of(tmp_path, TRACE)).trajectory
+    monkeypatch.setattr(tiny_model.dialogue, "feature_delimiters", ("(", ")"), raising=False)
+    trajectory = build_trace_session(tiny_model, sample_of(tmp_path, TRACE)).trajectory
     decode = tiny_model.language_model.tokenizer.decode
     for region in trajectory.regions:
         assert decode(trajectory.ids[: region.start]).endswith("(")
@@ -161,7 +164,7 @@ def test_a_video_in_a_conversation_shows_all_its_first_views_under_one_inquiry(t
     said = (Message("user", (0, "what?")), Message("assistant", ("rain",)))
     film = VideoSource.open(frames, VideoConfig(frames=3))
     sample = Sample("v", "what?", "rain", (film,), conversation=Conversation(said, ("the sky",), (0,)))
-    trajectory = session_of(tiny_model, sample).trajectory
+    trajectory = build_trace_session(tiny_model, sample).trajectory
     assert [(region.overview, region.group) for region in trajectory.regions] == [(0, 0), (1, 0), (2, 0)]
 
 
@@ -191,16 +194,16 @@ def test_every_row_is_in_one_split_and_no_image_in_two(tmp_path):
 
 def test_an_empty_split_says_how_to_fill_it(tmp_path):
     task = task_of(tmp_path, plain_row(0))
-    with pytest.raises(UsageError, match=r"split 'test' of 'conversations' is empty; set task.test_files"):
+    with pytest.raises(UsageError, match=r"split 'test' of 'conversations' is empty. Set task.test_files"):
         task.length("test")
-    with pytest.raises(UsageError, match="no split 'dev'; choose one of train, val, test"):
+    with pytest.raises(UsageError, match="no split 'dev'. Choose one of train, val, test"):
         task.length("dev")
 
 
 def test_ids_that_repeat_can_be_left_aside(tmp_path):
     rows = [plain_row(7), plain_row(7)]
     assert task_of(tmp_path, *rows, ids="place").length("train") == 2
-    with pytest.raises(InputError, match=r"line 2, id: '7' is that of line 1 too; give each its own, or set task.ids"):
+    with pytest.raises(InputError, match=r"line 2, id: '7' is that of line 1 too. Give each its own, or set task.ids"):
         task_of(tmp_path, *rows).length("train")
 
 
@@ -220,7 +223,7 @@ def test_lines_are_found_by_their_place_and_not_kept(tmp_path):
     write_lines(path, ({"id": number, "text": text} for number in range(5000)))
     tracemalloc.start()
     rows = JsonLines(path)
-    found = [rows.read(index)["id"] for index in (4999, 0, 2500)]
+    found = [rows.read_row(index)["id"] for index in (4999, 0, 2500)]
     held, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert found == [4999, 0, 2500] and len(rows) == 5000
@@ -231,7 +234,7 @@ def test_a_file_that_changed_since_it_was_checked_is_named(tmp_path):
     task = task_of(tmp_path, plain_row(0), plain_row(1))
     assert task.length("train") == 2
     (tmp_path / "data.jsonl").write_text("{}\n")
-    with pytest.raises(InputError, match=r"data.jsonl, line 2: is no valid JSON .* start again"):
+    with pytest.raises(InputError, match=r"data.jsonl, line 2: is no valid JSON .* Start again"):
         task.sample("train", 1)
 
 
@@ -317,7 +320,7 @@ def test_a_bad_shard_is_named_with_what_to_do(tmp_path):
     (tmp_path / "bad").mkdir()
     packed = write_shards(tmp_path / "bad", [row], found_in=tmp_path)
     with pytest.raises(
-        InputError, match=r"sample '00000': holds '00000.0.png', which cannot be decoded .* get the image"
+        InputError, match=r"sample '00000': holds '00000.0.png', which cannot be decoded .* Get the image"
     ):
         Conversations(ConversationsConfig(files=packed)).sample("train", 0)
     (tmp_path / "cut.tar").write_bytes(part.read_bytes()[:1500])
@@ -325,6 +328,6 @@ def test_a_bad_shard_is_named_with_what_to_do(tmp_path):
     with tarfile.open(part) as tar:
         last = tar.getmembers()[-1]
     (tmp_path / "short.tar").write_bytes(part.read_bytes()[: last.offset_data + -(-last.size // 512) * 512])
-    assert "short.tar ends without a tar file's mark of its end" in told("short.tar")
-    assert "is compressed, and its samples cannot be found by their place; unpack it" in told("part.tar.gz")
+    assert "short.tar ends without a tar file's end mark" in told("short.tar")
+    assert "is compressed, so samples cannot be found by their offset. Unpack it" in told("part.tar.gz")
     assert "part-07.tar does not exist" in told("part-{07..08}.tar")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vilavt_components.tasks.files.rl import VilavtRL, VilavtRLConfig
-from vilavt_toolkit.dialogue.session import opened
+from vilavt_toolkit.dialogue.session import session_for
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.generation.loop import Decoding, Loop
 
@@ -53,13 +53,16 @@ def test_the_question_type_says_how_answers_are_compared(tmp_path, kind, truth, 
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"question_type": "riddle"}, "line 1, question_type: is 'riddle'; it must be one of multiple choice, math"),
+        ({"question_type": "riddle"}, "line 1, question_type: is 'riddle'. It must be one of multiple choice, math"),
         ({"question_type": None}, "line 1, question_type: is missing"),
         ({"answer": "maybe"}, "line 1, answer: is 'maybe' .* cannot be read as kind 'yes_no'"),
-        ({"max_num_steps": 0}, r"line 1, max_num_steps: is 0 \(int\); it must be a whole number from 1"),
+        ({"max_num_steps": 0}, r"line 1, max_num_steps: is 0 \(int\). It must be a whole number from 1"),
         ({"max_pixels": "many"}, r"line 1, max_pixels: is 'many' \(str\)"),
-        ({"image_path": ["clip.mp4"]}, r"line 1, image_path\[0\]: clip.mp4 is a video; set model.source"),
-        ({"image_path": ["https://x.org/a.png"]}, "is a web address; download it"),
+        (
+            {"image_path": ["clip.mp4"]},
+            r"line 1, image_path\[0\]: clip.mp4 is a video. Set task.videos=true and a model.source",
+        ),
+        ({"image_path": ["https://x.org/a.png"]}, "is a web address. Download it"),
     ],
 )
 def test_a_bad_question_is_named_with_its_line_and_field(tmp_path, changed, words):
@@ -71,8 +74,8 @@ def test_a_sample_may_take_no_more_turns_than_it_says(tmp_path, tiny_model):
     sample = task_of(tmp_path).sample("train", 0)
     lengths = []
     for most in (1, 2, None):
-        session = opened(tiny_model, replace(sample, max_turns=most))
-        session.open(sample.question)
+        session = session_for(tiny_model, replace(sample, max_turns=most))
+        session.ask(sample.question)
         Loop(tiny_model, Decoding(max_new_tokens=4)).run([session])
         lengths.append((len(session.trajectory.turns), session.trajectory.why))
     # A random model never answers: the demanded turn comes last; the recipe itself allows three.
@@ -85,9 +88,9 @@ def test_a_sample_may_have_smaller_views_than_the_encoder_allows(tmp_path, tiny_
     sample = task_of(tmp_path).sample("train", 0)
     views = []
     for most in (256, None):
-        session = opened(tiny_model, replace(sample, max_pixels=most))
-        session.open(sample.question)
-        views.append(tiny_model.encoder.encoder.extent(session.views[0]))
+        session = session_for(tiny_model, replace(sample, max_pixels=most))
+        session.ask(sample.question)
+        views.append(tiny_model.vision.backbone.extent(session.views[0]))
     assert views[0][0] * views[0][1] <= 256 < views[1][0] * views[1][1]
 
 

@@ -15,13 +15,20 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from vilavt_components.sources.image import ImageConfig, ImageSource
-from vilavt_components.tasks.published.easy_vqa import SHAPES, EasyVQA, EasyVQAConfig, Row, given_away, read_rows
+from vilavt_components.tasks.published.easy_vqa import (
+    SHAPES,
+    EasyVQA,
+    EasyVQAConfig,
+    QuestionRow,
+    describe_images,
+    read_rows,
+)
 from vilavt_components.tasks.published.tiny_corpora import write_easy_vqa
 from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.contracts import Sample
 from vilavt_toolkit.errors import InputError, UsageError
 from vilavt_toolkit.evaluation.run import evaluate_run
-from vilavt_toolkit.training.supervised.run import train
+from vilavt_toolkit.training.supervised.run import run_supervised
 
 SPLITS = ("train", "val", "test")
 ANSWERS = frozenset({"red", "blue", "teal", "yes", "no"}) | SHAPES
@@ -120,9 +127,9 @@ def test_only_training_samples_have_thoughts_and_they_can_be_left_empty(root: Pa
 )
 def test_what_is_said_of_an_image_follows_from_its_questions(rows: list[tuple[str, str]], said: str) -> None:
     others = [("what is the color of the shape?", colour) for colour in ("red", "blue", "green")]
-    about = [Row(0, question, answer, 5) for question, answer in rows]
-    elsewhere = [Row(0, question, answer, image) for image, (question, answer) in enumerate(others)]
-    assert given_away([*about, *elsewhere])[5] == said
+    about = [QuestionRow(0, question, answer, 5) for question, answer in rows]
+    elsewhere = [QuestionRow(0, question, answer, image) for image, (question, answer) in enumerate(others)]
+    assert describe_images([*about, *elsewhere])[5] == said
 
 
 def test_some_training_samples_are_blind_where_the_recipe_says_so(root: Path) -> None:
@@ -156,7 +163,7 @@ def test_scores_ignore_case_and_outer_spaces_only(root: Path) -> None:
 
 def test_it_is_trained_on_and_evaluated_by_image(root: Path, tiny_recipe: Path, tmp_path: Path) -> None:
     changed = ["task.name=easy_vqa", f"task.root={root}", "train.steps=2", f"run={tmp_path / 'run'}"]
-    run = train(load_recipe(tiny_recipe, [*changed, "eval.arms=[blind,single_pass]", "eval.max_new_tokens=4"]))
+    run = run_supervised(load_recipe(tiny_recipe, [*changed, "eval.arms=[blind,single_pass]", "eval.max_new_tokens=4"]))
     summary = evaluate_run(run, [], Console(file=open(os.devnull, "w")))  # noqa: SIM115
     everything = summary["arms"]["single_pass"]["accuracy"]["all"]
     assert (everything["items"], everything["clusters"]) == (72, 18)
@@ -238,10 +245,10 @@ def test_whatever_the_rows_are_they_are_read_or_named(tmp_path: Path, rows: list
 
 
 def test_what_is_missing_is_named(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"there is no folder .*nowhere; set task.root"):
+    with pytest.raises(InputError, match=r"there is no folder .*nowhere. Set task.root"):
         task_of(tmp_path / "nowhere").length("train")
     (root / "answers.txt").rename(root / "other.txt")
-    with pytest.raises(InputError, match=r"answers.txt does not exist; task.root must be"):
+    with pytest.raises(InputError, match=r"answers.txt does not exist. Set task.root"):
         task_of(root).length("train")
     (root / "answers.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="not UTF-8 text"):
@@ -258,7 +265,7 @@ def test_an_image_that_cannot_be_read_is_named_when_it_is_opened(root: Path) -> 
 
 def test_unknown_splits_and_indices_are_refused(root: Path) -> None:
     task = task_of(root, val=0)
-    with pytest.raises(UsageError, match="no split 'dev'; choose one of train, val, test"):
+    with pytest.raises(UsageError, match="no split 'dev'. Choose one of train, val, test"):
         task.sample("dev", 0)
     with pytest.raises(UsageError, match=r"'val' of 'easy_vqa' is empty, since task.val is 0"):
         task.length("val")

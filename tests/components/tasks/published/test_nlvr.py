@@ -22,10 +22,10 @@ from vilavt_components.tasks.published.nlvr import NLVR, NLVRConfig, read_pairs
 from vilavt_components.tasks.published.tiny_corpora import write_nlvr
 from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.contracts import Sample
-from vilavt_toolkit.dialogue.traces import session_of
+from vilavt_toolkit.dialogue.traces import build_trace_session
 from vilavt_toolkit.errors import InputError, UsageError
 from vilavt_toolkit.evaluation.run import evaluate_run
-from vilavt_toolkit.training.supervised.run import train
+from vilavt_toolkit.training.supervised.run import run_supervised
 
 SPLITS = ("train", "val", "test")
 
@@ -56,7 +56,7 @@ def set_lines(root: Path, lines: list[str], split: str = "train") -> Path:
 
 def name_of(task: NLVR, sample: Sample) -> tuple[str, str, str, str]:
     """Published split, n, m and k of a sample's file."""
-    found = re.fullmatch(r"(\w+)-(\d+)-(\d+)-(\d+)\.png", task.file_of(sample.id).name)
+    found = re.fullmatch(r"(\w+)-(\d+)-(\d+)-(\d+)\.png", task.image_file(sample.id).name)
     assert found is not None
     return found[1], found[2], found[3], found[4]
 
@@ -83,7 +83,7 @@ def test_samples_show_their_own_picture_and_carry_the_label_of_their_row(root: P
             folder, n, m, _ = name_of(task, sample)
             row = rows[folder, f"{n}-{m}"]
             assert (sample.question.split("\n")[0], sample.answer) == (row["sentence"], row["label"])
-            with Image.open(task.file_of(sample.id)) as image:
+            with Image.open(task.image_file(sample.id)) as image:
                 assert np.array_equal(sample.originals[0], np.asarray(image.convert("RGB")))
 
 
@@ -94,7 +94,7 @@ def test_neither_file_name_nor_identifier_nor_place_is_anywhere_in_a_sample(root
     task = task_of(root, val=0.3)
     for split in SPLITS:
         for sample in samples_of(task, split):
-            file = task.file_of(sample.id)
+            file = task.image_file(sample.id)
             assert all(isinstance(original, np.ndarray) for original in sample.originals), "pixels, no paths"
             said = repr(replace(sample, originals=()))
             folder, n, m, k = name_of(task, sample)
@@ -105,7 +105,7 @@ def test_neither_file_name_nor_identifier_nor_place_is_anywhere_in_a_sample(root
 
 def test_the_model_reads_the_sentence_and_sees_the_picture_and_nothing_else(root: Path, tiny_model: Any) -> None:
     sample = task_of(root).sample("train", 0)
-    session = session_of(tiny_model, sample)
+    session = build_trace_session(tiny_model, sample)
     ids = [i for i in session.trajectory.ids if i != tiny_model.language_model.placeholder]
     text = tiny_model.language_model.tokenizer.decode(ids)
     around = f"<|user|>[0]\n{sample.question}\nAnswer now.<|assistant|><think></think><answer>{sample.answer}</answer>"
@@ -181,7 +181,7 @@ def test_an_evaluation_says_accuracy_by_png_and_consistency_by_sentence(
     root: Path, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     changed = ["task.name=nlvr", f"task.root={root}", "train.steps=2", f"run={tmp_path / 'run'}", "eval.items=100"]
-    run = train(load_recipe(tiny_recipe, [*changed, "eval.arms=[blind,single_pass]", "eval.max_new_tokens=4"]))
+    run = run_supervised(load_recipe(tiny_recipe, [*changed, "eval.arms=[blind,single_pass]", "eval.max_new_tokens=4"]))
     console = Console(record=True, width=160, file=open(os.devnull, "w"))  # noqa: SIM115
     arms = evaluate_run(run, [], console)["arms"]
     for arm in ("blind", "single_pass"):
@@ -284,16 +284,16 @@ def test_a_permutation_that_is_missing_is_named_before_anything_is_trained(root:
 
 def test_an_image_that_cannot_be_read_is_named(root: Path) -> None:
     task = task_of(root)
-    file = task.file_of(task.sample("test", 3).id)
+    file = task.image_file(task.sample("test", 3).id)
     file.write_bytes(file.read_bytes()[:60])
     with pytest.raises(InputError, match=re.escape(str(file))):
         task.sample("test", 3)
 
 
 def test_what_is_missing_is_named(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"there is no folder .*nowhere; set task.root"):
+    with pytest.raises(InputError, match=r"there is no folder .*nowhere. Set task.root"):
         task_of(tmp_path / "nowhere").length("train")
-    with pytest.raises(InputError, match=r"test.json does not exist; task.root must be"):
+    with pytest.raises(InputError, match=r"test.json does not exist. Set task.root"):
         task_of(root, test="test").length("test")
     set_lines(root, [""])
     with pytest.raises(InputError, match=r"train.json holds no row"):
@@ -302,7 +302,7 @@ def test_what_is_missing_is_named(root: Path, tmp_path: Path) -> None:
 
 def test_unknown_splits_indices_and_ids_are_refused(root: Path) -> None:
     task = task_of(root, val=0)
-    with pytest.raises(UsageError, match="no split 'dev'; choose one of train, val, test"):
+    with pytest.raises(UsageError, match="no split 'dev'. Choose one of train, val, test"):
         task.length("dev")
     with pytest.raises(UsageError, match=r"'val' of 'nlvr' is empty"):
         task.sample("val", 0)
@@ -310,7 +310,7 @@ def test_unknown_splits_indices_and_ids_are_refused(root: Path) -> None:
         with pytest.raises(IndexError, match="144 samples"):
             task.sample("test", index)
     with pytest.raises(UsageError, match="no sample 'nlvr/0'"):
-        task.file_of("nlvr/0")
+        task.image_file("nlvr/0")
 
 
 # --- The corpus itself ------------------------------------------------------------------------------

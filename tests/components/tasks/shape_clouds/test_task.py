@@ -162,9 +162,9 @@ def test_two_marks_in_one_zoom_differ_and_their_places_do_not_tell_which_is_aske
     task = ShapeClouds(ShapeCloudsConfig(several=1, no_zoom=0, nearest=0))
     first = []
     for index in range(500):
-        item, _, _ = task._item("val", index)
-        assert item.several and item.things[0].mark != item.things[1].mark and item.look is not None
-        first.append(item.things[0].cell == item.look[:2])
+        item, _, _ = task._make_question("val", index)
+        assert item.shows_several and item.objects[0].mark != item.objects[1].mark and item.zoom is not None
+        first.append(item.objects[0].cell == item.zoom[:2])
     assert 0.43 < np.mean(first) < 0.57
 
 
@@ -188,7 +188,7 @@ def test_some_training_samples_go_without_tool_or_cloud_and_no_others() -> None:
 def test_the_corpus_holds_every_word_that_samples_use_and_samples_no_points(
     samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vilavt_components.tasks.shape_clouds.task.cloud", None)
+    monkeypatch.setattr("vilavt_components.tasks.shape_clouds.task.sample_cloud", None)
     corpus = list(TASK.corpus())
     assert corpus == list(TASK.corpus())
     known = {word for text in corpus for word in text.split()}
@@ -226,7 +226,7 @@ def test_metrics_are_the_scores_of_every_kind(samples: list[Sample]) -> None:
     ("given", "words"),
     [
         ({"forced": 0.8, "blind": 0.4}, "together exceed 1"),
-        ({"cells": 2, "objects": 3}, "set 2 or fewer"),
+        ({"cells": 2, "objects": 3}, "Set objects to 2 or fewer"),
         ({"marks": ["dots"]}, "two different ones"),
         ({"marks": ["dots", "dots"]}, "two different ones"),
     ],
@@ -246,12 +246,12 @@ def test_the_settings_reach_their_ends(given: dict[str, float]) -> None:
 def test_only_the_marks_that_are_named_are_used() -> None:
     task = ShapeClouds(ShapeCloudsConfig(marks=["dots", "bands"], no_zoom=0, several=0.5))
     for index in range(60):
-        item, _, _ = task._item("test", index)
-        assert {thing.mark for thing in item.things} <= {"dots", "bands"}
+        item, _, _ = task._make_question("test", index)
+        assert {thing.mark for thing in item.objects} <= {"dots", "bands"}
 
 
 def test_unknown_splits_and_indices_are_refused() -> None:
-    with pytest.raises(UsageError, match="no split 'dev'; choose one of train, val, test"):
+    with pytest.raises(UsageError, match="no split 'dev'. Choose one of train, val, test"):
         TASK.length("dev")
     for index in (-1, 1_000):
         with pytest.raises(IndexError):

@@ -11,17 +11,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vilavt_toolkit.contracts import PlacedRegion, RegionCall, ToolCall, Trajectory, Turn
-from vilavt_toolkit.training.reinforcement.metrics import CollapseWatch, Tally, rollout_metrics
+from vilavt_toolkit.contracts import RegionCall, ShownRegion, ToolCall, Trajectory, Turn
+from vilavt_toolkit.training.reinforcement.metrics import CollapseWatch, TokenAverages, compute_rollout_metrics
 
 CALL = Turn("look", call=ToolCall((RegionCall(0, {"bbox_2d": [0, 0, 1, 1]}),), "what"))
 
 
 def rollout(turns, zooms=(), cut_short=False, scores=(1.0, 0.0)):
     """A rollout whose carried-out calls made so many regions each."""
-    regions = [PlacedRegion(0, None, 0, 1, 4, (2, 2))]
+    regions = [ShownRegion(0, None, 0, 1, 4, (2, 2))]
     for group, count in enumerate(zooms, 1):
-        regions += [PlacedRegion(0, (0, 0, 1, 1), group, 9, 4, (2, 2))] * count
+        regions += [ShownRegion(0, (0, 0, 1, 1), group, 9, 4, (2, 2))] * count
     trajectory = Trajectory([1] * 6, [True] * 6, [0.0] * 6, regions, turns=list(turns), cut_short=cut_short)
     return SimpleNamespace(trajectory=trajectory, scores=scores, reward=2 * scores[0] + scores[1])
 
@@ -32,33 +32,33 @@ def test_rates_count_rollouts_turns_and_calls():
         [rollout([CALL, answer], [2]), rollout([answer], scores=(0.0, 0.5))],
         [rollout([CALL, broken, CALL, answer], [1, 1]), rollout([CALL, broken, broken], cut_short=True)],
     ]
-    found = rollout_metrics(groups, ["answer", "format"], [False, True])
+    found = compute_rollout_metrics(groups, ["answer", "format"], [False, True])
     assert found["tool_rate"] == 2 / 4 and found["valid_tool_rate"] == 3 / 7
     assert found["turns"] == 10 / 4 and found["truncated"] == 1 / 4 and found["zero_variance"] == 1 / 2
     assert (found["reward/answer"], found["reward/format"], found["reward"]) == (0.75, 0.125, 1.625)
 
 
 def test_a_rate_of_nothing_is_not_told():
-    assert "valid_tool_rate" not in rollout_metrics([[rollout([Turn(answer="3")])] * 2], ["a", "b"], [True])
+    assert "valid_tool_rate" not in compute_rollout_metrics([[rollout([Turn(answer="3")])] * 2], ["a", "b"], [True])
 
 
 @given(st.lists(st.lists(st.floats(0, 9, width=32), min_size=1, max_size=9), min_size=1, max_size=5))
 def test_means_over_tokens_do_not_depend_on_how_they_were_split(pieces):
-    tally = Tally()
+    tally = TokenAverages()
     for piece in pieces:
         tally.add(len(piece), entropy=torch.tensor(piece))
-        tally.keep_most("most", torch.tensor(piece))
+        tally.keep_largest("most", torch.tensor(piece))
     values = [value for piece in pieces for value in piece]
-    assert float(tally.means()["entropy"]) == pytest.approx(sum(values) / len(values), rel=1e-4, abs=1e-6)
-    assert float(tally.means()["most"]) == max(values)
+    assert float(tally.compute_means()["entropy"]) == pytest.approx(sum(values) / len(values), rel=1e-4, abs=1e-6)
+    assert float(tally.compute_means()["most"]) == max(values)
 
 
 def watched(rates, entropies=None):
     watch = CollapseWatch()
     for step, rate in enumerate(rates):
-        watch.see(step, tool_rate=rate, entropy=(entropies or [1.0] * len(rates))[step])
+        watch.observe_step(step, tool_rate=rate, entropy=(entropies or [1.0] * len(rates))[step])
         watch2 = CollapseWatch()
-        watch2.load(json.loads(json.dumps(watch.to_json())))  # as a resumed run would
+        watch2.load_json(json.loads(json.dumps(watch.to_json())))  # as a resumed run would
         watch = watch2
     return watch
 

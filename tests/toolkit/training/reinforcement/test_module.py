@@ -15,17 +15,17 @@ from vilavt_toolkit.generation.loop import Decoding, Loop
 from vilavt_toolkit.models.batch import collate
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.losses import logprobs_and_entropy, target_logprobs
-from vilavt_toolkit.training.reinforcement.metrics import Tally
-from vilavt_toolkit.training.reinforcement.module import PolicyModule
-from vilavt_toolkit.training.reinforcement.policy_math import per_token, weighted_sum
-from vilavt_toolkit.training.reinforcement.rollout_buffer import Pending
+from vilavt_toolkit.training.reinforcement.metrics import TokenAverages
+from vilavt_toolkit.training.reinforcement.module import ReinforcementModule
+from vilavt_toolkit.training.reinforcement.policy_math import repeat_per_token, weighted_sum
+from vilavt_toolkit.training.reinforcement.rollout_buffer import RolloutBuffer
 
 
 @pytest.mark.parametrize("left", [False, True], ids=["right-padded", "left-padded"])
 @pytest.mark.parametrize("size", [1, 4])
 def test_what_was_recorded_while_sampling_is_what_a_training_forward_computes(rl, rl_recipe, left, size):
     module = rl.module_of(rl_recipe, "rl.temperature=0.8")
-    rows = rl.pending_of(module).rows
+    rows = rl.pending_of(module).rollouts
     assert any(len(row.trajectory.groups) > 1 for row in rows), "no rollout zoomed"
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
@@ -49,10 +49,10 @@ def test_the_first_inner_step_has_ratio_1_nothing_clipped_and_the_gradient_of_re
     assert update["clip_fraction"] == 0 and update["logprob_gap_max"] < 1e-4
     fresh = rl.module_of(rl_recipe)
     pending = rl.pending_of(fresh)
-    weights = fresh._parts.policy_loss.weights(pending.lengths)
-    whole = next(pending.chunks(None))
-    batch = pending.batch(whole, module.model.language_model)
-    gain = per_token([row.advantage for row in pending.rows], pending.lengths)
+    weights = fresh._parts.policy_loss.sequence_weights(pending.lengths)
+    whole = next(pending.split_into_chunks(None))
+    batch = pending.collate_chunk(whole, module.model.language_model)
+    gain = repeat_per_token([row.advantage for row in pending.rollouts], pending.lengths)
     weighted_sum(-gain * target_logprobs(fresh.model(batch), batch), weights, pending.lengths).backward()
     for name, weight in fresh.model.named_parameters():
         if weight.grad is not None:
@@ -82,29 +82,29 @@ def test_no_gradient_enters_where_the_model_wrote_nothing(rl, rl_recipe):
     seen = []
     module.model.register_forward_hook(lambda model, given, logits: logits.retain_grad() or seen.append(logits))
     pending = rl.pending_of(module)
-    (chunk,) = pending.chunks(None)
+    (chunk,) = pending.split_into_chunks(None)
     loss_of(module, pending).backward()
     (logits,) = seen
-    batch = pending.batch(chunk, module.model.language_model)
+    batch = pending.collate_chunk(chunk, module.model.language_model)
     written = torch.zeros(batch.ids.numel(), dtype=torch.bool)
     written[batch.targets - 1] = True
     gradient = logits.grad.flatten(0, 1)
     assert (gradient[~written] == 0).all() and (gradient[written].abs().amax(1) > 0).any()
 
 
-def loss_of(module: PolicyModule, pending: Pending) -> torch.Tensor:
+def loss_of(module: ReinforcementModule, pending: RolloutBuffer) -> torch.Tensor:
     """The loss of one inner step, with `old` as it was first found."""
-    (chunk,) = pending.chunks(None)
-    tokens = module._tokens(pending, chunk, first=not pending.old.any(), tally=Tally())
-    return weighted_sum(tokens, module._parts.policy_loss.weights(pending.lengths), pending.lengths)
+    (chunk,) = pending.split_into_chunks(None)
+    tokens = module._token_losses(pending, chunk, is_first=not pending.old_logprobs.any(), averages=TokenAverages())
+    return weighted_sum(tokens, module._parts.policy_loss.sequence_weights(pending.lengths), pending.lengths)
 
 
 def test_the_gradient_reaches_the_modulators_through_encoding_again_and_equals_finite_differences(rl, rl_recipe):
     model = rl.livened(build(rl_recipe)).double()
     module = rl.module_of(rl_recipe, model=model)
     pending = rl.pending_of(module)
-    pending.old = pending.old.double()
-    weights = list(model.encoder.modulators.parameters())
+    pending.old_logprobs = pending.old_logprobs.double()
+    weights = list(model.vision.modulators.parameters())
     loss_of(module, pending).backward()
     generator = torch.Generator().manual_seed(0)
     for weight in weights:
@@ -128,7 +128,7 @@ def test_frozen_modulators_stay_as_they_are_to_the_bit_while_what_is_around_them
         before = copy.deepcopy(module.model.state_dict())
         after = rl.stepped(module, 2).model.state_dict()
         moved[frozen] = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
-    modulators = {name for name in moved["[]"] if name.startswith("encoder.modulators.")}
+    modulators = {name for name in moved["[]"] if name.startswith("vision.modulators.")}
     assert modulators and moved["[modulator]"] == moved["[]"] - modulators
 
 
@@ -137,7 +137,7 @@ def test_features_kept_from_the_rollout_would_teach_the_modulators_nothing(rl, r
     monkeypatch.setattr(VisualChatModel, "encode", lambda self, *given: encode(self, *given).detach())
     module = rl.module_of(rl_recipe)
     loss_of(module, rl.pending_of(module)).backward()
-    grads = [weight.grad for weight in module.model.encoder.modulators.parameters()]
+    grads = [weight.grad for weight in module.model.vision.modulators.parameters()]
     assert all(grad is None or not grad.any() for grad in grads)
 
 
@@ -145,7 +145,7 @@ def test_after_an_update_a_rollout_is_that_of_a_fresh_model_with_the_same_weight
     module = rl.stepped(rl.module_of(rl_recipe), 2)
     fresh = build(rl_recipe)
     fresh.load_state_dict(module.model.state_dict())
-    found, expected = module.prompter.ask(2), rl.module_of(rl_recipe, model=fresh).prompter.ask(2)
+    found, expected = module.collector.collect(2), rl.module_of(rl_recipe, model=fresh).collector.collect(2)
     for group, same in zip(found, expected, strict=True):
         assert [r.trajectory.ids for r in group] == [r.trajectory.ids for r in same]
         assert [r.trajectory.logprobs for r in group] == [r.trajectory.logprobs for r in same]
@@ -154,7 +154,7 @@ def test_after_an_update_a_rollout_is_that_of_a_fresh_model_with_the_same_weight
 def test_logprobs_in_chunks_are_those_of_one_piece_in_value_and_gradient(rl, tiny_model, rl_recipe):
     module = rl.module_of(rl_recipe, model=copy.deepcopy(tiny_model))
     pending = rl.pending_of(module)
-    batch = pending.batch(next(pending.chunks(None)), module.model.language_model)
+    batch = pending.collate_chunk(next(pending.split_into_chunks(None)), module.model.language_model)
     with torch.no_grad():
         logits = module.model(batch)
     found = []
@@ -179,7 +179,7 @@ def test_a_reference_of_the_start_costs_nothing_at_first_and_then_holds_the_weig
         if kl:
             assert abs(updates[0]["kl"]) < 1e-6 and updates[1]["kl"] > 1e-4
             assert all(torch.equal(a, b) for a, b in zip(reference.parameters(), start.parameters(), strict=True))
-        rows = rl.pending_of(rl.module_of(rl_recipe, model=copy.deepcopy(start))).rows
+        rows = rl.pending_of(rl.module_of(rl_recipe, model=copy.deepcopy(start))).rollouts
         batch = collate([row.trajectory for row in rows], [row.views for row in rows], start.language_model)
         with torch.no_grad():
             before, after = (target_logprobs(model(batch), batch) for model in (start, module.model))
@@ -215,16 +215,16 @@ class FirstToken(Reward):
 def rewards_of(rl, recipe: Path, steps: int, zooms: bool) -> list[float]:
     """The rewards of every step on `Stripes`, in rollouts that all begin with a zoom, or have no tool."""
     module = rl.module_of(
-        recipe, f"rl.steps={steps}", "rl.inner_epochs=1", "rl.prompts=4", "rl.group=8", "rl.optimizer.lr=0.003",
+        recipe, f"rl.steps={steps}", "rl.inner_epochs=1", "rl.prompts_per_step=4", "rl.group_size=8", "rl.optimizer.lr=0.003",
         "rl.optimizer.betas=[0.9,0.98]", "rl.schedule=constant", "model.stopping=[{name: model_decides}, "
         "{name: max_turns, turns: 1}]",
     )  # fmt: skip
-    prompter, model = module.prompter, module.model
-    prompter.task, prompter._order.size, prompter.rewards._named = Stripes(), 64, [("right", FirstToken())]
+    collector, model = module.collector, module.model
+    collector.task, collector._order.size, collector.rewards._named = Stripes(), 64, [("right", FirstToken())]
     call = rl.zoom(model, 0)
-    prompter._loop = Loop(model, Decoding(4, 1.0))
+    collector._loop = Loop(model, Decoding(4, 1.0))
     if zooms:
-        prompter._loop = rl.Scripted(model, Decoding(len(call), 1.0), lambda number: list(call))
+        collector._loop = rl.Scripted(model, Decoding(len(call), 1.0), lambda number: list(call))
     return [logged["reward"] for logged in rl.stepped(module, steps).logged if "reward" in logged]
 
 

@@ -5,52 +5,60 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vilavt_toolkit.training.reinforcement.policy_math import flat_groups, k3, per_token, ratio, weighted_sum
+from vilavt_toolkit.training.reinforcement.policy_math import (
+    find_flat_groups,
+    k3_divergence,
+    probability_ratio,
+    repeat_per_token,
+    weighted_sum,
+)
 
 logprobs = st.floats(-30, 0, width=32)
 
 
 def test_k3_of_a_half_against_a_quarter():
-    assert k3(torch.tensor([0.5]).log(), torch.tensor([0.25]).log()).item() == pytest.approx(0.19315, abs=1e-5)
+    assert k3_divergence(torch.tensor([0.5]).log(), torch.tensor([0.25]).log()).item() == pytest.approx(
+        0.19315, abs=1e-5
+    )
 
 
 @settings(deadline=None)
 @given(logprobs, logprobs)
 def test_k3_is_never_negative_and_nothing_between_equal_policies(first, second):
     a, b = torch.tensor([first]), torch.tensor([second])
-    assert k3(a, b).item() >= 0
-    assert k3(a, a).item() == 0
+    assert k3_divergence(a, b).item() >= 0
+    assert k3_divergence(a, a).item() == 0
 
 
 def test_k3_pulls_towards_the_reference_and_is_flat_there():
     logp = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
-    k3(logp, torch.tensor([-2.0, -2.0, -2.0])).sum().backward()
+    k3_divergence(logp, torch.tensor([-2.0, -2.0, -2.0])).sum().backward()
     assert logp.grad[0] > 0 and logp.grad[1] == 0 and logp.grad[2] < 0
 
 
 def test_the_mean_of_k3_over_samples_is_the_divergence():
     policy, reference = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.5, 0.3, 0.2])
     exact = (policy * (policy / reference).log()).sum()
-    expectation = (policy * k3(policy.log(), reference.log())).sum()
+    expectation = (policy * k3_divergence(policy.log(), reference.log())).sum()
     torch.testing.assert_close(expectation, exact)
 
 
 @pytest.mark.parametrize("gap", [-1e4, -100, 100, 1e4])
 def test_far_apart_both_stay_finite_with_finite_gradients(gap):
     logp = torch.tensor([0.0], requires_grad=True)
-    for value in (ratio(logp, torch.tensor([gap])), k3(logp, torch.tensor([gap]))):
+    for value in (probability_ratio(logp, torch.tensor([gap])), k3_divergence(logp, torch.tensor([gap]))):
         (gradient,) = torch.autograd.grad(value.sum(), logp)
         assert value.isfinite().all() and gradient.isfinite().all()
 
 
 def test_groups_are_flat_where_all_rewards_are_equal_but_for_rounding():
     rewards = torch.tensor([[0.1 + 0.2, 0.3], [1, 1], [0, 0], [0, 0.01], [1, 0]])
-    assert flat_groups(rewards).tolist() == [True, True, True, False, False]
+    assert find_flat_groups(rewards).tolist() == [True, True, True, False, False]
 
 
 def test_every_produced_token_gets_its_sequences_value():
-    assert per_token([1.5, -1, 2], [2, 0, 1]).tolist() == [1.5, 1.5, 2]
-    assert per_token(torch.tensor([1.5, -1, 2], dtype=torch.float64), [0, 0, 0]).tolist() == []
+    assert repeat_per_token([1.5, -1, 2], [2, 0, 1]).tolist() == [1.5, 1.5, 2]
+    assert repeat_per_token(torch.tensor([1.5, -1, 2], dtype=torch.float64), [0, 0, 0]).tolist() == []
 
 
 def test_positions_that_were_not_produced_have_exactly_no_gradient():

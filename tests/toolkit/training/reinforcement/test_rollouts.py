@@ -15,28 +15,29 @@ from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.errors import TrainingError
 from vilavt_toolkit.generation.loop import Decoding, Loop
 from vilavt_toolkit.models.model import VisualChatModel
-from vilavt_toolkit.training.reinforcement.rollout_buffer import Pending
-from vilavt_toolkit.training.reinforcement.rollouts import Prompter, rollout_seed
+from vilavt_toolkit.training.reinforcement.rollout_buffer import RolloutBuffer
+from vilavt_toolkit.training.reinforcement.rollouts import RolloutCollector, rollout_seed
 from vilavt_toolkit.training.reinforcement.scoring import RewardError
 from vilavt_toolkit.training.stage import StoppedBetweenSteps
-from vilavt_toolkit.training.supervised.run import made
 
 
 def said(groups) -> list[list[list[int]]]:
     return [[rollout.trajectory.ids for rollout in group] for group in groups]
 
 
-def prompter_of(recipe, model, *overrides) -> Prompter:
+def prompter_of(recipe, model, *overrides) -> RolloutCollector:
     sections = load_recipe(recipe, overrides).recipe
-    return Prompter(model, made(sections.task), sections.rl, sections.seed)
+    return RolloutCollector(model, sections.task.build(), sections.rl, sections.seed)
 
 
 def test_a_rollout_depends_on_seed_step_prompt_and_sample_and_on_no_neighbour(rl_recipe, tiny_model):
-    prompter = prompter_of(rl_recipe, tiny_model)
-    first = said(prompter.ask(1))
-    assert said(prompter.ask(1)) == first
-    assert said(prompter_of(rl_recipe, tiny_model, "rl.rollout_batch=3").ask(1)) == first
-    assert said(prompter.ask(2)) != first and said(prompter_of(rl_recipe, tiny_model, "seed=4").ask(1)) != first
+    collector = prompter_of(rl_recipe, tiny_model)
+    first = said(collector.collect(1))
+    assert said(collector.collect(1)) == first
+    assert said(prompter_of(rl_recipe, tiny_model, "rl.rollout_batch=3").collect(1)) == first
+    assert (
+        said(collector.collect(2)) != first and said(prompter_of(rl_recipe, tiny_model, "seed=4").collect(1)) != first
+    )
     assert all(len({tuple(ids) for ids in group}) == 4 for group in first), "rollouts of a prompt repeat each other"
 
 
@@ -47,13 +48,13 @@ def test_seeds_of_rollouts_do_not_collide():
 
 
 def test_rollouts_of_a_prompt_share_its_pixels_and_nothing_that_changes(rl_recipe, tiny_model):
-    (first, second, *_), *_ = prompter_of(rl_recipe, tiny_model).ask(0)
+    (first, second, *_), *_ = prompter_of(rl_recipe, tiny_model).collect(0)
     assert first.session.views[0] is second.session.views[0]
     assert first.trajectory.ids is not second.trajectory.ids
 
 
 def test_no_rollout_says_the_placeholder(rl_recipe, tiny_model):
-    for group in prompter_of(rl_recipe, tiny_model).ask(0):
+    for group in prompter_of(rl_recipe, tiny_model).collect(0):
         for rollout in group:
             own = zip(rollout.trajectory.ids, rollout.trajectory.produced, strict=True)
             assert tiny_model.language_model.placeholder not in [token for token, mine in own if mine]
@@ -71,7 +72,7 @@ class Given:
 
 
 def rewarded(module, values):
-    module.prompter.rewards._named = [("given", Given(values))]
+    module.collector.rewards._named = [("given", Given(values))]
     return module
 
 
@@ -89,7 +90,7 @@ def test_a_group_whose_rewards_are_all_equal_costs_no_forward(rl, rl_recipe, mon
 def test_where_nothing_is_learnt_other_prompts_are_asked_and_then_the_run_stops(rl, rl_recipe):
     module = rewarded(rl.module_of(rl_recipe, "rl.max_resamples=2"), lambda call: float(call >= 20 and call % 2))
     rl.stepped(module, 1)
-    assert module.prompter.rewards._named[0][1].calls == 24 and module.logged[0]["zero_variance"] == pytest.approx(
+    assert module.collector.rewards._named[0][1].calls == 24 and module.logged[0]["zero_variance"] == pytest.approx(
         5 / 6
     )
     module = rewarded(rl.module_of(rl_recipe, "rl.max_resamples=2"), lambda call: 0.25)
@@ -102,18 +103,18 @@ def test_where_nothing_is_learnt_other_prompts_are_asked_and_then_the_run_stops(
 def test_rollouts_that_were_cut_short_score_or_are_left_out(rl, rl_recipe):
     scored = rl.pending_of(rl.module_of(rl_recipe))
     assert any(row.trajectory.cut_short for row in scored.rows)
-    module = rl.module_of(rl_recipe, "rl.over_turn=mask", "rl.max_resamples=1")
-    module.prompter._loop = Loop(module.model, Decoding(1, 1.0))
-    with pytest.raises(TrainingError, match=r"16 rollouts were cut short, which rl\.over_turn leaves out"):
+    module = rl.module_of(rl_recipe, "rl.truncated_rollouts=mask", "rl.max_resamples=1")
+    module.collector._loop = Loop(module.model, Decoding(1, 1.0))
+    with pytest.raises(TrainingError, match=r"16 rollouts were cut short, which rl\.truncated_rollouts leaves out"):
         rl.stepped(module, 1)
 
 
 def test_a_rollout_that_says_nothing_is_rewarded_and_left_out_of_the_update(rl, rl_recipe):
     module = rl.module_of(rl_recipe)
-    groups = module.prompter.ask(0)
+    groups = module.collector.collect(0)
     for rollout in groups[0]:
         rollout.trajectory.produced[:] = [False] * len(rollout.trajectory.produced)
-    assert {row.sample for row in module._rows(groups)} == {groups[1][0].sample.id}
+    assert {row.sample for row in module._select_learned(groups)} == {groups[1][0].sample.id}
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_a_reward_that_fails_is_named_with_its_sample(rl, rl_recipe, values, wor
     module = rewarded(rl.module_of(rl_recipe, "rl.reward_seconds=0.2"), values)
     with pytest.raises(RewardError, match=rf"reward 'given', sample \S+: it {words}"):
         rl.stepped(module, 1)
-    assert module.between_steps, "nothing is lost by it"
+    assert module.is_between_steps, "nothing is lost by it"
 
 
 class NotANumber:
@@ -138,8 +139,8 @@ class NotANumber:
     def __init__(self, inner):
         self.inner, self.weights = inner, inner.weights
 
-    def tokens(self, logp, old, advantages):
-        loss, clipped = self.inner.tokens(logp, old, advantages)
+    def token_losses(self, logp, old, advantages):
+        loss, clipped = self.inner.token_losses(logp, old, advantages)
         return torch.cat([loss[:-1], loss[-1:] * float("nan")]), clipped
 
 
@@ -147,37 +148,37 @@ def test_an_update_that_is_no_number_is_left_out_counted_and_its_sample_named(rl
     module = rl.module_of(rl_recipe, "rl.max_skipped=1")
     object.__setattr__(module._parts, "policy_loss", NotANumber(module._parts.policy_loss))
     before = {name: weight.clone() for name, weight in module.model.named_parameters()}
-    last = Pending.of(module._rows(module.prompter.ask(0)), "cpu").rows[-1].sample
+    last = RolloutBuffer.from_rollouts(module._select_learned(module.collector.collect(0)), "cpu").rollouts[-1].sample
     with caplog.at_level(logging.WARNING), pytest.raises(TrainingError, match=r"2 steps .* raise rl\.max_skipped"):
         rl.stepped(module, 4)
-    assert f"step 0 is left out: its loss or gradient is no finite number, with samples {last}." in caplog.text
+    assert f"step 0 is left out: its loss or gradient is NaN or infinite, with samples {last}." in caplog.text
     assert all(torch.equal(weight, before[name]) for name, weight in module.model.named_parameters())
 
 
 def test_a_request_to_stop_is_heard_between_batches_of_rollouts(rl_recipe, tiny_model):
-    prompter = prompter_of(rl_recipe, tiny_model, "rl.rollout_batch=2")
+    collector = prompter_of(rl_recipe, tiny_model, "rl.rollout_batch=2")
     asked = iter([False, False, True])
-    prompter.stop = lambda: next(asked)
+    collector.should_stop = lambda: next(asked)
     with pytest.raises(StoppedBetweenSteps):
-        prompter.ask(0)
+        collector.collect(0)
 
 
 def test_pending_rollouts_come_back_to_the_bit(rl, rl_recipe, tmp_path):
     pending = rl.pending_of(rl.module_of(rl_recipe))
-    pending.old.normal_()
+    pending.old_logprobs.normal_()
     state = pending.state()
     save_file(state.tensors, tmp_path / "state.safetensors")
     data = json.loads(json.dumps(state.data))
-    back = Pending.from_state(TrainingState(load_file(tmp_path / "state.safetensors"), data), "cpu")
-    assert torch.equal(back.old, pending.old) and len(back.rows) == len(pending.rows)
-    for row, same in zip(pending.rows, back.rows, strict=True):
+    back = RolloutBuffer.from_state(TrainingState(load_file(tmp_path / "state.safetensors"), data), "cpu")
+    assert torch.equal(back.old_logprobs, pending.old_logprobs) and len(back.rollouts) == len(pending.rollouts)
+    for row, same in zip(pending.rollouts, back.rollouts, strict=True):
         assert (row.sample, row.advantage, row.trajectory) == (same.sample, same.advantage, same.trajectory)
         assert all(torch.equal(a.data, b.data) and a.size == b.size for a, b in zip(row.views, same.views, strict=True))
 
 
 def test_a_rollout_that_goes_wrong_is_named_with_its_sample(rl_recipe, tiny_model, monkeypatch):
-    prompter = prompter_of(rl_recipe, tiny_model)
+    collector = prompter_of(rl_recipe, tiny_model)
     monkeypatch.setattr(tiny_model, "encode", lambda *given: torch.full((0,), 1.0).sum().item() / 0)
     with pytest.raises(ZeroDivisionError) as raised:
-        prompter.ask(0)
+        collector.collect(0)
     assert any("while sample " in note for note in raised.value.__notes__)

@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vilavt_toolkit.checkpoints import native as checkpoints
+from vilavt_toolkit.checkpoints import native
 from vilavt_toolkit.checkpoints.loading import load
+from vilavt_toolkit.checkpoints.native import find_checkpoint, load_training_state
 from vilavt_toolkit.cli import app as cli
 from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.errors import InputError, RecipeErrors, RunError, UsageError
 from vilavt_toolkit.training.reinforcement import drawing as rl_drawing
-from vilavt_toolkit.training.reinforcement.run import reinforce
+from vilavt_toolkit.training.reinforcement.run import run_reinforcement
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def start(tiny_run, tmp_path) -> Path:
 
 
 def reinforced(recipe: Path, start: Path, *overrides: str, resume: bool = False) -> Path:
-    return reinforce(load_recipe(recipe, [f"run={start}", *overrides]), resume)
+    return run_reinforcement(load_recipe(recipe, [f"run={start}", *overrides]), resume)
 
 
 def tensors(run: Path, step: int, name: str = "model") -> dict[str, torch.Tensor]:
@@ -40,13 +41,13 @@ def different(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor])
 
 
 def test_the_second_stage_goes_on_from_the_first_in_a_folder_of_its_own(rl_recipe, start, capsys):
-    assert cli.run(["rl", str(rl_recipe), f"run={start}", "rl.draw_every=2"]) == 0
+    assert cli.run(["rl", str(rl_recipe), f"run={start}", "rl.save_rollouts_every=2"]) == 0
     run = start.with_name("run-rl")
     assert str(run) in capsys.readouterr().out.replace("\n", "")
     assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step-00000004", "step-00000006"]
     before, after = load(start).state_dict(), load(run).state_dict()
     changed = different(after, before)
-    for part in ("encoder.encoder.", "projector.", "language_model."):
+    for part in ("vision.backbone.", "projector.", "language_model."):
         assert any(name.startswith(part) for name in changed), part
     drawn = sorted(path.name for path in (run / "rollouts").iterdir())
     assert drawn == ["step-00000000", "step-00000002"]
@@ -66,12 +67,12 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does_in_a_buffer_t
     one = reinforced(rl_recipe, start, *settings, f"rl.run={broken}", "rl.steps=2")
     shutil.rmtree(one / "checkpoints")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoints, "KEPT", 9)
+        patch.setattr(native, "CHECKPOINTS_PER_RUN", 9)
         shutil.rmtree(one)
         reinforced(rl_recipe, start, *settings, f"rl.run={broken}")
     for later in range(step + 1, 7):
         shutil.rmtree(broken / "checkpoints" / f"step-{later:08d}")
-    held = checkpoints.load_state(broken / "checkpoints" / f"step-{step:08d}")
+    held = load_training_state(broken / "checkpoints" / f"step-{step:08d}")
     assert "pending" in held.data and any(name.startswith("pending.view.") for name in held.tensors)
     torch.randn(7)
     reinforced(rl_recipe, start, *settings, f"rl.run={broken}", resume=True)
@@ -91,7 +92,7 @@ def test_a_run_that_is_held_to_its_start_keeps_it(rl_recipe, start):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("rl.group=1", "below the least, 2 .*compared with each other"),
+        ("rl.group_size=1", "below the least, 2 .*compared with each other"),
         ("rl.temperature=0", "temperature 0 makes all rollouts"),
         ("rl.rewards=[]", "the list is empty"),
         ("rl.rewards=evenes", "Did you mean 'evenness'"),
@@ -113,8 +114,8 @@ def test_a_start_that_is_missing_or_in_the_way_is_refused(rl_recipe, start, tmp_
         reinforced(rl_recipe, tmp_path / "nowhere")
     run = reinforced(rl_recipe, start, "rl.steps=1")
     with pytest.raises(UsageError, match=r"another folder with rl\.run"):
-        reinforced(rl_recipe, start, f"rl.start={run}")
-    further = reinforced(rl_recipe, start, f"rl.start={run}", f"rl.run={tmp_path / 'further'}", "rl.steps=1")
+        reinforced(rl_recipe, start, f"rl.init_from={run}")
+    further = reinforced(rl_recipe, start, f"rl.init_from={run}", f"rl.run={tmp_path / 'further'}", "rl.steps=1")
     assert further == tmp_path / "further" and load(further)
     with pytest.raises(UsageError, match=r"rl\.freeze leaves nothing"):
         reinforced(rl_recipe, start, "rl.freeze=[encoder,modulator,inquiry_encoder,projector,language_model]")
@@ -131,7 +132,7 @@ def test_resuming_with_other_inner_epochs_is_one_sentence_and_changes_nothing(rl
 def test_a_full_disk_at_a_checkpoint_leaves_the_previous_one_to_go_on_from(rl_recipe, start, monkeypatch):
     whole = reinforced(rl_recipe, start)
     expected = tensors(whole, 6)
-    save, saved = checkpoints.save_file, []
+    save, saved = native.save_file, []
 
     def fill(*args, **kwargs):
         saved.append(1)
@@ -140,7 +141,7 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_previous_one_to_go_on_from(rl_re
         save(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "save_file", fill)
+        patch.setattr(native, "save_file", fill)
         with pytest.raises(InputError, match=r"step-00000004 cannot be written .*make room, then resume"):
             reinforced(rl_recipe, start)
     assert [path.name for path in (whole / "checkpoints").iterdir()] == ["step-00000002"]
@@ -152,9 +153,9 @@ def test_a_disk_too_full_for_drawings_does_not_end_the_run(rl_recipe, start, mon
         raise InputError("it cannot be written (No space left on device); make room.")
 
     monkeypatch.setattr(rl_drawing, "draw_trace", fail)
-    run = reinforced(rl_recipe, start, "rl.steps=1", "rl.draw_every=1")
+    run = reinforced(rl_recipe, start, "rl.steps=1", "rl.save_rollouts_every=1")
     assert "the rollouts of step 0 are not drawn" in caplog.text
-    assert checkpoints.find(run).name == "step-00000002"
+    assert find_checkpoint(run).name == "step-00000002"
 
 
 def test_an_error_between_steps_loses_none_of_them(rl_recipe, start):
@@ -163,7 +164,7 @@ def test_an_error_between_steps_loses_none_of_them(rl_recipe, start):
     counted = "    evenness.calls = getattr(evenness, 'calls', 0) + 1\n    assert evenness.calls <= 8\n    own = "
     plugin.write_text(plugin.read_text().replace("    own = ", counted))
     assert cli.run(["rl", str(rl_recipe), f"run={start}", "rl.checkpoint_every=100"]) == 1
-    assert checkpoints.find(start.with_name("run-rl")).name == "step-00000002"
+    assert find_checkpoint(start.with_name("run-rl")).name == "step-00000002"
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])

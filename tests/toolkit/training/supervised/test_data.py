@@ -12,17 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vilavt_toolkit.config.schema import TrainSection
-from vilavt_toolkit.contracts import GivenTurn
+from vilavt_toolkit.contracts import TraceTurn
 from vilavt_toolkit.errors import InputError, UsageError
 from vilavt_toolkit.training.losses import target_logprobs
-from vilavt_toolkit.training.schedule import rate_factor
+from vilavt_toolkit.training.schedule import learning_rate_factor
 from vilavt_toolkit.training.supervised import data
 from vilavt_toolkit.training.supervised.data import (
     PreparedDataset,
     StepCollator,
     StepSampler,
     TraceDataset,
-    step_loader,
+    build_step_loader,
 )
 
 
@@ -58,15 +58,15 @@ def section(**settings) -> TrainSection:
 def gradients(model, batch) -> dict[str, torch.Tensor]:
     model = copy.deepcopy(model)
     model.zero_grad()
-    for micro in batch.micro:
-        (-target_logprobs(model(micro), micro).sum() / batch.produced).backward()
+    for micro in batch.micro_batches:
+        (-target_logprobs(model(micro), micro).sum() / batch.produced_tokens).backward()
     return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 
 
 def test_any_split_into_micro_batches_gives_the_gradient_of_the_whole(tiny_model, tiny_task):
     samples = [TraceDataset(tiny_model, tiny_task, 8)[index] for index in range(8)]
     whole = gradients(tiny_model, StepCollator(8, tiny_model.language_model)(samples))
-    assert any(name.startswith("encoder.modulators") for name in whole)
+    assert any(name.startswith("vision.modulators") for name in whole)
     for size in (1, 2, 3, 4):
         split = gradients(tiny_model, StepCollator(size, tiny_model.language_model)(samples))
         for name, expected in whole.items():
@@ -89,12 +89,15 @@ def test_samples_made_ahead_are_the_streamed_ones(tiny_model, tiny_task, workers
 
 
 def test_the_loader_gives_the_batches_of_the_steps_that_are_left(tiny_model, tiny_task):
-    settings = section(examples=10, micro_batch=4)
-    whole = list(step_loader(tiny_model, tiny_task, settings, 5))
-    left = list(step_loader(tiny_model, tiny_task, settings, 5, start=1))
+    settings = section(max_samples=10, micro_batch=4)
+    whole = list(build_step_loader(tiny_model, tiny_task, settings, 5))
+    left = list(build_step_loader(tiny_model, tiny_task, settings, 5, start=1))
     assert len(whole) == 2 and len(left) == 1
-    assert [torch.equal(a.ids, b.ids) for a, b in zip(whole[1].micro, left[0].micro, strict=True)] == [True, True]
-    assert left[0].produced == sum(len(micro.targets) for micro in left[0].micro)
+    assert [torch.equal(a.ids, b.ids) for a, b in zip(whole[1].micro_batches, left[0].micro_batches, strict=True)] == [
+        True,
+        True,
+    ]
+    assert left[0].produced_tokens == sum(len(micro.targets) for micro in left[0].micro_batches)
 
 
 class BadTask:
@@ -106,7 +109,7 @@ class BadTask:
 
     def sample(self, split, index):
         made = self.task.sample(split, index)
-        return dataclasses.replace(made, trace=(GivenTurn("a"),)) if index == 3 else made
+        return dataclasses.replace(made, trace=(TraceTurn("a"),)) if index == 3 else made
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -116,29 +119,29 @@ def test_a_sample_that_cannot_be_learned_is_named(tiny_model, tiny_task, workers
         PreparedDataset(traces, workers)
 
 
-@pytest.mark.parametrize("prepare", ["ahead", "stream"])
+@pytest.mark.parametrize("preprocess", ["ahead", "stream"])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_the_loader_raises_it_in_the_same_words_from_any_process(tiny_model, tiny_task, prepare, workers):
-    settings = section(examples=8, workers=workers, prepare=prepare)
+def test_the_loader_raises_it_in_the_same_words_from_any_process(tiny_model, tiny_task, preprocess, workers):
+    settings = section(max_samples=8, workers=workers, preprocess=preprocess)
     with pytest.raises(InputError) as error:
-        list(step_loader(tiny_model, BadTask(tiny_task), settings, 0))
+        list(build_step_loader(tiny_model, BadTask(tiny_task), settings, 0))
     assert str(error.value).startswith("sample digit_scenes/0/train/3: turn 0") and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("prepare", ["ahead", "stream"])
-def test_workers_where_processes_cannot_be_forked_are_refused(tiny_model, tiny_task, monkeypatch, prepare):
+@pytest.mark.parametrize("preprocess", ["ahead", "stream"])
+def test_workers_where_processes_cannot_be_forked_are_refused(tiny_model, tiny_task, monkeypatch, preprocess):
     monkeypatch.setattr(data.multiprocessing, "get_all_start_methods", lambda: ["spawn"])
     with pytest.raises(UsageError, match=r"set train\.workers to 0"):
-        step_loader(tiny_model, tiny_task, section(examples=8, workers=1, prepare=prepare), 0)
-    list(step_loader(tiny_model, tiny_task, section(examples=8, prepare=prepare), 0))
+        build_step_loader(tiny_model, tiny_task, section(max_samples=8, workers=1, preprocess=preprocess), 0)
+    list(build_step_loader(tiny_model, tiny_task, section(max_samples=8, preprocess=preprocess), 0))
 
 
 def test_the_rate_warms_up_and_falls_to_zero_after_the_last_step():
-    linear = [rate_factor(section(warmup_steps=4), step, 2) for step in range(4)]
+    linear = [learning_rate_factor(section(warmup_steps=4), step, 2) for step in range(4)]
     assert linear[:2] == [0.25, 0.5]
     settings = dataclasses.replace(section(), steps=12, warmup_steps=4)
     values = {
-        name: [rate_factor(dataclasses.replace(settings, schedule=name), step, 12) for step in range(13)]
+        name: [learning_rate_factor(dataclasses.replace(settings, schedule=name), step, 12) for step in range(13)]
         for name in ("linear", "cosine", "constant")
     }
     for name, rates in values.items():

@@ -17,8 +17,8 @@ import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
 from safetensors.torch import load_file
 
-from vilavt_toolkit.checkpoints import native as checkpoints
 from vilavt_toolkit.checkpoints.loading import build, load
+from vilavt_toolkit.checkpoints.native import read_step
 from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.errors import RunError, UsageError
 from vilavt_toolkit.training.callbacks import progress_bar as bar
@@ -26,16 +26,16 @@ from vilavt_toolkit.training.callbacks.interruption import Interruption
 from vilavt_toolkit.training.losses import target_logprobs_and_hits
 from vilavt_toolkit.training.supervised import module as sft
 from vilavt_toolkit.training.supervised import run as run_module
-from vilavt_toolkit.training.supervised.data import step_loader
+from vilavt_toolkit.training.supervised.data import build_step_loader
 from vilavt_toolkit.training.supervised.module import SupervisedModule
-from vilavt_toolkit.training.supervised.run import train
+from vilavt_toolkit.training.supervised.run import run_supervised
 from vilavt_toolkit.vision import dynamic_encoder
 
 ROOT = Path(__file__).parents[4]
 
 
 def run_of(recipe: Path, run: Path, *overrides: str, resume: bool = False) -> Path:
-    return train(load_recipe(recipe, [f"run={run}", *overrides]), resume)
+    return run_supervised(load_recipe(recipe, [f"run={run}", *overrides]), resume)
 
 
 def tensors(run: Path, step: int, name: str = "model") -> dict[str, torch.Tensor]:
@@ -50,7 +50,7 @@ def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 @pytest.mark.parametrize("prepare", ["ahead", "stream"])
 def test_a_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(tiny_recipe, tmp_path, prepare):
     """With dropout, so that the random numbers count; the optimizer and they agree too."""
-    settings = [f"train.prepare={prepare}", "model.language_model.config.attention_dropout=0.2"]
+    settings = [f"train.preprocess={prepare}", "model.language_model.config.attention_dropout=0.2"]
     whole = run_of(tiny_recipe, tmp_path / "whole", *settings)
     broken = tmp_path / "broken"
     shutil.copytree(whole, broken)
@@ -63,17 +63,19 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(tiny_recipe, 
 
 
 def test_a_run_can_begin_with_the_weights_of_another(tiny_recipe, tiny_run, tmp_path):
-    begun = run_of(tiny_recipe, tmp_path / "more", f"train.start={tiny_run}", "train.steps=1", "train.optimizer.lr=0")
+    begun = run_of(
+        tiny_recipe, tmp_path / "more", f"train.init_from={tiny_run}", "train.steps=1", "train.optimizer.lr=0"
+    )
     assert_equal(tensors(begun, 1), tensors(tiny_run, 4))
     with pytest.raises(UsageError, match="lies in"):
-        run_of(tiny_recipe, begun, f"train.start={begun}")
+        run_of(tiny_recipe, begun, f"train.init_from={begun}")
     assert_equal(tensors(begun, 1), tensors(tiny_run, 4))
 
 
 def test_a_run_says_what_it_cost(tiny_run):
     cost = json.loads((tiny_run / "cost.json").read_text())
     model = load(tiny_run)
-    assert cost["parameters"]["encoder"] == sum(weight.numel() for weight in model.encoder.encoder.parameters())
+    assert cost["parameters"]["encoder"] == sum(weight.numel() for weight in model.vision.backbone.parameters())
     assert cost["parameters"]["all"] == sum(weight.numel() for weight in model.parameters())
     assert cost["steps"] == 4 and 0 < cost["seconds_per_step"] < 60
     assert cost["device"] == "cpu" and cost["threads"] >= 1
@@ -81,7 +83,7 @@ def test_a_run_says_what_it_cost(tiny_run):
 
 def test_workers_change_nothing(tiny_recipe, tiny_run, tmp_path):
     for prepare in ("ahead", "stream"):
-        run = run_of(tiny_recipe, tmp_path / prepare, f"train.prepare={prepare}", "train.workers=1")
+        run = run_of(tiny_recipe, tmp_path / prepare, f"train.preprocess={prepare}", "train.workers=1")
         assert_equal(tensors(run, 4), tensors(tiny_run, 4))
 
 
@@ -89,7 +91,7 @@ def test_training_changes_every_part_that_learns(tiny_recipe, tiny_run, _tiny_fo
     before = dict(build(_tiny_folder / "tiny.yaml").named_parameters())
     after = dict(load(tiny_run).named_parameters())
     changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
-    for part in ("encoder.encoder.", "encoder.modulators.", "projector.", "language_model."):
+    for part in ("vision.backbone.", "vision.modulators.", "projector.", "language_model."):
         assert any(name.startswith(part) for name in changed), part
 
 
@@ -102,7 +104,7 @@ def test_the_run_keeps_its_recipe_its_versions_and_its_metrics_by_step(tiny_run,
     assert all(0 < loss < 100 for _, loss in losses)
     resumed = Path(shutil.copytree(tiny_run, tmp_path / "resumed"))
     shutil.rmtree(resumed / "logs")
-    train(load_recipe(resumed / "recipe.yaml", [f"run={resumed}", "train.steps=6"]), resume=True)
+    run_supervised(load_recipe(resumed / "recipe.yaml", [f"run={resumed}", "train.steps=6"]), resume=True)
     assert [step for step, _ in logged(resumed)] == [4, 5], "a resumed run's curve goes on"
 
 
@@ -163,8 +165,8 @@ def fitted(recipe: Path, *overrides: str, plugins=()) -> SupervisedModule:
     """A module after its steps, with the gradients of the last one in `grads`."""
     torch.manual_seed(0)
     sections = load_recipe(recipe, overrides).recipe
-    model, task = build(recipe), sections.task.entry.cls(sections.task.config)
-    optimizer = sections.train.optimizer.entry.cls(sections.train.optimizer.config)
+    model, task = build(recipe), sections.task.build()
+    optimizer = sections.train.optimizer.build()
     module = Observed(model, optimizer, sections.train)
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -175,7 +177,7 @@ def fitted(recipe: Path, *overrides: str, plugins=()) -> SupervisedModule:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, step_loader(model, task, sections.train, 0))
+    trainer.fit(module, build_step_loader(model, task, sections.train, 0))
     return module
 
 
@@ -223,13 +225,13 @@ def test_the_gradient_is_clipped_to_the_recipes_norm(tiny_recipe):
 def test_parts_that_come_in_evaluation_mode_are_trained_in_training_mode_and_frozen_ones_are_not(tiny_recipe):
     module = fitted(tiny_recipe, "train.steps=1", "train.freeze=[encoder]")
     assert module.model.language_model.model.training and module.model.projector.training
-    assert not any(part.training for part in module.model.encoder.encoder.modules())
+    assert not any(part.training for part in module.model.vision.backbone.modules())
 
 
 @pytest.mark.parametrize("part", ["encoder", "modulator", "projector", "language_model"])
 def test_a_frozen_part_keeps_its_weights_and_the_others_learn(tiny_recipe, tiny_model, tmp_path, part):
     run = run_of(tiny_recipe, tmp_path / "run", "train.steps=2", "train.batch_size=4", f"train.freeze=[{part}]")
-    prefix = {"encoder": "encoder.encoder.", "modulator": "encoder.modulators."}.get(part, f"{part}.")
+    prefix = {"encoder": "vision.backbone.", "modulator": "vision.modulators."}.get(part, f"{part}.")
     before, after = tiny_model.state_dict(), load(run).state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and not any(name.startswith(prefix) for name in changed)
@@ -256,10 +258,12 @@ def test_resuming_what_was_never_trained_or_trained_otherwise_is_one_sentence(ti
     with pytest.raises(
         RunError, match=r"of another architecture \(mis-shaped: projector.* set `model` as in .*recipe"
     ) as told:
-        run_of(tiny_recipe, run, "train.steps=6", "model.projector.hidden=48", resume=True)
+        run_of(tiny_recipe, run, "train.steps=6", "model.projector.hidden_dim=48", resume=True)
     assert len(str(told.value)) < 600
     with pytest.raises(RunError, match=r"of another architecture \(missing: encoder.*; unexpected: encoder"):
-        run_of(tiny_recipe, tmp_path / "eye", f"train.start={tiny_run}", "train.steps=1", "model.encoder=timm_stages")
+        run_of(
+            tiny_recipe, tmp_path / "eye", f"train.init_from={tiny_run}", "train.steps=1", "model.encoder=timm_stages"
+        )
     (run / "checkpoints" / "step-00000004" / "resume.json").unlink()
     with pytest.raises(RunError, match="no training state"):
         run_of(tiny_recipe, run, "train.steps=6", resume=True)
@@ -304,7 +308,7 @@ def refused_resume(recipe: Path, run: Path, *overrides: str) -> None:
 
 def test_a_run_that_cannot_or_need_not_be_resumed_is_left_as_it_was(tiny_recipe, tiny_run, tmp_path):
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
-    for override in ("train.freeze=[encoder]", "model.projector.hidden=48"):
+    for override in ("train.freeze=[encoder]", "model.projector.hidden_dim=48"):
         refused_resume(tiny_recipe, run, "train.steps=6", override)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for steps in (1, 3, 4):
@@ -316,7 +320,7 @@ def test_a_folder_that_is_no_run_is_refused_before_a_sample_is_made(tiny_recipe,
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
     monkeypatch.setattr(run_module, "build_model", None)
-    monkeypatch.setattr(run_module, "step_loader", None)
+    monkeypatch.setattr(run_module, "build_step_loader", None)
     with pytest.raises(RunError, match="holds files that are no run"):
         run_of(tiny_recipe, tmp_path / "photos")
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
@@ -338,19 +342,17 @@ def test_an_optimizer_that_torch_refuses_leaves_the_old_run_in_its_place(tiny_re
 def test_metrics_are_exact_in_bf16_too(tiny_recipe, monkeypatch):
     """Four hundred tokens and more, of which bf16 would know only every second or fourth number."""
     logged: dict[str, torch.Tensor] = {}
-    monkeypatch.setattr(SupervisedModule, "log_dict", lambda self, values, **kwargs: logged.update(values))
+    monkeypatch.setattr(SupervisedModule, "log_metrics", lambda self, values, **kwargs: logged.update(values))
     sections = load_recipe(tiny_recipe, ["train.batch_size=32", "train.micro_batch=16", "train.steps=1"]).recipe
-    model, task = build(tiny_recipe), sections.task.entry.cls(sections.task.config)
-    module = SupervisedModule(
-        model, sections.train.optimizer.entry.cls(sections.train.optimizer.config), sections.train
-    )
+    model, task = build(tiny_recipe), sections.task.build()
+    module = SupervisedModule(model, sections.train.optimizer.build(), sections.train)
     monkeypatch.setattr(sft, "target_logprobs_and_hits", all_but_one_right)
     trainer = pl.Trainer(
         accelerator="cpu", precision="bf16-true", max_epochs=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    loader = step_loader(model, task, sections.train, 0)
-    produced = next(iter(loader)).produced
+    loader = build_step_loader(model, task, sections.train, 0)
+    produced = next(iter(loader)).produced_tokens
     trainer.fit(module, loader)
     assert produced > 400 and float(logged["tokens"]) == produced
     assert float(logged["token_accuracy"]) == pytest.approx((produced - 2) / produced, rel=1e-6)
@@ -382,7 +384,7 @@ main({arguments})
 def test_an_interrupted_run_ends_with_130_and_resumes_bit_for_bit_where_it_was(tiny_recipe, tmp_path):
     """A real process and a real SIGINT, long before the first checkpoint is due."""
     settings = ["train.schedule=constant", "train.threads=1", "train.checkpoint_every=10000"]
-    settings += ["train.prepare=stream", "train.workers=1"]
+    settings += ["train.preprocess=stream", "train.workers=1"]
     run = tmp_path / "run"
     arguments = ["train", str(tiny_recipe), f"run={run}", "train.steps=10000", *settings]
     code = CHILD.format(paths=[str(ROOT / "toolkit"), str(ROOT / "components")], arguments=arguments)
@@ -399,7 +401,7 @@ def test_an_interrupted_run_ends_with_130_and_resumes_bit_for_bit_where_it_was(t
     assert "Traceback" not in error and error.rstrip().endswith("interrupted")
     (saved,) = (run / "checkpoints").iterdir()
     assert str(saved) in error.replace("\n", "") and "--resume" in error
-    steps = checkpoints.read_step(saved)
+    steps = read_step(saved)
     threads = torch.get_num_threads()
     try:
         run_of(tiny_recipe, run, f"train.steps={steps + 1}", *settings, resume=True)
@@ -414,7 +416,7 @@ def test_the_second_interrupt_is_not_waited_for():
     before = signal.getsignal(signal.SIGINT)
     with Interruption() as interruption:
         signal.raise_signal(signal.SIGINT)
-        assert interruption.asked
+        assert interruption.is_requested
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before

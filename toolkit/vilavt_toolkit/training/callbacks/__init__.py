@@ -1,1 +1,1 @@
-"""Lightning callbacks of both stages."""
+"""Lightning callbacks that both stages share."""

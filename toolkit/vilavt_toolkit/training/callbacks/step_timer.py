@@ -1,4 +1,4 @@
-"""What a stage cost: parameters by part and seconds per step, kept beside its weights."""
+"""The cost of a stage: parameters by part and seconds per step, in the run's cost.json."""
 
 from __future__ import annotations
 
@@ -10,55 +10,55 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning import LightningModule, Trainer
+from torch import nn
 
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.stage import StageModule
-from vilavt_toolkit.utils.files import COST, write_json
+from vilavt_toolkit.utils.files import COST_FILE, write_json
 
 
-class Clock(pl.Callback):
-    """Times the steps of a fit, loading left out, and writes `cost.json` into the run's folder when it ends."""
+class StepTimer(pl.Callback):
+    """Times the steps of a fit, without data loading, and writes cost.json into the run's folder when it ends."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
-        self._taken: list[float] = []
-        self._began = 0.0
+        self._step_seconds: list[float] = []
+        self._step_started = 0.0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Begin a step."""
-        self._began = time.perf_counter()
+        """Start the clock, after the batch was loaded."""
+        self._step_started = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """End a step, which has waited for the device by now."""
-        self._taken.append(time.perf_counter() - self._began)
+        """Stop the clock. No further wait for the device is needed: the step has waited for its gradient norm."""
+        self._step_seconds.append(time.perf_counter() - self._step_started)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what the fit cost."""
-        if self._taken:
+        """Write cost.json."""
+        if self._step_seconds:
             model = cast(StageModule, pl_module).model
-            write_json(self.run / COST, {"parameters": parameters(model), **self._seconds(), **_machine(pl_module)})
+            write_json(
+                self.run / COST_FILE,
+                {"parameters": count_parameters(model), **self._summarise_seconds(), **_describe_machine(pl_module)},
+            )
 
-    def _seconds(self) -> dict[str, Any]:
-        # The middle of them: a machine that did something else for a while does not count.
-        return {"seconds_per_step": statistics.median(self._taken), "steps": len(self._taken)}
-
-
-def parameters(model: VisualChatModel) -> dict[str, int]:
-    """Numbers of parameters of a model's parts; what two parts share counts once, in `all`."""
-    vision = model.encoder
-    parts = {
-        "encoder": vision.encoder,
-        "modulator": vision.modulators,
-        "projector": model.projector,
-        "language_model": model.language_model,
-        "all": model,
-    }
-    return {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()}
+    def _summarise_seconds(self) -> dict[str, Any]:
+        # The median, so that the first slow steps, or a machine that was busy for a while, do not count.
+        return {"seconds_per_step": statistics.median(self._step_seconds), "steps": len(self._step_seconds)}
 
 
-def _machine(module: LightningModule) -> dict[str, Any]:
+def count_parameters(model: VisualChatModel) -> dict[str, int]:
+    """Count the parameters of a model's parts, and of the whole as `all`, where shared ones count once."""
+    # An inquiry encoder may be the language model's own layers, which would count twice.
+    uncounted = ("inquiry_encoder", "stopping")
+    modules: dict[str, nn.Module] = {kind: part for kind, part in model.parts().items() if kind not in uncounted}
+    modules["all"] = model
+    return {name: sum(weight.numel() for weight in module.parameters()) for name, module in modules.items()}
+
+
+def _describe_machine(module: LightningModule) -> dict[str, Any]:
     device = module.device
     if device.type == "cuda":
         return {"device": torch.cuda.get_device_name(device)}

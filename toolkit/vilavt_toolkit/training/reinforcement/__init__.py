@@ -1,1 +1,1 @@
-"""The reinforcement stage: rollouts, rewards, policy updates."""
+"""The reinforcement stage: rollouts of the policy, rewards, and updates from them."""

@@ -1,4 +1,4 @@
-"""Reinforcement: a policy's own rollouts, rewarded, compared within their prompt groups, and learnt from (GRPO)."""
+"""Reinforcement learning by GRPO: rollouts are rewarded, compared within their prompt groups, and learned from."""
 
 from __future__ import annotations
 
@@ -18,10 +18,20 @@ from vilavt_toolkit.models.batch import Batch
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.losses import logprobs_and_entropy, target_logprobs
 from vilavt_toolkit.training.reinforcement.drawing import draw_rollouts
-from vilavt_toolkit.training.reinforcement.metrics import CollapseWatch, Tally, rollout_metrics
-from vilavt_toolkit.training.reinforcement.policy_math import flat_groups, k3, per_token, weighted_sum
-from vilavt_toolkit.training.reinforcement.rollout_buffer import Chunk, Pending, Row, usable
-from vilavt_toolkit.training.reinforcement.rollouts import Group, Prompter
+from vilavt_toolkit.training.reinforcement.metrics import CollapseWatch, TokenAverages, compute_rollout_metrics
+from vilavt_toolkit.training.reinforcement.policy_math import (
+    find_flat_groups,
+    k3_divergence,
+    repeat_per_token,
+    weighted_sum,
+)
+from vilavt_toolkit.training.reinforcement.rollout_buffer import (
+    LearnedRollout,
+    RolloutBuffer,
+    RolloutChunk,
+    outside_inference_mode,
+)
+from vilavt_toolkit.training.reinforcement.rollouts import PromptGroup, RolloutCollector
 from vilavt_toolkit.training.stage import StageModule
 
 
@@ -34,21 +44,22 @@ class PolicyParts:
     policy_loss: PolicyLoss
 
 
-class PolicyModule(StageModule):
-    """A step asks prompts, then takes `inner_epochs` optimizer steps on the rollouts that teach something.
+class ReinforcementModule(StageModule):
+    """Collects rollouts, then takes `inner_epochs` optimizer steps on those that teach something.
 
-    Regions are encoded again inside the update's forward, so that all parts get gradients. Dropout is off in rollouts
-    and update alike. `old` log-probabilities are those of the update's own forward before the first optimizer step on
-    the rollouts, so that the ratio is exactly 1 there; how far the rollouts' are from them is logged.
+    The update encodes regions again in its own forward pass, so that every part of the model gets gradients. The old
+    log-probabilities are from that forward pass too, before the first step on the rollouts, so that the ratio is
+    exactly 1 there. Their distance to those of the generation loop is logged. Dropout is off in rollouts and update,
+    because both must be of the same policy.
     """
 
-    key = "rl"
+    section_key = "rl"
     section: RLSection
 
     def __init__(
         self,
         model: VisualChatModel,
-        prompter: Prompter,
+        collector: RolloutCollector,
         parts: PolicyParts,
         section: RLSection,
         start: int = 0,
@@ -58,178 +69,193 @@ class PolicyModule(StageModule):
         model.eval()
         super().__init__(model, parts.optimizer, section, section.steps * section.inner_epochs, start)
         self.reference = reference.eval().requires_grad_(False) if reference is not None else None
-        """The weights that training started from, where the divergence from them counts."""
-        self.prompter = prompter
+        """The model that training started from, if the divergence from it is part of the loss."""
+        self.collector = collector
         self._parts = parts
         self._drawings = drawings
-        self._done = start
-        self._pending: Pending | None = None
+        self._buffer: RolloutBuffer | None = None
         self._watch = CollapseWatch()
         self._tool_rate = 0.0
 
-    @property
-    def step(self) -> int:
-        """Optimizer steps taken so far, over all fits."""
-        return self._done
-
-    def state(self) -> TrainingState:
-        """The rollouts that inner epochs still learn from, and what the watch has seen."""
-        base, pending = super().state(), TrainingState({}, {})
-        if self._pending is not None:
-            pending = self._pending.state()
-        mine = {"watch": self._watch.to_json(), "inner_epochs": self.section.inner_epochs}
-        return TrainingState(pending.tensors, base.data | mine | pending.data)
+    def capture_state(self) -> TrainingState:
+        """Return the rollouts that later inner epochs learn from, and what the collapse watch has recorded."""
+        base, pending = super().capture_state(), TrainingState({}, {})
+        if self._buffer is not None:
+            pending = self._buffer.to_state()
+        own = {"watch": self._watch.to_json(), "inner_epochs": self.section.inner_epochs}
+        return TrainingState(pending.tensors, base.data | own | pending.data)
 
     def load_state(self, state: TrainingState) -> None:
-        """Take back what `state` gave."""
+        """Take over what `capture_state` gave; raises RunError if it is damaged."""
         super().load_state(state)
-        self._watch.load(state.data["watch"])
+        self._watch.load_json(state.data["watch"])
         if "pending" in state.data:
-            self._pending = Pending.from_state(state, self.device)
+            self._buffer = RolloutBuffer.from_state(state, self.device)
 
     def training_step(self, batch: int, index: int) -> None:
-        """Take optimizer step number `batch`, after new rollouts where it is the first of its step."""
+        """Take optimizer step number `batch`, and collect rollouts before it if it is the first on them."""
         step, epoch = divmod(batch, self.section.inner_epochs)
         if epoch == 0:
-            self._pending = self._collect(step)
-        assert self._pending is not None
+            self._buffer = self._fill_buffer(step)
+        assert self._buffer is not None
         started = time.perf_counter()
-        metrics = self._update(self._pending, first=epoch == 0)
-        self._done += 1
-        self._log(metrics | {"time/update": time.perf_counter() - started}, prog_bar=("loss",))
+        metrics = self._take_step(self._buffer, is_first=epoch == 0)
+        self.log_metrics(metrics | {"time/update": time.perf_counter() - started}, in_bar=("loss",))
         if epoch == 0:
-            self._watch.see(step, tool_rate=self._tool_rate, entropy=float(metrics["entropy"]))
+            self._watch.observe_step(step, tool_rate=self._tool_rate, entropy=float(metrics["entropy"]))
+        # Emptied here rather than on the next collection, so that a checkpoint between steps holds no rollouts.
         if epoch == self.section.inner_epochs - 1:
-            self._pending = None
+            self._buffer = None
 
     # --- Rollouts --------------------------------------------------------------------------------------------------
 
-    def _collect(self, step: int) -> Pending:
-        """Ask until a prompt group teaches something; raises TrainingError after `max_resamples` further attempts."""
-        self.between_steps = True
-        groups: list[Group] = []
-        rows: list[Row] = []
+    def _fill_buffer(self, step: int) -> RolloutBuffer:
+        """Collect rollouts until a prompt group teaches something.
+
+        Raises TrainingError if none does after `max_resamples` further attempts.
+        """
+        self.is_between_steps = True
+        groups: list[PromptGroup] = []
+        learned: list[LearnedRollout] = []
         for attempt in range(self.section.max_resamples + 1):
-            asked = self.prompter.ask(step, attempt)
-            groups += asked
-            rows = self._rows(asked)
-            if rows:
+            collected = self.collector.collect(step, attempt)
+            groups += collected
+            learned = self._select_learned(collected)
+            if learned:
                 break
-        self._report(step, groups)
-        if not rows:
-            raise TrainingError(self._nothing_learnt(step, groups))
-        self.between_steps = False
-        return Pending.of(rows, self.device)
+        # Those of failed attempts are logged too: without them the averages would not be the policy's.
+        self._log_rollouts(step, groups)
+        if not learned:
+            raise TrainingError(self._describe_nothing_learned(step, groups))
+        self.is_between_steps = False
+        return RolloutBuffer.from_rollouts(learned, self.device)
 
-    def _rows(self, groups: Sequence[Group]) -> list[Row]:
-        """What is learnt from: rollouts of groups whose rewards differ, if not left out for being cut short."""
-        rewards = _rewards(groups)
-        teaching = ~flat_groups(rewards)
-        if not teaching.any():
+    def _select_learned(self, groups: Sequence[PromptGroup]) -> list[LearnedRollout]:
+        """Return the rollouts of groups whose rewards differ, without truncated ones if the recipe masks these."""
+        rewards = _reward_matrix(groups)
+        teaches = ~find_flat_groups(rewards)
+        if not teaches.any():
             return []
-        advantages = self._parts.advantage.advantages(rewards[teaching])
-        kept = [group for group, teaches in zip(groups, teaching.tolist(), strict=True) if teaches]
-        rows = []
-        for group, values in zip(kept, advantages.tolist(), strict=True):
-            for rollout, value in zip(group, values, strict=True):
-                masked = self.section.over_turn == "mask" and rollout.trajectory.cut_short
-                if not masked and any(rollout.trajectory.produced):
-                    views = tuple(usable(view) for view in rollout.session.views)
-                    rows.append(Row(rollout.sample.id, rollout.trajectory, views, value))
-        return rows
+        advantages = self._parts.advantage.compute_advantages(rewards[teaches])
+        teaching = [group for group, is_teaching in zip(groups, teaches.tolist(), strict=True) if is_teaching]
+        learned = []
+        for group, group_advantages in zip(teaching, advantages.tolist(), strict=True):
+            for rollout, advantage in zip(group, group_advantages, strict=True):
+                # A masked rollout still counts in its group's mean: only its own tokens are left out.
+                is_masked = self.section.truncated_rollouts == "mask" and rollout.trajectory.cut_short
+                if not is_masked and any(rollout.trajectory.produced):
+                    views = tuple(outside_inference_mode(view) for view in rollout.session.views)
+                    learned.append(LearnedRollout(rollout.sample.id, rollout.trajectory, views, advantage))
+        return learned
 
-    def _report(self, step: int, groups: Sequence[Group]) -> None:
-        names = self.prompter.rewards.names
-        metrics = rollout_metrics(groups, names, flat_groups(_rewards(groups)).tolist())
-        spent = {"time/rollout": self.prompter.rollout_seconds, "time/reward": self.prompter.reward_seconds}
-        self._log(metrics | spent, prog_bar=("reward", "tool_rate"))
+    def _log_rollouts(self, step: int, groups: Sequence[PromptGroup]) -> None:
+        names = self.collector.rewards.names
+        metrics = compute_rollout_metrics(groups, names, find_flat_groups(_reward_matrix(groups)).tolist())
+        spent = {"time/rollout": self.collector.rollout_seconds, "time/reward": self.collector.reward_seconds}
+        self.log_metrics(metrics | spent, in_bar=("reward", "tool_rate"))
         self._tool_rate = metrics["tool_rate"]
-        every = self.section.draw_every
+        every = self.section.save_rollouts_every
         if self._drawings is not None and every and step % every == 0:
             draw_rollouts(self._drawings, step, groups, names)
 
-    def _nothing_learnt(self, step: int, groups: Sequence[Group]) -> str:
+    def _describe_nothing_learned(self, step: int, groups: Sequence[PromptGroup]) -> str:
         rollouts = [rollout for group in groups for rollout in group]
-        flat = int(flat_groups(_rewards(groups)).sum())
+        flat = int(find_flat_groups(_reward_matrix(groups)).sum())
         cut = sum(rollout.trajectory.cut_short for rollout in rollouts)
         mean = sum(rollout.reward for rollout in rollouts) / len(rollouts)
         text = (
             f"step {step}: nothing to learn from in {len(rollouts)} rollouts: in {flat} of {len(groups)} prompt groups "
             f"all rewards are equal (mean reward {mean:.3g}), and {cut} rollouts were cut short"
         )
-        if cut == len(rollouts) and self.section.over_turn == "mask":
-            return f"{text}, which rl.over_turn leaves out; raise rl.max_new_tokens or the turns, or let them score."
+        if cut == len(rollouts) and self.section.truncated_rollouts == "mask":
+            return (
+                f"{text}, which rl.truncated_rollouts leaves out. Raise rl.max_new_tokens or the turns, or set "
+                "rl.truncated_rollouts=score."
+            )
         return (
-            f"{text}; if they are right, all that these prompts can teach is learnt; if not, train the first stage "
-            "longer, raise rl.group, rl.temperature or rl.max_new_tokens, or choose other rewards or prompts."
+            f"{text}. If the answers are right, these prompts teach nothing more: choose others. If not, train the "
+            "first stage longer, raise rl.group_size, rl.temperature or rl.max_new_tokens, or choose other rewards."
         )
 
     # --- Update ----------------------------------------------------------------------------------------------------
 
-    def _update(self, pending: Pending, first: bool) -> dict[str, Tensor | float]:
-        """Take one optimizer step on all pending rollouts; the gradient does not depend on micro_batch."""
-        optimizer, tally = self.begin_step(), Tally()
-        weights = self._parts.policy_loss.weights(pending.lengths)
+    def _take_step(self, buffer: RolloutBuffer, is_first: bool) -> dict[str, Tensor | float]:
+        """Take one optimizer step on all rollouts of the buffer; the gradient does not depend on `micro_batch`."""
+        optimizer, averages = self.begin_step(), TokenAverages()
+        weights = self._parts.policy_loss.sequence_weights(buffer.lengths)
         loss = torch.zeros((), device=self.device, dtype=torch.float32)
-        seen: list[Tensor] = []
-        for chunk in pending.chunks(self.section.micro_batch):
-            tokens = self._tokens(pending, chunk, first, tally)
-            part = weighted_sum(tokens, weights[chunk.rows], pending.lengths[chunk.rows])
+        chunk_losses: list[Tensor] = []
+        for chunk in buffer.split_into_chunks(self.section.micro_batch):
+            losses = self._token_losses(buffer, chunk, is_first, averages)
+            part = weighted_sum(losses, weights[chunk.rollouts], buffer.lengths[chunk.rollouts])
             self.manual_backward(part)
             loss = loss + part.detach()
-            seen.append(tokens.detach())
-        self.end_step(optimizer, loss, lambda: _culprits(pending, torch.cat(seen)))
-        learnt = {"loss": loss, "gradient_norm": self._norm, "learning_rate": optimizer.param_groups[0]["lr"]}
-        return {**tally.means(), **learnt, "skipped": float(self.skipped), "learnt_from": float(len(pending.rows))}
+            chunk_losses.append(losses.detach())
+        self.end_step(optimizer, loss, lambda: _find_faulty(buffer, torch.cat(chunk_losses)))
+        return {
+            **averages.compute_means(),
+            "loss": loss,
+            "gradient_norm": self._norm,
+            "learning_rate": optimizer.param_groups[0]["lr"],
+            "skipped": float(self.skipped_steps),
+            "learnt_from": float(len(buffer.rollouts)),
+        }
 
-    def _tokens(self, pending: Pending, chunk: Chunk, first: bool, tally: Tally) -> Tensor:
-        """The loss of every produced token of a chunk; [N]."""
+    def _token_losses(
+        self, buffer: RolloutBuffer, chunk: RolloutChunk, is_first: bool, averages: TokenAverages
+    ) -> Tensor:
+        """Return the loss [N] of every produced token of a chunk; the first step records the old log-probabilities."""
         temperature = self.section.temperature
-        batch = pending.batch(chunk, self.model.language_model).to(self.device)
+        batch = buffer.collate_chunk(chunk, self.model.language_model).to(self.device)
         logp, entropy = logprobs_and_entropy(self.model(batch), batch, temperature)
-        if first:
-            pending.old[chunk.tokens] = logp.detach()
-            self._compare(pending, chunk, logp.detach(), tally)
+        if is_first:
+            buffer.old_logprobs[chunk.tokens] = logp.detach()
+            self._record_logprob_gap(buffer, chunk, logp.detach(), averages)
+            # The reference never changes, so that once per collection is enough.
             if self.reference is not None:
-                pending.reference[chunk.tokens] = _referred(self.reference, batch, temperature)
-        rows, lengths = pending.rows[chunk.rows], pending.lengths[chunk.rows]
-        advantages = per_token([row.advantage for row in rows], lengths, self.device)
-        loss, clipped = self._parts.policy_loss.tokens(logp, pending.old[chunk.tokens], advantages)
-        tally.add(len(logp), entropy=entropy, clip_fraction=clipped)
+                buffer.reference_logprobs[chunk.tokens] = _reference_logprobs(self.reference, batch, temperature)
+        rollouts, lengths = buffer.rollouts[chunk.rollouts], buffer.lengths[chunk.rollouts]
+        advantages = repeat_per_token([rollout.advantage for rollout in rollouts], lengths, self.device)
+        loss, is_clipped = self._parts.policy_loss.token_losses(logp, buffer.old_logprobs[chunk.tokens], advantages)
+        averages.add(len(logp), entropy=entropy, clip_fraction=is_clipped)
         if self.reference is not None:
-            divergence = k3(logp, pending.reference[chunk.tokens])
-            tally.add(0, kl=divergence)
+            divergence = k3_divergence(logp, buffer.reference_logprobs[chunk.tokens])
+            averages.add(0, kl=divergence)
             loss = loss + self.section.kl * divergence
         return loss
 
-    def _compare(self, pending: Pending, chunk: Chunk, logp: Tensor, tally: Tally) -> None:
-        """How far the log-probabilities are from those recorded when the tokens were sampled."""
-        recorded = [value for row in pending.rows[chunk.rows] for value in row.sampled_logprobs]
-        gap = (logp - torch.tensor(recorded, dtype=torch.float32).to(self.device, non_blocking=True)).abs()
-        tally.add(0, logprob_gap=gap)
-        tally.keep_most("logprob_gap_max", gap)
+    def _record_logprob_gap(
+        self, buffer: RolloutBuffer, chunk: RolloutChunk, logp: Tensor, averages: TokenAverages
+    ) -> None:
+        """Record how far the log-probabilities are from those of the loop that sampled the tokens.
 
-    def _log(self, metrics: dict[str, float] | dict[str, Tensor | float], prog_bar: Sequence[str]) -> None:
-        for name, value in metrics.items():
-            # Lightning would make a number a tensor of the default format, which may be bf16.
-            exact = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float32)
-            self.log(name, exact, prog_bar=name in prog_bar)
+        A large gap means that training and generation compute different models, as by a wrong mask or cache.
+        """
+        sampled = [value for rollout in buffer.rollouts[chunk.rollouts] for value in rollout.sampled_logprobs]
+        gap = (logp - torch.tensor(sampled, dtype=torch.float32).to(self.device, non_blocking=True)).abs()
+        averages.add(0, logprob_gap=gap)
+        averages.keep_largest("logprob_gap_max", gap)
 
 
-def _rewards(groups: Sequence[Group]) -> Tensor:
-    """[P, G]"""
+def _reward_matrix(groups: Sequence[PromptGroup]) -> Tensor:
+    """Return the rewards [P, G] of P prompt groups of G rollouts."""
     return torch.tensor([[rollout.reward for rollout in group] for group in groups], dtype=torch.float32)
 
 
 @torch.no_grad()
-def _referred(reference: VisualChatModel, batch: Batch, temperature: float) -> Tensor:
-    found = target_logprobs(reference(batch), batch, temperature)
+def _reference_logprobs(reference: VisualChatModel, batch: Batch, temperature: float) -> Tensor:
+    logprobs = target_logprobs(reference(batch), batch, temperature)
+    # Autocast caches casts of weights. Those made here without gradient must not reach the update.
     torch.clear_autocast_cache()
-    return found
+    return logprobs
 
 
-def _culprits(pending: Pending, tokens: Tensor) -> list[str]:
-    """The samples with a token whose loss is no finite number; all of the step where there is none."""
-    parts = torch.split(tokens, pending.lengths)
-    bad = [row.sample for row, part in zip(pending.rows, parts, strict=True) if not bool(part.isfinite().all())]
-    return list(dict.fromkeys(bad or [row.sample for row in pending.rows]))
+def _find_faulty(buffer: RolloutBuffer, losses: Tensor) -> list[str]:
+    """Name the samples with a token whose loss is NaN or infinite, or all of the step if none has one."""
+    parts = torch.split(losses, buffer.lengths)
+    faulty = []
+    for rollout, part in zip(buffer.rollouts, parts, strict=True):
+        if not bool(part.isfinite().all()):
+            faulty.append(rollout.sample)
+    # Several rollouts are of one sample; each sample is named once.
+    return list(dict.fromkeys(faulty or [rollout.sample for rollout in buffer.rollouts]))

@@ -1,4 +1,4 @@
-"""Pure parts of the policy update: ratios, the k3 divergence, groups that teach nothing, sums over a step."""
+"""Pure functions of the policy update: ratio, k3 divergence, groups that teach nothing, sums over a step."""
 
 from __future__ import annotations
 
@@ -8,40 +8,47 @@ import torch
 from torch import Tensor
 
 _LOG_LIMIT = 20.0
-"""exp of it is far beyond any clip, and finite in float32."""
+"""Its exponential is far beyond any clip range, and finite in float32."""
 _ROUNDING = 1e-6
+"""Relative difference of rewards that is rounding: some units in the last place of float32."""
 
 
-def ratio(logp: Tensor, old: Tensor) -> Tensor:
-    """The probability ratio rho = exp(logp - old) of every token, kept finite; [N], [N] -> [N]."""
+def probability_ratio(logp: Tensor, old: Tensor) -> Tensor:
+    """Return the ratio exp(logp - old) of every token, kept finite; [N], [N] -> [N]."""
+    # Clamped, since an infinite ratio times an advantage of 0 is NaN. Beyond the limit the gradient is 0.
     return (logp - old).clamp(-_LOG_LIMIT, _LOG_LIMIT).exp()
 
 
-def k3(logp: Tensor, reference: Tensor) -> Tensor:
-    """Estimate KL(policy || reference) from sampled tokens, never below 0 (Schulman's k3); [N], [N] -> [N].
+def k3_divergence(logp: Tensor, reference: Tensor) -> Tensor:
+    """Estimate KL(policy || reference) from sampled tokens, never below 0; [N], [N] -> [N].
 
-    exp(x) - x - 1 with x = reference - logp, which is held at 20 from above so that it stays finite.
+    This is k3 of Schulman, "Approximating KL divergence" (2020): exp(x) - x - 1 with x = reference - logp. x is clamped
+    to 20 from above, so that the result stays finite.
     """
     x = (reference - logp).clamp(max=_LOG_LIMIT)
+    # `expm1`, since exp(x) - 1 loses all digits for the small x of a policy near its reference.
     return x.expm1() - x
 
 
-def flat_groups(rewards: Tensor) -> Tensor:
-    """Which prompt groups teach nothing, their rewards being equal up to rounding; [P, G] -> bool [P]."""
+def find_flat_groups(rewards: Tensor) -> Tensor:
+    """Return True for prompt groups whose rewards are equal up to rounding, which teach nothing; [P, G] -> bool [P]."""
+    # Relative to the rewards' size, but at least absolute: a reward near 0 may be what is left of larger terms.
     scale = rewards.abs().amax(1).clamp_min(1)
     return rewards.amax(1) - rewards.amin(1) <= _ROUNDING * scale
 
 
-def per_token(values: Sequence[float] | Tensor, lengths: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Give every produced token its sequence's value, in float32; B values, B lengths that sum to N -> [N]."""
-    spread = torch.as_tensor(values, dtype=torch.float32, device="cpu").repeat_interleave(torch.tensor(lengths))
-    return spread.to(device, non_blocking=True)
+def repeat_per_token(
+    values: Sequence[float] | Tensor, lengths: Sequence[int], device: torch.device | str = "cpu"
+) -> Tensor:
+    """Return each sequence's value once per produced token, in float32; B values, B lengths that sum to N -> [N]."""
+    # Repeated on the CPU: on a GPU `repeat_interleave` must wait for the device to know the size of its result.
+    repeated = torch.as_tensor(values, dtype=torch.float32, device="cpu").repeat_interleave(torch.tensor(lengths))
+    return repeated.to(device, non_blocking=True)
 
 
 def weighted_sum(tokens: Tensor, weights: Sequence[float], lengths: Sequence[int]) -> Tensor:
-    """Sum over sequences of w_i sum_t of their tokens' values [N]; a scalar.
+    """Return the sum over sequences of w_i sum_t x_it, with the tokens' values x [N]; a scalar.
 
-    `weights` of the sequences at hand, taken from those of the whole step: micro-batches' sums then add up to the
-    step's, however it is split.
+    The weights are of a whole step's sequences, so that the sums of micro-batches add up to the step's.
     """
-    return (tokens * per_token(weights, lengths, tokens.device)).sum()
+    return (tokens * repeat_per_token(weights, lengths, tokens.device)).sum()

@@ -1,4 +1,4 @@
-"""Rollouts that an update learns from, kept through its inner epochs and, in a checkpoint, over a restart."""
+"""Rollouts that an update learns from, kept through its inner epochs, and in a checkpoint over a restart."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from vilavt_toolkit.models.batch import Batch, collate
 
 
 @dataclass(frozen=True)
-class Row:
-    """A rollout that is learnt from: pixels and ids, never features, which age with every update."""
+class LearnedRollout:
+    """A rollout to learn from. It holds pixels and ids, not features, which every update makes out of date."""
 
     sample: str
     trajectory: Trajectory
@@ -25,83 +25,88 @@ class Row:
     advantage: float
 
     @property
-    def produced(self) -> int:
-        """How many tokens the model wrote."""
+    def produced_tokens(self) -> int:
+        """Number of tokens that the model wrote."""
         return sum(self.trajectory.produced)
 
     @property
     def sampled_logprobs(self) -> list[float]:
         """The log-probability of every produced token when it was sampled."""
         trajectory = self.trajectory
-        return [p for p, own in zip(trajectory.logprobs, trajectory.produced, strict=True) if own]
+        return [p for p, is_own in zip(trajectory.logprobs, trajectory.produced, strict=True) if is_own]
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Rows that are in memory at once, and the span of their tokens among all produced tokens."""
+class RolloutChunk:
+    """Rollouts that are in memory together, and the span of their tokens among all produced tokens."""
 
-    rows: slice
+    rollouts: slice
     tokens: slice
 
 
 @dataclass
-class Pending:
-    """The rollouts of a step, those of like lengths together."""
+class RolloutBuffer:
+    """The rollouts of a step, sorted by length."""
 
-    rows: tuple[Row, ...]
-    old: Tensor
-    """[N] log-probabilities of all produced tokens under the weights that sampled them, by the training forward."""
-    reference: Tensor
-    """[N] the same under the weights that training started from; zeros where they are not asked for."""
+    rollouts: tuple[LearnedRollout, ...]
+    old_logprobs: Tensor
+    """[N] log-probabilities of all produced tokens by the training forward, under the weights that sampled them."""
+    reference_logprobs: Tensor
+    """[N] the same under the weights that training started from; zeros if they are not needed."""
 
     @classmethod
-    def of(cls, rows: Sequence[Row], device: torch.device | str) -> Pending:
-        """Sort rows by length, so that little is padded; log-probabilities are to be filled in."""
-        placed = tuple(sorted(rows, key=lambda row: len(row.trajectory.ids)))
-        old, reference = torch.zeros(2, sum(row.produced for row in placed), dtype=torch.float32, device=device)
-        return cls(placed, old, reference)
+    def from_rollouts(cls, rollouts: Sequence[LearnedRollout], device: torch.device | str) -> RolloutBuffer:
+        """Sort rollouts by length, so that chunks need little padding; log-probabilities are zeros to be filled."""
+        ordered = tuple(sorted(rollouts, key=lambda rollout: len(rollout.trajectory.ids)))
+        count = sum(rollout.produced_tokens for rollout in ordered)
+        old, reference = torch.zeros(2, count, dtype=torch.float32, device=device)
+        return cls(ordered, old, reference)
 
     @property
     def lengths(self) -> list[int]:
-        """Produced tokens of every row."""
-        return [row.produced for row in self.rows]
+        """Number of produced tokens of every rollout."""
+        return [rollout.produced_tokens for rollout in self.rollouts]
 
-    def chunks(self, size: int | None) -> Iterator[Chunk]:
-        """Split the rows; no gradient depends on how."""
+    def split_into_chunks(self, size: int | None) -> Iterator[RolloutChunk]:
+        """Yield chunks of `size` rollouts, or one of all; no gradient depends on it."""
         lengths, token = self.lengths, 0
-        step = size or len(self.rows)
-        for start in range(0, len(self.rows), step):
+        step = size or len(self.rollouts)
+        for start in range(0, len(self.rollouts), step):
             count = sum(lengths[start : start + step])
-            yield Chunk(slice(start, start + step), slice(token, token + count))
+            yield RolloutChunk(slice(start, start + step), slice(token, token + count))
             token += count
 
-    def batch(self, chunk: Chunk, language_model: LanguageModel) -> Batch:
-        """The rows of a chunk, padded side by side."""
-        rows = self.rows[chunk.rows]
-        return collate([row.trajectory for row in rows], [row.views for row in rows], language_model)
+    def collate_chunk(self, chunk: RolloutChunk, language_model: LanguageModel) -> Batch:
+        """Return the rollouts of a chunk as a padded batch."""
+        rollouts = self.rollouts[chunk.rollouts]
+        trajectories, views = [rollout.trajectory for rollout in rollouts], [rollout.views for rollout in rollouts]
+        return collate(trajectories, views, language_model)
 
-    def state(self) -> TrainingState:
-        """Everything as tensors and plain data; `from_state` reads it back to the bit."""
-        tensors = {"pending.old": self.old.cpu().clone(), "pending.reference": self.reference.cpu().clone()}
-        # Rollouts of one prompt share their first views, which a file holds once.
+    def to_state(self) -> TrainingState:
+        """Return everything as tensors and plain data; `from_state` reads it back to the bit."""
+        tensors = {
+            "pending.old": self.old_logprobs.cpu().clone(),
+            "pending.reference": self.reference_logprobs.cpu().clone(),
+        }
+        # Rollouts of one prompt share the tensors of their first views, which the file holds once.
         numbers: dict[int, int] = {}
         rows: list[dict[str, Any]] = []
-        for row in self.rows:
+        for rollout in self.rollouts:
             views = []
-            for view in row.views:
+            for view in rollout.views:
                 number = numbers.setdefault(id(view.data), len(numbers))
                 tensors[f"pending.view.{number}"] = view.data.contiguous()
                 views.append([number, list(view.size)])
-            kept = {"sample": row.sample, "advantage": row.advantage, "trajectory": row.trajectory.to_json()}
-            rows.append({**kept, "views": views})
+            row = {"sample": rollout.sample, "advantage": rollout.advantage, "trajectory": rollout.trajectory.to_json()}
+            rows.append({**row, "views": views})
         return TrainingState(tensors, {"pending": rows})
 
     @classmethod
-    def from_state(cls, state: TrainingState, device: torch.device | str) -> Pending:
-        """Read what `state` gave; raises RunError where it is damaged."""
+    def from_state(cls, state: TrainingState, device: torch.device | str) -> RolloutBuffer:
+        """Read what `to_state` gave; raises RunError if it is damaged."""
         try:
             return cls(
-                tuple(_row(data, state.tensors) for data in state.data["pending"]),
+                tuple(_rollout_from_json(data, state.tensors) for data in state.data["pending"]),
                 state.tensors["pending.old"].to(device),
                 state.tensors["pending.reference"].to(device),
             )
@@ -109,11 +114,14 @@ class Pending:
             raise RunError(f"The checkpoint's pending rollouts cannot be read ({error!r}); use another one.") from error
 
 
-def _row(data: dict[str, Any], tensors: dict[str, Tensor]) -> Row:
+def _rollout_from_json(data: dict[str, Any], tensors: dict[str, Tensor]) -> LearnedRollout:
     views = tuple(View(tensors[f"pending.view.{number}"], tuple(size)) for number, size in data["views"])
-    return Row(data["sample"], Trajectory.from_json(data["trajectory"]), views, data["advantage"])
+    return LearnedRollout(data["sample"], Trajectory.from_json(data["trajectory"]), views, data["advantage"])
 
 
-def usable(view: View) -> View:
-    """The view as a training forward can save it: the loop's own were made in inference mode."""
+def outside_inference_mode(view: View) -> View:
+    """Return the view with data that autograd can save; the loop makes its views in inference mode.
+
+    Autograd refuses to save inference tensors for a backward pass, and only a copy is an ordinary tensor.
+    """
     return View(view.data.clone(), view.size) if view.data.is_inference() else view

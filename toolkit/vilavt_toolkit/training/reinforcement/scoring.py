@@ -1,4 +1,4 @@
-"""Rewards from outside: a function as a registered reward, and scoring that survives what such a function may do."""
+"""Scoring rollouts with rewards, which may be a user's own code: it may raise, return nonsense, or never return."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vilavt_toolkit.errors import VilavtError
 
 
 class RewardError(VilavtError):
-    """A reward that failed, was no number, or did not come back; names the reward and the sample."""
+    """A reward that raised, returned no finite number, or took too long; names the reward and the sample."""
 
 
 Outcome = float | RewardError
@@ -26,60 +26,58 @@ def score_all(
 ) -> list[list[float]]:
     """Score every rollout with every named reward, unweighted: a row per rollout, a column per reward.
 
-    Raises RewardError where one raises, returns what is no finite number, or takes longer than `seconds`. The scores
-    are computed in a thread that such a reward cannot keep the program from leaving.
+    Raises RewardError if a reward raises, returns no finite number, or takes longer than `seconds`.
     """
     outcomes: SimpleQueue[Outcome] = SimpleQueue()
-    given_up = threading.Event()
+    is_given_up = threading.Event()
 
-    def work() -> None:
+    def score_in_order() -> None:
         for sample, trajectory in rollouts:
             for name, reward in rewards:
-                outcome = _outcome(name, reward, sample, trajectory)
+                outcome = _score_rollout(name, reward, sample, trajectory)
                 outcomes.put(outcome)
-                if given_up.is_set() or isinstance(outcome, RewardError):
+                if is_given_up.is_set() or isinstance(outcome, RewardError):
                     return
 
-    threading.Thread(target=work, name="rewards", daemon=True).start()
+    # Python cannot stop a call that hangs. In a daemon thread it at least cannot keep the program from ending.
+    threading.Thread(target=score_in_order, name="rewards", daemon=True).start()
     try:
-        return [[_take(outcomes, name, sample, seconds) for name, _ in rewards] for sample, _ in rollouts]
+        return [[_next_score(outcomes, name, sample, seconds) for name, _ in rewards] for sample, _ in rollouts]
     finally:
-        given_up.set()
+        is_given_up.set()
 
 
-def score_safely(name: str, reward: Reward, sample: Sample, trajectory: Trajectory, seconds: float = 60.0) -> float:
-    """Score one rollout with one reward; raises RewardError as `score_all` does."""
-    return score_all([(name, reward)], [(sample, trajectory)], seconds)[0][0]
-
-
-def _outcome(name: str, reward: Reward, sample: Sample, trajectory: Trajectory) -> Outcome:
-    """The score, or what went wrong: an exception has to be carried out of the thread to be raised."""
+def _score_rollout(name: str, reward: Reward, sample: Sample, trajectory: Trajectory) -> Outcome:
+    """Return the score, or as a value the error to raise: an exception would end in this thread."""
     where = f"reward '{name}', sample {sample.id}"
     try:
         value: Any = reward.score(sample, trajectory)
+        # `float` would take the text "1".
         if isinstance(value, str):
             raise TypeError(f"a reward is a number, not the text {value!r}")
         score = float(value)
     except VilavtError as error:
-        return _caused(RewardError(f"{where}: {error}"), error)
+        return _with_cause(RewardError(f"{where}: {error}"), error)
+    # Not only Exception: `sys.exit()` in a reward would end the thread without a word.
     except BaseException as error:
-        return _caused(RewardError(f"{where}: it raised {type(error).__name__}: {error}."), error)
+        return _with_cause(RewardError(f"{where}: it raised {type(error).__name__}: {error}."), error)
     if not math.isfinite(score):
-        return RewardError(f"{where}: it returned {score}; a reward is a finite number, 0 for what cannot be scored.")
+        return RewardError(f"{where}: it returned {score}; return a finite number, 0 for what cannot be scored.")
     return score
 
 
-def _caused(failure: RewardError, cause: BaseException) -> RewardError:
+def _with_cause(failure: RewardError, cause: BaseException) -> RewardError:
     failure.__cause__ = cause
     return failure
 
 
-def _take(outcomes: SimpleQueue[Outcome], name: str, sample: Sample, seconds: float) -> float:
+def _next_score(outcomes: SimpleQueue[Outcome], name: str, sample: Sample, seconds: float) -> float:
     try:
         outcome = outcomes.get(timeout=seconds)
     except Empty:
         raise RewardError(
-            f"reward '{name}', sample {sample.id}: it has not returned for {seconds:g} seconds; make it faster."
+            f"reward '{name}', sample {sample.id}: it has not returned for {seconds:g} seconds; make it faster or "
+            "raise rl.reward_seconds."
         ) from None
     if isinstance(outcome, RewardError):
         raise outcome

@@ -1,1 +1,1 @@
-"""The supervised stage: traces in, a trained model out."""
+"""The supervised stage: samples as traces, and a loss on the model's own tokens."""

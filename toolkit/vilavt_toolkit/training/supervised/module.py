@@ -10,22 +10,22 @@ from torch import Tensor
 
 from vilavt_toolkit.config.schema import TrainSection
 from vilavt_toolkit.contracts import Optimizer, StoppingPolicy
-from vilavt_toolkit.generation.hidden_states import hidden_states
+from vilavt_toolkit.generation.hidden_states import collect_hidden_states
 from vilavt_toolkit.models.batch import Batch
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.losses import target_logprobs_and_hits
 from vilavt_toolkit.training.stage import StageModule
 from vilavt_toolkit.training.supervised.data import StepBatch
-from vilavt_toolkit.training.trainable import trained
+from vilavt_toolkit.training.trainable import trainable_parameters
 
-Names = Callable[[int], Sequence[str]]
-"""The ids of the samples of a step, in the order they were drawn."""
+StepSampleIds = Callable[[int], Sequence[str]]
+"""Returns the ids of a step's samples, in the order they were drawn."""
 
 
 class SupervisedModule(StageModule):
-    """One optimizer step per batch; any split into micro-batches gives the same gradient."""
+    """Takes one optimizer step per batch; any split into micro-batches gives the same gradient."""
 
-    key = "train"
+    section_key = "train"
 
     def __init__(
         self,
@@ -33,62 +33,71 @@ class SupervisedModule(StageModule):
         optimizer: Optimizer,
         section: TrainSection,
         start: int = 0,
-        names: Names | None = None,
+        list_sample_ids: StepSampleIds | None = None,
     ) -> None:
-        # Pretrained parts come in evaluation mode, and resumed ones do not; what is frozen goes back to it.
+        # Pretrained parts come in evaluation mode and new ones do not. Freezing puts what is frozen back into it.
         model.train()
         super().__init__(model, optimizer, section, section.steps, start)
-        self._names = names
-        self._stopping = [policy for policy in model.stopping if trained(policy)]
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps taken so far, over all fits."""
-        return self.start + self.global_step
+        self._list_sample_ids = list_sample_ids
+        self._learning_policies = [policy for policy in model.stopping if trainable_parameters(policy)]
 
     def training_step(self, batch: StepBatch, index: int) -> None:
-        """Take one optimizer step; the loss is the mean over all produced tokens of the step.
+        """Take one optimizer step on the mean loss over all produced tokens of the step.
 
-        Where stopping policies learn, the mean of their loss over the step's turns is added.
+        If stopping policies learn, the mean of their loss over the step's turns is added.
         """
         step, optimizer = self.step, self.begin_step()
-        # bf16 counts to 256 only, and is the default number format under bf16-true.
-        loss, hits, stopping = torch.zeros(3, device=self.device, dtype=torch.float32)
-        seen: list[Tensor] = []
-        for micro in batch.micro:
-            logits, lost = self._forward(micro)
-            logprobs, right = target_logprobs_and_hits(logits, micro)
-            lost = lost / max(1, batch.turns)
-            part = lost - logprobs.sum() / batch.produced
+        # In float32: bf16, the default type under bf16-true, counts exactly to 256 only.
+        loss, hits, stopping_loss = torch.zeros(3, device=self.device, dtype=torch.float32)
+        step_logprobs: list[Tensor] = []
+        for micro_batch in batch.micro_batches:
+            logits, policy_loss = self._run_model(micro_batch)
+            logprobs, is_hit = target_logprobs_and_hits(logits, micro_batch)
+            policy_loss = policy_loss / max(1, batch.turns)
+            # Divided by the step's counts, not the micro-batch's, so that the parts add up to the step's mean.
+            part = policy_loss - logprobs.sum() / batch.produced_tokens
             self.manual_backward(part)
-            loss, hits, stopping = loss + part.detach(), hits + right.sum(), stopping + lost.detach()
-            seen.append(logprobs.detach())
-        self.end_step(optimizer, loss, lambda: self._culprits(step, batch, seen))
-        numbers = [optimizer.param_groups[0]["lr"], float(batch.produced), float(self.skipped)]
-        rate, tokens, skipped = torch.tensor(numbers, dtype=torch.float32)
-        shown = {"loss": loss, "token_accuracy": hits / batch.produced}
-        self.log_dict(shown | ({"stopping_loss": stopping} if self._stopping else {}), prog_bar=True)
-        self.log_dict({"gradient_norm": self._norm, "learning_rate": rate, "tokens": tokens, "skipped": skipped})
+            # Sums stay on the device: reading one here would wait for it.
+            loss, hits = loss + part.detach(), hits + is_hit.sum()
+            stopping_loss = stopping_loss + policy_loss.detach()
+            step_logprobs.append(logprobs.detach())
+        self.end_step(optimizer, loss, lambda: self._find_faulty(step, batch, step_logprobs))
+        metrics = {"loss": loss, "token_accuracy": hits / batch.produced_tokens}
+        if self._learning_policies:
+            metrics["stopping_loss"] = stopping_loss
+        self.log_metrics(metrics, in_bar=metrics)
+        self.log_metrics(
+            {
+                "gradient_norm": self._norm,
+                "learning_rate": optimizer.param_groups[0]["lr"],
+                "tokens": float(batch.produced_tokens),
+                "skipped": float(self.skipped_steps),
+            }
+        )
 
-    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits [B, L, V], and the loss of the stopping policies that learn, summed over the batch's turns."""
-        lost = torch.zeros((), device=self.device, dtype=torch.float32)
-        if not self._stopping:
-            return self.model(batch), lost
-        with hidden_states(self.model.language_model) as seen:
+    def _run_model(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the logits [B, L, V], and the loss of the learning stopping policies, summed over the turns."""
+        policy_loss = torch.zeros((), device=self.device, dtype=torch.float32)
+        if not self._learning_policies:
+            return self.model(batch), policy_loss
+        with collect_hidden_states(self.model.language_model) as states:
             logits = self.model(batch)
-        # The policies read the model and do not change it: what it learns does not depend on them.
-        begun = seen[-1].detach().flatten(0, 1).index_select(0, batch.starts)
-        losses = [cast(StoppingPolicy, policy).loss(begun, batch.answered) for policy in self._stopping]
-        return logits, sum((loss for loss in losses if loss is not None), lost)
+        # Detached: the policies read the model, and what the model learns must not depend on which policies read it.
+        turn_starts = states[-1].detach().flatten(0, 1).index_select(0, batch.starts)
+        for policy in self._learning_policies:
+            found = cast(StoppingPolicy, policy).loss(turn_starts, batch.answered)
+            if found is not None:
+                policy_loss = policy_loss + found
+        return logits, policy_loss
 
-    def _culprits(self, step: int, batch: StepBatch, seen: Sequence[Tensor]) -> list[str]:
-        """The samples with a log-probability that is no finite number; all of the step where there is none."""
-        names = list(self._names(step)) if self._names is not None else []
-        found, first = [], 0
-        for micro, logprobs in zip(batch.micro, seen, strict=True):
-            rows = micro.targets[~logprobs.isfinite()] // micro.ids.shape[1]
-            found += [batch.order[first + row] for row in sorted(set(rows.tolist()))]
-            first += len(micro.ids)
-        places = found or range(first)
-        return [names[place] if names else f"number {place}" for place in places]
+    def _find_faulty(self, step: int, batch: StepBatch, step_logprobs: Sequence[Tensor]) -> list[str]:
+        """Name the samples with a log-probability that is NaN or infinite, or all of the step if none has one."""
+        ids = list(self._list_sample_ids(step)) if self._list_sample_ids is not None else []
+        found, first_row = [], 0
+        for micro_batch, logprobs in zip(batch.micro_batches, step_logprobs, strict=True):
+            # A target is a place in the flattened batch [B * L], so that its row is the quotient by L.
+            rows = micro_batch.targets[~logprobs.isfinite()] // micro_batch.ids.shape[1]
+            found += [batch.order[first_row + row] for row in sorted(set(rows.tolist()))]
+            first_row += len(micro_batch.ids)
+        places = found or range(first_row)
+        return [ids[place] if ids else f"number {place}" for place in places]

@@ -1,98 +1,53 @@
-"""A supervised training run: from a checked recipe to checkpoints in its folder."""
+"""The supervised stage: from a checked recipe to checkpoints in its run folder."""
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from vilavt_toolkit.checkpoints import native as checkpoints
-from vilavt_toolkit.checkpoints.loading import build_model
-from vilavt_toolkit.checkpoints.run_folder import run_folder
+from vilavt_toolkit.checkpoints.loading import build_model, load_checkpoint_model
+from vilavt_toolkit.checkpoints.run_folder import expand_home
 from vilavt_toolkit.config.recipe import CheckedRecipe
-from vilavt_toolkit.config.schema import Part
 from vilavt_toolkit.contracts import Task
 from vilavt_toolkit.data.lengths import check_lengths
 from vilavt_toolkit.errors import UsageError
-from vilavt_toolkit.models.assemble import assemble
-from vilavt_toolkit.models.meta import listed_in_short
 from vilavt_toolkit.models.model import VisualChatModel
-from vilavt_toolkit.training.supervised.data import step_loader, step_sampler
+from vilavt_toolkit.training.stage import Stage
+from vilavt_toolkit.training.supervised.data import build_step_loader, build_step_sampler
 from vilavt_toolkit.training.supervised.module import SupervisedModule
-from vilavt_toolkit.training.trainer import Stage, begin, run_stage
-
-log = logging.getLogger(__name__)
+from vilavt_toolkit.training.trainer import find_initial_checkpoint, prepare_stage, run_stage, weight_dtype
 
 
-def train(recipe: CheckedRecipe, resume: bool = False) -> Path:
-    """Train what a recipe says and return the run's folder; raises VilavtError."""
-    section = recipe.recipe.train
-    stage = Stage(recipe, section, run_folder(recipe.recipe.run), section.steps, "train")
-    beginning = begin(stage, resume)
-    if beginning is None:
+def run_supervised(recipe: CheckedRecipe, resume: bool = False) -> Path:
+    """Train a recipe's model on its task's traces and return the run folder; raises VilavtError."""
+    section, seed = recipe.recipe.train, recipe.recipe.seed
+    stage = Stage(recipe, section, expand_home(recipe.recipe.run), section.steps, "train")
+    start = prepare_stage(stage, resume)
+    if start is None:
         return stage.run
-    task: Task = made(recipe.recipe.task)
-    # Before weights are loaded: files that are refused are refused here.
+    task: Task = recipe.recipe.task.build()
+    # Counting opens the data files, so that unusable ones are refused before weights are loaded.
     if not task.length("train"):
         raise UsageError(f"split 'train' of {recipe.recipe.task} has no samples; choose another task or files.")
-    model = _model(recipe, stage, beginning.folder)
-    if beginning.folder is None:
+    model = _build_model(recipe, stage, start.folder)
+    if start.folder is None:
         check_lengths(model, task, "train")
-    model.encoder.gradient_checkpointing = section.gradient_checkpointing
+    model.vision.gradient_checkpointing = section.gradient_checkpointing
     if section.compile:
-        model.encoder.compile_blocks()
-    seed = recipe.recipe.seed
+        model.vision.compile_blocks()
 
-    def names(step: int) -> list[str]:
-        return [task.sample("train", index).id for index in step_sampler(task, section, seed).indices(step)]
+    def list_sample_ids(step: int) -> list[str]:
+        return [task.sample("train", index).id for index in build_step_sampler(task, section, seed).step_indices(step)]
 
-    module = SupervisedModule(model, made(section.optimizer), section, beginning.step, names)
-    return run_stage(stage, beginning, module, lambda: step_loader(model, task, section, seed, beginning.step))
-
-
-def _model(recipe: CheckedRecipe, stage: Stage, checkpoint: Path | None) -> VisualChatModel:
-    """The model as the checkpoint to go on from has it, else as `train.start` does, else new."""
-    start = recipe.recipe.train.start
-    if checkpoint is None and not start:
-        return build_model(recipe, dtype_of(recipe.recipe.train.precision))
-    return restored(recipe, checkpoint or start_of(stage, start), resume=checkpoint is not None)
+    module = SupervisedModule(model, section.optimizer.build(), section, start.step, list_sample_ids)
+    # The loader is built late: preparing all samples takes minutes, and everything else is checked first.
+    return run_stage(stage, start, module, lambda: build_step_loader(model, task, section, seed, start.step))
 
 
-def start_of(stage: Stage, start: str) -> Path:
-    """The checkpoint that a stage begins with, which must not be moved away with an earlier run; raises VilavtError."""
-    found = checkpoints.find(start)
-    if found.resolve().is_relative_to(stage.run.resolve()):
-        key = "run" if stage.key == "train" else f"{stage.key}.run"
-        raise UsageError(
-            f"{stage.key}.start {found} lies in {stage.run}, where the new run goes; give another folder with {key}."
-        )
-    return found
-
-
-def dtype_of(precision: str) -> torch.dtype:
-    """The type that weights are kept in under a precision in Lightning's words."""
-    return torch.bfloat16 if precision == "bf16-true" else torch.float32
-
-
-def made(part: Part) -> Any:
-    """The component that a part names."""
-    return part.entry.cls(part.config)
-
-
-def restored(recipe: CheckedRecipe, folder: Path, resume: bool = False) -> VisualChatModel:
-    """The recipe's model with the weights of a checkpoint; raises VilavtError where they do not fit.
-
-    Unless it is to `resume`, stopping policies may be others than the checkpoint's, and begin anew where it has none.
-    """
-    model, new = filled_from(recipe, folder, other_stopping=not resume)
-    if new:
-        log.warning("%s has no weights of the recipe's stopping policies; new are %s.", folder, listed_in_short(new))
-    return model
-
-
-def filled_from(recipe: CheckedRecipe, folder: Path, other_stopping: bool) -> tuple[VisualChatModel, list[str]]:
-    """The recipe's model with a checkpoint's weights, and the names of those that `checkpoints.load_into` left new."""
-    model = assemble(recipe.recipe.model, str(recipe.path), saved=folder)
-    return model, checkpoints.load_into(model, folder, other_stopping=other_stopping)
+def _build_model(recipe: CheckedRecipe, stage: Stage, checkpoint: Path | None) -> VisualChatModel:
+    """Build the model with the weights of the checkpoint to resume from, else of `train.init_from`, else new ones."""
+    init_from = recipe.recipe.train.init_from
+    if checkpoint is not None:
+        return load_checkpoint_model(recipe, checkpoint, resume=True)
+    if init_from:
+        return load_checkpoint_model(recipe, find_initial_checkpoint(stage, init_from))
+    return build_model(recipe, weight_dtype(recipe.recipe.train.precision))

@@ -1,0 +1,82 @@
+"""Tensors of a safetensors file, put into a model by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from vilavt_toolkit.models.meta import assign_weights, needs_cast, read_as, unfilled_parameters
+from vilavt_toolkit.models.model import VisualChatModel
+
+RenameWeight = Callable[[str], str]
+"""From the name of a tensor in a file to its name in the state dict of today's model."""
+
+
+def fill_weights(
+    model: VisualChatModel, file: Path, dtype: torch.dtype | None, rename: RenameWeight
+) -> tuple[list[str], list[str]]:
+    """Fill a model from a file; return the names that the file lacks and those that the model lacks, sorted.
+
+    A model on the meta device gets the file's tensors mapped, in `dtype` or as they are stored. One that has weights
+    keeps its tensors and their type, and gets the values. Raises RuntimeError for a tensor of another shape, and
+    SafetensorError or OSError for a damaged file.
+    """
+    if unfilled_parameters(model):
+        missing, unexpected = _map_weights(model, file, dtype, rename)
+    else:
+        missing, unexpected = _copy_weights(model, file, rename)
+    return sorted(missing), sorted(unexpected)
+
+
+def _copy_weights(model: VisualChatModel, file: Path, rename: RenameWeight) -> tuple[list[str], list[str]]:
+    weights = {rename(name): value for name, value in load_file(str(file)).items()}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    # Tensors that share memory are in the file once, under any one of their names, which has filled the others.
+    own = model.state_dict()
+    filled = {own[name].data_ptr() for name in weights if name in own}
+    return [name for name in missing if own[name].data_ptr() not in filled], unexpected
+
+
+def _map_weights(
+    model: VisualChatModel, file: Path, dtype: torch.dtype | None, rename: RenameWeight
+) -> tuple[list[str], list[str]]:
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    weights, unexpected = {}, []
+    with safe_open(str(file), "pt") as stored:
+        # `get_tensor` maps the tensor and reads nothing, so that the model takes no memory until it is used.
+        for stored_name in stored.keys():  # noqa: SIM118
+            name = rename(stored_name)
+            if name not in shapes:
+                unexpected.append(name)
+                continue
+            value = stored.get_tensor(stored_name)
+            if value.shape != shapes[name]:
+                raise RuntimeError(f"{name} is {list(value.shape)}, where the recipe has {list(shapes[name])}.")
+            weights[name] = read_as(file, stored_name, dtype) if needs_cast(value, dtype) else value
+    return assign_weights(model, weights), unexpected
+
+
+def describe_mismatch(model: VisualChatModel, file: Path, rename: RenameWeight) -> str:
+    """Name the first tensors that file and model do not share, by kind; empty where all fit or no file can be read."""
+    own = {name: list(value.shape) for name, value in model.state_dict().items()}
+    given = {}
+    try:
+        with safe_open(str(file), "pt") as stored:
+            for name in stored.keys():  # noqa: SIM118
+                given[rename(name)] = list(stored.get_slice(name).get_shape())
+    except (SafetensorError, OSError):
+        return ""
+    unexpected = [name for name in given if name not in own]
+    wrong_shape = [f"{name} {shape} for {own[name]}" for name, shape in given.items() if own.get(name, shape) != shape]
+    # A file also lacks tensors that are tied to another one. So what it lacks counts only beside another difference.
+    missing = [name for name in own if name not in given] if unexpected or wrong_shape else []
+    kinds = {"missing": missing, "unexpected": unexpected, "mis-shaped": wrong_shape}
+    return "; ".join(f"{kind}: {_first_two(names)}" for kind, names in kinds.items() if names)
+
+
+def _first_two(names: list[str]) -> str:
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")

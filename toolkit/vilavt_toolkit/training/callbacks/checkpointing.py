@@ -1,0 +1,64 @@
+"""Checkpoints while training: saved as the recipe says and when the run is stopped, put back when it is resumed."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, cast
+
+import pytorch_lightning as pl
+
+from vilavt_toolkit.checkpoints.native import save_checkpoint
+from vilavt_toolkit.checkpoints.training_state import TrainingState
+from vilavt_toolkit.errors import VilavtError
+from vilavt_toolkit.training.callbacks.interruption import Interruption
+from vilavt_toolkit.training.resume import capture_state, restore_state
+from vilavt_toolkit.training.stage import Stage, StageModule, StoppedBetweenSteps
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointCallback(pl.Callback):
+    """Saves checkpoints of a stage, and restores its training state at the first step of a resumed run.
+
+    Lightning's own checkpoints are pickles of the whole module. These are folders that load without this code.
+    """
+
+    def __init__(self, stage: Stage, state: TrainingState | None, interruption: Interruption) -> None:
+        self.stage, self.state, self.interruption = stage, state, interruption
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # Not earlier: making the data loader's iterator draws a random number, which the saved state must follow.
+        if self.state is not None:
+            restore_state(self.state, trainer.optimizers[0], self.stage.section_key, _grad_scaler(trainer))
+            cast(StageModule, pl_module).load_state(self.state)
+            self.state = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        module, is_stopping = cast(StageModule, pl_module), self.interruption.is_requested
+        is_due = module.step % self.stage.section.checkpoint_every == 0 or module.step == self.stage.total_steps
+        if is_stopping or is_due:
+            self._save_checkpoint(trainer, module)
+        if is_stopping:
+            raise KeyboardInterrupt
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        module = cast(StageModule, pl_module)
+        is_stopped = isinstance(exception, StoppedBetweenSteps)
+        # An error between steps, of a reward for example, has changed no weight: the steps before it need not be lost.
+        is_saveable = isinstance(exception, VilavtError) and module.is_between_steps and module.step > module.start_step
+        if is_stopped or is_saveable:
+            self._save_checkpoint(trainer, module)
+
+    def _save_checkpoint(self, trainer: pl.Trainer, module: StageModule) -> None:
+        state = capture_state(trainer.optimizers[0], _grad_scaler(trainer), module.capture_state())
+        folder = save_checkpoint(self.stage.run, module.model, self.stage.recipe, module.step, state)
+        if self.interruption.is_requested or module.is_between_steps:
+            log.warning("%s is saved; go on from it with --resume.", folder)
+
+
+def _grad_scaler(trainer: pl.Trainer) -> Any:
+    return getattr(trainer.precision_plugin, "scaler", None)
