@@ -6,7 +6,7 @@ WORKERS ?= 2
 MODULATIONS := film cross_attention lora_gated joint_attention
 ENCODERS := conv_stem vit eva open_clip qwen2_5_vl convnext swin resnet
 
-.PHONY: quickstart modulations encoders point-clouds digit-scenes stopping test lint types tests nightly clean
+.PHONY: quickstart modulations encoders point-clouds digit-scenes stopping test lint types tests mutants nightly clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=" if sys.version_info < (3, 11) else 0)'
@@ -76,6 +76,11 @@ types: $(VENV)/.installed
 # One thread a worker: torch's own threads would fight the test workers for the cores.
 tests: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m 'not nightly'
+
+# Changes the arithmetic one place at a time; a test must fail each time. An hour on two cores.
+mutants: $(VENV)/.installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,demo,mutation]'
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutation/run.py
 
 # One after another even under `make -j`: each takes all cores.
 nightly: $(VENV)/.installed

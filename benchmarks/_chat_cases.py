@@ -106,7 +106,7 @@ def measure_turns(bench: ChatBench) -> list[Row]:
 def _measure_dialogue(
     bench: ChatBench, words: str, make: Callable[[ChatBench], Script], share: float, repeats: int
 ) -> list[Row]:
-    bench.model.forget()
+    bench.model.forget_views()
     dialogue = make(bench)
     (session,) = ScriptedLoop(bench.model, [dialogue], at_once=True).run_one_by_one()
     ours, theirs = count_operations(bench.model, session)
@@ -135,7 +135,7 @@ def _measure_dialogue(
 
 def check_batches(bench: ChatBench) -> list[Row]:
     """Check that a batch gives the same tokens as chats one by one, in float32."""
-    bench.model.forget()
+    bench.model.forget_views()
     scripts = chat_scripts(bench)
     together, alone = ScriptedLoop(bench.model, scripts), ScriptedLoop(bench.model, scripts)
     together.records_choices = alone.records_choices = True
@@ -161,7 +161,7 @@ def check_batches(bench: ChatBench) -> list[Row]:
 
 def measure_batches(bench: ChatBench) -> list[Row]:
     """Measure the throughput of many chats in a batch, beside one by one."""
-    bench.model.forget()
+    bench.model.forget_views()
     size, scripts = bench.size, chat_scripts(bench)
     together, alone = ScriptedLoop(bench.model, scripts), ScriptedLoop(bench.model, scripts)
     sides = {"batch": together.run_together, "one by one": lambda: alone.run_one_by_one(size.alone)}
@@ -190,7 +190,7 @@ def measure_batches(bench: ChatBench) -> list[Row]:
     ]
 
 
-def missing_rows(device: str, size: Size) -> list[Row]:
+def missing_turn_rows(device: str, size: Size) -> list[Row]:
     """Return the rows of a device that is not available."""
     what = "encoding and prefill, replies given"
     targets: Sequence[tuple[str, str]] = (

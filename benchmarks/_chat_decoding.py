@@ -20,7 +20,7 @@ _FEW = 8
 
 def measure_decoding(bench: ChatBench) -> list[Row]:
     """Measure a token of one chat beside the memory bandwidth of the same run and beside transformers' `generate`."""
-    bench.model.forget()
+    bench.model.forget_views()
     size, device = bench.size, bench.device
     session = open_session(bench.model, noise_image((size.side, size.side)))
     prompt, many = len(session.trajectory.ids), _FEW + size.decoded
@@ -135,7 +135,7 @@ def _bytes_per_token(language_model: Any, columns: float) -> float:
     return float(weights + 2 * text.num_hidden_layers * width * table.element_size() * columns)
 
 
-def missing_rows(device: str) -> list[Row]:
+def missing_decoding_rows(device: str) -> list[Row]:
     """Return the rows of a device that is not available."""
     return [
         Row(device, "decoding, batch 1, bfloat16: share of the memory bandwidth", target="at least 60%, aim 70%"),

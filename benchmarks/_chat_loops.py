@@ -31,7 +31,7 @@ class TokenChoice:
 
 
 class ScriptedLoop(Loop):
-    """The loop with given replies: token by token as if they were sampled, or each reply at once, which is then read."""
+    """The loop with given replies: token by token as if they were sampled, or each reply at once, to be read whole."""
 
     def __init__(self, model: VisualChatModel, scripts: Sequence[Script], at_once: bool = False) -> None:
         super().__init__(model, Decoding(max_new_tokens=_LONGEST))
@@ -46,6 +46,7 @@ class ScriptedLoop(Loop):
             self._record_choices(requests, logits)
         if self._at_once:
             return [self._write_whole_reply(request) for request in requests], [0.0] * len(requests)
+        # Sampled all the same, so that the loop does all the work of writing, and then replaced by the script.
         _, logprobs = super()._sample(requests, logits)
         return [
             self._scripted_reply(request)[len(request.draft.ids)] for request in requests if request.draft is not None
@@ -65,8 +66,8 @@ class ScriptedLoop(Loop):
         best = logits.float().topk(2, dim=-1)
         tokens, gaps = best.indices[:, 0].tolist(), (best.values[:, 0] - best.values[:, 1]).tolist()
         kept = logits.float().cpu() if self.records_logits else [None] * len(requests)
-        for request, *said in zip(requests, tokens, gaps, kept, strict=True):
-            self.choices.setdefault(request.number, []).append(TokenChoice(*said))
+        for request, *choice in zip(requests, tokens, gaps, kept, strict=True):
+            self.choices.setdefault(request.number, []).append(TokenChoice(*choice))
 
     def run_together(self) -> list[Session]:
         """Run all dialogues at once."""
@@ -111,9 +112,10 @@ def _check_outcome(request: Request) -> None:
     if request.error is not None:
         raise request.error
     if request.session.trajectory.why != "answered" or any(request.session.trajectory.feedback):
+        feedback = [text for text in request.session.trajectory.feedback if text]
         raise SystemExit(
-            f"dialogue {request.number} ended otherwise than its script: {request.session.trajectory.why}, "
-            f"{[said for said in request.session.trajectory.feedback if said]}; correct the script in benchmarks/_chat_models.py."
+            f"dialogue {request.number} ended otherwise than its script: {request.session.trajectory.why}, {feedback}. "
+            "Correct the script in benchmarks/_chat_models.py."
         )
 
 
@@ -122,13 +124,14 @@ def largest_difference(ours: Sequence[TokenChoice], theirs: Sequence[TokenChoice
     found = 0.0
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.logits is not None and other.logits is not None
+        # Tokens that cannot be written have minus infinity on both sides, and their difference would be NaN.
         finite = other.logits.isfinite()
         found = max(found, float((mine.logits[finite] - other.logits[finite]).abs().max()))
     return found
 
 
 def count_differences(ours: Sequence[TokenChoice], theirs: Sequence[TokenChoice]) -> tuple[int, float]:
-    """Count the places where the likeliest tokens differ; returns also the largest gap between the best logits there."""
+    """Count the places where the likeliest tokens differ; returns also the largest gap of the best logits there."""
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a.token != b.token]
     return len(pairs), max((min(a.gap, b.gap) for a, b in pairs), default=0.0)
 

@@ -28,7 +28,7 @@ _NOISE = 0.01
 
 def measure_memory(bench: ChatBench) -> list[Row]:
     """Measure the bytes of a growing chat by its tokens, and the memory after many chats in a row."""
-    bench.model.forget()
+    bench.model.forget_views()
     rows = [_measure_growth(bench)]
     row = _measure_release(bench)
     return rows if row is None else [*rows, row]
@@ -70,7 +70,7 @@ def _measure_release(bench: ChatBench) -> Row | None:
     count = bench.size.row
     warm, marks = max(1, count // 5), []
     for number in range(count):
-        bench.model.forget()
+        bench.model.forget_views()
         _make_chat(bench, noise_image((_SIDE, _SIDE), number)).ask("what is it?")
         if number >= warm - 1 and (number + 1 - warm) % max(1, count // 10) == 0:
             gc.collect()
@@ -97,7 +97,7 @@ def _used_memory(device: torch.device) -> int | None:
     return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def missing_rows(device: str) -> list[Row]:
+def missing_memory_rows(device: str) -> list[Row]:
     """Return the rows of a device that is not available."""
     return [
         Row(device, f"a chat of {_QUESTIONS} questions: what it holds by tokens", target=f"R² at least {_STRAIGHT}"),

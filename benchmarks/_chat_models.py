@@ -186,7 +186,7 @@ class Script:
 def write_script(
     model: VisualChatModel, source: Source, zooms: Sequence[Sequence[tuple[int, Box]]], tokens: int
 ) -> Script:
-    """Write the script of a dialogue with one call for each of `zooms`, (region, box of the source) pairs, and an answer.
+    """Write the script of a dialogue with one call for each of `zooms`, (region, box) pairs, and an answer.
 
     Every reply is `tokens` long, or as long as its call needs.
     """

@@ -47,7 +47,7 @@ class EncoderBench:
 
 
 def measure_modulation(bench: EncoderBench) -> list[Row]:
-    """Compare every registered modulator with the plain tower on the same tokens: late, 32 words, forward and backward."""
+    """Compare every registered modulator with the plain tower on the same tokens: late, 32 words, both passes."""
     encoder = build_plain_vit(bench.size, bench.device, bench.dtype)
     views = make_views(encoder, bench.size)
     groups = [region * GROUPS // len(views) for region in range(len(views))]
@@ -255,7 +255,7 @@ def _peak_memory(device: torch.device, dynamic: Any, work: Any) -> int:
     return int(torch.cuda.max_memory_allocated(device) - before - weights)
 
 
-def missing_rows(device: str) -> list[Row]:
+def missing_case_rows(device: str) -> list[Row]:
     """Return the rows of a device that is not available."""
     whats = [f"`{name}`, late, T = {INQUIRY_TOKENS}, forward and backward" for name in _AGAINST_PLAIN]
     whats += ["64 regions of mixed size in one call, forward", "attention kernels: one call against buckets"]

@@ -62,7 +62,7 @@ class RandomInquiries(InquiryEncoder):
         """Return one id per letter."""
         return [ord(letter) % 1000 for letter in text]
 
-    def words(self, ids: Sequence[int]) -> list[str]:
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
         """Return the ids as texts."""
         return [str(i) for i in ids]
 
@@ -98,7 +98,7 @@ def build_plain_vit(size: Size, device: torch.device, dtype: torch.dtype) -> Enc
 
 def build_qwen_tower(device: torch.device, dtype: torch.dtype, pad_mlp: int = 1) -> Encoder:
     """Build Qwen2.5-VL-7B's vision tower, the default settings, with random weights."""
-    from vilavt_components.encoders.qwen2_5_vl.encoder import QwenVisionConfig
+    from vilavt_components.encoders.qwen2_5_vl.tower import QwenVisionConfig
 
     entry = encoders.get("qwen2_5_vl")
     torch.manual_seed(0)

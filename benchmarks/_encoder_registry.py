@@ -92,7 +92,7 @@ def measure_preparing(bench: EncoderBench) -> list[Row]:
     return rows
 
 
-def missing_rows(device: str) -> list[Row]:
+def missing_registry_rows(device: str) -> list[Row]:
     """Return the rows of a device that is not available."""
     whats = [f"`{name}`, {_size_words(name, True)}, forward and backward, beside `{PEER}`" for name in encoders.names()]
     return [Row(device, what, NOT_MEASURED) for what in whats]

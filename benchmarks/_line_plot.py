@@ -11,7 +11,7 @@ _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640, 380, 70, 60, 50
 def draw_line_plot(
     title: str, x_name: str, y_name: str, points: Sequence[tuple[float, float, float, float]], line: tuple[float, float]
 ) -> str:
-    """Draw points (x, median, low, high) with their quartiles and the straight line a + b x; both axes begin at zero."""
+    """Draw points (x, median, low, high) with their quartiles and the line a + b x; both axes begin at zero."""
     most_x = max(point[0] for point in points)
     most_y = max(max(point[3] for point in points), line[0] + line[1] * most_x) * 1.05
 

@@ -7,8 +7,6 @@ python benchmarks/chat.py --device cuda --only turns decoding
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -17,14 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _chat_cases import ChatBench, check_batches, check_logits, measure_batches, measure_turns
-from _chat_cases import missing_rows as missing_turns
-from _chat_decoding import measure_decoding
-from _chat_decoding import missing_rows as missing_decoding
-from _chat_memory import measure_memory
-from _chat_memory import missing_rows as missing_memory
+from _chat_cases import ChatBench, check_batches, check_logits, measure_batches, measure_turns, missing_turn_rows
+from _chat_decoding import measure_decoding, missing_decoding_rows
+from _chat_memory import measure_memory, missing_memory_rows
 from _chat_models import QUICK, SIZES, Size, build_chat_model
 from _measure import Row, format_table, measurement_facts, replace_section
+from _script import parse_options, write_json
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 EXACT: Mapping[str, Callable[[ChatBench], list[Row]]] = {"equal": check_logits, "batches_agree": check_batches}
@@ -40,7 +36,7 @@ TITLES = {"cpu": "On a CPU, a small model, float32", "cuda": "On a CUDA GPU, 7B 
 
 def main() -> None:
     """Measure, print, and write the results by the options."""
-    options = _parse_options()
+    options = parse_options((__doc__ or "").splitlines()[0], [*EXACT, *CASES])
     sections = []
     for device in ("cpu", "cuda") if options.device == "all" else (options.device,):
         section = _measure_device(device, options.quick, options.only)
@@ -49,34 +45,18 @@ def main() -> None:
         print(f"## {TITLES[device]}\n\n{text}\n", flush=True)
         if options.write and not section["missing"]:
             replace_section(PAGE, f"chat {device}", text)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(sections, indent=2) + "\n")
+    write_json(options.json, sections)
     if wrong := [row["what"] for section in sections for row in section["rows"][: section["exact"]] if not row["met"]]:
         raise SystemExit(f"The chat fails the checks that it must pass: {', '.join(wrong)}. Fix these first.")
 
 
-def _parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="use tiny sizes, to see that it runs rather than to measure"
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda", "all"), default="all")
-    parser.add_argument("--json", type=Path, help="write all figures into this file")
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
-    names = [*EXACT, *CASES]
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="CASE", help=", ".join(names))
-    options = parser.parse_args()
-    if options.quick and options.write:
-        parser.error("--quick measures nothing worth writing down. Leave out --quick or --write.")
-    if options.write and options.only != names:
-        parser.error("--write replaces whole tables. Leave out --only or --write.")
-    return options
-
-
 def _measure_device(device: str, quick: bool, only: list[str]) -> dict[str, Any]:
     if device == "cuda" and not torch.cuda.is_available():
-        absent = [*missing_turns(device, SIZES[device]), *missing_decoding(device), *missing_memory(device)]
+        absent = [
+            *missing_turn_rows(device, SIZES[device]),
+            *missing_decoding_rows(device),
+            *missing_memory_rows(device),
+        ]
         return {"device": device, "missing": True, "exact": 0, "rows": [asdict(row) for row in absent]}
     size = (QUICK if quick else SIZES)[device]
     bench = ChatBench(build_chat_model(size, torch.device(device)), size, torch.device(device))

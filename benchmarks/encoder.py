@@ -7,8 +7,6 @@ python benchmarks/encoder.py --only every_encoder preparing_clouds
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -25,13 +23,13 @@ from _encoder_cases import (
     measure_modulation,
     measure_packing,
     measure_tower,
-    missing_rows,
+    missing_case_rows,
 )
 from _encoder_models import QUICK, SIZES
-from _encoder_registry import measure_every_encoder, measure_preparing
-from _encoder_registry import missing_rows as missing_encoders
+from _encoder_registry import measure_every_encoder, measure_preparing, missing_registry_rows
 from _line_plot import draw_line_plot
 from _measure import Row, format_table, measurement_facts, replace_section
+from _script import parse_options, write_json
 
 from vilavt_toolkit.registry.plugins import load_builtin
 
@@ -51,7 +49,7 @@ TITLES = {"cpu": "On a CPU, small sizes, float32", "cuda": "On a CUDA GPU, real 
 
 def main() -> None:
     """Measure, print, and write the results by the options."""
-    options = _parse_options()
+    options = parse_options((__doc__ or "").splitlines()[0], [*CASES, GROUPS])
     load_builtin()
     sections = []
     for device in ("cpu", "cuda") if options.device == "all" else (options.device,):
@@ -61,33 +59,13 @@ def main() -> None:
         print(f"## {TITLES[device]}\n\n{text}\n", flush=True)
         if options.write and not section["missing"]:
             _write_page(device, text, cost)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(sections, indent=2) + "\n")
-
-
-def _parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="use tiny sizes, to see that it runs rather than to measure"
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda", "all"), default="all")
-    parser.add_argument("--json", type=Path, help="write all figures into this file")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md, and the plot")
-    names = [*CASES, GROUPS]
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="CASE", help=", ".join(names))
-    options = parser.parse_args()
-    if options.quick and options.write:
-        parser.error("--quick measures nothing worth writing down. Leave out --quick or --write.")
-    if options.write and options.only != names:
-        parser.error("--write replaces whole tables. Leave out --only or --write.")
-    return options
+    write_json(options.json, sections)
 
 
 def _measure_device(device: str, quick: bool, only: list[str]) -> tuple[dict[str, Any], GroupCost | None]:
     command = " ".join(["python benchmarks/encoder.py", *sys.argv[1:]])
     if device == "cuda" and not torch.cuda.is_available():
-        absent = [*missing_rows(device), *missing_encoders(device)]
+        absent = [*missing_case_rows(device), *missing_registry_rows(device)]
         return {"device": device, "missing": True, "rows": [asdict(row) for row in absent]}, None
     bench = EncoderBench(torch.device(device), (QUICK if quick else SIZES)[device])
     rows: list[Row] = []

@@ -8,7 +8,6 @@ python benchmarks/stopping.py runs/stopping/base --items 100 --only confidence b
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 from _cost_curves import Point, draw_curves
 from _measure import measurement_facts, replace_section
+from _script import write_json
 
 from vilavt_toolkit.checkpoints.native import load_checkpoint
 from vilavt_toolkit.contracts import Sample, Task, Usage
@@ -125,9 +125,7 @@ def main() -> None:
     about = measurement_facts("cpu", " ".join(["python benchmarks/stopping.py", *sys.argv[1:]])) | {
         "items": options.items
     }
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({**about, "points": [asdict(each) for each in found]}, indent=2) + "\n")
+    write_json(options.json, {**about, "points": [asdict(each) for each in found]})
     picture = PICTURE if options.write else options.png
     if picture is not None:
         _draw_page_curves(picture, found)

@@ -43,7 +43,7 @@ def test_the_quickstart_takes_every_encoder_of_images_by_name_alone(name):
     model = assemble_model(recipe.recipe.model)
     region = Region(ImageSource.open(np.zeros((256, 256, 3), np.uint8), ImageConfig()))
     assert model.vision.backbone.feature_grid(model.vision.backbone.prepare(region.crop()).size) == (4, 4)
-    assert name == "timm" or any("whose settings go: config, stem" in note for note in recipe.notes)
+    assert name == "timm" or any("Dropped settings of 'timm': config, stem" in note for note in recipe.notes)
 
 
 NAMED = {
@@ -58,7 +58,9 @@ def test_the_quickstart_takes_models_of_libraries_by_one_name(name):
     recipe = load_recipe("quickstart", NAMED[name])
     with torch.device("meta"):
         assert assemble_model(recipe.recipe.model)
-    assert any("which go: config, stem" in note or "settings go: config, stem" in note for note in recipe.notes)
+    assert any(
+        "Dropped: config, stem" in note or "Dropped settings of 'timm': config, stem" in note for note in recipe.notes
+    )
 
 
 def test_a_pretrained_language_model_takes_the_place_of_the_quickstarts_own():

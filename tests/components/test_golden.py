@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vilavt_components.encoders.qwen2_5_vl import vision_weights as checkpoint
+from vilavt_components.encoders.qwen2_5_vl import vision_weights
 from vilavt_components.encoders.qwen2_5_vl.encoder import Qwen25VLConfig, Qwen25VLEncoder
 from vilavt_components.encoders.qwen2_5_vl.tower import QwenVisionConfig
 from vilavt_components.inquiry_encoders.hf_text import HFTextConfig, HFTextInquiryEncoder
@@ -58,7 +58,7 @@ def build(point, pad_mlp=1):
     visual = weights("visual.")
     tower = {key: value for key, value in visual.items() if ".instruct_" not in key}
     shapes = {key: value.shape for key, value in encoder.tower.state_dict().items()}
-    encoder.tower.load_state_dict(checkpoint.from_checkpoint(tower, shapes, vision.intermediate_size, "golden"))
+    encoder.tower.load_state_dict(vision_weights.from_checkpoint(tower, shapes, vision.intermediate_size, "golden"))
     inquiry_encoder.model.load_state_dict(weights("text_encoder."))
     inquiry_encoder.projection.load_state_dict(weights("text_proj."))
     for index, (modulator,) in dynamic.modulators.items():
@@ -196,7 +196,9 @@ def test_every_integration_modulates_its_blocks_as_the_paper_does(point):
     assert sorted(map(int, dynamic.modulators)) == list(MODULATED[point])
     late, everywhere = load("outputs_A_late")["vision_blocks"], load("outputs_A_all")["vision_blocks"]
     start = []
-    take = patch.object(dynamic.backbone, "block", lambda index, tokens, site, attend: start.append(tokens.x) or tokens.x)
+    take = patch.object(
+        dynamic.backbone, "block", lambda index, tokens, site, attend: start.append(tokens.x) or tokens.x
+    )
     with take:
         encode(dynamic, inputs)
     # Block by block from what the paper's code gave it: modulated blocks against `all`, plain ones against `late`,
@@ -258,7 +260,7 @@ def gradients(dynamic):
     found = {}
     tower = {key: value.grad for key, value in dynamic.backbone.tower.named_parameters()}
     width = CONFIG["vision_config"]["intermediate_size"]
-    for key, grad in checkpoint.to_checkpoint(tower, width).items():
+    for key, grad in vision_weights.to_checkpoint(tower, width).items():
         found[f"visual.{key}"] = grad
     for index, (modulator,) in dynamic.modulators.items():
         for key, value in modulator.named_parameters():

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
-from vilavt_components.encoders.qwen2_5_vl import vision_weights as tower_checkpoint
+from vilavt_components.encoders.qwen2_5_vl import vision_weights
 from vilavt_components.encoders.qwen2_5_vl.encoder import Qwen25VLConfig, Qwen25VLEncoder
 from vilavt_components.inquiry_encoders.hf_text import HFTextConfig, HFTextInquiryEncoder
 from vilavt_components.language_models.qwen2_5_vl import Qwen25VLLanguageConfig, Qwen25VLLanguageModel
@@ -200,7 +200,7 @@ def gradients(model):
     dynamic = model.vision
     tower = {key: value.grad for key, value in dynamic.backbone.tower.named_parameters()}
     width = dynamic.backbone.shape.intermediate_size
-    found = {f"visual.{key}": grad for key, grad in tower_checkpoint.to_checkpoint(tower, width).items()}
+    found = {f"visual.{key}": grad for key, grad in vision_weights.to_checkpoint(tower, width).items()}
     for index, (modulator,) in dynamic.modulators.items():
         found |= {_instruct(index, key): value.grad for key, value in modulator.named_parameters()}
     for key, value in dynamic.inquiry_encoder.named_parameters():

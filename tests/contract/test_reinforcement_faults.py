@@ -102,7 +102,7 @@ def advantage(function):
     ("function", "words"),
     [
         (lambda r: r, "rewards plus 2"),
-        (lambda r: r - r.mean(), "alone and beside other groups"),
+        (lambda r: r - r.mean(), "alone and with other groups"),
         (lambda r: r.mean(1, keepdim=True) - r, "a better rollout has a lower one"),
         (lambda r: (r - r.mean(1, keepdim=True)) / r.std(1, keepdim=True), "not finite"),
         (lambda r: r - r[:, :1], "permuted groups"),
@@ -189,7 +189,7 @@ def test_a_correct_policy_loss_passes():
         (ClimbsDown, "the gradient on the first inner step"),
         (HalvesTies, "the gradient on the first inner step"),
         (SaysNothing, "all clipped, or none is"),
-        (Whitens, "beside fewer others"),
+        (Whitens, "among fewer others"),
         (Overflows, "a clipped token has a gradient|not finite"),
         (CountsEmptyOnes, "0 tokens weigh"),
         (MeansOverMicroBatches, "the gradient on the first inner step"),

@@ -1,4 +1,4 @@
-"""What may be claimed of the modulations once `make modulations` has trained and evaluated each on the first task."""
+"""Claims about the modulations once `make modulations` has trained and evaluated each on the first task."""
 
 from __future__ import annotations
 

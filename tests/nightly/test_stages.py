@@ -1,4 +1,4 @@
-"""What may be claimed of the second training stage once `make nightly` has run both on two tasks."""
+"""Claims about the second training stage once `make nightly` has run both on two tasks."""
 
 from __future__ import annotations
 

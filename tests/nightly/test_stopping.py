@@ -1,4 +1,4 @@
-"""What may be claimed of stopping policies once `make stopping` has put them side by side."""
+"""Claims about stopping policies once `make stopping` has put them side by side."""
 
 from __future__ import annotations
 

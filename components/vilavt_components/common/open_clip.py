@@ -86,6 +86,7 @@ class OpenClipModel:
         given = self.architecture.get(key)
         if not isinstance(given, Mapping) or not isinstance(self.architecture.get("embed_dim"), int):
             raise BadConfig(f"The configuration of {self.name} lacks `embed_dim` or `{key}`. Add them.")
+        # open_clip would raise a TypeError that names its dataclass; ours names the key and the nearest known one.
         known = tuple(f.name for f in fields({"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg}[key]))
         wrong = next((name for name in given if name not in known), None)
         if wrong is not None:
@@ -117,7 +118,7 @@ class OpenClipModel:
             return
 
         def rename_keys(keys: Sequence[str]) -> dict[str, str]:
-            # Checkpoints of distributed training hold every name behind `module.`; open_clip strips it too.
+            # Checkpoints of distributed training prefix every name with `module.`; open_clip strips it too.
             names = ((key, rename_key(key.removeprefix("module."))) for key in keys)
             return {key: name for key, name in names if name is not None}
 
@@ -132,6 +133,7 @@ class OpenClipModel:
 def resolve_model(settings: OpenClipSettings) -> OpenClipModel:
     """Return the model that settings name, reading its configuration but no weight; raises BadConfig, InputError."""
     _check_choice(settings)
+    # A folder goes before `model` and `config`: it describes itself, and with either of them it is refused.
     if settings.is_small:
         return OpenClipModel(
             "the small default model", SMALL_ARCHITECTURE, is_from_user=True, preprocessing=_merge_preprocessing()
@@ -201,6 +203,7 @@ def _from_folder(settings: OpenClipSettings, folder: Path) -> OpenClipModel:
             f"open_clip: folder '{folder}' has its own {CONFIG_FILE}. Leave out `model` and `config`,"
             " or set `path` to one file of weights."
         )
+    # A file of weights alone does not tell its architecture: names of tensors say the family, not heads or image size.
     if not folder.is_dir():
         raise BadConfig(
             f"open_clip: `path` {str(folder)!r} is no folder with {CONFIG_FILE}. Say what its weights are of, in "
@@ -221,6 +224,7 @@ def _model_from_config(
     folder: Path | None = None,
 ) -> OpenClipModel:
     """Make a model of its configuration: bare, or as open_clip saves it, next to that of its preprocessing."""
+    # `model_cfg` is how open_clip saves it; get_model_config and a recipe's `config` give the bare mapping.
     architecture = given.get("model_cfg", given)
     if not isinstance(architecture, Mapping):
         raise BadConfig(f"The configuration of {name} is no mapping of embed_dim, vision_cfg and text_cfg.")
@@ -257,6 +261,7 @@ def _find_weight_file(folder: Path) -> Path:
 
 def _hub_weight_finder(repository: str, file: str, local_files_only: bool) -> Callable[[], Path]:
     """Return a finder of a repository's .safetensors; open_clip's list may name a pickled file in their place."""
+    # Most repositories hold the same weights as .safetensors under the same stem.
     names = [_WEIGHT_FILES[0]] if file in ("", "open_clip_pytorch_model.bin") else [f"{Path(file).stem}.safetensors"]
 
     def find() -> Path:
@@ -265,6 +270,7 @@ def _hub_weight_finder(repository: str, file: str, local_files_only: bool) -> Ca
 
         try:
             return Path(hf_hub_download(repository, names[0], local_files_only=local_files_only))
+        # Before EntryNotFoundError, its base class: not cached is another fault than not in the repository.
         except LocalEntryNotFoundError as error:
             forbidden = (
                 " and `local_files_only` forbids a download" if local_files_only else ", nor is the hub in reach"

@@ -15,6 +15,7 @@ def quiet_transformers() -> Iterator[None]:
     """
     from transformers.utils import logging as untyped
 
+    # The verbosity is global: it is put back even if the code inside raises.
     logging: Any = untyped
     level = logging.get_verbosity()
     logging.set_verbosity_error()

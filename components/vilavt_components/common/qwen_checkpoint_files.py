@@ -32,7 +32,7 @@ _CONVERT = f"safetensors.torch.save_file(torch.load(path, weights_only=True), '{
 
 @dataclass(frozen=True)
 class CheckpointLocation:
-    """Where a checkpoint is: a folder or hub name."""
+    """The place of a checkpoint: a folder or hub name."""
 
     name: str
     revision: str | None

@@ -60,6 +60,7 @@ def load_file_into(
     shown in errors, that converts other formats to .safetensors.
     """
     with _open_safetensors(path, convert) as file:
+        # The guess needs all names, since those that tell an architecture may be the ones that are not read.
         names = list(file.keys())
         weights = {name: file.get_tensor(key) for key, name in rename_keys(names).items()}
     load_weights_into(module, weights, f"'{path}'", is_unused, guess_architecture(names))
@@ -69,6 +70,7 @@ def load_file_into(
 def _open_safetensors(path: Path, convert: str) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
+    # By suffix, before opening: .bin and .pt are pickles, and unpickling runs code.
     if path.suffix != ".safetensors":
         raise InputError(
             f"Weights '{path}' are not .safetensors, and other formats can run code when read. Convert once: {convert}."

@@ -1,1 +1,1 @@
-"""Dialogues: prompts, and how a turn is written."""
+"""Components of kind dialogue: prompts, how a turn is written and read, and how regions are announced."""

@@ -33,7 +33,7 @@ _UNFINISHED_BOX = re.compile(r'\{"index": (?P<index>\d+), "[^"]*": \[(?P<numbers
 
 @dataclass(frozen=True)
 class TurnSyntax:
-    """How a dialogue writes a turn."""
+    """The constant parts of a turn in a dialogue, and its most regions."""
 
     after_thought: str
     """Text between `</think>` and the call or the answer."""
@@ -80,6 +80,7 @@ class _GrammarBuilder:
         schema = self.boxes[index](begun)
         key, *others = schema["properties"]
         items = schema["properties"][key]["prefixItems"]
+        # The space belongs to the number: a grammar ends after the comma.
         number = f"{_quote(' ')} {self._add_value_rule(items[len(begun)])}"
         if len(begun) + 1 < len(items):
             return self._join_rules(f"{number} {_quote(',')}")

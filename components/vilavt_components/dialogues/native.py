@@ -20,6 +20,7 @@ mind. Every turn is a thought and then either one tool call or one answer:
 <think>what you found</think><answer>your answer</answer>
 "index" is the number that stands after what you were shown; {boxes}"""
 
+# To match the whole text, `.*?` may run over a closing tag. So `parse` also refuses tags within a part.
 _TURN = re.compile(r"\s*<think>(?P<thought>.*?)</think>\s*<(?P<tag>tool|answer)>(?P<body>.*?)</(?P=tag)>\s*", re.S)
 _EXPECTED_FORM = "Write one <think>..</think>, then one <tool>..</tool> or one <answer>..</answer>."
 
@@ -85,7 +86,6 @@ class Native(TaggedDialogue):
     def parse(self, text: str) -> Turn:
         """Read a turn. A fault in it becomes `Turn.problem`, in words for the model, and never an exception."""
         match = _TURN.fullmatch(text)
-        # A tag within a part would make the turn read otherwise when the language model sees it again.
         if match is None or TAGS.search(match["thought"]) or TAGS.search(match["body"]):
             return Turn(problem=f"The turn is not in the right form. {_EXPECTED_FORM}")
         return self.build_turn(match["thought"], match["tag"], match["body"])

@@ -41,6 +41,7 @@ class TaggedDialogue(Dialogue):
 
         Their order is part of the contract with checkpoints: it decides the ids of these tokens.
         """
+        # Several tags and the JSON between them form one string, since nothing can stand between them.
         after_thought = f"</think>{self.syntax.after_thought}"
         call_start, call_end = self.syntax.tool_tags
         return (

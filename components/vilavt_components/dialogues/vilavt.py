@@ -14,6 +14,7 @@ from vilavt_toolkit.contracts import AnnouncedRegion, Slot, Turn
 from vilavt_toolkit.registry import dialogues
 from vilavt_toolkit.settings import setting
 
+# Unlike in `native`, anything may stand before the call or the answer: `_read_thought` decides what is a thought.
 _TURN = re.compile(r"(?P<before>.*?)<(?P<tag>tool|answer)>(?P<body>.*?)</(?P=tag)>\s*", re.S)
 _THOUGHT = re.compile(r"\s*<think>(?P<thought>.*?)</think>\s*", re.S)
 _EXPECTED_FORM = (

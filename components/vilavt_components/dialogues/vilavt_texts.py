@@ -32,17 +32,17 @@ _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 def read_texts(template: str | None, own: Mapping[str, str | None]) -> dict[str, str]:
     """Return all texts: a setting's own, else the template's, else the default; raises InputError or BadConfig."""
-    found = dict(_default_texts())
+    texts = dict(_default_texts())
     # An error names the place where a text was set, not the text alone.
-    origins = dict.fromkeys(found, "")
+    origins = dict.fromkeys(texts, "")
     given = [] if template is None else [(f"template '{template}'", _read_file(template))]
     settings = {name: text for name, text in own.items() if text is not None}
     for origin, mapping in [*given, ("dialogue 'vilavt'", settings)]:
-        found.update(mapping)
+        texts.update(mapping)
         origins.update(dict.fromkeys(mapping, origin))
-    for name, text in found.items():
+    for name, text in texts.items():
         _check_placeholders(name, text, origins[name])
-    return found
+    return texts
 
 
 def fill_text(text: str, **values: object) -> str:
@@ -87,6 +87,7 @@ def _parse_texts(text: str, name: str) -> Mapping[str, str]:
             )
         if key not in PLACEHOLDERS:
             raise BadConfig(f"template '{name}' has no text '{key}'.{did_you_mean(key, list(PLACEHOLDERS))}")
+        # YAML reads an unquoted `demand: no` or `demand: 7` as no text.
         if not isinstance(value, str):
             raise BadConfig(f"template '{name}': '{key}' must be a text, not {type(value).__name__}. Quote it.")
     return data

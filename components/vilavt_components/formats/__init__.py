@@ -1,1 +1,1 @@
-"""Checkpoints that others wrote."""
+"""Components of kind format: readers and writers of checkpoints that other projects use."""

@@ -42,7 +42,7 @@ class HFTextConfig:
     )
     end_token: str = setting(
         "",
-        help="token added after an inquiry that the language model's tokenizer encodes (Qwen3-Embedding: <|endoftext|>)",
+        help="token added after an inquiry encoded by the language model's tokenizer (Qwen3-Embedding: <|endoftext|>)",
     )
     frozen: bool = setting(False, help="keep the text model's weights, and train only the linear map after it")
     width: int = setting(0, help="width of the features after a linear map (0: the model's own, no map)", minimum=0)
@@ -124,7 +124,7 @@ class HFTextInquiryEncoder(Float32RotaryFrequencies, InquiryEncoder):
         if self.config.end_token and len(end) != 1:
             raise InputError(
                 f"hf_text: `end_token` {self.config.end_token!r} is {len(end)} tokens to the language model's "
-                "tokenizer; set `tokenizer` to the text model's own, or `end_token` to one of its tokens."
+                "tokenizer. Set `tokenizer` to the text model's own, or `end_token` to one of its tokens."
             )
         # The end token stays even if the text is cut, since pooling "last" reads it.
         return [*tokenizer.encode(text)[: self.max_tokens - len(end)], *end]

@@ -79,7 +79,7 @@ class OpenClipTextInquiryEncoder(InquiryEncoder):
         return [decode([token]).strip() for token in ids]
 
     def forward(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Return features of all tokens [T, D], and the tower's pooled one per group [G, D], zero for an empty inquiry."""
+        """Return features of all tokens [T, D], and the pooled one per group [G, D], zero for an empty inquiry."""
         text = self.text
         device = text.token_embedding.weight.device
         groups = [group for group, tokens in enumerate(ids) if tokens]
@@ -110,8 +110,8 @@ class OpenClipTextInquiryEncoder(InquiryEncoder):
 
     @property
     def _needs_full_context(self) -> bool:
-        # If tokens see those after them, or the last column is pooled, padding changes the result. The tower was trained
-        # with texts padded to its context, so these must be too.
+        # If tokens see those after them, or the last column is pooled, padding changes the result. The tower was
+        # trained with texts padded to its context, so these must be too.
         return not self.is_causal or self.text.cls_emb is not None or self.text.pool_type == "last"
 
     def _encode_padded(self, ids: Sequence[Sequence[int]], device: torch.device) -> Tensor:
@@ -139,7 +139,7 @@ class OpenClipTextInquiryEncoder(InquiryEncoder):
         return 0 if text.pool_type == "first" else max(range(len(ids)), key=ids.__getitem__)
 
     def _project_shared(self, hidden: Tensor) -> Tensor:
-        """Apply the final norm, and the projection into the space shared with images if there is one; [N, W] -> [N, D]."""
+        """Apply the final norm, and the projection into the space shared with images, if any; [N, W] -> [N, D]."""
         normed: Tensor = self.text.ln_final(hidden)
         projection = self.text.text_projection
         if projection is None:
@@ -153,18 +153,18 @@ def _check_text_config(clip: OpenClipModel, text_config: Mapping[str, Any]) -> N
     hf_name = text_config.get("hf_model_name")
     if hf_name:
         raise BadConfig(
-            f"The text tower of {clip.name} is transformers' {hf_name}; take inquiry encoder `hf_text` with "
+            f"The text tower of {clip.name} is transformers' {hf_name}. Take inquiry encoder `hf_text` with "
             f"`path: {hf_name}`, or a model with a text tower of open_clip's own, such as ViT-B-32."
         )
     if text_config.get("pool_type") == "none":
-        raise BadConfig("Inquiry encoder 'open_clip_text' needs a pooled vector; set `pool_type` to argmax or last.")
+        raise BadConfig("Inquiry encoder 'open_clip_text' needs a pooled vector. Set `pool_type` to argmax or last.")
     if text_config.get("scaled_cosine_attn"):
         # open_clip's own forward of it fails too.
-        raise BadConfig("Inquiry encoder 'open_clip_text' has no scaled cosine attention; remove `scaled_cosine_attn`.")
+        raise BadConfig("Inquiry encoder 'open_clip_text' has no scaled cosine attention. Remove `scaled_cosine_attn`.")
     if text_config.get("tokenizer_mode"):
         raise BadConfig(
-            f"Inquiry encoder 'open_clip_text' has no tokenizer mode '{text_config['tokenizer_mode']}', which puts a token "
-            "after the padding; choose a model without `tokenizer_mode`."
+            f"Inquiry encoder 'open_clip_text' has no tokenizer mode '{text_config['tokenizer_mode']}', which puts a "
+            "token after the padding. Choose a model without `tokenizer_mode`."
         )
 
 
@@ -184,13 +184,13 @@ def _build_tokenizer(clip: OpenClipModel, text_config: Mapping[str, Any], local_
         simple = SimpleTokenizer(context_length=context, **more)
     except (TypeError, AssertionError) as error:
         raise BadConfig(
-            f"open_clip's tokenizer does not take tokenizer_kwargs {more} ({error}); remove what it names."
+            f"open_clip's tokenizer does not take tokenizer_kwargs {more} ({error}). Remove what it names."
         ) from error
     # The other way, an id without a row in the table would fail in training, on a GPU without a readable error.
     size = text_config.get("vocab_size", simple.vocab_size)
     if size < simple.vocab_size:
         raise BadConfig(
-            f"`vocab_size` {size} of {clip.name} is below the {simple.vocab_size} of its tokenizer; set it to "
+            f"`vocab_size` {size} of {clip.name} is below the {simple.vocab_size} of its tokenizer. Set it to "
             f"{simple.vocab_size}."
         )
     return simple, 0
@@ -203,12 +203,12 @@ def _tokenizer_settings(text_config: Mapping[str, Any]) -> dict[str, Any]:
     wrong = next((name for name in given if name not in _TOKENIZER_SETTINGS), None)
     if wrong == "reduction_mask":
         raise BadConfig(
-            "`reduction_mask` cuts a long text at random, and an inquiry must be read the same way every time; remove it "
-            "from tokenizer_kwargs."
+            "`reduction_mask` cuts a long text at random, and an inquiry must be read the same way every time. Remove "
+            "it from tokenizer_kwargs."
         )
     if wrong is not None:
         raise BadConfig(
-            f"`tokenizer_kwargs` has {wrong!r}, and only {', '.join(_TOKENIZER_SETTINGS)} are passed on; remove it."
+            f"`tokenizer_kwargs` has {wrong!r}, and only {', '.join(_TOKENIZER_SETTINGS)} are passed on. Remove it."
         )
     return given
 

@@ -122,7 +122,7 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
             if len(trained) > self.vocab_size:
                 raise InputError(
                     f"{self.label}: bytes and grammar strings alone are {len(trained)} tokens, more than vocab_size "
-                    f"{self.vocab_size}; set vocab_size to {len(trained)} or more."
+                    f"{self.vocab_size}. Set vocab_size to {len(trained)} or more."
                 )
             self._use_tokenizer(trained)
 

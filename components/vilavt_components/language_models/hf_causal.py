@@ -21,7 +21,7 @@ class HFCausalConfig(CausalConfig):
 
 @language_models.register("hf_causal", HFCausalConfig)
 class HFCausal(CausalModel):
-    """Any causal LM of transformers, with or without a chat template; its tokenizer is loaded, or trained on the task."""
+    """Any causal LM of transformers, with or without a chat template; its tokenizer is loaded or trained."""
 
     label = "hf_causal"
 

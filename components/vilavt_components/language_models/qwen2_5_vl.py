@@ -52,11 +52,11 @@ class Qwen25VLLanguageConfig(CausalConfig):
         help="from scratch instead: transformers' settings of the text model",
         replaces=("path", "revision"),
     )
-    placeholder: str = setting("<|image_pad|>", help="token that stands where a feature goes; added if missing")
+    placeholder: str = setting("<|image_pad|>", help="token in place of each feature (added if missing)")
     time_step: float | None = setting(
         None,
-        help="positions from one slice of a region (t, h, w) to the next (0: all slices at one time; null: the "
-        "checkpoint's tokens_per_second, right for a video whose slices are a second apart)",
+        help="positions from one slice of a region (t, h, w) to the next. 0: all slices at one time. Null: the "
+        "checkpoint's tokens_per_second, right for a video whose slices are a second apart",
         minimum=0,
     )
 
@@ -154,7 +154,7 @@ class Qwen25VLLanguageModel(CausalModel):
         """Return the positions of a grid's slices, rows and columns, from 0; raises InputError for other grids."""
         if not 1 <= len(grid) <= 3:
             raise InputError(
-                f"qwen2_5_vl has positions for a grid (h, w) or (t, h, w), not for {tuple(grid)}; choose another "
+                f"qwen2_5_vl has positions for a grid (h, w) or (t, h, w), not for {tuple(grid)}. Choose another "
                 "language model, such as hf_causal."
             )
         # Grids are padded with leading 1s: an image has one slice, a list of features one slice and one row.
@@ -221,7 +221,7 @@ def _grid_positions(*axes: Sequence[int]) -> Tensor:
 
 
 def _language_name(key: str) -> str | None:
-    """Return our name of a checkpoint's tensor, in its older or newer layout; None if it is not the language model's."""
+    """Return our name of a checkpoint's tensor of either layout, or None if it is not the language model's."""
     if key.startswith(_NEW_PREFIX):
         return f"model.{key.removeprefix(_NEW_PREFIX)}"
     return key if key.startswith(("model.", "lm_head.")) and not key.startswith(_OTHERS) else None

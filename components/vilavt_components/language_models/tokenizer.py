@@ -58,7 +58,7 @@ class HFTokenizer:
         return text
 
     def token_bytes(self) -> list[bytes]:
-        """Return the bytes of every token as `decode` writes it after others; empty for special tokens and unused ids."""
+        """Return the bytes of every token as `decode` writes it after others; none for special or unused ids."""
         names: list[str | None] = self.backend.convert_ids_to_tokens(list(range(len(self))))
         # Decoded after another token, since many decoders strip the space of a first one.
         (before,) = self.encode("a")[-1:]
@@ -163,12 +163,12 @@ def _read_turn_template(backend: Any) -> tuple[TurnTemplate, int]:
         text = _render_template(backend, [user, assistant, again])
     except TemplateError as error:
         raise InputError(
-            f"the chat template of {backend.name_or_path!r} cannot be used ({error}); name another `tokenizer`."
+            f"the chat template of {backend.name_or_path!r} cannot be used ({error}). Name another `tokenizer`."
         ) from error
     found = re.fullmatch(f"(.*?){asked}.*?{said}(.*?){next_asked}(.*)", text, re.S)
     if found is None:
         raise InputError(
-            f"the chat template of {backend.name_or_path!r} leaves out messages; name another `tokenizer`."
+            f"the chat template of {backend.name_or_path!r} leaves out messages. Name another `tokenizer`."
         )
     first, between, reply = found.groups()
     end = _end_of_turn(backend, between)
@@ -209,7 +209,7 @@ def _end_of_turn(backend: Any, between: str) -> int:
 def _end_of_text(backend: Any) -> int:
     if backend.eos_token_id is None:
         raise InputError(
-            f"the tokenizer {backend.name_or_path!r} has no end-of-text token; set eos_token in its "
+            f"the tokenizer {backend.name_or_path!r} has no end-of-text token. Set eos_token in its "
             "tokenizer_config.json."
         )
     return int(backend.eos_token_id)

@@ -42,6 +42,7 @@ def weigh_by_sequence(lengths: Sequence[int]) -> list[float]:
 
 def weigh_by_token(lengths: Sequence[int]) -> list[float]:
     """Return the weights of a mean over all tokens of the step."""
+    # Longer sequences weigh more here, in proportion to their tokens: that is DAPO's point.
     total = sum(lengths)
     return [1 / total if length else 0.0 for length in lengths]
 

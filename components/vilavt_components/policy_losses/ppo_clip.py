@@ -35,7 +35,7 @@ class PPOClipConfig:
             raise ValueError("max_length and `normalise: constant` go together. Give both, or neither.")
         if self.dual_clip is not None and self.dual_clip <= 1 + self.eps_high:
             raise ValueError(
-                f"dual_clip {self.dual_clip} must exceed 1 + eps_high, {1 + self.eps_high}. Raise it, or set it to null."
+                f"dual_clip {self.dual_clip} must exceed 1 + eps_high, {1 + self.eps_high}. Raise it or set null."
             )
 
 
@@ -44,7 +44,7 @@ class PPOClip(PolicyLoss):
     """PPO's clipped surrogate (Schulman et al., 2017, arXiv 1707.06347, equation 7): -min(rho A, clip(rho) A).
 
     rho = exp(logp - old). A token gains nothing by moving further than the clip, and a token of a bad rollout loses at
-    most `dual_clip` * |A|. `normalise` chooses how tokens are averaged: the loss of GRPO, DAPO or Dr. GRPO.
+    most `dual_clip` * |A|. `normalise` chooses the average over tokens: that of GRPO, DAPO or Dr. GRPO.
     """
 
     def __init__(self, config: PPOClipConfig) -> None:

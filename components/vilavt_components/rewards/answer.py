@@ -38,6 +38,7 @@ class Answer(Reward):
 
     def __init__(self, config: AnswerConfig) -> None:
         self.config = config
+        # Built once: `score` is called for every rollout of every step.
         self._how = Comparison(tolerance=config.tolerance, strict=config.strict, iou=config.iou)
 
     @classmethod

@@ -115,7 +115,7 @@ class ImageSource(Source):
         height, width = self.pixels.shape[:2]
         return 0.0, 0.0, float(width), float(height)
 
-    def read_box(self, value: Mapping[str, Any], within: Box, steps: int | tuple[int, ...]) -> Box:
+    def read_box(self, value: Mapping[str, Any], within: Box, box_units: int | tuple[int, ...]) -> Box:
         """Read {"bbox_2d": [x1, y1, x2, y2]} inside the region `within`; raises BoxError."""
         if self.box_key not in value:
             raise BoxError(f'"{self.box_key}": [x1, y1, x2, y2] is missing.')
@@ -123,12 +123,12 @@ class ImageSource(Source):
             if key != self.box_key:
                 raise BoxError(f'"{str(key)[:40]}" does not belong to a region of an image; leave it out.')
         if self._truncates:
-            return self._read_box_by_fractions(value[self.box_key], within, steps)
-        return read_bbox(value[self.box_key], within, steps, self.box_key)
+            return self._read_box_by_fractions(value[self.box_key], within, box_units)
+        return read_bbox(value[self.box_key], within, box_units, self.box_key)
 
-    def _read_box_by_fractions(self, value: Any, within: Box, steps: int | tuple[int, ...]) -> Box:
+    def _read_box_by_fractions(self, value: Any, within: Box, box_units: int | tuple[int, ...]) -> Box:
         """Read a box with the paper's rounding errors, which decide the pixel that an edge is cut to."""
-        part = read_box(value, (0.0, 0.0, 1.0, 1.0), steps, self.box_key)
+        part = read_box(value, (0.0, 0.0, 1.0, 1.0), box_units, self.box_key)
         to_x, to_y = self._fraction_functions(within)
         box = to_x(part[0]), to_y(part[1]), to_x(part[2]), to_y(part[3])
         if min(box[2] - box[0], box[3] - box[1]) < _MIN_SIDE:
@@ -148,9 +148,11 @@ class ImageSource(Source):
 
         return [map_axis(0), map_axis(1)]
 
-    def box_schema(self, within: Box, steps: int | tuple[int, ...], begun: tuple[int, ...] = ()) -> Mapping[str, Any]:
+    def box_schema(
+        self, within: Box, box_units: int | tuple[int, ...], begun: tuple[int, ...] = ()
+    ) -> Mapping[str, Any]:
         """Return the JSON schema of {"bbox_2d": [x1, y1, x2, y2]}, a box that can be read and shown."""
-        units, (height, width) = units_per_axis(steps, 2), self.pixels.shape[:2]
+        units, (height, width) = units_per_axis(box_units, 2), self.pixels.shape[:2]
         if self._truncates:
             axes = image_axes(self._fraction_functions(within), units, (width, height), truncated_box, _MIN_SIDE)
         else:
@@ -159,9 +161,9 @@ class ImageSource(Source):
             {self.box_key: box_array_schema(begun, next_number_range(axes, begun), units, self.box_key)}
         )
 
-    def write_box(self, box: Box, within: Box, steps: int | tuple[int, ...]) -> dict[str, Any]:
+    def write_box(self, box: Box, within: Box, box_units: int | tuple[int, ...]) -> dict[str, Any]:
         """Write `box` as {"bbox_2d": [x1, y1, x2, y2]}, rounded outward to whole units of `within`."""
-        return {self.box_key: write_bbox(box, within, steps)}
+        return {self.box_key: write_bbox(box, within, box_units)}
 
     def crop(self, box: Box, overview: bool = False) -> Crop:
         """Cut the pixels of `box` out of the original by the setting `rounding`; data uint8 [h, w, 3]."""

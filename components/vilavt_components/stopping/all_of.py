@@ -31,11 +31,14 @@ class AllOf(Composed):
 
     def decide(self, state: LoopState) -> Decision:
         """Go on while one policy goes on; drop the call only if all policies would drop it."""
-        said = self.collect_decisions(state)
-        if any(decision.action == "go_on" for decision in said):
+        decisions = self.collect_decisions(state)
+        if any(decision.action == "go_on" for decision in decisions):
             return GO_ON
-        stops = all(decision.action == "stop" for decision in said)
-        why = " and ".join(decision.why for decision in said)
+        # The milder ending holds if they differ: demanding the answer still gives one, stopping would not.
+        stops = all(decision.action == "stop" for decision in decisions)
+        reasons = " and ".join(decision.why for decision in decisions)
         return Decision(
-            "stop" if stops else "answer", why, carry_out_call=any(decision.carry_out_call for decision in said)
+            "stop" if stops else "answer",
+            reasons,
+            carry_out_call=any(decision.carry_out_call for decision in decisions),
         )

@@ -32,5 +32,5 @@ class AnyOf(Composed):
     def decide(self, state: LoopState) -> Decision:
         """Return the first decision that does not go on."""
         # A generator: the policies after the one that decides are not asked.
-        said = (policy.decide(state) for policy in self.member_policies())
-        return next((decision for decision in said if decision.action != "go_on"), GO_ON)
+        decisions = (policy.decide(state) for policy in self.member_policies())
+        return next((decision for decision in decisions if decision.action != "go_on"), GO_ON)

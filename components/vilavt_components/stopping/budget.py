@@ -56,6 +56,7 @@ class Budget(StoppingPolicy):
         # `planned` counts only after a turn. Before the next turn the call has been carried out, and is in `spent`.
         called = not state.before_turn and bool(state.turns) and state.turns[-1].call is not None
         total = state.spent + state.planned if called else state.spent
+        # Strictly above: a budget that is used up exactly is not exceeded.
         over = next((name for name, limit in self.limits.items() if getattr(total, name) > limit), None)
         if over is None:
             return GO_ON

@@ -15,6 +15,7 @@ class Composed(StoppingPolicy):
 
     def __init__(self, parts: Sequence[Part], width: int) -> None:
         super().__init__()
+        # A ModuleList, so that the weights of policies that learn are saved and trained.
         self.policies = nn.ModuleList(part.build(width) for part in parts)
         self.needs = frozenset().union(*(policy.needs for policy in self.member_policies()))
 

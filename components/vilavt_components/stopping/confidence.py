@@ -44,6 +44,7 @@ class Confidence(StoppingPolicy):
         """Demand the answer if the last probe is an answer that is probable enough."""
         if not state.before_turn or len(state.probes) <= self.config.min_looks or state.probes[-1].answer is None:
             return GO_ON
+        # One probe per look so far: `min_looks` of them are only observed.
         probe, of = state.probes[-1], self.config.probability_of
         found = probe.probability if of == "answer" else probe.turn_probability
         # Not `found < threshold`: that is False for NaN, which would then count as confident.

@@ -54,6 +54,7 @@ class Converged(StoppingPolicy):
         return self._compare_features(state) if self.config.signal == "features" else self._compare_answers(state)
 
     def _compare_features(self, state: LoopState) -> Decision:
+        # One more than `patience`: n looks make n - 1 comparisons.
         last = state.features[-self.config.patience - 1 :]
         if len(last) <= self.config.patience:
             return GO_ON
@@ -65,6 +66,7 @@ class Converged(StoppingPolicy):
         return Decision("answer", f"the features stopped changing: their cosine is {least:.3f}, at least {wanted:g}")
 
     def _compare_answers(self, state: LoopState) -> Decision:
+        # n looks make n - 1 comparisons.
         looks = self.config.patience + 1
         answers = [probe.answer for probe in state.probes[-looks:]]
         if len(answers) < looks or answers[-1] is None or any(answer != answers[-1] for answer in answers):

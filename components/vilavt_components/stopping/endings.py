@@ -14,4 +14,5 @@ def has_answered(state: LoopState) -> bool:
 
 def choose_ending(state: LoopState) -> Literal["answer", "stop"]:
     """Return the action that ends a dialogue: stop if the last turn already answers, else demand the answer."""
+    # Demanding it again would pay for another turn, and could change an answer that was given freely.
     return "stop" if has_answered(state) else "answer"

@@ -41,6 +41,7 @@ class LearnedHalt(StoppingPolicy):
         self.config = config
         inner = config.hidden_dim
         layers = [nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, 1)] if inner else [nn.Linear(width, 1)]
+        # LayerNorm first: the scale of hidden states differs between language models by orders of magnitude.
         self.head = nn.Sequential(nn.LayerNorm(width), *layers)
 
     @classmethod
@@ -73,6 +74,7 @@ class LearnedHalt(StoppingPolicy):
 
     def _halt_logits(self, hidden: Tensor) -> Tensor:
         """Return the logit of answering next, in float32 whatever the head computes in; [..., D] -> [...]."""
+        # In float32 from here: the threshold is compared with a probability that bfloat16 rounds to 1/256.
         weight = next(self.head.parameters())
         logits: Tensor = self.head(hidden.to(weight)).squeeze(-1).float()
         return logits

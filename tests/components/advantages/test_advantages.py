@@ -79,5 +79,28 @@ def test_grpo_forgets_the_scale_of_the_rewards(rewards, factor):
 
 @every
 def test_a_group_of_one_is_refused(name):
-    with pytest.raises(UsageError, match=r"Set rl\.group_size to 2 or more"):
+    with pytest.raises(UsageError) as caught:
         ALL[name].compute_advantages(torch.ones(3, 1))
+    assert (
+        str(caught.value)
+        == "a prompt group of one rollout has no others to compare with. Set rl.group_size to 2 or more."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("grpo", [[0.5**0.5, -(0.5**0.5)], [4 * 0.125**0.5, -4 * 0.125**0.5]]),
+        ("rloo", [[1, -1], [4, -4]]),
+        ("dr_grpo", [[0.5, -0.5], [2, -2]]),
+    ],
+)
+def test_every_group_has_its_own_mean_and_its_own_scale(name, expected):
+    found = ALL[name].compute_advantages(torch.tensor([[1.0, 0], [7, 3]]))
+    scale = torch.tensor([[1.0], [2.0]]) if name == "grpo" else torch.ones(2, 1)
+    torch.testing.assert_close(found, torch.tensor(expected) / scale, atol=2e-4, rtol=0)
+
+
+def test_grpo_adds_its_epsilon_to_the_deviation():
+    found = GRPO(GRPOConfig(eps=1.0)).compute_advantages(torch.tensor([[1.0, 0]]))
+    torch.testing.assert_close(found, torch.tensor([[0.5, -0.5]]) / (0.5**0.5 + 1))

@@ -184,7 +184,7 @@ def test_a_dialogue_contains_its_template_once_it_was_read(tmp_path):
 
 BAD_TEMPLATES = {
     "demnad: x": ("demnad", "demand"),
-    "demand: 3": ("demand", "quote"),
+    "demand: 3": ("demand", "Quote"),
     "- demand": ("mapping", "demand"),
     "demand: [": ("YAML",),
     "crop: no place": ("crop", "{features}"),

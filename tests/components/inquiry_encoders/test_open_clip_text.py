@@ -193,7 +193,7 @@ def test_a_tokenizer_out_of_reach_is_one_sentence(tmp_path):
     ("settings", "words"),
     [
         ({"model": "ViT-B-33"}, "Did you mean .*ViT-B-32"),
-        ({"model": "roberta-ViT-B-32"}, "transformers' roberta-base; take inquiry encoder `hf_text`"),
+        ({"model": "roberta-ViT-B-32"}, "transformers' roberta-base. Take inquiry encoder `hf_text`"),
         ({"config": config_of({"pool_type": "none"})}, "needs a pooled vector"),
         ({"config": config_of({"vocab_size": 100})}, "`vocab_size` 100 .* below the 49408"),
         ({"config": config_of({"scaled_cosine_attn": True})}, "scaled cosine"),

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vilavt_components.language_models import tokenizer as _tokenizer
+from vilavt_components.language_models import tokenizer as hf_tokenizer
 from vilavt_components.language_models.hf_causal import HFCausal, HFCausalConfig
 from vilavt_toolkit.errors import InputError, VilavtError
 
@@ -205,7 +205,7 @@ def conversation(system: str | None) -> list[dict[str, str]]:
     return [{"role": "system", "content": system}, *messages] if system else messages
 
 
-def framed(tokenizer: _tokenizer.HFTokenizer, system: str | None) -> str:
+def framed(tokenizer: hf_tokenizer.HFTokenizer, system: str | None) -> str:
     frames, end = tokenizer.turn_template, tokenizer.decode([tokenizer.end_of_turn])
     messages = [m["content"] for m in conversation(None)]
     text = f"{frames.system[0]}{system}{frames.system[1]}" if system else frames.first
@@ -218,7 +218,7 @@ def framed(tokenizer: _tokenizer.HFTokenizer, system: str | None) -> str:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_frames_and_texts_in_a_row_are_the_templates_own_rendering(name, system):
     template, end, has_system = TEMPLATES[name]
-    tokenizer = _tokenizer.HFTokenizer(backend(template), "<|feature|>")
+    tokenizer = hf_tokenizer.HFTokenizer(backend(template), "<|feature|>")
     assert tokenizer.decode([tokenizer.end_of_turn]) == end
     assert (tokenizer.turn_template.system is not None) is has_system
     if system and not has_system:
@@ -230,19 +230,19 @@ def test_frames_and_texts_in_a_row_are_the_templates_own_rendering(name, system)
 
 
 def test_without_a_template_turns_are_plain_and_end_with_the_end_of_text():
-    tokenizer = _tokenizer.HFTokenizer(backend(None), "<|feature|>")
+    tokenizer = hf_tokenizer.HFTokenizer(backend(None), "<|feature|>")
     assert tokenizer.decode([tokenizer.end_of_turn]) == "</s>"
     assert framed(tokenizer, "Be brief.").startswith("Be brief.\n\nUser: what is it?\nAssistant: a circle</s>\nUser: ")
 
 
 def test_a_template_that_leaves_out_what_is_said_is_refused_in_a_sentence():
     with pytest.raises(InputError, match="chat template"):
-        _tokenizer.HFTokenizer(backend("{% for m in messages %}x{% endfor %}"), "<|feature|>")
+        hf_tokenizer.HFTokenizer(backend("{% for m in messages %}x{% endfor %}"), "<|feature|>")
     with pytest.raises(InputError, match="chat template"):
-        _tokenizer.HFTokenizer(backend("{{ raise_exception('never') }}"), "<|feature|>")
+        hf_tokenizer.HFTokenizer(backend("{{ raise_exception('never') }}"), "<|feature|>")
 
 
-TRAINED = _tokenizer.train_tokenizer(CORPUS, FIXED, 400, "<|feature|>")
+TRAINED = hf_tokenizer.train_tokenizer(CORPUS, FIXED, 400, "<|feature|>")
 
 
 @given(st.text())
@@ -258,7 +258,7 @@ def test_grammar_and_special_tokens_survive_it_too(pieces):
 
 @pytest.mark.parametrize("text", ["Répondez!", "Отвечай.", "Antworte jetzt, hörst du?"])
 def test_a_fixed_string_in_another_language_survives(text):
-    tokenizer = _tokenizer.train_tokenizer(CORPUS, [text], 400, "<|feature|>")
+    tokenizer = hf_tokenizer.train_tokenizer(CORPUS, [text], 400, "<|feature|>")
     assert tokenizer.decode(tokenizer.encode(f"so {text}")) == f"so {text}"
 
 
@@ -289,7 +289,7 @@ def copied(folder: Path, tmp_path: Path) -> Path:
         ({**FAMILIES["llama"], "hidden_size": 30}, "hidden size"),
         ({**FAMILIES["llama"], "hiden_size": 30}, "Did you mean 'hidden_size'"),
         ({**FAMILIES["gpt2"], "n_embd": 30}, "divisible"),
-        ({**FAMILIES["llama"], "vocab_size": 100}, "set vocab_size"),
+        ({**FAMILIES["llama"], "vocab_size": 100}, "Set vocab_size to 264 or more"),
     ],
 )
 def test_a_config_that_builds_nothing_is_one_sentence(config, words):

@@ -128,7 +128,7 @@ def test_what_follows_is_read_alike_where_kernels_for_causal_attention_are(varia
 
 
 def test_a_grid_of_four_axes_is_refused():
-    with pytest.raises(InputError, match=r"not for \(1, 2, 3, 4\); choose another"):
+    with pytest.raises(InputError, match=r"not for \(1, 2, 3, 4\). Choose another"):
         PLACED.positions(24, [(0, (1, 2, 3, 4))])
 
 

@@ -49,7 +49,9 @@ def test_the_dual_clip_bounds_what_a_bad_token_can_cost():
 def test_a_good_short_and_a_bad_long_sequence(name, expected):
     lengths, gains = [2, 4], torch.tensor([1.0, 1, -1, -1, -1, -1])
     loss, _ = LOSSES[name].token_losses(torch.zeros(6), torch.zeros(6), gains)
-    assert weighted_sum(loss, LOSSES[name].sequence_weights(lengths), lengths).item() == pytest.approx(expected, abs=1e-6)
+    assert weighted_sum(loss, LOSSES[name].sequence_weights(lengths), lengths).item() == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 def test_at_a_ratio_of_one_the_whole_gradient_flows():
@@ -63,7 +65,8 @@ def test_at_a_ratio_of_one_the_whole_gradient_flows():
 def test_weights_make_means(lengths):
     produced, counted = sum(lengths), sum(length > 0 for length in lengths)
     total = {
-        name: sum(w * n for w, n in zip(loss.sequence_weights(lengths), lengths, strict=True)) for name, loss in LOSSES.items()
+        name: sum(w * n for w, n in zip(loss.sequence_weights(lengths), lengths, strict=True))
+        for name, loss in LOSSES.items()
     }
     assert total["grpo"] == pytest.approx(float(produced > 0))
     assert total["dapo"] == pytest.approx(float(produced > 0))
@@ -104,8 +107,50 @@ def test_no_split_into_micro_batches_changes_a_gradient(name, lengths, data):
         ({"normalise": "constant"}, "max_length and `normalise: constant` go together"),
         ({"max_length": 8}, "max_length and `normalise: constant` go together"),
         ({"eps_high": 2.5, "dual_clip": 3.0}, "must exceed 1 \\+ eps_high"),
+        ({"eps_high": 2.0, "dual_clip": 3.0}, "must exceed 1 \\+ eps_high, 3.0. Raise it or set null"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(settings, words):
     with pytest.raises(ValueError, match=words):
         PPOClipConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("grpo", [0.25, 0, 0.5]),
+        ("dapo", [1 / 3, 0, 1 / 3]),
+        ("dr_grpo", [0.0625, 0, 0.0625]),
+    ],
+)
+def test_the_weights_of_a_long_an_empty_and_a_short_sequence(name, expected):
+    assert LOSSES[name].sequence_weights([2, 0, 1]) == pytest.approx(expected)
+    assert PPOClip(PPOClipConfig(normalise="tokens")).sequence_weights([2, 0, 1]) == pytest.approx([1 / 3, 0, 1 / 3])
+
+
+@pytest.mark.parametrize(
+    ("rho", "advantage", "loss", "clipped"),
+    [
+        (0.7, 2, -1.4, False),
+        (0.9, -2, 1.8, False),
+        (0.7, -2, 1.6, True),
+        (1.25, 2, -2.5, False),
+        (1.3, 2, -2.56, True),
+        (1.3, -2, 2.6, False),
+        (2.9, -2, 5.8, False),
+        (3.1, -2, 6, True),
+        (3.1, 2, -2.56, True),
+        (3.1, 0, 0, False),
+        (1.1, 0.5, -0.55, False),
+        (1.1, -0.5, 0.55, False),
+    ],
+)
+def test_the_loss_of_a_token_on_either_side_of_every_clip(rho, advantage, loss, clipped):
+    found, gradient, said = one(LOSSES["higher"], rho, advantage)
+    assert (found, said) == (pytest.approx(loss, abs=1e-5), clipped)
+    assert gradient == pytest.approx(0 if clipped else -advantage * rho, rel=1e-5)
+
+
+def test_the_dual_clip_leaves_room_above_the_clip():
+    assert PPOClipConfig(eps_high=1.9, dual_clip=3.0).dual_clip == 3
+    assert PPOClipConfig(eps_high=9.0, dual_clip=None).dual_clip is None

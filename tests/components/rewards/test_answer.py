@@ -257,7 +257,7 @@ def test_a_data_set_without_answers_is_told_instead_of_scored_as_always_wrong(as
 
 
 def test_an_unknown_kind_is_named_with_its_sample(ask, answering):
-    with pytest.raises(InputError, match="sample s1: its tag answer_kind is 'essay'. It must be one of text, choice"):
+    with pytest.raises(InputError, match=r"sample s1: its tag answer_kind is 'essay'\. It must be one of text, choice"):
         Answer(AnswerConfig()).score(ask("essay", "1"), answering("1"))
 
 

@@ -1,15 +1,17 @@
 """Rewards `format`, `reencode_cost`, `overlong_cost` and `gated`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
+from vilavt_components.rewards.answer import AnswerConfig, read_final_answer
 from vilavt_components.rewards.format import Format, FormatConfig
+from vilavt_components.rewards.gated import Gated, GatedConfig
 from vilavt_components.rewards.overlong_cost import OverlongCost, OverlongCostConfig
 from vilavt_components.rewards.reencode_cost import ReencodeCost, ReencodeCostConfig
 from vilavt_toolkit.config.parsing import parse_config, to_plain
-from vilavt_toolkit.contracts import Trajectory
-from vilavt_toolkit.registry import rewards
+from vilavt_toolkit.contracts import RegionCall, ToolCall, Trajectory, Turn
+from vilavt_toolkit.registry import Part, rewards
 from vilavt_toolkit.settings import part
 
 LOOK = '<think>look</think><tool>{"region": [%s], "query": "q"}</tool>'
@@ -61,13 +63,70 @@ def test_a_refused_call_encodes_and_costs_nothing(play, ask):
     assert ReencodeCost(ReencodeCostConfig()).score(ask("choice", "B"), trajectory) == 0
 
 
-@pytest.mark.parametrize(("produced", "cost"), [(0, 0), (80, 0), (90, -0.5), (100, -1), (500, -1)])
+@pytest.mark.parametrize(
+    ("produced", "cost"), [(0, 0), (80, 0), (81, -0.05), (90, -0.5), (99, -0.95), (100, -1), (500, -1)]
+)
 def test_the_overlong_cost_rises_over_its_margin(ask, produced, cost):
     trajectory = Trajectory()
     trajectory.add_given([1] * 300)
     trajectory.add_produced([2] * produced)
     priced = OverlongCost(OverlongCostConfig(length=100, margin=20))
     assert priced.score(ask("choice", "B"), trajectory) == cost
+
+
+def turns(*given, feedback=None):
+    return Trajectory(turns=list(given), feedback=list(feedback or [""] * len(given)))
+
+
+SEEN = Turn("seen", answer="B")
+CALLED = Turn("look", call=ToolCall((RegionCall(0, {"bbox_2d": [0, 0, 2, 2]}),), "q"))
+
+
+@pytest.mark.parametrize(
+    ("trajectory", "score"),
+    [
+        (turns(SEEN), 1),
+        (turns(CALLED, SEEN), 1),
+        (turns(CALLED, SEEN, feedback=["Region 0 does not exist.", ""]), 0),
+        (turns(replace(CALLED, thought=" "), SEEN), 0),
+        (turns(replace(CALLED, answer="B"), SEEN), 0),
+        (turns(replace(CALLED, call=ToolCall((), "q")), SEEN), 0),
+        (turns(Turn("seen", answer=" "), SEEN), 0),
+        (turns(Turn("seen"), SEEN), 0),
+        (turns(replace(SEEN, problem="broken"), SEEN), 0),
+        (turns(replace(SEEN, problem="broken")), 0),
+        (turns(replace(SEEN, call=CALLED.call)), 0),
+        (turns(SEEN, CALLED), 0),
+        (turns(), 0),
+    ],
+)
+def test_every_turn_has_one_thought_and_one_call_or_answer(ask, trajectory, score):
+    assert Format(FormatConfig()).score(ask("choice", "B"), trajectory) == score
+
+
+@pytest.mark.parametrize(
+    ("turn", "answer"),
+    [
+        (SEEN, "B"),
+        (replace(SEEN, problem="broken"), None),
+        (replace(SEEN, call=CALLED.call), None),
+        (replace(SEEN, answer=" "), None),
+        (CALLED, None),
+    ],
+)
+def test_only_a_last_turn_that_answers_in_the_right_form_has_an_answer(turn, answer):
+    assert read_final_answer(turns(SEEN, turn)) == answer
+    assert read_final_answer(turns()) is None
+
+
+@pytest.mark.parametrize(("wanted", "score"), [("10", 0.5), ("7", 1), ("100", 0)])
+def test_a_gated_reward_needs_its_condition_above_0(ask, wanted, score):
+    near = turns(Turn("seen", answer="7"))
+    condition = Part("reward", "answer", AnswerConfig(kind="mra"))
+    gated = Gated(GatedConfig(reward=condition, condition=condition))
+    assert gated.score(ask("mra", wanted), near) == pytest.approx(score)
+    whole = Gated(GatedConfig(reward=Part("reward", "format", FormatConfig()), condition=condition))
+    assert whole.score(ask("mra", wanted), near) == float(score > 0)
 
 
 def test_costs_of_nothing_are_plain_zero(play, ask):

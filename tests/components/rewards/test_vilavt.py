@@ -55,6 +55,7 @@ def test_wrong_earns_nothing_whatever_its_form(earned):
 
 def test_partly_right_earns_its_part_and_the_whole_format(earned):
     assert earned(answer("7"), kind="mra", truth="10") == pytest.approx(0.7)
+    assert earned(answer("7"), kind="mra", truth="10", format_share=0.2) == pytest.approx(0.52)
 
 
 def test_a_threshold_is_passed_not_reached_unless_the_recipe_says_so(earned):

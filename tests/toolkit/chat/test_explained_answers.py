@@ -43,6 +43,6 @@ def test_every_region_with_an_inquiry_is_explained_and_the_picture_grows_by_its_
 
 def test_a_modulator_that_attends_to_nothing_says_so_and_draws_nothing(tiny_recipe, tmp_path):
     answer = answered(tiny_recipe, "film")
-    with pytest.raises(InputError, match="Nothing here attends"):
+    with pytest.raises(InputError, match="No modulator attends to the words"):
         answer.draw(tmp_path / "trace.png", explain=True)
     assert not list(tmp_path.glob("*.png"))

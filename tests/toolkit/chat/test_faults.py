@@ -90,7 +90,7 @@ def test_a_call_of_200_regions_is_refused_in_words_or_for_want_of_room(
     wide_model, says, picture, look, monkeypatch, most, told
 ):
     dialogue = wide_model.dialogue
-    monkeypatch.setattr(dialogue, "config", dataclasses.replace(dialogue.config, max_regions=most))
+    monkeypatch.setattr(dialogue, "syntax", dataclasses.replace(dialogue.syntax, max_regions=most))
     turn = look(*[(0, [0, 0, 2, 2])] * 200)
     says(wide_model, {"what?": [turn, ANSWER]})
     length = len(wide_model.language_model.tokenizer.encode(dialogue.write(turn)))

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import vilavt_toolkit as vt
 from vilavt_toolkit.checkpoints.format1 import current_weight_name
+from vilavt_toolkit.checkpoints.loading import load_checkpoint_model
 from vilavt_toolkit.checkpoints.native import (
     FORMAT,
     find_checkpoint,
@@ -25,7 +26,6 @@ from vilavt_toolkit.checkpoints.native import (
 from vilavt_toolkit.cli import app as cli
 from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.errors import RunError, VilavtError
-from vilavt_toolkit.checkpoints.loading import load_checkpoint_model
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "format1"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))

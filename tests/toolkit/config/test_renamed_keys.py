@@ -75,7 +75,7 @@ def test_an_old_key_beside_its_new_one_is_left_for_the_parser_to_refuse():
         ),
         (
             "seed=${model.dialogue.steps}",
-            "seed: in ${model.dialogue.steps} the key steps is now called box_units. Write ${model.dialogue.box_units}.",
+            "${model.dialogue.steps} the key steps is now called box_units. Write ${model.dialogue.box_units}.",
         ),
     ],
 )

@@ -64,4 +64,4 @@ def test_a_run_that_has_not_ended_is_named(two, tmp_path, capsys):
 
 def test_flags_that_exclude_each_other_are_refused(two, capsys):
     assert run(["compare", "--encoders", "--stages", *two]) == 2
-    assert "--stages goes with neither --encoders nor --write" in capsys.readouterr().err
+    assert "--stages cannot be combined with --encoders or --write" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -44,6 +45,29 @@ def test_differences_are_paired_and_left_out_where_an_arm_is_missing(tiny_model,
     assert zoom["mean"] == 0.8 and 0 < zoom["low"] <= 0.8 <= zoom["high"] <= 1
     assert not any("unmodulated" in key for key in found)
     assert ("modulated", "shuffled", "several to read") in found
+
+
+def test_calls_are_means_over_items_and_differences_are_over_clusters(tiny_model, tiny_task):
+    found = results(tiny_model)
+    found["modulated"] = [replace(item, calls=number % 3) for number, item in enumerate(found["modulated"])]
+    summary = summarise_results(found, tiny_task)
+    assert summary["arms"]["modulated"]["calls"] == sum(number % 3 for number in range(40)) / 40
+    assert summary["arms"]["single_pass"]["calls"] == 0
+    several = summary["differences"][-1]
+    assert (several["subset"], several["items"], several["clusters"]) == ("several to read", 10, 10)
+    zoom = summary["differences"][0]
+    assert (zoom["subset"], zoom["items"], zoom["clusters"]) == ("needs a zoom", 20, 20)
+
+
+def test_the_seed_of_the_recipe_decides_the_intervals(tiny_model, tiny_task):
+    found = results(tiny_model)
+    for arm, items in found.items():
+        found[arm] = [replace(item, score=item.score * number / 40) for number, item in enumerate(items)]
+    first, again, second = (summarise_results(found, tiny_task, seed) for seed in (0, 0, 1))
+    assert first == again
+    for kind in ("needs a zoom", "all"):
+        assert first["arms"]["modulated"]["accuracy"][kind] != second["arms"]["modulated"]["accuracy"][kind]
+    assert first["differences"][0] != second["differences"][0]
 
 
 def test_the_table_and_the_sentences_show_what_was_found(tiny_model, tiny_task):

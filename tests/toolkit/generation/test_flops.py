@@ -77,7 +77,7 @@ def test_an_encoder_and_its_projector_cost_what_torch_counts(tiny_model, picture
     views = [tiny_model.prepare(region) for region in (Region(source), Region(source, (0, 0, 32, 32)))]
     total, _ = counted(lambda: tiny_model.encode(views, [0, 1], [(), ()]))
     found = CostCounter(tiny_model).encoding_cost(views)
-    # Without an inquiry modulators do not run, and a table of positions is added. Their weights are counted all the same.
+    # Without an inquiry modulators do not run, and a table of positions is added. The weights of both are counted.
     modulators = [weight for weight in tiny_model.vision.modulators.parameters() if weight.dim() > 1]
     tables = [weight for name, weight in tiny_model.vision.backbone.named_parameters() if name.endswith("pos_embed")]
     assert modulators and tables
@@ -108,5 +108,5 @@ def test_regions_that_do_not_see_each_other_cost_what_they_cost_alone(mrope_mode
 
 
 def test_a_decision_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="cannot decide 'anwser'. Return go_on, answer or stop"):
+    with pytest.raises(ValueError, match=r"cannot decide 'anwser'\. Return go_on, answer or stop"):
         Decision("anwser", "enough")

@@ -137,8 +137,10 @@ def test_a_probe_takes_the_likeliest_token_that_is_allowed_and_not_worn_out():
 
 def test_the_nucleus_is_of_what_the_grammar_allows():
     logits = torch.tensor([[9.0, 8.0, 1.0, 1.0]])
-    drawn = {sample_tokens(logits, [RowSampling(generator(s), (), Only(2, 3))], Decoding(temperature=1.0, top_p=0.9, top_k=2))[0][0]
-             for s in range(40)}  # fmt: skip
+    decoding = Decoding(temperature=1.0, top_p=0.9, top_k=2)
+    drawn = {
+        sample_tokens(logits, [RowSampling(generator(seed), (), Only(2, 3))], decoding)[0][0] for seed in range(40)
+    }
     assert drawn == {2, 3}
 
 
@@ -146,8 +148,8 @@ def test_placeholders_are_never_drawn_however_often_they_have_been_seen():
     logits = torch.full((1, 6), -2.0)
     logits[0, 3] = -math.inf
     for penalty in (0.5, 3.0):
-        tokens = {sample_tokens(logits, rows(s, seen=(3, 3)), Decoding(temperature=1.0, repetition_penalty=penalty))[0][0]
-                  for s in range(60)}  # fmt: skip
+        decoding = Decoding(temperature=1.0, repetition_penalty=penalty)
+        tokens = {sample_tokens(logits, rows(seed, seen=(3, 3)), decoding)[0][0] for seed in range(60)}
         assert tokens == {0, 1, 2, 4, 5}
 
 

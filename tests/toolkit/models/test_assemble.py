@@ -12,6 +12,7 @@ import yaml
 
 from vilavt_toolkit.cli.app import run
 from vilavt_toolkit.config.recipe import load_recipe
+from vilavt_toolkit.config.schema import PARTS_WITH_WEIGHTS
 from vilavt_toolkit.errors import RecipeErrors
 from vilavt_toolkit.models.assemble import assemble_model
 from vilavt_toolkit.registry import sources
@@ -41,6 +42,21 @@ def test_parts_are_on_the_path_that_the_recipe_chose(tiny_recipe):
     assert list(model.vision.modulators) == ["1"]
     assert model.language_model.width == 32
     assert [type(policy).__name__ for policy in model.stopping] == ["ModelDecides", "MaxTurns"]
+
+
+def test_a_model_gives_the_module_of_every_kind_of_part_that_has_weights(tiny_recipe):
+    with torch.device("meta"):
+        model = assemble_model(load_recipe(tiny_recipe).recipe.model)
+    parts = model.parts()
+    assert set(parts) == PARTS_WITH_WEIGHTS
+    prefixes = {
+        kind: next(name for name, module in model.named_modules() if module is part) for kind, part in parts.items()
+    }
+    assert prefixes == {kind: kind for kind in parts} | {
+        "encoder": "vision.backbone",
+        "modulator": "vision.modulators",
+        "inquiry_encoder": "vision.inquiry_encoder",
+    }
 
 
 def test_all_misfits_are_said_at_once_each_with_its_path(tiny_recipe):
@@ -149,10 +165,10 @@ def test_check_reports_all_misfits_and_exits_with_usage(tiny_recipe, capsys):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("eval.arms=[shuffled]", "add that arm"),
-        ("eval.arms=[]", "name at least one arm"),
+        ("eval.arms=[shuffled]", "Add `modulated` to the arms"),
+        ("eval.arms=[]", "Name at least one arm"),
         ("eval.split=foo", "eval.split: "),
-        ("train.gradient_clip=0", "null for any"),
+        ("train.gradient_clip=0", "null for no limit"),
         ("train.steps=0", "train.steps: "),
         ("train.freeze=[encoder,modulator,inquiry_encoder,projector,language_model]", "leaves nothing to train"),
         ("train.optimizer.betas=[1.0, 0.9]", "train.optimizer: the optimizer cannot be built (Invalid beta"),
@@ -196,7 +212,7 @@ class Mine(StoppingPolicy):
         ("def __init__(self, config, width): pass", "must call super().__init__()"),
         (
             "needs = frozenset({'probes'})\n    def __init__(self, config, width): super().__init__()",
-            "needs 'probes', which no loop finds out; it may need features, hidden, probe.",
+            "requests 'probes', which is not available. `needs` may contain features, hidden, probe.",
         ),
     ],
 )

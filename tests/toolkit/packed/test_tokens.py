@@ -50,7 +50,7 @@ def test_a_partition_that_does_not_cover_the_tokens_is_refused():
 
 
 def test_a_partition_that_joins_two_groups_is_refused():
-    with pytest.raises(ValueError, match="'window' crosses"):
+    with pytest.raises(ValueError, match="'window' spans two inquiry groups"):
         Layout.build([(2, 2), (2, 2)], [4, 4], [0, 1], lambda sizes: {"window": [3, 5]})
 
 

@@ -75,7 +75,7 @@ def test_writing_makes_folders_and_names_what_it_cannot_write(tmp_path: Path) ->
     assert (tmp_path / "new" / "a.json").read_text(encoding="utf-8") == '{\n  "a": "ä"\n}\n'
     with pytest.raises(InputError, match=r"a\.json.b cannot be written"):
         write_text(tmp_path / "new" / "a.json" / "b", "x")
-    with pytest.raises(InputError, match=r"name it \.png"):
+    with pytest.raises(InputError, match=r"Name it \.png"):
         draw_trace(trace(0), tmp_path / "trace.what")
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 

@@ -1,4 +1,4 @@
-"""Log-probabilities, hits, entropies and the schedule, each beside numbers computed another way."""
+"""Log-probabilities of produced tokens, beside what a softmax written out gives."""
 
 from __future__ import annotations
 
@@ -9,88 +9,54 @@ import pytest
 import torch
 
 from vilavt_toolkit.training.losses import logprobs_and_entropy, target_logprobs, target_logprobs_and_hits
-from vilavt_toolkit.training.schedule import learning_rate_factor
 
-# Two rows of three columns over a vocabulary of three; the model wrote columns 1 and 2 of row 0, column 2 of row 1.
-LOGITS = torch.log(
-    torch.tensor(
-        [[[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.3, 0.3, 0.4]], [[0.2, 0.2, 0.6], [0.25, 0.5, 0.25], [0.1, 0.1, 0.8]]]
-    )
-)
-BATCH = SimpleNamespace(ids=torch.tensor([[2, 0, 1], [0, 0, 1]]), targets=torch.tensor([1, 2, 5]))
-PROBABILITIES = [0.5, 0.2, 0.5]
-HITS = [True, False, True]
+IDS = torch.tensor([[0, 2, 1, 3], [1, 1, 0, 2]])
+BATCH = SimpleNamespace(ids=IDS, targets=torch.tensor([1, 3, 6]))
+"""The produced tokens: places 1 and 3 of the first row, place 2 of the second."""
+PREDICTS, TOKENS = [(0, 0), (0, 2), (1, 1)], [2, 3, 0]
+"""Where the logits of each are, one place before it, and which token it is."""
 
 
-def schedule(name: str = "linear", warmup: int = 0) -> SimpleNamespace:
-    return SimpleNamespace(schedule=name, warmup_steps=warmup)
-
-
-def test_a_token_is_predicted_by_the_column_before_it():
-    assert target_logprobs(LOGITS, BATCH).exp().tolist() == pytest.approx(PROBABILITIES)
-
-
-def test_log_probabilities_are_float32_whatever_the_logits_are():
-    found = target_logprobs(LOGITS.to(torch.bfloat16), BATCH)
-    assert found.dtype == torch.float32
-    assert found.exp().tolist() == pytest.approx(PROBABILITIES, abs=0.01)
-
-
-def test_a_temperature_divides_logits():
-    square_roots = LOGITS.exp().sqrt()
-    expected = (square_roots / square_roots.sum(-1, keepdim=True)).flatten(0, 1)[[0, 1, 4], [0, 1, 1]]
-    assert target_logprobs(LOGITS, BATCH, 2.0).exp().tolist() == pytest.approx(expected.tolist())
-    found, _ = logprobs_and_entropy(LOGITS, BATCH, 2.0)
-    assert found.exp().tolist() == pytest.approx(expected.tolist())
-
-
-def test_a_hit_is_a_token_that_is_the_likeliest():
-    logprobs, hits = target_logprobs_and_hits(LOGITS, BATCH)
-    assert hits.tolist() == HITS
-    assert logprobs.exp().tolist() == pytest.approx(PROBABILITIES)
-
-
-@pytest.mark.parametrize("chunk", [1, 2, 3, 4096])
-def test_entropies_are_those_of_the_distribution_that_was_drawn_from(chunk):
-    _, entropy = logprobs_and_entropy(LOGITS, BATCH, 1.0, chunk)
-    drawn_from = LOGITS.exp().flatten(0, 1)[[0, 1, 4]]
-    by_hand = [-sum(p * math.log(p) for p in row) for row in drawn_from.tolist()]
-    assert entropy.tolist() == pytest.approx(by_hand)
-    assert not entropy.requires_grad
+@pytest.fixture
+def logits() -> torch.Tensor:
+    return torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-@pytest.mark.parametrize("chunk", [1, 2])
-def test_pieces_change_neither_values_nor_gradients(chunk, temperature):
-    gradients, values = [], []
-    for size in (chunk, 4096):
-        logits = LOGITS.clone().requires_grad_()
-        logprobs, entropy = logprobs_and_entropy(logits, BATCH, temperature, size)
-        (logprobs * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
-        gradients.append(logits.grad)
-        values.append((logprobs.detach(), entropy))
-    assert torch.allclose(gradients[0], gradients[1], atol=1e-6)
-    for pieces, whole in zip(*values, strict=True):
-        assert torch.allclose(pieces, whole, atol=1e-6)
+def test_a_token_is_predicted_by_the_place_before_it_at_the_temperature(logits, temperature):
+    expected = [
+        math.log((logits[place].detach() / temperature).softmax(0)[token])
+        for place, token in zip(PREDICTS, TOKENS, strict=True)
+    ]
+    assert target_logprobs(logits, BATCH, temperature).tolist() == pytest.approx(expected, rel=1e-5)
+    assert logprobs_and_entropy(logits, BATCH, temperature)[0].tolist() == pytest.approx(expected, rel=1e-5)
+    assert target_logprobs(logits.bfloat16(), BATCH).dtype == torch.float32
 
 
-def test_warm_up_rises_in_equal_steps_to_the_whole_rate():
-    assert [learning_rate_factor(schedule(warmup=4), step, 12) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+def test_a_hit_is_a_token_that_is_the_likeliest():
+    logits = torch.zeros(2, 4, 5)
+    logits[0, 0, 2] = logits[0, 2, 1] = logits[1, 1, 0] = 1.0
+    logprobs, hits = target_logprobs_and_hits(logits, BATCH)
+    assert hits.tolist() == [True, False, True]
+    assert torch.equal(logprobs, target_logprobs(logits, BATCH))
 
 
-@pytest.mark.parametrize(
-    ("name", "rates"),
-    [
-        ("linear", [1.0, 0.75, 0.5, 0.25, 0.0]),
-        ("cosine", [1.0, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125), 0.0]),
-        ("constant", [1.0, 1.0, 1.0, 1.0, 1.0]),
-    ],
-)
-@pytest.mark.parametrize("warmup", [0, 3])
-def test_the_schedule_runs_from_the_end_of_warm_up_to_the_last_step(name, rates, warmup):
-    found = [learning_rate_factor(schedule(name, warmup), warmup + step, warmup + 4) for step in range(5)]
-    assert found == pytest.approx(rates, abs=1e-12)
+def test_entropy_is_in_nats_at_the_temperature_and_has_no_gradient(logits):
+    _, entropy = logprobs_and_entropy(logits, BATCH, 2.0)
+    for place, value in zip(PREDICTS, entropy.tolist(), strict=True):
+        p = (logits[place] / 2.0).softmax(0)
+        assert value == pytest.approx(-(p * p.log()).sum().item(), rel=1e-5)
+    assert not entropy.requires_grad
+    even, sure = torch.zeros(2, 4, 5), torch.zeros(2, 4, 5)
+    sure[..., 1] = 1e4
+    assert logprobs_and_entropy(even, BATCH, 1.0)[1].tolist() == pytest.approx([math.log(5)] * 3)
+    assert logprobs_and_entropy(sure, BATCH, 1.0)[1].tolist() == [0.0] * 3
 
 
-def test_a_run_that_is_all_warm_up_has_a_rate_after_it():
-    assert learning_rate_factor(schedule(warmup=4), 4, 4) == 1.0
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_chunks_change_neither_values_nor_gradients(logits, chunk):
+    whole, entropy = logprobs_and_entropy(logits, BATCH, 0.7)
+    (expected,) = torch.autograd.grad(whole.sum(), logits)
+    logprobs, parts = logprobs_and_entropy(logits, BATCH, 0.7, chunk)
+    (gradient,) = torch.autograd.grad(logprobs.sum(), logits)
+    assert torch.equal(logprobs, whole) and torch.equal(parts, entropy) and torch.equal(gradient, expected)

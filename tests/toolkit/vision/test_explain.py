@@ -111,9 +111,9 @@ def test_explaining_leaves_features_gradients_and_the_mode_alone(regions):
 
 
 def test_what_cannot_be_explained_is_said_in_words(regions):
-    with pytest.raises(InputError, match=r"Nothing here attends to the words.*FiLM"):
+    with pytest.raises(InputError, match=r"No modulator attends to the words.*FiLM"):
         dynamic((FiLM, FiLMConfig())).explain(regions, "a b")
-    with pytest.raises(InputError, match="Nothing here attends"):
+    with pytest.raises(InputError, match="No modulator attends"):
         dynamic().explain(regions, "a b")
     with pytest.raises(InputError, match="Region 2 has an empty inquiry"):
         dynamic((Crosses, None)).explain(regions, ["a", "b", " "])

@@ -37,10 +37,10 @@ def test_early_and_late_share_the_blocks_between_them(depth):
 @pytest.mark.parametrize(
     ("integration", "words"),
     [
-        ("middle", "'middle' is unknown; choose one of all, early"),
+        ("middle", "'middle' is unknown. Choose one of all, early"),
         ("sparse", "'sparse' selects no block"),
-        ([], "empty list; list block indices"),
-        ([4], "block 4; the encoder's 4 blocks are 0 to 3"),
+        ([], "empty list. List block indices"),
+        ([4], "block 4, but the encoder has 4. Name blocks from 0 to 3"),
         ([-5], "block -5"),
         ([1, -3], "names block 1 twice"),
         ([True], "True"),

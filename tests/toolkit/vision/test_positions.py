@@ -23,7 +23,8 @@ def on_grid(dtype: torch.dtype = torch.int64) -> torch.Tensor:
 
 def test_each_region_is_shifted_by_the_strides_of_those_before_it_in_its_group_and_prefix_tokens_stay():
     shifted = group_positions(on_grid(), layout(), STRIDES, PREFIX)
-    by_hand = [0, 0] + [0, 10, 10] + [30] + [0, 0] + [0, 0, 7]
+    by_region = [[0, 0], [0, 10, 10], [30], [0, 0], [0, 0, 7]]
+    by_hand = [shift for region in by_region for shift in region]
     assert torch.equal(shifted - on_grid(), torch.tensor(by_hand).unsqueeze(1).expand(-1, 2))
 
 

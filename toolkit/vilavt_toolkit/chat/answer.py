@@ -77,22 +77,24 @@ def build_answer(session: Session, question: str | None = None) -> Answer:
     The trace shows `question` if it is given; else the words that the model was asked with.
     """
     trajectory = session.trajectory
-    asked, cost = trajectory.questions[-1], _count_cost(session)
+    last_question, cost = trajectory.questions[-1], _count_cost(session)
     trace = Trace(
-        asked.text if question is None else question,
+        last_question.text if question is None else question,
         tuple(session.sources),
         tuple(_trace_turns(session)),
         trajectory.why,
         cost,
     )
     # Without a turn since the question, the trajectory's answer is that to the question before.
-    text = trajectory.answer if len(trajectory.turns) > asked.turn else None
+    text = trajectory.answer if len(trajectory.turns) > last_question.turn else None
     return Answer(text, trace, trajectory.why, cost, trajectory, session)
 
 
 def _count_cost(session: Session) -> dict[str, float]:
     trajectory, spent = session.trajectory, session.spent
     first = trajectory.questions[-1].start
+    # `spent` begins at zero with each question. Turns and regions are those of the whole dialogue, so they are counted
+    # from the question on.
     cost: dict[str, float] = {
         "turns": len(trajectory.turns) - trajectory.questions[-1].turn,
         "tokens_read": spent.read,
@@ -108,14 +110,16 @@ def _count_cost(session: Session) -> dict[str, float]:
 
 def _trace_turns(session: Session) -> list[DrawnTurn]:
     """Return the turns of the last question, each with the regions that its call showed."""
-    trajectory, asked = session.trajectory, session.trajectory.questions[-1]
-    first = next((n for n, region in enumerate(trajectory.regions) if region.start >= asked.start), None)
+    trajectory, last_question = session.trajectory, session.trajectory.questions[-1]
+    first = next((n for n, region in enumerate(trajectory.regions) if region.start >= last_question.start), None)
     zooms = iter(zoomed_regions(session, range(first, len(trajectory.regions))) if first is not None else ())
     # The trajectory does not say which call a region belongs to. Calls were carried out in order, and the last call may
     # not have been: the loop can end before. So each call that was carried out takes its regions from the front.
     calls_left = session.calls - session.calls_before
     turns = []
-    for turn, feedback in zip(trajectory.turns[asked.turn :], trajectory.feedback[asked.turn :], strict=True):
+    for turn, feedback in zip(
+        trajectory.turns[last_question.turn :], trajectory.feedback[last_question.turn :], strict=True
+    ):
         regions: tuple[TraceRegion, ...] = ()
         if turn.call is not None and not feedback and calls_left > 0:
             # `zip` asks the call's own regions first, so that it takes no region too many.

@@ -78,11 +78,11 @@ def ask_all(
         for stack in open_questions.values():
             _close_question(stack, stopped)
         raise
-    found = [answer for answer in answers if answer is not None]
-    for answer in found:
+    results = [answer for answer in answers if answer is not None]
+    for answer in results:
         if isinstance(answer, Exception):
             _clear_frames(answer, handled)
-    return found
+    return results
 
 
 def _check_pairs(pairs: Sequence[object]) -> None:

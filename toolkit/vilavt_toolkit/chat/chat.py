@@ -49,7 +49,7 @@ class Chat:
 
     @property
     def trajectory(self) -> Trajectory:
-        """What was said and shown, token by token."""
+        """The conversation so far, token by token."""
         return self.session.trajectory
 
     def add(self, image: Any) -> int:
@@ -96,7 +96,7 @@ class Chat:
         yield Answered(answer)
 
     async def ask_async(self, question: str, images: Any = ()) -> Answer:
-        """Ask as `ask` does, while the event loop goes on. If cancelled before the answer, the question is taken back."""
+        """Ask as `ask` does, while the event loop goes on. Cancelled before the answer, the question is taken back."""
         async for event in self.stream_async(question, images):
             if isinstance(event, Answered):
                 return event.answer
@@ -129,7 +129,7 @@ class Chat:
             raise UsageError(_ASKING)
         try:
             session, prefix = self.session, self.cached_prefix
-            # The tail of an unanswered user turn is written anew with the next question. Its entries of the KV cache
+            # The tail of an unanswered user turn is written again with the next question. Its entries of the KV cache
             # go first: the mark below must name a length that stays valid.
             if prefix.length > session.fixed_length:
                 removed = prefix.length - session.fixed_length

@@ -79,6 +79,7 @@ def _still_shows(path: Path, source: Source, model: VisualChatModel) -> bool:
     try:
         if not path.exists():
             return False
+        # By pixels, since there is no hash of the file from the time when it was opened.
         other = model.open_source(str(path))
         same: Sequence[bool] = [
             np.array_equal(source.crop(box, overview=True).data, other.crop(box, overview=True).data)
@@ -98,6 +99,7 @@ def _check_copy(number: int, session: Session, copy: Path) -> None:
     for index, placed in enumerate(session.trajectory.regions):
         if placed.source != number:
             continue
+        # Frames of another size or number would give a view of another size, which no longer fits the ids.
         region = placed.to_region(source, session.max_pixels)
         try:
             same = session.model.prepare(region).size == placed.size
@@ -181,6 +183,7 @@ def _prepare_views(session: Session, file: Path) -> None:
             session.views.append(session.model.prepare(region))
     except _READ_ERRORS as error:
         raise InputError(f"{file} cannot be read ({error or repr(error)}). Save the chat again.") from None
+    # The features' places in the ids are fixed, so a view must have as many features as before.
     for number, (placed, view) in enumerate(zip(session.trajectory.regions, session.views, strict=True)):
         if (view.size, session.model.feature_grid(view.size)) != (placed.size, placed.grid):
             raise InputError(

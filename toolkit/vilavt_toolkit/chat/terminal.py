@@ -98,6 +98,7 @@ class Terminal:
                 raise
             self._printer.break_line()
             self._printer.print_line("taken back")
+        # The question was taken back by then, so its memory is free again.
         except (torch.OutOfMemoryError, MemoryError):
             self._print_error(InputError(_MEMORY))
         except VilavtError as error:
@@ -173,6 +174,7 @@ class Terminal:
     def _run_cost(self) -> None:
         if not self._spent:
             raise UsageError("nothing was asked yet, so nothing was spent. Ask a question first.")
+        # Not all questions have the same costs: tokens of probes are counted only if there were probes.
         names = dict.fromkeys(name for spent in self._spent for name in spent)
         total = {name: sum(spent.get(name, 0) for spent in self._spent) for name in names}
         last, session = self._spent[-1], self.chat.session
@@ -211,9 +213,9 @@ class Terminal:
         self._printer.print_line(f"saved: {path} (go on with it by /load, or --load at the start)")
 
     def _print_state(self) -> None:
-        asked = self.chat.trajectory.questions
-        last = f", the last one: {asked[-1].text}" if asked else ""
-        self._printer.print_line(f"images: {len(self.chat.session.sources)}; questions: {len(asked)}{last}")
+        questions = self.chat.trajectory.questions
+        last = f", the last one: {questions[-1].text}" if questions else ""
+        self._printer.print_line(f"images: {len(self.chat.session.sources)}; questions: {len(questions)}{last}")
 
 
 def _parse_path(name: str) -> Path:
@@ -250,6 +252,7 @@ def _uncached_flops(costs: CostCounter, session: Session) -> float:
         before = [number for number, region in enumerate(trajectory.regions) if region.start < start]
         shown = [session.views[number] for number in before], [trajectory.regions[number].group for number in before]
         written = sum(trajectory.produced[start:end])
+        # The first token of a turn comes from reading the prompt, so one less is read after it.
         total += costs.encoding_cost(*shown).flops + costs.reading_flops(start, 0)
         total += costs.reading_flops(written - 1, start, written - 1)
     return total

@@ -102,8 +102,8 @@ def carry_out_call(
     try:
         call = read_call(arguments if isinstance(arguments, str) else _call_as_json(arguments), _MOST_REGIONS)
         with transaction, eval_mode(session.model):
-            # A model's turn must follow a user's turn. If none is open, or originals wait to be shown, an empty question
-            # makes one. Else the open one goes on, without the demand to answer that may end it.
+            # A model's turn must follow a user's turn. If none is open, or originals wait to be shown, an empty
+            # question makes one. Else the open one goes on, without the demand to answer that may end it.
             needs_user_turn = session.fixed_length == len(session.trajectory.ids)
             if needs_user_turn or session.sources_shown < len(session.sources):
                 session.try_ask("")

@@ -19,8 +19,10 @@ from vilavt_toolkit.generation.sampling import Decoding
 def read_decoding(data: Mapping[str, Any]) -> Decoding:
     """Read the decoding settings; raises ValueError or TypeError, and UsageError for values out of range."""
     for setting in fields(Decoding):
-        kind, value = type(setting.default), data[setting.name]
-        _require(type(value) is kind or (kind is float and type(value) is int), f"decoding.{setting.name} {value!r}")
+        expected, value = type(setting.default), data[setting.name]
+        _require(
+            type(value) is expected or (expected is float and type(value) is int), f"decoding.{setting.name} {value!r}"
+        )
     return Decoding(**data)
 
 
@@ -36,9 +38,12 @@ def check_trajectory(trajectory: Trajectory) -> None:
         len(trajectory.feedback) == turns and all(isinstance(text, str) for text in trajectory.feedback), "feedback"
     )
     _require(all(_is_turn(turn) for turn in trajectory.turns), "turns")
-    for asked in trajectory.questions:
-        _require(isinstance(asked.text, str), "the text of a question")
-        _require(_is_count(asked.turn, turns + 1) and _is_count(asked.start, count + 1), f"the place of {asked.text!r}")
+    for question in trajectory.questions:
+        _require(isinstance(question.text, str), "the text of a question")
+        _require(
+            _is_count(question.turn, turns + 1) and _is_count(question.start, count + 1),
+            f"the place of {question.text!r}",
+        )
     _require(isinstance(trajectory.why, str) and type(trajectory.cut_short) is bool, "why")
     end = 0
     for number, region in enumerate(trajectory.regions):
@@ -80,6 +85,7 @@ def _check_tail(session: Session) -> None:
     _require(
         _is_count(tail.start, len(trajectory.ids) + 1) and tail.start >= earliest, f"tail, from {tail.start!r} on,"
     )
+    # The next question replaces the tail by its text in one of two versions, which must be what stands there.
     ids = trajectory.ids[tail.start :]
     encode = session.model.language_model.tokenizer.encode
     texts = ["".join(str(piece) for piece in pieces) for pieces in (tail.plain, tail.demanding)]

@@ -33,15 +33,17 @@ MODEL_TYPE = "vilavt_toolkit"
 def export(
     source: str | os.PathLike[str],
     folder: str | os.PathLike[str],
-    format: str = "vilavt",
+    format: str | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> Path:
     """Write a model, loaded as `vt.load` does from `source`, into a new folder, and return it; raises VilavtError.
 
     `format` is a registered checkpoint format, or `native`: recipe.yaml, config.json, weights and tokenizers of a run.
+    Without it the only registered format is taken.
     Weights are in `dtype`, or in the type they were saved in. `vt.load` reads every format.
     """
-    _check_format(format)
+    # Checked first, since loading may take minutes.
+    format = _choose_format(format)
     target = expand_home(folder)
     with _written_whole(target) as temporary:
         if format == NATIVE:
@@ -51,12 +53,12 @@ def export(
     return target
 
 
-def save_foreign(model: VisualChatModel, folder: str | os.PathLike[str], format: str = "vilavt") -> Path:
+def save_foreign(model: VisualChatModel, folder: str | os.PathLike[str], format: str | None = None) -> Path:
     """Write a model in memory into a new folder, in a registered checkpoint format, and return it; raises VilavtError.
 
     Not in `native`, which needs the recipe that a model in memory no longer has.
     """
-    _check_format(format, native=False)
+    format = _choose_format(format, native=False)
     target = expand_home(folder)
     with _written_whole(target) as temporary:
         _write_foreign(model, temporary, format)
@@ -69,19 +71,27 @@ def _write_foreign(model: VisualChatModel, folder: Path, format: str) -> None:
     foreign.build_format(format).save(model, folder)
 
 
-def _check_format(format: str, native: bool = True) -> None:
+def _choose_format(format: str | None, native: bool = True) -> str:
+    """Return the format if it is known, or the only registered one for None; raises UsageError."""
     from vilavt_toolkit.registry.plugins import load_builtin
 
+    # Formats are components, which register when they are imported.
     load_builtin()
     known = [*formats.names(), *([NATIVE] if native else [])]
+    if format is None and len(formats.names()) == 1:
+        return formats.names()[0]
+    if format is None:
+        raise UsageError(f"the format is not named. Write one of these as format: {', '.join(known)}.")
     if format not in known:
         raise UsageError(f"no format named {format!r}.{did_you_mean(format, known)} There are: {', '.join(known)}.")
+    return format
 
 
 def _write_native(source: str | os.PathLike[str], folder: Path, dtype: torch.dtype | str | None) -> None:
     from vilavt_toolkit.models.meta import parse_dtype
 
     found = expand_home(source)
+    # A native folder is exported from its run's recipe; another project's checkpoint has none.
     if not (found / "checkpoints").exists() and (found / "config.json").is_file() and not _is_native(found):
         raise InputError(
             f"{found} is another project's checkpoint and has no recipe, which a native one needs. Train from it with "
@@ -104,7 +114,8 @@ def _written_whole(target: Path) -> Iterator[Path]:
     """Yield a folder beside `target`; it takes the place of `target` if the block succeeds, else it is removed."""
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise InputError(f"{target} holds something already; name a folder that is new or empty.")
-    if target.resolve() == Path.cwd():  # it is replaced, and would be gone for whoever is in it
+    # The folder is replaced by another, and a shell inside would stand in a deleted one.
+    if target.resolve() == Path.cwd():
         raise InputError(f"{target} is the folder you are in; name a new one, like {target / 'weights'}.")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:

@@ -116,6 +116,7 @@ def _assemble_with_weights(
     section: ModelSection, found: foreign.ForeignCheckpoint, label: str, dtype: torch.dtype | None
 ) -> VisualChatModel:
     """Build the model of a section with another project's weights; parts that it does not hold are new."""
+    # Parts that the checkpoint fills are built on the meta device, so that no weight is drawn to be overwritten.
     filled = found.format.filled_parts(section, found.folder)
     model = assemble_model(section, label, filled=filled)
     found.format.load(model, found.folder, filled, dtype)

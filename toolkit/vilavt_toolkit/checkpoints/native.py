@@ -47,7 +47,7 @@ FORMAT = 2
 """The number of the format that is written. It rises when an older toolkit would misread a new checkpoint."""
 
 CHECKPOINTS_PER_RUN = 2
-"""How many checkpoints a run keeps: the newest, and one more in case the newest is damaged."""
+"""Number of checkpoints that a run keeps: the newest, and one more in case the newest is damaged."""
 
 _FOLDER = re.compile(r"step-(\d{8})")
 
@@ -91,6 +91,7 @@ def write_model(folder: Path, model: VisualChatModel, recipe: CheckedRecipe, ste
     if model.vision.inquiry_encoder is not None:
         (folder / INQUIRY_ENCODER).mkdir()
         model.vision.inquiry_encoder.save_assets(folder / INQUIRY_ENCODER)
+    # `save_model` writes tensors that share memory once, which safetensors otherwise refuses.
     save_model(model, str(folder / "model.safetensors"))
     contained = _with_plugins(_without_base_checkpoint(_with_dialogue_texts(recipe, model)), folder)
     write_text(folder / "recipe.yaml", dump_recipe(contained))
@@ -146,6 +147,7 @@ def _list_checkpoints(run: Path) -> list[Path]:
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     """Return the newest checkpoint of a run folder, or `path` if it is a checkpoint itself; raises RunError."""
     given = expand_home(path)
+    # Names are padded with zeros, so that their order is that of the steps.
     try:
         if (given / "checkpoint.json").is_file():
             return given
@@ -168,6 +170,7 @@ def read_step(folder: Path) -> int:
 
 
 def _read_format_and_step(folder: Path) -> tuple[int, int]:
+    # Checked before anything else is read: a newer format may have changed everything but this file.
     file = folder / "checkpoint.json"
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))

@@ -25,6 +25,7 @@ def fill_weights(
     keeps its tensors and their type, and gets the values. Raises RuntimeError for a tensor of another shape, and
     SafetensorError or OSError for a damaged file.
     """
+    # Mapping replaces parameters, which an optimizer may already hold. Only a model that is being loaded allows it.
     if unfilled_parameters(model):
         missing, unexpected = _map_weights(model, file, dtype, rename)
     else:

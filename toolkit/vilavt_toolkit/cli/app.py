@@ -120,6 +120,7 @@ def evaluate_model(
 
     Every arm of eval.arms answers the same items, so the arms can be compared.
     """
+    # RUN may be a folder or a recipe, which only the command can tell apart.
     _check_overrides(overrides)
     from vilavt_toolkit.cli import commands
 
@@ -143,6 +144,7 @@ def compare_runs(
 
     Without an option the table shows what the inquiry is worth to the encoder in each run.
     """
+    # The three tables have different columns, and only the other two can be written into a page.
     if stages and (encoders or write is not None):
         raise UsageError("--stages cannot be combined with --encoders or --write. Leave one of them out.")
     from vilavt_toolkit.cli import commands
@@ -170,6 +172,7 @@ def ask_question(
     local_files_only: LocalFilesOption = False,
 ) -> None:
     """Ask a model a question about images."""
+    # What can be refused without loading a model is refused here, at once.
     *images, question = inputs
     if not images:
         raise UsageError(
@@ -219,6 +222,7 @@ def chat_with_model(
     from vilavt_toolkit.cli import commands
 
     options = commands.ModelOptions(run, device, dtype, max_new_tokens, revision, local_files_only)
+    # A chat that was interrupted ends with a code of its own.
     raise typer.Exit(commands.chat(options, images or [], temperature, top_p, seed, grammar, load))
 
 
@@ -281,6 +285,7 @@ def check_data(
     decode: Annotated[bool, typer.Option("--open", help="Decode every image completely, not only its header.")] = False,
 ) -> None:
     """Check a data file and show the lengths of its samples."""
+    # A mistyped recipe is refused before a large file is read.
     if recipe is not None:
         _check_recipe_argument(recipe, None)
     from vilavt_toolkit.cli import data_check

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from vilavt_toolkit.config.recipe import CheckedRecipe, recipe_names
-from vilavt_toolkit.errors import InputError, UsageError
+from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.utils.console import make_console
 
 if TYPE_CHECKING:
@@ -66,20 +66,7 @@ def export(run: str, to: Path, format: str | None, dtype: str | None) -> None:
     """Write a model into a folder in a checkpoint format; raises VilavtError."""
     from vilavt_toolkit.checkpoints.exporting import export as write_model
 
-    name = format or _only_format()
-    make_console().print(f"the {name} model is in {write_model(run, to, name, dtype)}")
-
-
-def _only_format() -> str:
-    """Return the one registered checkpoint format; raises UsageError if there are several or none."""
-    from vilavt_toolkit.registry import formats
-    from vilavt_toolkit.registry.plugins import load_builtin
-
-    load_builtin()
-    names = formats.names()
-    if len(names) != 1:
-        raise UsageError(f"the format is not named. Write --format with one of: {', '.join([*names, 'native'])}.")
-    return names[0]
+    make_console().print(f"the model is in {write_model(run, to, format, dtype)}")
 
 
 def compare(runs: Sequence[Path], write: Path | None, encoders: bool = False) -> None:
@@ -93,6 +80,7 @@ def compare(runs: Sequence[Path], write: Path | None, encoders: bool = False) ->
         else comparison.build_modulator_table(comparison.read_summaries(runs))
     )
     shown, console = Table(), make_console()
+    # Words stay on one line and numbers line up at their last digit.
     for number, column in enumerate(table.header):
         words = number < table.text_columns
         shown.add_column(column, justify="left" if words else "right", no_wrap=words)
@@ -142,6 +130,7 @@ def ask(
     from vilavt_toolkit.report.trace import draw_trace
     from vilavt_toolkit.utils.pictures import check_picture_name
 
+    # A name that no picture can have is refused before the model spends minutes on an answer.
     if trace is not None:
         check_picture_name(trace)
     model = load(options.model, options.device, options.dtype, options.revision, options.local_files_only)
@@ -180,6 +169,7 @@ def chat(
     model = load(options.model, options.device, options.dtype, options.revision, options.local_files_only)
     conversation = Chat(model, decoding=decoding)
     if saved is not None:
+        # A saved chat brings its own sampling, and the options of this command come first.
         conversation = Chat.load(saved, model)
         conversation.decoding = decoding
     for image in images:

@@ -24,6 +24,7 @@ def find_registries(kind: str | None) -> list[Registry[Any]]:
     """
     if kind is None:
         return list(REGISTRIES.values())
+    # Errors and headings write labels and plurals, which users copy.
     wanted = kind.replace("_", " ").replace("-", " ").lower()
     for registry in REGISTRIES.values():
         if wanted in (registry.kind.replace("_", " "), registry.label, registry.plural):
@@ -48,16 +49,18 @@ def _print_entry(console: Console, entry: Entry[Any]) -> None:
     console.print(f"  {entry.summary}  [{entry.origin}]")
     table = Table.grid(padding=(0, 2), pad_edge=False)
     table.add_column(no_wrap=True)
-    for name, (f, kind) in typed_fields(entry.config).items():
-        table.add_row(f"      {name}", f"{_format_type(f, kind)}, {_format_default(f)}: {f.metadata.get('help', '')}")
+    for name, (f, annotation) in typed_fields(entry.config).items():
+        table.add_row(
+            f"      {name}", f"{_format_type(f, annotation)}, {_format_default(f)}: {f.metadata.get('help', '')}"
+        )
     if table.row_count:
         console.print(table)
     console.print()
 
 
-def _format_type(f: Field[Any], kind: Any) -> str:
+def _format_type(f: Field[Any], annotation: Any) -> str:
     if "part" not in f.metadata:
-        return describe_type(kind)
+        return describe_type(annotation)
     return f"{f.metadata['part']}{', one or a list' if f.metadata['many'] else ''}"
 
 

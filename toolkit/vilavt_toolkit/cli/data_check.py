@@ -70,6 +70,7 @@ def _build_task(files: Sequence[Rows], name: str, root: str, recipe: CheckedReci
             f"{name} has the format of task '{entry.name}', but recipe {recipe.name} reads '{part.entry.name}'. Give a "
             f"recipe of task '{entry.name}', or leave --recipe out."
         )
+    # A recipe's settings change what is valid: its root, its pixel budget, whether videos may stand in the file.
     if part is not None and part.entry is entry:
         config = replace(part.config, files=name, root=root or part.config.root)
     else:

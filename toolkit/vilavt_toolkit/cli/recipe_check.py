@@ -82,6 +82,7 @@ def _check_reinforcement(collect: ErrorCollector, section: RLSection, model: Vis
     optimizer = collect.try_build("rl.optimizer", section.optimizer.build)
     if model is None:
         return
+    # The optimizer is tried on the frozen model, since it refuses one in which nothing is trainable.
     if collect.check_fits("rl.freeze", lambda: freeze_parts(model, section.frozen, "rl")) and optimizer is not None:
         collect.check_fits("rl.optimizer", lambda: try_optimizer(optimizer, model, "rl"))
 
@@ -96,6 +97,7 @@ def make_parts_table(recipe: CheckedRecipe, model: VisualChatModel) -> Table:
     table.add_column("parameters", justify="right")
     table.add_column("shapes")
 
+    # Encoders of stages have blocks of several widths.
     widths = "/".join(map(str, sorted({block.width for block in spec.blocks})))
     blocks = f"{spec.depth} blocks of width {widths}, positions {spec.positions}"
     modulated = f"blocks {', '.join(vision.modulators) or 'none'}"

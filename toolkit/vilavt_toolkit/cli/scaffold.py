@@ -25,7 +25,10 @@ _PLUGINS_LINE = "    plugins: [./my_part.py]\n"
 _TABLE = {"modulator": "column", "encoder": "row"}
 """Kinds that stand in the table of docs/compatibility.md, and as what."""
 
-_TEST = '''"""The contract of the __LABEL__ 'my_part'. Run it with `pytest __PATH__`."""
+_TEST = '''"""The contract of the __LABEL__ 'my_part'.
+
+Run it with `pytest __PATH__`.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ __IMPORTS__
 
 
 def test_my_part_keeps_the_contract_of_its_kind() -> None:
-    """Every claim that a __LABEL__ must meet holds."""
+    """Every claim on components of kind __KIND__ holds."""
     __LOAD__
     check("__KIND__", "my_part")
 '''
@@ -72,7 +75,9 @@ def write_component(kind: str, name: str, folder: Path | None) -> WrittenCompone
     load_builtin()
     if name in registry:
         origin = registry.get(name).origin
-        raise UsageError(f"there is a {registry.label} '{name}' already, of {origin}. Choose another name.")
+        raise UsageError(
+            f"there is {_with_article(registry.label)} '{name}' already, of {origin}. Choose another name."
+        )
     usage = _USAGE.search(template)
     assert usage is not None
     recipe = usage["lines"]
@@ -80,7 +85,7 @@ def write_component(kind: str, name: str, folder: Path | None) -> WrittenCompone
         # A component of the package is registered by its place, so its recipe has no plugins.
         recipe = recipe.replace(_PLUGINS_LINE, "")
         template = _USAGE.sub(lambda found: f'\n\nUse it in a recipe:\n\n{recipe}\n"""\n', template)
-    texts = {module: template, test: _fill_test(registry, test, checkout is not None)}
+    texts = {module: template, test: _fill_test(registry, test, checkout)}
     _write_all({file: _rename_part(text, name) for file, text in texts.items()})
     return WrittenComponent(registry.kind, name, module, test, _rename_part(recipe, name), checkout is not None)
 
@@ -89,6 +94,7 @@ def describe_next_steps(written: WrittenComponent) -> list[str]:
     """Return the lines that say what was written and what to type next."""
     module, test = display_path(written.module), display_path(written.test)
     recipe = written.module.with_name(f"{written.name}.yaml") if not written.in_checkout else Path("mine.yaml")
+    # In a checkout the recipe names no plugin, so it may lie anywhere.
     lines = [f"wrote {module} and {test}", f"test it:   pytest {test}"]
     if written.in_checkout:
         lines = [lines[0], "           Its place registers it, nothing has to be listed.", f"{lines[1]} tests/contract"]
@@ -105,8 +111,8 @@ def _read_template(registry: Registry[object]) -> str:
     file = files("vilavt_toolkit.cli") / "templates" / f"{registry.kind}.py"
     if not file.is_file():
         raise UsageError(
-            f"there is no template of a {registry.label}. Start from a copy of one that `vilavt list {registry.kind}` "
-            "shows."
+            f"there is no template of {_with_article(registry.label)}. Start from a copy of one that "
+            f"`vilavt list {registry.kind}` shows."
         )
     return file.read_text(encoding="utf-8")
 
@@ -115,13 +121,14 @@ def _check_name(name: str, registry: Registry[object], template: str) -> None:
     """Refuse a name that cannot be one of a component, of its class, or of its module; raises UsageError."""
     if not _NAME.fullmatch(name) or keyword.iskeyword(name):
         raise UsageError(
-            f"'{name}' cannot name a {registry.label}. Write it in lower_snake_case, like 'my_{registry.kind}'."
+            f"'{name}' cannot name {_with_article(registry.label)}. Write it in lower_snake_case, like "
+            f"'my_{registry.kind}'."
         )
     # `class Modulator(Modulator)` would derive from itself, and `Tensor` would hide torch's.
     if re.search(rf"\b{_class_name(name)}\b", template):
         raise UsageError(
-            f"'{name}' cannot name a {registry.label}: its class {_class_name(name)} would hide what the file imports. "
-            f"Choose another name, like 'my_{name}'."
+            f"'{name}' cannot name {_with_article(registry.label)}: its class {_class_name(name)} would hide what the "
+            f"file imports. Choose another name, like 'my_{name}'."
         )
 
 
@@ -156,18 +163,22 @@ def _choose_files(kind: str, name: str, checkout: Path | None, folder: Path) -> 
     return module, checkout / "tests" / "components" / plural / f"test_{name}.py"
 
 
-def _fill_test(registry: Registry[object], test: Path, in_checkout: bool) -> str:
+def _fill_test(registry: Registry[object], test: Path, checkout: Path | None) -> str:
     """Return the test's text, in which the component is still called my_part."""
     # `check` loads the components of installed packages itself, a plugin has to be loaded by its path.
     plugin = 'load_plugins(["./my_part.py"], relative_to=Path(__file__).parent)'
-    text = _TEST.replace("__LOAD__\n    ", "" if in_checkout else f"{plugin}\n    ")
-    text = text.replace("__IMPORTS__", _PLUGIN_IMPORTS.splitlines()[-1] if in_checkout else _PLUGIN_IMPORTS)
-    path = display_path(test) if in_checkout else test.name
+    text = _TEST.replace("__LOAD__\n    ", f"{plugin}\n    " if checkout is None else "")
+    text = text.replace("__IMPORTS__", _PLUGIN_IMPORTS if checkout is None else _PLUGIN_IMPORTS.splitlines()[-1])
+    path = test.name if checkout is None else test.relative_to(checkout).as_posix()
     return text.replace("__LABEL__", registry.label).replace("__KIND__", registry.kind).replace("__PATH__", path)
 
 
 def _rename_part(text: str, name: str) -> str:
     return text.replace(_TEMPLATE_NAME, name).replace(_TEMPLATE_CLASS, _class_name(name))
+
+
+def _with_article(label: str) -> str:
+    return f"{'an' if label[0] in 'aeiou' else 'a'} {label}"
 
 
 def _class_name(name: str) -> str:

@@ -26,6 +26,7 @@ def effective_checkpoint(layers: Sequence[dict[str, Any]], assignments: list[tup
     effective = ""
     for mapping in layers:
         own = _own_checkpoint(mapping)
+        # An empty text is a value too: a child recipe takes its parent's checkpoint away with it.
         effective = effective if own is None else own
     for number, (keys, value) in enumerate(assignments):
         if keys == ("model", "checkpoint") and isinstance(value, str):

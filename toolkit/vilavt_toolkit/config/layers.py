@@ -71,6 +71,7 @@ class Layers:
             if isinstance(new, Mapping | str) and not isinstance(old, list):
                 return self._merge_node(old, new, schema.one_part(), path, label)
             return self._copy_as_set_by(new, path, label)
+        # `modulator: film` is short for `modulator: {name: film}`.
         if schema.part:
             new = {"name": new} if isinstance(new, str) else new
             old = {"name": old} if isinstance(old, str) else old
@@ -80,6 +81,7 @@ class Layers:
             return self._copy_as_set_by(new, path, label)
         merged = dict(old)
         for key, value in new.items():
+            # The lower layer's component says what may stand under `key`, not the upper one's mapping.
             if key in old:
                 merged[key] = self._merge_node(old[key], value, schema.child(key, old), (*path, key), label)
             else:
@@ -132,6 +134,7 @@ class Layers:
             return self._assign_in_parts(node, rest, value, schema, path, label)
         if schema.part:
             node = {"name": node} if isinstance(node, str) else node
+            # Another name drops the settings of the component before, which only merging does.
             if rest == ("name",):
                 return self._merge_node(node, {"name": value}, schema, path, label)
         if isinstance(node, list):
@@ -225,6 +228,7 @@ class References:
         return filled
 
     def _look_up(self, key: str, path: KeyPath, pending: tuple[str, ...]) -> Any:
+        # `pending` holds the references that are being filled in, so a circle is found before it recurses for ever.
         if key in pending:
             return self._add_error(
                 path, f"the references {' -> '.join((*pending, key))} form a circle. Write one of the values itself."

@@ -82,21 +82,22 @@ def typed_fields(cls: type[Any]) -> dict[str, tuple[Field[Any], Any]]:
     return {f.name: (f, hints[f.name]) for f in fields(cls) if f.init}
 
 
-def describe_type(kind: Any) -> str:
+def describe_type(annotation: Any) -> str:
     """Describe in words which values a type takes."""
-    if kind in _WORDS:
-        return _WORDS[kind]
-    origin, args = get_origin(kind), get_args(kind)
+    if annotation in _WORDS:
+        return _WORDS[annotation]
+    origin, args = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
     if origin in (Union, types.UnionType):
         return " or ".join(describe_type(arm) for arm in args)
+    # "a list of ints" reads better than "a list of an int", so items have words of their own.
     if origin in (list, tuple, dict):
         inner = [_ITEMS.get(arg) or describe_type(arg) for arg in args if arg is not Ellipsis]
         if origin is dict:
             return "a mapping" if args[1] is Any else f"a mapping to {inner[1]}"
         return "a list of " + (inner[0] if origin is list or Ellipsis in args else ", ".join(inner))
-    return "a mapping" if is_dataclass(kind) else str(getattr(kind, "__name__", kind))
+    return "a mapping" if is_dataclass(annotation) else str(getattr(annotation, "__name__", annotation))
 
 
 class Parser:
@@ -131,11 +132,12 @@ class Parser:
                 self.add_error((*path, key), f"this key is now called {new}. Write {format_path((*path, new))}.")
             else:
                 self._refuse_unknown_key(key, cls, path, part)
+        # A required setting under its old name is one error, not a second one that it is missing.
         set_by_old_name = {renamed[key] for key in value if key in renamed}
         arguments = {}
-        for name, (f, kind) in known.items():
+        for name, (f, annotation) in known.items():
             if name in value:
-                arguments[name] = self.parse_field(f, kind, value[name], (*path, name))
+                arguments[name] = self.parse_field(f, annotation, value[name], (*path, name))
             elif f.metadata.get("default_names"):
                 arguments[name] = self._parse_default_parts(f, (*path, name))
             elif f.default is MISSING and f.default_factory is MISSING and name not in set_by_old_name:
@@ -167,6 +169,7 @@ class Parser:
     ) -> None:
         """Add an error for every two alternatives that are both set."""
         pairs = {name: f.metadata.get("replaces", ()) for name, (f, _) in known.items()}
+        # One that has its default is not set: `config: null` is the way to unset an inherited alternative.
         chosen = [name for name in given if pairs[name] and given[name] != default_of(known[name][0])]
         for i, name in enumerate(chosen):
             for other in chosen[:i]:
@@ -179,17 +182,18 @@ class Parser:
                     )
 
     def _refuse_missing(self, f: Field[Any], path: KeyPath) -> None:
-        text = f"missing, and it has no default. Set it: {f.metadata.get('help', 'no help')}."
+        text = f"missing, and it has no default. Set {format_path(path)} ({f.metadata.get('help', 'no help')})."
         if "part" in f.metadata:
             registry = REGISTRIES[f.metadata["part"]]
             text += f"\n  registered {registry.plural}: {', '.join(registry.names()) or 'none'}"
         self.add_error(path, text)
 
-    def parse_field(self, f: Field[Any], kind: Any, value: Any, path: KeyPath) -> Any:
+    def parse_field(self, f: Field[Any], annotation: Any, value: Any, path: KeyPath) -> Any:
         """Read one field's value."""
         if "part" not in f.metadata:
-            result = self.parse_value(kind, value, path)
+            result = self.parse_value(annotation, value, path)
             return result if isinstance(result, _Invalid) else self._check_range(f, result, path)
+        # A mapping without a name means the default component, if the field has exactly one.
         default = _single_default(f)
         if not f.metadata["many"]:
             return self.parse_part(f.metadata["part"], value, path, default)
@@ -201,6 +205,7 @@ class Parser:
 
     def _check_range(self, f: Field[Any], value: Any, path: KeyPath) -> Any:
         low, high = f.metadata.get("minimum"), f.metadata.get("maximum")
+        # `type`, not isinstance: True is an int for isinstance, and has no range.
         if type(value) in (int, float):
             if low is not None and value < low:
                 return self.add_error(
@@ -241,53 +246,57 @@ class Parser:
                 text += f"\n  For a component of your own, add its file to `plugins:` in {self.where.plugins_in}."
             return self.add_error((*path, "name"), text, UnknownName)
         entry = registry.get(name)
+        # The part without its config names the owner of the settings in errors.
         config = self.parse_dataclass(entry.config, settings, path, Part(kind, name, None))
         return config if isinstance(config, _Invalid) else Part(kind, name, config)
 
     # --- Values --------------------------------------------------------------------------------------------
 
-    def parse_value(self, kind: Any, value: Any, path: KeyPath) -> Any:
-        """Read a value of type `kind`; return INVALID, with an error added, if it is of another type."""
-        origin = get_origin(kind)
-        if kind is Any or kind is object:
+    def parse_value(self, annotation: Any, value: Any, path: KeyPath) -> Any:
+        """Read a value of type `annotation`; return INVALID, with an error added, if it is of another type."""
+        origin = get_origin(annotation)
+        if annotation is Any or annotation is object:
             return self._parse_plain_data(value, path)
-        if is_dataclass(kind):
-            return self.parse_dataclass(kind if isinstance(kind, type) else type(kind), value, path)
+        if is_dataclass(annotation):
+            return self.parse_dataclass(annotation if isinstance(annotation, type) else type(annotation), value, path)
         if origin in (Union, types.UnionType):
-            return self._parse_union(kind, value, path)
+            return self._parse_union(annotation, value, path)
         if origin in (list, tuple):
-            return self._parse_list(kind, value, path)
+            return self._parse_list(annotation, value, path)
         if origin is dict:
-            return self._parse_dict(get_args(kind)[1], value, path)
+            return self._parse_dict(get_args(annotation)[1], value, path)
         if origin is Literal:
-            if any(type(value) is type(option) and value == option for option in get_args(kind)):
+            # 1 == True in Python, so the types are compared as well.
+            if any(type(value) is type(option) and value == option for option in get_args(annotation)):
                 return value
-            text = f"expected {describe_type(kind)}, got {format_value(value)}."
-            return self.add_error(path, text + did_you_mean(value, [str(option) for option in get_args(kind)]))
-        return self._parse_scalar(kind, value, path)
+            text = f"expected {describe_type(annotation)}, got {format_value(value)}."
+            return self.add_error(path, text + did_you_mean(value, [str(option) for option in get_args(annotation)]))
+        return self._parse_scalar(annotation, value, path)
 
-    def _parse_scalar(self, kind: Any, value: Any, path: KeyPath) -> Any:
-        if kind not in _WORDS:
-            raise TypeError(f"A recipe cannot hold the type {kind!r} of {format_path(path)}.")
-        if type(value) is kind:
-            if kind is float and not math.isfinite(value):
+    def _parse_scalar(self, annotation: Any, value: Any, path: KeyPath) -> Any:
+        if annotation not in _WORDS:
+            raise TypeError(f"A recipe cannot hold the type {annotation!r} of {format_path(path)}.")
+        if type(value) is annotation:
+            if annotation is float and not math.isfinite(value):
                 return self.add_error(path, f"expected a finite float, got {value}.")
             return value
         hint = ""
-        if kind is float and (type(value) is int or (isinstance(value, str) and _NUMBER.fullmatch(value))):
+        # An int, or a number in quotes, says clearly enough which float is meant.
+        if annotation is float and (type(value) is int or (isinstance(value, str) and _NUMBER.fullmatch(value))):
             try:
                 return self._parse_scalar(float, float(value), path)
             except OverflowError:
                 hint = ", which is too large"
-        if kind is int and type(value) is float and value.is_integer():
+        if annotation is int and type(value) is float and value.is_integer():
             hint = f". Write {int(value)}"
-        if kind is str and type(value) in (int, float, bool):
+        if annotation is str and type(value) in (int, float, bool):
             hint = ". Put it in quotes"
-        return self.add_error(path, f"expected {describe_type(kind)}, got {format_value(value)}{hint}.")
+        return self.add_error(path, f"expected {describe_type(annotation)}, got {format_value(value)}{hint}.")
 
-    def _parse_union(self, kind: Any, value: Any, path: KeyPath) -> Any:
-        arms = get_args(kind)
+    def _parse_union(self, annotation: Any, value: Any, path: KeyPath) -> Any:
+        arms = get_args(annotation)
         for arm in arms:
+            # Errors of an arm that does not fit are nobody's: each arm is tried by a parser of its own.
             attempt = Parser(self.where)
             result = attempt.parse_value(arm, value, path)
             if not attempt.errors:
@@ -298,29 +307,31 @@ class Parser:
         candidates = real if len(real) == 1 else same
         if len(candidates) == 1 and value is not None and (len(real) == 1 or _container_of_value(value) is not None):
             return self.parse_value(candidates[0], value, path)
-        return self.add_error(path, f"expected {describe_type(kind)}, got {format_value(value)}.")
+        return self.add_error(path, f"expected {describe_type(annotation)}, got {format_value(value)}.")
 
-    def _parse_list(self, kind: Any, value: Any, path: KeyPath) -> Any:
-        args, origin = get_args(kind), get_origin(kind)
+    def _parse_list(self, annotation: Any, value: Any, path: KeyPath) -> Any:
+        args, origin = get_args(annotation), get_origin(annotation)
         if not isinstance(value, list | tuple):
-            return self.add_error(path, f"expected {describe_type(kind)}, got {format_value(value)}.")
-        kinds: Sequence[Any] = [args[0]] * len(value)
+            return self.add_error(path, f"expected {describe_type(annotation)}, got {format_value(value)}.")
+        # tuple[int, int] has a fixed length, tuple[int, ...] and list[int] do not.
+        annotations: Sequence[Any] = [args[0]] * len(value)
         if origin is tuple and Ellipsis not in args:
             if len(value) != len(args):
                 return self.add_error(path, f"expected {len(args)} values, got {len(value)}.")
-            kinds = args
+            annotations = args
         items = [
-            self.parse_value(each, item, (*path, i)) for i, (each, item) in enumerate(zip(kinds, value, strict=True))
+            self.parse_value(each, item, (*path, i))
+            for i, (each, item) in enumerate(zip(annotations, value, strict=True))
         ]
         return INVALID if any(isinstance(item, _Invalid) for item in items) else origin(items)
 
-    def _parse_dict(self, kind: Any, value: Any, path: KeyPath) -> Any:
+    def _parse_dict(self, annotation: Any, value: Any, path: KeyPath) -> Any:
         if not isinstance(value, Mapping):
             return self.add_error(path, f"expected a mapping, got {format_value(value)}.")
         items = {}
         for key, item in value.items():
             if isinstance(key, str):
-                items[key] = self.parse_value(kind, item, (*path, key))
+                items[key] = self.parse_value(annotation, item, (*path, key))
             else:
                 self.add_error((*path, repr(key)), "a key must be text. Put it in quotes.")
         return items
@@ -335,10 +346,10 @@ class Parser:
         return self.add_error(path, f"expected text, numbers, lists or mappings, got {format_value(value)}.")
 
 
-def _container_of_type(kind: Any) -> type[Any] | None:
+def _container_of_type(annotation: Any) -> type[Any] | None:
     """Return dict or list if a type takes a mapping or a list, else None."""
-    origin = get_origin(kind)
-    if origin is dict or is_dataclass(kind):
+    origin = get_origin(annotation)
+    if origin is dict or is_dataclass(annotation):
         return dict
     return list if origin in (list, tuple) else None
 

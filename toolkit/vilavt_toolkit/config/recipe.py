@@ -154,6 +154,7 @@ def find_recipe(name_or_path: str | Path) -> Path:
     """Find a recipe by the path of its file, or by its name among the installed ones; raises BadRecipe."""
     text = str(name_or_path)
     path = Path(text).expanduser()
+    # The ending decides, so that a file `quickstart` in the current folder never hides the installed recipe.
     if path.suffix in (".yaml", ".yml"):
         if _is_file(path):
             return path
@@ -196,6 +197,7 @@ def _find_lineage(path: Path) -> list[Path]:
         if not isinstance(parent, str):
             raise BadRecipe(f"{display_path(child)}: inherits: write the name or path of one recipe.")
         found = _find_parent(parent, child)
+        # Resolved, since the same file can be reached by several paths.
         if any(found.resolve() == known.resolve() for known in chain):
             names = " -> ".join(display_path(file) for file in [*chain, found])
             raise BadRecipe(
@@ -225,6 +227,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds one mapping; raises BadRecipe naming the line."""
     label = display_path(path)
     try:
+        # Editors on Windows may begin a file with a byte order mark, which YAML refuses.
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadRecipe(f"{label} is no UTF-8 text. Give the path of a YAML file.") from error
@@ -315,6 +318,7 @@ def _add_plugins(value: Any, folder: Path, label: str, plugins: list[str], error
             BadConfig(f"{label}: plugins: expected a list of modules and .py files. Write it like [./my_part.py].")
         )
         return
+    # A parent and its child may name the same plugin. Loaded twice it would register its names twice.
     for plugin in listed:
         file = plugin_file(plugin, folder)
         name = str(file) if file else plugin

@@ -31,6 +31,7 @@ def _rename_in(node: Any, schema: SchemaNode) -> Any:
         return node
     renamed = {}
     for key, value in node.items():
+        # Both names at once are a contradiction, which only the user can solve.
         name = schema.current_key(key, node)
         name = key if name in node else name
         renamed[name] = _rename_in(value, schema.child(name, node))

@@ -1,4 +1,4 @@
-"""The keys of a recipe: what may stand in one, with types, defaults, ranges and help."""
+"""The keys of a recipe, with types, defaults, ranges and help."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ PARTS_WITH_WEIGHTS: frozenset[PartWithWeights] = frozenset(get_args(PartWithWeig
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSection:
-    """What the model is assembled from."""
+    """The components of the model."""
 
     checkpoint: str = setting(
         "",
-        help="checkpoint of others that it begins as: a folder (relative to the recipe, or to here) or hub name; its "
-        "parts are laid under the keys below, its weights loaded",
+        help="checkpoint in another project's format to start from: a folder (relative to the recipe or here) or hub "
+        "name, which gives the weights and the defaults of all keys of `model`",
     )
-    source: Part = part("source", "what the originals are", "image")
-    encoder: Part = part("encoder", "encodes regions")
-    modulator: list[Part] = part("modulator", "changes the encoder's blocks under the inquiry", "none", True)
+    source: Part = part("source", "kind of the originals", "image")
+    encoder: Part = part("encoder", "encoder of regions")
+    modulator: list[Part] = part("modulator", "change of the encoder's blocks under the inquiry", "none", True)
     integration: Literal["all", "early", "late", "late2", "late3", "sparse"] | list[int] = setting(
-        "late", help="which blocks are modulated: a named choice, or a list of block indices"
+        "late", help="blocks that are modulated: a named choice, or a list of block indices"
     )
-    inquiry_encoder: Part = part("inquiry_encoder", "turns inquiries into features", "language_model")
-    projector: Part = part("projector", "takes the encoder's width to the language model's", "mlp")
-    language_model: Part = part("language_model", "reads, thinks, asks and answers")
+    inquiry_encoder: Part = part("inquiry_encoder", "encoder of inquiries", "language_model")
+    projector: Part = part("projector", "map from the encoder's width to the language model's", "mlp")
+    language_model: Part = part("language_model", "model that reads, thinks, asks and answers")
     dialogue: Part = part("dialogue", "prompts and turn grammar", "native")
     stopping: list[Part] = part(
         "stopping",
-        "when to stop looking; the first policy in the list that does not say go on decides",
+        "when to stop looking: the first policy of the list that does not say go on decides",
         ("model_decides", "max_turns"),
         True,
     )
@@ -48,34 +48,34 @@ class ModelSection:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSection:
-    """What both training stages have."""
+    """Settings that both training stages have."""
 
-    optimizer: Part = part("optimizer", "makes the steps", "adamw")
+    optimizer: Part = part("optimizer", "optimizer of the weights", "adamw")
     warmup_steps: int = setting(0, help="optimizer steps over which the learning rate rises from zero", minimum=0)
     schedule: Literal["linear", "cosine", "constant"] = setting(
-        "linear", help="how the learning rate falls after warm-up"
+        "linear", help="course of the learning rate after warm-up"
     )
-    gradient_clip: float | None = setting(1.0, help="largest norm of the gradient; null: any", minimum=0)
+    gradient_clip: float | None = setting(1.0, help="largest norm of the gradient (null: no limit)", minimum=0)
     max_skipped: int = setting(
-        10, help="optimizer steps left out because loss or gradient is no finite number before the run stops", minimum=0
+        10,
+        help="optimizer steps with a NaN or infinite loss or gradient that are skipped before the run stops",
+        minimum=0,
     )
-    freeze: list[PartWithWeights] = setting(help="parts that are not trained", factory=list)
+    freeze: list[PartWithWeights] = setting(help="parts of the model that are not trained", factory=list)
 
     @property
     def frozen(self) -> list[str]:
-        """All parts that the stage does not train."""
+        """All parts of the model that the stage does not train."""
         return list(self.freeze)
 
     def __post_init__(self) -> None:
         if self.gradient_clip == 0:
-            raise ValueError(
-                "gradient_clip 0 would leave nothing of the gradient; give a larger norm, or null for any."
-            )
+            raise ValueError("gradient_clip 0 would remove every gradient. Write a larger norm, or null for no limit.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSection(StageSection):
-    """Supervised training; how and where numbers are computed holds for reinforcement too."""
+    """Supervised training. Reinforcement uses its precision, accelerator, threads and gradient checkpointing too."""
 
     steps: int = setting(help="optimizer steps", minimum=1)
     init_from: str = setting(
@@ -83,14 +83,14 @@ class TrainSection(StageSection):
         help="run or checkpoint whose weights the stage starts from (empty: new or pretrained ones)",
         formerly=("start",),
     )
-    batch_size: int = setting(help="dialogues an optimizer step learns from", minimum=1)
+    batch_size: int = setting(help="dialogues of an optimizer step", minimum=1)
     micro_batch: int | None = setting(
-        None, help="dialogues in memory at once, a divisor of batch_size; null: all", minimum=1
+        None, help="dialogues in memory at once, a divisor of batch_size (null: all)", minimum=1
     )
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = setting(
         "32-true", help="number format of weights and activations, in Lightning's words"
     )
-    workers: int = setting(0, help="processes that make samples ready; 0: the training process", minimum=0)
+    workers: int = setting(0, help="worker processes that prepare samples (0: the training process does)", minimum=0)
     preprocess: Literal["ahead", "stream"] = setting(
         "stream",
         help="'ahead' preprocesses every sample once before the first step, 'stream' does it during training",
@@ -102,23 +102,25 @@ class TrainSection(StageSection):
     checkpoint_every: int = setting(500, help="steps between checkpoints", minimum=1)
     log_every: int = setting(10, help="steps between logged metrics", minimum=1)
     gradient_checkpointing: bool = setting(
-        False, help="compute the encoder's blocks again in the backward pass: slower, in less memory"
+        False, help="recompute the encoder's blocks in the backward pass: slower, but in less memory"
     )
     compile: bool = setting(
-        False, help="compile the encoder's blocks with torch.compile: slow to start, then faster; needs a C++ compiler"
+        False, help="compile the encoder's blocks with torch.compile: a slow start, then faster (needs a C++ compiler)"
     )
-    threads: int | None = setting(None, help="CPU threads torch uses; null: its own choice", minimum=1)
-    accelerator: str = setting("auto", help="Lightning accelerator: auto, cpu, gpu")
+    threads: int | None = setting(None, help="CPU threads of torch (null: its own choice)", minimum=1)
+    accelerator: str = setting("auto", help="Lightning's accelerator: auto, cpu or gpu")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
-            raise ValueError(f"micro_batch {self.micro_batch} is no divisor of batch_size {self.batch_size}.")
+            raise ValueError(
+                f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}. Write a divisor of it."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RLSection(StageSection):
-    """Reinforcement; precision, accelerator, threads and gradient checkpointing are those of `train`."""
+    """Reinforcement learning. Precision, accelerator, threads and gradient checkpointing are those of `train`."""
 
     steps: int = setting(help="rounds of rollouts, each followed by inner_epochs optimizer steps", minimum=1)
     prompts_per_step: int = setting(help="prompts of a step", minimum=1, formerly=("prompts",))
@@ -132,15 +134,13 @@ class RLSection(StageSection):
         help="run or checkpoint that the stage starts from (empty: the recipe's run, or model.checkpoint without one)",
         formerly=("start",),
     )
-    run: str = setting("", help="folder of the run; empty: that of the recipe's run with -rl behind")
+    run: str = setting("", help="folder of the run (empty: the folder of the recipe's run, with -rl after it)")
     split: str = setting("train", help="split of the task that prompts come from")
-    rewards: list[Part] = part(
-        "reward", "what is rewarded; each has a weight, and their weighted sum counts", "answer", True
-    )
-    advantage: Part = part("advantage", "what a reward is worth beside those of its prompt group", "grpo")
-    policy_loss: Part = part("policy_loss", "turns advantages into a loss", "ppo_clip")
-    kl: float = setting(0.0, help="weight of the k3 divergence from the weights it starts from; 0: none", minimum=0)
-    temperature: float = setting(1.0, help="sampling temperature, of the update's log-probabilities too", minimum=0)
+    rewards: list[Part] = part("reward", "rewards, of which the weighted sum counts", "answer", True)
+    advantage: Part = part("advantage", "comparison of a reward with those of its prompt group", "grpo")
+    policy_loss: Part = part("policy_loss", "loss from advantages", "ppo_clip")
+    kl: float = setting(0.0, help="weight of the k3 divergence from the initial weights (0: none)", minimum=0)
+    temperature: float = setting(1.0, help="sampling temperature, also of the update's log-probabilities", minimum=0)
     max_new_tokens: int = setting(64, help="longest turn, in tokens", minimum=1)
     truncated_rollouts: Literal["score", "mask"] = setting(
         "score",
@@ -149,11 +149,13 @@ class RLSection(StageSection):
     )
     rollout_batch: int = setting(64, help="rollouts that run at once", minimum=1)
     inner_epochs: int = setting(1, help="optimizer steps taken on the same rollouts", minimum=1)
-    micro_batch: int | None = setting(None, help="rollouts in an update's memory at once; null: all", minimum=1)
+    micro_batch: int | None = setting(None, help="rollouts in memory at once in an update (null: all)", minimum=1)
     max_resamples: int = setting(
-        3, help="how often a step asks other prompts while none of its groups teaches anything", minimum=0
+        3, help="times that a step samples other prompts while no group has different rewards", minimum=0
     )
-    reward_seconds: float = setting(60.0, help="after how long without a reward's score the run stops", minimum=0.1)
+    reward_seconds: float = setting(
+        60.0, help="seconds without a reward's score after which the run stops", minimum=0.1
+    )
     checkpoint_every: int = setting(50, help="optimizer steps between checkpoints", minimum=1)
     log_every: int = setting(1, help="optimizer steps between logged metrics", minimum=1)
     save_rollouts_every: int = setting(
@@ -163,7 +165,7 @@ class RLSection(StageSection):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.temperature == 0:
-            raise ValueError("temperature 0 makes all rollouts of a prompt the same; give a positive one, like 1.")
+            raise ValueError("temperature 0 makes all rollouts of a prompt the same. Write a positive one, like 1.")
 
     @property
     def frozen(self) -> list[str]:
@@ -176,9 +178,9 @@ class EvalSection:
     """Evaluation of a run."""
 
     split: str = setting("test", help="split of the task")
-    items: int | None = setting(None, help="items asked; null: the whole split", minimum=1)
+    items: int | None = setting(None, help="items of the split that are asked (null: all)", minimum=1)
     arms: list[Literal["blind", "single_pass", "modulated", "unmodulated", "shuffled"]] = setting(
-        help="what is compared",
+        help="arms that are compared",
         factory=lambda: ["blind", "single_pass", "modulated", "unmodulated", "shuffled"],
     )
     batch_size: int = setting(64, help="dialogues that run at once", minimum=1)
@@ -186,26 +188,26 @@ class EvalSection:
 
     def __post_init__(self) -> None:
         if not self.arms:
-            raise ValueError("arms is empty; name at least one arm.")
+            raise ValueError("arms is empty. Name at least one arm.")
         twice = next((arm for arm in self.arms if self.arms.count(arm) > 1), None)
         if twice is not None:
-            raise ValueError(f"arms names {twice} twice; name every arm once.")
+            raise ValueError(f"arms names {twice} twice. Name every arm once.")
         if "shuffled" in self.arms and "modulated" not in self.arms:
-            raise ValueError("arms: `shuffled` permutes the inquiries of `modulated`; add that arm.")
+            raise ValueError("arms: `shuffled` permutes the inquiries of `modulated`. Add `modulated` to the arms.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything a run is made from."""
+    """All keys of a recipe."""
 
     seed: int = setting(0, help="seed of weights, data order and sampling", minimum=0, maximum=2**32 - 1)
-    run: str = setting("", help="folder of the run; empty: runs/<name of the recipe>")
+    run: str = setting("", help="folder of the run (empty: runs/<name of the recipe>)")
     plugins: list[str] = setting(
-        help="modules, or .py files beside the recipe, that bring components; added to inherited ones",
+        help="modules, or .py files beside the recipe, that bring components, in addition to inherited ones",
         factory=list,
     )
-    model: ModelSection = setting(help="what the model is assembled from")
-    task: Part = part("task", "the data set or benchmark")
+    model: ModelSection = setting(help="components of the model")
+    task: Part = part("task", "data set or benchmark")
     train: TrainSection = setting(help="supervised training")
-    rl: RLSection | None = setting(None, help="reinforcement, for `vilavt rl`; null: none")
+    rl: RLSection | None = setting(None, help="reinforcement learning, for `vilavt rl` (null: none)")
     eval: EvalSection = setting(help="evaluation", factory=EvalSection)

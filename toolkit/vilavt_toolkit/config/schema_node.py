@@ -27,13 +27,13 @@ class SchemaNode:
     default_names: tuple[str, ...] = ()
 
     @classmethod
-    def from_field(cls, f: Field[Any], kind: Any) -> SchemaNode:
+    def from_field(cls, f: Field[Any], annotation: Any) -> SchemaNode:
         """Read the node from a field of a config dataclass and its resolved type."""
         if "part" in f.metadata:
             return cls(None, f.metadata["part"], f.metadata["many"], f.metadata["default_names"] or ())
         # `RLSection | None` is a section too: null only leaves it out.
-        arms = [arm for arm in (get_args(kind) or (kind,)) if isinstance(arm, type) and is_dataclass(arm)]
-        return cls(arms[0] if arms and get_origin(kind) in (None, Union, UnionType) else None)
+        arms = [arm for arm in (get_args(annotation) or (annotation,)) if isinstance(arm, type) and is_dataclass(arm)]
+        return cls(arms[0] if arms and get_origin(annotation) in (None, Union, UnionType) else None)
 
     def one_part(self) -> SchemaNode:
         """Return the node of one component of a list."""

@@ -34,17 +34,15 @@ from vilavt_toolkit.contracts.task import Conversation, Message, Sample, Task, T
 from vilavt_toolkit.contracts.trajectory import AskedQuestion, InquiryTokens, ShownRegion, Trajectory
 from vilavt_toolkit.packed.tokens import Grid, Layout, Tokens
 
-if TYPE_CHECKING:
-    from vilavt_toolkit.formats.format import CheckpointFormat
-else:
+if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
         """Return the contract of checkpoint formats, which lives on a floor above."""
         # It names the sections of a recipe and the model, so it cannot stand here. It is imported when it is asked
-        # for, since whoever writes a component looks for every contract in one place. Type checkers see the import
-        # above instead, or every misspelt name would pass them.
+        # for, since whoever writes a component looks for every contract in one place. Type checkers do not see this
+        # function, or every misspelt name would pass them: for them, import it from `vilavt_toolkit.formats`.
         if name == "CheckpointFormat":
-            return import_module("vilavt_toolkit.formats.format").CheckpointFormat
+            return import_module("vilavt_toolkit.formats").CheckpointFormat
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -61,7 +59,6 @@ __all__ = [
     "BoxSchema",
     "ByteTokenizer",
     "CacheView",
-    "CheckpointFormat",
     "Component",
     "Context",
     "Conversation",

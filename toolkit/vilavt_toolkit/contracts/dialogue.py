@@ -68,7 +68,7 @@ class Dialogue(Component, ABC):
     """Prompts, the turn grammar, and how sources and crops are announced. `__init__(config)`."""
 
     units_per_side: int
-    """Units per side of a region, in which boxes are written. 0: the units of its view, so `Encoder.extent` is needed."""
+    """Units per side of a region, in which boxes are written. 0: those of its view, so `Encoder.extent` is needed."""
     feature_delimiters: tuple[str, str] = ("", "")
     """Text right before and right after the features of a region, in conversations given word by word too."""
     overviews_together: bool = False
@@ -114,10 +114,12 @@ class Dialogue(Component, ABC):
         """Return the system prompt of a dialogue about these sources: `system`, unless it explains their boxes."""
         return self.system
 
+    # The model may write anything, and its faults are feedback for it, not errors of the program.
     @abstractmethod
     def parse(self, text: str) -> Turn:
         """Read a turn. A fault in it becomes `Turn.problem`, in words for the model, and never an exception."""
 
+    # Traces are written and parsed back, so that training and generation cannot come apart.
     @abstractmethod
     def write(self, turn: Turn) -> str:
         """Write a turn as the model should; the inverse of `parse`."""

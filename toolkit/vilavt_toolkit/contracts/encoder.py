@@ -175,6 +175,8 @@ class Encoder(nn.Module, Component, ABC):
         """
         return 0
 
+    # One method per block, not one for the whole encoder: modulators act within, and each block can be checkpointed
+    # and compiled alone.
     @abstractmethod
     def block(self, index: int, tokens: Tokens, site: SiteHook, attend: Attend) -> Tensor:
         """Run block `index`; x [S, D] -> [S, D], or to as many tokens as `block_grid` says."""
@@ -194,6 +196,7 @@ class Encoder(nn.Module, Component, ABC):
             grids.append(part[len(part) - math.prod(size) :].view(*size, -1))
         return grids
 
+    # Apart from `load_weights`, so that `vilavt check` finds a missing file in seconds.
     def check_weights(self) -> None:
         """Check that the weight files named by the settings exist, without reading a tensor; raises InputError."""
 

@@ -43,6 +43,7 @@ class InquiryEncoder(nn.Module, Component, ABC):
     @classmethod
     def from_saved(cls, config: Any, language_model: LanguageModel, folder: Path) -> InquiryEncoder:
         """Build it from what `save_assets` wrote, without its weights; `folder` may be missing. Raises InputError."""
-        make: Any = cls
-        made: InquiryEncoder = make(config, language_model)
-        return made
+        # Most have nothing of their own to read. One with a tokenizer of its own overrides this.
+        build: Any = cls
+        encoder: InquiryEncoder = build(config, language_model)
+        return encoder

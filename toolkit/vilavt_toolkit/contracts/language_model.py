@@ -51,12 +51,12 @@ class CacheView(Protocol):
 
     @property
     def mask(self) -> Tensor:
-        """[B, 1, L, C], added to the attention logits: 0 where a new column sees a cached or new one, -inf elsewhere."""
+        """[B, 1, L, C], added to attention logits: 0 where a new column sees a cached or new one, -inf elsewhere."""
         ...
 
     @property
     def prefix_length(self) -> int | None:
-        """Number of columns before the new ones if no row has padding, so that a causal kernel needs no mask; else None."""
+        """Number of cached columns if no row has padding, so that a causal kernel needs no mask; else None."""
         ...
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,6 +87,7 @@ class LanguageModel(nn.Module, Component, ABC):
         `regions` are the (column, grid) of the features among them. Columns that follow later start one after the
         largest position. So columns that are added turn by turn get the positions that they would get all at once.
         """
+        # On the CPU also under another default device: positions are computed with the batch, in data workers.
         return torch.arange(first, first + length, device="cpu").expand(self.axes, -1)
 
     @abstractmethod
@@ -105,10 +106,11 @@ class LanguageModel(nn.Module, Component, ABC):
         """Return the logits [B, L, V] of columns [B, L, D] at positions [P, B, L], or of the `last` columns only.
 
         `mask` [B, L] is True on real columns, and padding may stand anywhere. With `cache` the columns follow those in
-        the cache, `cache.mask` says which columns each one sees, and every layer adds its keys and values to the cache. The
-        logit of the placeholder is -inf, in sampling as in training.
+        the cache, `cache.mask` says which columns each one sees, and every layer adds its keys and values to the
+        cache. The logit of the placeholder is -inf, in sampling as in training.
         """
 
+    # A module, so that a forward hook on it can read the hidden states without a second forward.
     @property
     @abstractmethod
     def head(self) -> nn.Module:

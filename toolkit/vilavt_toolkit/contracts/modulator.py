@@ -23,7 +23,7 @@ class Inquiry:
     pooled: Tensor
     """[G, D] one vector per inquiry, zero for an empty one."""
     lengths: tuple[int, ...]
-    """Number of tokens of every group's inquiry, 0 for an empty one. Plain ints: reading them never waits for a device."""
+    """Number of tokens of every group's inquiry, 0 for an empty one; plain ints, which never wait for the device."""
     layout: Layout
     """Layout of the vision tokens; in a block that changes it, the layout after the block."""
     attention_log: list[tuple[Layout, Tensor]] | None = None
@@ -43,6 +43,7 @@ class Inquiry:
 
         The result is zero for tokens whose inquiry is empty.
         """
+        # None in training, so that nobody pays for weights that nobody reads.
         if self.attention_log is not None:
             self.attention_log.append((self.layout, inquiry_weights(q, k, self.layout, self.lengths, scale)))
         return attend_inquiry(q, k, v, self.layout, self.lengths, scale)

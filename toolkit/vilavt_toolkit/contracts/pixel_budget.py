@@ -42,6 +42,7 @@ class PixelBudget:
         return replace(self, overview=overview, zoom=zoom, minimum=minimum, sample_limit=max_pixels)
 
 
+# Keywords only, or these defaults would forbid required settings in the config of an encoder.
 @dataclass(frozen=True, kw_only=True)
 class PixelBudgetConfig:
     """Holds the settings of a pixel budget; the config of an encoder of images inherits from it."""
@@ -85,6 +86,7 @@ def view_size(width: int, height: int, multiple: int, budget: PixelBudget, overv
     """
     check_sides(width, height)
     most = max_tokens(multiple, budget, overview)
+    # All in tokens from here on, since sides must be whole numbers of them.
     least = min(math.ceil(budget.minimum / multiple**2), most)
     area = width * height / multiple**2
     # Enlarging a zoom gives its few pixels more tokens; an enlarged overview would fill the budget with nothing new.
@@ -108,6 +110,7 @@ def max_tokens(multiple: int, budget: PixelBudget, overview: bool) -> float:
 
     If not even one fits, raises InputError for a limit of the sample, BadConfig for one of the recipe.
     """
+    # Asked first: this error concerns one row of data, the other one concerns every sample.
     if budget.sample_limit is not None and budget.sample_limit < multiple**2:
         raise InputError(
             f"the sample's max_pixels of {budget.sample_limit} is less than one token of {multiple} x {multiple} "
@@ -132,6 +135,7 @@ def _choose_grid(columns: float, rows: float, least: float, most: float) -> tupl
         top = most if math.isinf(most) else most // max(1, math.floor(other))
         return sorted({max(1, int(min(side, top))) for side in (math.floor(wanted), math.ceil(wanted))})
 
+    # Each side is rounded down and up; among these four grids the nearest within the budget wins.
     pairs = [(c, r) for c in whole_sides(columns, rows) for r in whole_sides(rows, columns) if c * r <= most]
 
     def rank_pair(pair: tuple[int, int]) -> tuple[bool, float]:

@@ -14,6 +14,7 @@ from vilavt_toolkit.contracts.trajectory import Trajectory
 from vilavt_toolkit.settings import setting
 
 
+# Keywords only, or this default would forbid required settings in the config of a reward.
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig:
     """Holds the setting that every reward has; the config of a reward inherits from it."""

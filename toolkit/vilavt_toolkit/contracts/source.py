@@ -33,6 +33,7 @@ class ShownAs:
     @classmethod
     def from_parent_view(cls, source: Source, within: Box, units: float) -> ShownAs:
         """Return the record of a region that was named in a view of the box `within` that is `units` wide."""
+        # Along x alone: views keep the aspect ratio, but for rounding to whole tokens.
         (start, *_), (end, *_) = _split_edges(source.extent)
         return cls(parent_scale=units / ((end - start) * _fraction_of_source(source, within)[0]))
 
@@ -46,7 +47,7 @@ class Crop:
     overview: bool
     """True for an overview of the source, False for a zoom: their pixel budgets differ."""
     shown: ShownAs | None = None
-    """How its region came to be shown; None if it was cut out of a source directly, without a `Region`."""
+    """Record of how its region came to be shown; None if it was cut out of a source directly, without a `Region`."""
     max_pixels: int | None = None
     """Most pixels of its view, in addition to the encoder's own budget; None: the encoder's budget alone."""
 
@@ -91,7 +92,7 @@ class Source(Component, ABC):
         """Box of the whole source; for a video, whose boxes lie in one frame, the box of the first overview."""
 
     def overviews(self) -> Sequence[Box]:
-        """Return the boxes of its overviews, in the order in which they are shown: by default the whole source, once."""
+        """Return the boxes of its overviews in the order in which they are shown; by default the whole, once."""
         return (self.extent,)
 
     def label(self, box: Box) -> str:
@@ -99,18 +100,18 @@ class Source(Component, ABC):
         return ""
 
     @abstractmethod
-    def read_box(self, value: Mapping[str, Any], within: Box, steps: int | tuple[int, ...]) -> Box:
+    def read_box(self, value: Mapping[str, Any], within: Box, box_units: int | tuple[int, ...]) -> Box:
         """Read the box of a tool call, which is every key but `index`; raises BoxError in words for the model.
 
-        The region `within` is `steps` units long on each side, or along each axis.
+        The region `within` is `box_units` units long on each side, or along each axis.
         """
 
     @abstractmethod
-    def write_box(self, box: Box, within: Box, steps: int | tuple[int, ...]) -> dict[str, Any]:
+    def write_box(self, box: Box, within: Box, box_units: int | tuple[int, ...]) -> dict[str, Any]:
         """Write `box` as the keys of a tool call, relative to `within`; the inverse of `read_box` up to rounding."""
 
     def box_schema(
-        self, within: Box, steps: int | tuple[int, ...], begun: tuple[int, ...] = ()
+        self, within: Box, box_units: int | tuple[int, ...], begun: tuple[int, ...] = ()
     ) -> Mapping[str, Any] | None:
         """Return the JSON schema of a tool call's keys other than `index`, for a box with the first numbers `begun`.
 
@@ -135,6 +136,7 @@ class Source(Component, ABC):
 
         A source whose crops are not images, uint8 [h, w, 3], overrides it.
         """
+        # Imported on use, so that reading the contracts does not import Pillow.
         from vilavt_toolkit.utils.pictures import enlarge_view
 
         return enlarge_view(data, size)
@@ -153,7 +155,7 @@ class Region:
     overview: int = 0
     """Index of the source's overview, for a region without a box."""
     shown: ShownAs = field(default_factory=ShownAs)
-    """How it came to be shown; the default is a region that was named in no view."""
+    """Record of how it came to be shown; the default is a region that was named in no view."""
     max_pixels: int | None = None
     """Most pixels of its view, in addition to the encoder's own budget; None: the encoder's budget alone."""
 

@@ -37,6 +37,7 @@ class Usage:
         return self.features + self.read + self.written + self.probed
 
     def __add__(self, other: Usage) -> Usage:
+        # Over all fields, so that a new kind of cost cannot be left out of a sum.
         return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
@@ -90,6 +91,7 @@ class Decision:
     """True if `answer`, decided after a turn that calls the tool, still lets that call be carried out."""
 
     def __post_init__(self) -> None:
+        # Policies are written by users, and Python does not check a Literal.
         if self.action not in ("go_on", "answer", "stop"):
             raise ValueError(f"a stopping policy cannot decide {self.action!r}. Return go_on, answer or stop.")
 

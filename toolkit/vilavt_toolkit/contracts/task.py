@@ -85,6 +85,7 @@ class Task(Component, ABC):
     def length(self, split: str) -> int:
         """Return the number of samples of a split; raises UsageError for an unknown one."""
 
+    # Pure, so that data workers, a resumed run and an evaluation all see the same sample at an index.
     @abstractmethod
     def sample(self, split: str, index: int) -> Sample:
         """Return the sample at `index`; a pure function of config, split and index."""

@@ -32,7 +32,7 @@ class ShownRegion:
     grid: Grid = ()
     """Grid of its features as the language model sees them."""
     shown: ShownAs = field(default_factory=ShownAs)
-    """How it came to be shown. In JSON its numbers stand flat as `scale` and `among`, as in every saved chat."""
+    """Record of how it came to be shown; in JSON its numbers are the flat keys `scale` and `among`."""
 
     def to_region(self, source: Source, max_pixels: int | None = None) -> Region:
         """Return the region of its opened source, ready to be cut again under the same limit of pixels."""
@@ -120,16 +120,19 @@ class Trajectory:
 
         `start` must not lie within a region.
         """
+        # The KV cache holds what comes before `start`, so positions are asked for the new ids alone.
         regions = [(r.start - start, r.grid) for r in self.regions if r.start >= start]
         return language_model.positions(len(self.ids) - start, regions, first)
 
     def _extend(self, ids: Sequence[int], produced: bool, logprobs: Sequence[float]) -> None:
+        # The three lists have one entry per token; the loss mask and the log-probabilities are read by index.
         self.ids.extend(ids)
         self.produced.extend([produced] * len(ids))
         self.logprobs.extend(logprobs)
 
     def copy(self) -> Trajectory:
         """Return a copy that can grow without changing this trajectory."""
+        # The lists are copied, their records are shared: all of them are frozen.
         values = ((item.name, getattr(self, item.name)) for item in fields(self))
         lists: dict[str, Any] = {name: list(value) for name, value in values if isinstance(value, list)}
         return replace(self, **lists)
@@ -144,6 +147,7 @@ class Trajectory:
         regions = [ShownRegion.from_json(region) for region in data["regions"]]
         groups = [InquiryTokens(g["text"], tuple(g["ids"])) for g in data["groups"]]
         turns = [_turn_from_json(turn) for turn in data["turns"]]
+        # Trajectories saved by the first versions have no `questions`.
         questions = [AskedQuestion(**asked) for asked in data.get("questions", ())]
         return cls(**{**data, "regions": regions, "groups": groups, "turns": turns, "questions": questions})
 

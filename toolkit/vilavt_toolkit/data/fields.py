@@ -59,6 +59,7 @@ class Fields:
     def read_plain_text(self, key: str) -> str:
         """Read a field that must not be blank as text; numbers are written out, true and false become yes and no."""
         value = self.row.get(key)
+        # bool first: it is an int in Python.
         if isinstance(value, bool):
             return "yes" if value else "no"
         if isinstance(value, int | float):

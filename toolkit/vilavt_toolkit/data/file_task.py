@@ -69,7 +69,7 @@ class FileTask(Task):
     def read_sample(self, fields: Fields, training: bool) -> Sample:
         """Read the sample of a row, its id "" if it has none, its originals as `NamedOriginal`.
 
-        What is wrong is noted with `Fields.add_problem`, and a sample with problems is never used. With `training`, the
+        Problems are noted with `Fields.add_problem`, and a sample with problems is never used. With `training`, the
         sample is what is learned from; else what is asked.
         """
 
@@ -139,12 +139,13 @@ class Corpus:
     def __init__(self, task: FileTask, names: Sequence[str], training: bool) -> None:
         self.task, self.training = task, training
         self.files = [open_rows(path) for name in names for path in expand_braces(name)]
-        self._ends = np.cumsum([0, *map(len, self.files)])
+        # Entry k is the number of rows before file k.
+        self._starts = np.cumsum([0, *map(len, self.files)])
         self._stems = _unique_stems([rows.path for rows in self.files])
         self.groups = self._check_rows()
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return int(self._starts[-1])
 
     def _check_rows(self) -> NDArray[np.uint64]:
         """Return the group of every row; raises InputError."""
@@ -182,8 +183,8 @@ class Corpus:
 
     def _find_row(self, index: int) -> tuple[int, int]:
         """Return the number of a row's file, and the row's number in it."""
-        number = int(np.searchsorted(self._ends, index, side="right")) - 1
-        return number, index - int(self._ends[number])
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return number, index - int(self._starts[number])
 
     def read_sample(self, index: int) -> Sample:
         """Read the sample of a row, its originals as `Source.open` takes them; raises InputError."""
@@ -210,5 +211,6 @@ class Corpus:
 
 def _unique_stems(paths: Sequence[Path]) -> list[str]:
     """Return the names of files without suffix, with the file's number where two are equal."""
+    # Ids of samples begin with these: files of one name in several folders may hold the same ids.
     stems = [path.stem for path in paths]
     return [stem if stems.count(stem) == 1 else f"{stem}-{number}" for number, stem in enumerate(stems)]

@@ -34,6 +34,7 @@ def _open_by_content(path: Path) -> Rows:
     if is_shard(path):
         return Shard(path)
     with path.open("rb") as file:
+        # A start of this length tells a text from an image or an archive, which have zero bytes early.
         start = file.read(4096)
         if b"\0" in start:
             raise InputError(f"{path} is no text file. Give a JSON list, JSON lines, or a tar shard.")

@@ -32,7 +32,7 @@ class Problem:
     place: str
     field: str
     what: str
-    """What is wrong and what to do; its subject is the field, or the row if `field` is empty."""
+    """The problem and what to do; its subject is the field, or the row if `field` is empty."""
 
     def __str__(self) -> str:
         return f"{self.path}, {self.place}{f', {self.field}' if self.field else ''}: {self.what}"
@@ -114,6 +114,7 @@ class RowChecker:
         sample = self.task.read_sample(fields, self.training)
         self.groups[-1] = int(hash_parts(sample.tags.get("group") or f"{rows.path.name}/{index}"), 16)
         if sample.id and self.task.config.ids == "given":
+            # By a hash of 16 characters, since ids may be long paths and all of them are kept.
             first = places.setdefault(hash_parts(sample.id), index)
             if first != index:
                 what = f"'{sample.id}' is that of {rows.locate_row(first)} too."
@@ -134,7 +135,7 @@ class RowChecker:
             except BadRow as problem:
                 fields.add_problem(original.field, str(problem))
                 continue
-            if size is not None:
+            if size is not None:  # sides are rounded up to whole patches
                 patches += -(-size[0] // PATCH) * -(-size[1] // PATCH)
         return patches
 
@@ -144,8 +145,8 @@ class RowChecker:
             raise BadRow(f"{original.name} is a web address. Download it and give the path of the file.")
         if original.video and not self.task.config.videos:
             raise BadRow(
-                f"{original.name} is a video. Set task.videos=true and a model.source that opens videos, or give frames as "
-                "images."
+                f"{original.name} is a video. Set task.videos=true and a model.source that opens videos, or give "
+                "frames as images."
             )
         found = rows.resolve_original(index, original.name, self.task.root_folder(rows), decode=False)
         return self.inspector.inspect(found, original.video)

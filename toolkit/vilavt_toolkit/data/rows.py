@@ -52,6 +52,7 @@ class JsonList(Rows):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
+        # A list is no sequence of lines, so an item cannot be found without parsing all before it.
         try:
             self._items: list[Any] = json.loads(decode_utf8(path.read_bytes()))
         except BadRow as problem:

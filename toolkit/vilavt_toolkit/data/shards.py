@@ -71,6 +71,7 @@ class Shard(Rows):
                     if not self._keys or key != self._keys[-1]:
                         self._starts.append(member.offset)
                         self._keys.append(key)
+                    # Data is padded to whole blocks.
                     end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                     tar.members = []  # type: ignore[attr-defined]  # or all headers would stay in memory
         except tarfile.TarError as error:
@@ -88,6 +89,7 @@ class Shard(Rows):
 
     def read_row(self, index: int) -> Any:
         """Read the sample's JSON. If it names no images, it shows all of the sample, in the order of their names."""
+        # `tarfile` reads the bytes of this sample as a whole archive, so it handles long names as in the shard.
         with self._open_sample(index) as tar:
             members = self._members_by_suffix(tar)
             if "json" not in members:

@@ -305,12 +305,12 @@ class Session(TrajectoryWriter):
 def _check_text(question: object) -> None:
     """Raise InputError if a question is not text that a tokenizer can encode."""
     if not isinstance(question, str):
-        raise InputError(f"a question must be a text, not {type(question).__name__}; pass a string.")
+        raise InputError(f"a question must be a text, not {type(question).__name__}. Pass a string.")
     try:
         question.encode()
     except UnicodeEncodeError as error:
         reason = f"{error.reason} at {error.start}"
-        raise InputError(f"the question is no valid text ({reason}); remove the characters from there on.") from None
+        raise InputError(f"the question is no valid text ({reason}). Remove the characters from there on.") from None
 
 
 def session_for(model: VisualChatModel, sample: Sample, images: bool = True) -> Session:

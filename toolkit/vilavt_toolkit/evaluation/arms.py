@@ -64,6 +64,7 @@ class EvaluatedItem:
             "why": trajectory.why,
             "calls": self.calls,
             "produced": sum(trajectory.produced),
+            # The cost of looking: features that the language model read.
             "encoded": sum(region.count for region in trajectory.regions),
             "tags": dict(sample.tags),
             "trajectory": trajectory.to_json(),
@@ -81,6 +82,7 @@ def evaluate_arms(
 
     `on_item` is called with each item as it ends. Raises InputError naming an item that cannot be asked.
     """
+    # Every arm asks the first items of the split, so that arms can be compared item by item.
     size = task.length(section.split)
     count = min(section.items or size, size)
     decoding = Decoding(section.max_new_tokens, seed=seed)

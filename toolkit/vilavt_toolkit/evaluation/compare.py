@@ -78,6 +78,7 @@ def read_summaries(runs: Sequence[Path]) -> list[RunSummary]:
     Raises RunError for a run without one, and UsageError if the runs were asked different questions.
     """
     found = [RunSummary(str(run), _read_summary(run)) for run in runs]
+    # Other questions would make two runs differ by their items rather than by their encoders.
     for other in found[1:]:
         for key in ("task", "eval"):
             if _question_settings(other, key) != _question_settings(found[0], key):
@@ -93,6 +94,7 @@ def _read_summary(run: Path) -> Mapping[str, Any]:
     try:
         summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         missing = [arm for arm in ARMS if arm not in summary["arms"]]
+        # Read here what the tables need, so that a damaged file is named before anything is printed.
         _join_names(summary["recipe"]["model"]["modulator"])
         summary["differences"], summary["step"], summary["seed"], summary["versions"]
     except FileNotFoundError as error:
@@ -117,6 +119,7 @@ def build_modulator_table(runs: Sequence[RunSummary]) -> TextTable:
     """Build the table of what the inquiry is worth to each run's encoder, by kind of question."""
     header = ["run", "modulator", "questions", "n", *ARMS, *(f"{first} - {second}" for first, second in DIFFERENCES)]
     rows = []
+    # By question first, so that the runs to compare stand below each other.
     for subset in QUESTIONS:
         for run in runs:
             cells = run.format_cells(subset)
@@ -127,6 +130,7 @@ def build_modulator_table(runs: Sequence[RunSummary]) -> TextTable:
 
 def describe_provenance(runs: Sequence[RunSummary]) -> str:
     """Describe in one line how the runs' numbers were obtained: units, seeds, steps, versions."""
+    # Sets, since runs that agree are described once and only what differs is listed.
     seeds = sorted({str(run.summary["seed"]) for run in runs})
     steps = sorted({f"{run.summary['step']:,}" for run in runs})
     versions = []

@@ -29,6 +29,7 @@ class EncoderRun:
     def format_row(self) -> list[str]:
         """Return the cells of this run's row of the table."""
         run = self.evaluation
+        # Without the tool the encoder must read from the overview, so that the difference is what its zoom is worth.
         return [
             run.name,
             run.summary["recipe"]["model"]["encoder"]["name"],

@@ -74,6 +74,7 @@ def read_stage_items(runs: Sequence[Path]) -> list[ArmItems]:
 
 def _read_arms(run: Path, arms: Sequence[str]) -> list[ArmItems]:
     file = run / "eval" / "items.jsonl"
+    # The items rather than the summary, which has no differences between runs.
     items: dict[str, dict[str, Any]] = {arm: {} for arm in arms}
     try:
         for line in file.read_text(encoding="utf-8").splitlines():

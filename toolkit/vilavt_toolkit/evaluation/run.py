@@ -62,6 +62,7 @@ def evaluate_recipe(recipe: CheckedRecipe, console: Console) -> dict[str, Any]:
             f"{recipe.path} names nothing to evaluate. Set model.checkpoint or train.init_from, or train it and "
             "evaluate its run."
         )
+    # Parts that the checkpoint does not hold are drawn at random, as training would draw them.
     torch.manual_seed(recipe.recipe.seed)
     model = build_model(recipe, weight_dtype(recipe.recipe.train.precision)).to(best_device()).eval()
     facts = {"checkpoint": name, "step": 0, **_describe_settings(recipe)}
@@ -73,13 +74,14 @@ def _evaluate_initial_run(recipe: CheckedRecipe, console: Console) -> dict[str, 
     """Evaluate the run that a recipe would start training from, under the recipe's own stopping policies."""
     run = expand_home(recipe.recipe.run)
     if (run / "checkpoints").is_dir():
+        # Its summary would replace that of the trained run.
         raise UsageError(f"{recipe.path} has been trained; evaluate its run: vilavt eval {run}")
     folder = find_checkpoint(recipe.recipe.train.init_from)
     model, new = load_matching_weights(recipe, folder, other_stopping=True)
     if new:
         raise UsageError(
-            f"{folder} holds no weights {shorten_list(new)}, which a stopping policy of {recipe.path} must learn first: "
-            f"vilavt train {recipe.name}"
+            f"{folder} holds no weights {shorten_list(new)}, which a stopping policy of {recipe.path} must learn "
+            f"first: vilavt train {recipe.name}"
         )
     log.warning("%s is evaluated untrained, with the weights of %s.", recipe.path, folder)
     out = run / "eval"
@@ -92,6 +94,7 @@ def _evaluate_model(
     task: Task = recipe.recipe.task.build()
     arms = recipe.recipe.eval.arms
     example = _ExampleKeeper("modulated" if "modulated" in arms else arms[0])
+    # The example is chosen on the way, because sessions with their images are not kept.
     results = evaluate_arms(model, task, recipe.recipe.eval, recipe.recipe.seed, on_item=example.keep_better)
     summary = {**summarise_results(results, task, recipe.recipe.seed), **provenance}
     write_items(out / "items.jsonl", results)
@@ -106,6 +109,7 @@ def _evaluate_model(
 
 def _check_overrides(overrides: Sequence[str]) -> Sequence[str]:
     """Refuse overrides that would change the trained model; only questions and stopping policies may change."""
+    # A stopping policy acts on a finished model, so that one run can be measured under several.
     for override in overrides:
         if not override.startswith(("eval.", "task.", "seed=", *_STOPPING)):
             raise UsageError(

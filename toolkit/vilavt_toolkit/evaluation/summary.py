@@ -43,6 +43,7 @@ def estimate_difference(results: Results, first: str, second: str, subset: str, 
     """Return the paired difference of two arms on a subset; None if the subset is empty or an arm was not run."""
     if first not in results or second not in results:
         return None
+    # Both arms list the same items in the same order, so that places pair them.
     pairs = [(a, b) for a, b in zip(results[first], results[second], strict=True) if SUBSETS[subset](a)]
     if not pairs:
         return None
@@ -56,6 +57,7 @@ def _item_cluster(item: EvaluatedItem) -> Hashable:
 
 def estimate_metrics(task: Task, items: Sequence[EvaluatedItem], seed: int = 0) -> dict[str, Estimate]:
     """Return the task's own metrics of an arm, each a mean over groups of items; metrics of no group are left out."""
+    # Each score is already a mean over one group, so that groups are the clusters.
     found = task.metrics([item.sample for item in items], [item.score for item in items])
     return {name: bootstrap_mean(scores, range(len(scores)), seed) for name, scores in found.items() if scores}
 
@@ -65,6 +67,7 @@ def summarise_results(results: Results, task: Task, seed: int = 0) -> dict[str, 
     arms: dict[str, Any] = {}
     for arm, items in results.items():
         found = {subset: estimate_accuracy(results, arm, subset, seed) for subset in SUBSETS}
+        # Subsets and metrics without items are left out: a task need not have every kind of question.
         arms[arm] = {
             "accuracy": {subset: asdict(estimate) for subset, estimate in found.items() if estimate},
             "metrics": {name: asdict(estimate) for name, estimate in estimate_metrics(task, items, seed).items()},

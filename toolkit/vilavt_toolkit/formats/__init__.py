@@ -1,4 +1,4 @@
-"""Checkpoint formats of others: the contract, and finding which format a folder is of."""
+"""Checkpoint formats of other projects: the contract, and finding the format of a folder."""
 
 from __future__ import annotations
 

@@ -1,14 +1,4 @@
-"""The contracts: what each kind of component is, and the one legend of dimension letters.
-
-Legend: B dialogues, G inquiry groups, R regions, S packed vision tokens, D width, H heads, T inquiry tokens,
-L text length, P position axes; K context keys, F features handed to the language model, V vocabulary.
-
-Words: a *source* is an original (image file, video, cloud); a *region* names a source and a box of it; a *crop* is what
-is cut out; a *view* is a crop made ready for one encoder. An *inquiry group* is what is encoded together under one
-inquiry. A component is one file, one class, one frozen dataclass of settings; it is built from its settings and what
-its kind's ``__init__`` below is given. Building one reads at most a configuration or a tokenizer, never a weight:
-`load_weights` does.
-"""
+"""The contract of a checkpoint format: folders of weights that another project writes and reads."""
 
 from __future__ import annotations
 
@@ -25,47 +15,45 @@ if TYPE_CHECKING:
     from vilavt_toolkit.config.schema import ModelSection
     from vilavt_toolkit.models.model import VisualChatModel
 
-# --- Checkpoints of others -----------------------------------------------------------------------------------------
-
 
 class CheckpointFormat(Component, ABC):
-    """Folders of weights that others write and read, with a config.json. `__init__(config)`.
+    """Folders of weights that another project writes and reads, with a config.json. `__init__(config)`.
 
-    A folder is complete: what comes from a hub has been fetched, though perhaps without its weights where only
-    `section` is asked for.
+    A folder is complete: what comes from a hub has been fetched. Only for `read_section` its weights may be missing.
     """
 
     @abstractmethod
     def build_example(self) -> VisualChatModel:
-        """A small model that it can write, with weights drawn anew, for the contract tests."""
+        """Build a small model that the format can write, with new weights, for the contract tests."""
 
     @abstractmethod
     def can_read(self, config: Mapping[str, Any]) -> bool:
-        """Whether a folder with this config.json is of the format."""
+        """Return True if a folder with this config.json is of the format."""
 
     @abstractmethod
     def read_section(self, folder: Path) -> dict[str, Any]:
-        """The section `model` of a recipe that the folder is, every shape in it spelled out; raises InputError.
+        """Return the section `model` of a recipe that a folder stands for, with every shape written out.
 
-        Of the folder it may name the tokenizers, which are saved with a run: what is trained needs it no more.
+        It may name the folder for tokenizers only, which are saved with a run: a trained run no longer needs the
+        folder. Raises InputError, and MissingWeights if the shapes can only be read off the weights.
         """
 
     @abstractmethod
     def filled_parts(self, section: ModelSection, folder: Path) -> frozenset[str]:
-        """The kinds of parts of a recipe's model whose weights `load` fills; those of others are new, or their own."""
+        """Return the parts of a recipe's model that `load` fills; the others have new weights, or their own."""
 
     @abstractmethod
     def check_weights(self, folder: Path) -> None:
-        """Hold that the folder's files of weights are there and whole, reading no tensor; raises InputError."""
+        """Check that the folder's weight files exist and are whole, without reading a tensor; raises InputError."""
 
     @abstractmethod
     def load(self, model: VisualChatModel, folder: Path, parts: frozenset[str], dtype: torch.dtype | None) -> None:
-        """Put the folder's weights into the `parts` of a model, which may be on the meta device; raises InputError.
+        """Load the folder's weights into `parts` of a model, which may be on the meta device; raises InputError.
 
-        In `dtype`, or in the type they are stored in. On the CPU, with no second copy of them. Every key that is
-        missing, unexpected or of another shape is named in one error.
+        The weights get `dtype`, or keep the type that they are stored in if it is None. They are loaded on the CPU
+        without a second copy. One error names every key that is missing, unexpected or of another shape.
         """
 
     @abstractmethod
     def save(self, model: VisualChatModel, folder: Path) -> None:
-        """Write a model into `folder`, which is there and empty; raises InputError where it cannot be written so."""
+        """Write a model into `folder`, which exists and is empty; raises InputError if the format cannot hold it."""

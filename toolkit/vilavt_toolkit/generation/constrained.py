@@ -6,7 +6,7 @@ nothing per grammar for a whole vocabulary, and depends on no other package.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vilavt_toolkit.contracts import BoxSchema, ByteTokenizer, Tokenizer
+from vilavt_toolkit.contracts import Box, BoxSchema, ByteTokenizer, Source, Tokenizer
 from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.generation.sampling import Constraint
 
@@ -120,12 +120,15 @@ def _collect_box_schemas(model: VisualChatModel, session: Session) -> Sequence[B
         source = session.sources[placed.source]
         within = placed.to_region(source).extent
         units = model.dialogue.box_units(model.vision.backbone.extent(view))
-        boxes.append(cache(partial(_require_box_schema, source.box_schema, within, units)))
+        boxes.append(cache(partial(_require_box_schema, source, within, units)))
     return boxes
 
 
-def _require_box_schema(of_source: Callable[..., Any], within: Any, units: Any, begun: tuple[int, ...]) -> Any:
-    schema = of_source(within, units, begun)
+def _require_box_schema(
+    source: Source, within: Box, units: int | tuple[int, ...], begun: tuple[int, ...]
+) -> Mapping[str, Any]:
+    """Return what a source says of a box that begins with these numbers. Raises UsageError if it says nothing."""
+    schema = source.box_schema(within, units, begun)
     if schema is None:
         raise UsageError("the source does not describe its boxes (`box_schema`). Set grammar=False.")
     return schema

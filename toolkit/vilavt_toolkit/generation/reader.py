@@ -261,7 +261,7 @@ class Reader:
         writing = [request.row for request in requests]
         cache.reserve_columns(max(cache.lengths[:live]) + 1)
         if cache.graphs is None:
-            # A proxy, since the cache holds the graphs: a reference cycle would keep its memory until garbage collection.
+            # A proxy: in a reference cycle with its graphs, a cache would keep its memory until garbage collection.
             cache.graphs = CudaGraphs(self.model.language_model, weakref.proxy(cache))
         logits = cache.graphs.run_step(ids)
         if logits is None:

@@ -1,4 +1,4 @@
-"""A checked recipe to a model: widths, sites and modalities agree before a weight is loaded."""
+"""From a checked recipe to a model: widths, sites and modalities agree before a weight is loaded."""
 
 from __future__ import annotations
 
@@ -18,36 +18,37 @@ from vilavt_toolkit.vision.integration import integrated_blocks
 
 T = TypeVar("T")
 STOPPING = "stopping"
-"""The part of the model that holds what stopping policies learn."""
+"""Prefix in the state dict of the weights that stopping policies learn."""
 LANGUAGE_MODEL, INQUIRY_ENCODER = "language_model", "inquiry_encoder"
-"""The folders of a checkpoint that hold what these parts save."""
+"""Folders of a checkpoint in which these parts save their assets."""
 
 
 class ErrorCollector:
-    """Builds part after part and keeps every error with the path of its part."""
+    """Builds part after part, and collects every error with the path of its part in the recipe."""
 
     def __init__(self, label: str) -> None:
         self.label = label
         self.errors: list[VilavtError] = []
 
     def try_build(self, path: str, make: Callable[[], T]) -> T | None:
-        """What `make` builds, or None with its error kept."""
+        """Return what `make` builds; on an error, collect it and return None."""
         try:
             return make()
-        except RecipeErrors as errors:  # these name their paths
+        except RecipeErrors as errors:
+            # Parts within parts have named their paths already.
             self.errors += errors.errors
         except VilavtError as error:
             self.errors.append(type(error)(f"{self.label}: {path}: {error}"))
         return None
 
     def check_fits(self, path: str, check: Callable[[], None]) -> bool:
-        """Whether `check` raises nothing; its error is kept."""
+        """Return True if `check` raises nothing; collect its error if it does."""
         before = len(self.errors)
         self.try_build(path, check)
         return len(self.errors) == before
 
     def raise_errors(self) -> None:
-        """Raise everything that went wrong."""
+        """Raise all collected errors together, if there are any."""
         if self.errors:
             raise RecipeErrors(self.errors)
 
@@ -55,33 +56,37 @@ class ErrorCollector:
 def assemble_model(
     section: ModelSection, label: str = "recipe", saved: Path | None = None, filled: frozenset[str] = frozenset()
 ) -> VisualChatModel:
-    """Build the model of a recipe, its weights at random; raises RecipeErrors with all that does not fit.
+    """Build the model of a recipe with random weights; raises RecipeErrors with everything that does not fit.
 
-    With `saved`, a checkpoint's folder, the language model's architecture and all tokenizers come from there, and
-    files of weights need not be there any more. Under `torch.device("meta")` nothing is allocated; the parts whose
-    kinds are in `filled` have their weights on that device anyway.
+    With `saved`, the folder of a checkpoint, the language model's architecture and all tokenizers come from there, and
+    the files of pretrained weights are not needed any more. Parts whose kinds are in `filled` get their weights from a
+    checkpoint afterwards, so they are built on the meta device. Under `torch.device("meta")` all parts are.
     """
     collect = ErrorCollector(label)
 
     def build(kind: str, make: Callable[[], T]) -> T | None:
+        # A part that a checkpoint fills would otherwise draw random weights only to throw them away.
         light = (lambda: build_on_meta(make)) if kind in filled else make
         return collect.try_build(f"model.{kind}", light)
 
     language = section.language_model
-    language_model = build("language_model", lambda: _language_model(language, saved))
-    encoder = build("encoder", lambda: section.encoder.build())
-    dialogue = collect.try_build("model.dialogue", lambda: section.dialogue.build())
+    language_model = build("language_model", lambda: _build_language_model(language, saved))
+    encoder = build("encoder", section.encoder.build)
+    dialogue = collect.try_build("model.dialogue", section.dialogue.build)
     if encoder is not None:
-        if collect.check_fits("model.source", lambda: _agree_on_modality(section, encoder.spec.modality)):
-            collect.try_build("model.source", lambda: _agree_on_channels(section, encoder.spec.channels))
+        if collect.check_fits("model.source", lambda: _check_modality(section, encoder.spec.modality)):
+            collect.try_build("model.source", lambda: _check_channels(section, encoder.spec.channels))
         if saved is None:
             collect.try_build("model.encoder", encoder.check_weights)
     if encoder is not None and dialogue is not None:
-        collect.try_build("model.dialogue", lambda: _agree_on_units(section, dialogue, encoder))
+        collect.try_build("model.dialogue", lambda: _check_units(section, dialogue, encoder))
+    # The parts below need these three, so everything found so far is raised first.
     collect.raise_errors()
     assert language_model is not None and encoder is not None and dialogue is not None
 
-    inquiry_encoder = build("inquiry_encoder", lambda: _inquiry_encoder(section.inquiry_encoder, language_model, saved))
+    inquiry_encoder = build(
+        "inquiry_encoder", lambda: _build_inquiry_encoder(section.inquiry_encoder, language_model, saved)
+    )
     if inquiry_encoder is not None and saved is None:
         collect.try_build("model.inquiry_encoder", inquiry_encoder.check_weights)
     collect.raise_errors()
@@ -92,8 +97,10 @@ def assemble_model(
         chosen = blocks
         vision = build("modulator", lambda: DynamicEncoder(encoder, modulators, chosen, inquiry_encoder))
     projector = build("projector", lambda: section.projector.build(encoder.spec.out_width, language_model.width))
-    # Last, so that one that learns takes no random number that another part would have drawn.
-    stopping = build("stopping", lambda: [_stopping(part, language_model.width) for part in section.stopping])
+    # Last, so that a policy with weights changes no random number that another part draws.
+    stopping = build(
+        "stopping", lambda: [_build_stopping_policy(part, language_model.width) for part in section.stopping]
+    )
     collect.raise_errors()
     assert vision is not None and projector is not None and stopping is not None
     return VisualChatModel(
@@ -102,15 +109,16 @@ def assemble_model(
 
 
 def load_weights(model: VisualChatModel) -> None:
-    """Load the pretrained weights that the parts' settings name; raises InputError."""
+    """Load the pretrained weights that the configs of the parts name; raises InputError."""
     model.language_model.load_weights()
     model.vision.backbone.load_weights()
     if model.vision.inquiry_encoder is not None:
         model.vision.inquiry_encoder.load_weights()
 
 
-def _stopping(part: Part, width: int) -> StoppingPolicy:
-    """A stopping policy; raises BadConfig for one that does not keep its contract."""
+def _build_stopping_policy(part: Part, width: int) -> StoppingPolicy:
+    """Build a stopping policy; raises BadConfig if it does not keep its contract."""
+    # Users write policies in their own files, so their mistakes get an error that names the file.
     cls, name = part.entry.cls, f"{part} ({part.entry.location})"
     try:
         inspect.signature(cls).bind(part.config, width)
@@ -121,41 +129,41 @@ def _stopping(part: Part, width: int) -> StoppingPolicy:
         raise BadConfig(f"{name} must call super().__init__() in its own __init__.")
     if unknown := sorted(policy.needs - NEEDS):
         known = ", ".join(sorted(NEEDS))
-        raise BadConfig(f"{name} needs {unknown[0]!r}, which no loop finds out; it may need {known}.")
+        raise BadConfig(f"{name} requests {unknown[0]!r}, which is not available. `needs` may contain {known}.")
     return policy
 
 
-def _language_model(part: Part, saved: Path | None) -> Any:
+def _build_language_model(part: Part, saved: Path | None) -> Any:
     return part.build() if saved is None else part.entry.cls.from_saved(part.config, saved / LANGUAGE_MODEL)
 
 
-def _inquiry_encoder(part: Part, language_model: LanguageModel, saved: Path | None) -> Any:
+def _build_inquiry_encoder(part: Part, language_model: LanguageModel, saved: Path | None) -> Any:
     if saved is None:
         return part.build(language_model)
     return part.entry.cls.from_saved(part.config, language_model, saved / INQUIRY_ENCODER)
 
 
-def _agree_on_units(section: ModelSection, dialogue: Dialogue, encoder: Encoder) -> None:
+def _check_units(section: ModelSection, dialogue: Dialogue, encoder: Encoder) -> None:
     if not dialogue.units_per_side and type(encoder).extent is Encoder.extent:
         raise BadConfig(
-            f"dialogue '{section.dialogue.name}' writes boxes in pixels of what was shown, which views of encoder "
-            f"'{section.encoder.name}' do not have; choose another dialogue or an encoder of images."
+            f"dialogue '{section.dialogue.name}' writes boxes in pixels of a view, which views of encoder "
+            f"'{section.encoder.name}' do not have. Choose another dialogue or an encoder of images."
         )
 
 
-def _agree_on_modality(section: ModelSection, wanted: str) -> None:
+def _check_modality(section: ModelSection, wanted: str) -> None:
     given = section.source.entry.cls.modality
     if given != wanted:
         raise BadConfig(
             f"source '{section.source.name}' gives crops of modality '{given}', but encoder "
-            f"'{section.encoder.name}' takes '{wanted}'; choose a source or an encoder of the same modality."
+            f"'{section.encoder.name}' takes '{wanted}'. Choose a source and an encoder of the same modality."
         )
 
 
-def _agree_on_channels(section: ModelSection, wanted: int | None) -> None:
+def _check_channels(section: ModelSection, wanted: int | None) -> None:
     given = section.source.entry.cls.channels(section.source.config)
     if None not in (given, wanted) and given != wanted:
         raise BadConfig(
             f"source '{section.source.name}' gives {given} channels, coordinates included, but encoder "
-            f"'{section.encoder.name}' takes {wanted}; change the settings of one of them."
+            f"'{section.encoder.name}' takes {wanted}. Change the settings of one of them."
         )

@@ -1,4 +1,4 @@
-"""Trajectories side by side as one padded batch."""
+"""Batches: trajectories side by side, padded, with their regions packed."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from vilavt_toolkit.contracts import LanguageModel, Trajectory, View
 
 @dataclass(frozen=True)
 class Batch:
-    """B trajectories, padded to L columns; regions, groups and inquiries packed, indices counted over the batch."""
+    """Holds B trajectories, padded to L columns. Regions, groups and inquiries are packed over the whole batch."""
 
     ids: Tensor
-    """[B, L]"""
+    """[B, L] token ids, with the placeholder on padding."""
     positions: Tensor
-    """[P, B, L] as the language model places each row's own tokens, however it is padded."""
+    """[P, B, L] positions of the tokens of each row, the same on whichever side it is padded."""
     mask: Tensor
     """[B, L] True on tokens, False on padding."""
     targets: Tensor
-    """[N] where the model's own tokens stand in the flattened [B * L] columns; the column before predicts each."""
+    """[N] flattened [B * L] columns of the model's own tokens; the column before each predicts it."""
     slots: Tensor
-    """[F] where each feature goes in the flattened [B * L] columns."""
+    """[F] flattened [B * L] columns of the features."""
     views: tuple[View, ...]
     groups: tuple[int, ...]
     """Inquiry group of every view."""
     inquiries: tuple[tuple[int, ...], ...]
-    """Ids of every group's inquiry."""
+    """Token ids of every group's inquiry."""
     starts: Tensor
-    """[M] the flattened [B * L] columns that the M turns the model wrote begin behind: each predicts a first token."""
+    """[M] flattened [B * L] columns before the M turns that the model wrote: each predicts the first token of one."""
     answered: Tensor
-    """[M] float32, 1 where that turn answers, 0 where it calls the tool; turns that do neither are left out."""
+    """[M] float32, 1 if that turn answers, 0 if it calls the tool; turns that do neither are left out."""
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch with its tensors on `device`; views move when they are embedded."""
+        """Return the batch with its tensors on `device`; views move when they are embedded."""
         tensors: dict[str, Any] = {
             item.name: value.to(device, non_blocking=True)
             for item in fields(self)
@@ -52,7 +52,10 @@ def collate(
     language_model: LanguageModel,
     left: bool = False,
 ) -> Batch:
-    """Pad trajectories and pack their regions; a group never leaves its own trajectory."""
+    """Pad trajectories to one length, and pack their regions; a group never leaves its own trajectory.
+
+    `views` are those of each trajectory's regions. `left` pads on the left.
+    """
     length = max(len(trajectory.ids) for trajectory in trajectories)
     shape = (len(trajectories), length)
     ids = torch.full(shape, language_model.placeholder)
@@ -61,7 +64,7 @@ def collate(
     slots: list[Tensor] = []
     groups: list[int] = []
     inquiries: list[tuple[int, ...]] = []
-    begun: list[tuple[int, bool]] = []
+    turns: list[tuple[int, bool]] = []
     for row, trajectory in enumerate(trajectories):
         size = len(trajectory.ids)
         start = length - size if left else 0
@@ -69,8 +72,9 @@ def collate(
         ids[row, span] = torch.tensor(trajectory.ids)
         produced[row, span] = torch.tensor(trajectory.produced)
         mask[row, span] = True
+        # Positions count a row's own tokens, so that padding on the left shifts no RoPE.
         positions[:, row, span] = trajectory.positions(language_model)
-        begun += [(row * length + start + column, answers) for column, answers in _turn_starts(trajectory)]
+        turns += [(row * length + start + column, answers) for column, answers in _turn_starts(trajectory)]
         for region in trajectory.regions:
             first = row * length + start + region.start
             slots.append(torch.arange(first, first + region.count))
@@ -79,14 +83,14 @@ def collate(
     placed = torch.cat(slots) if slots else torch.zeros(0, dtype=torch.long)
     packed = tuple(view for row in views for view in row)
     targets = produced.flatten().nonzero()[:, 0]
-    starts = torch.tensor([column for column, _ in begun], dtype=torch.long)
-    answered = torch.tensor([answers for _, answers in begun], dtype=torch.float32)
+    starts = torch.tensor([column for column, _ in turns], dtype=torch.long)
+    answered = torch.tensor([answers for _, answers in turns], dtype=torch.float32)
     return Batch(ids, positions, mask, targets, placed, packed, tuple(groups), tuple(inquiries), starts, answered)
 
 
 def _turn_starts(trajectory: Trajectory) -> Iterator[tuple[int, bool]]:
-    """The column before each turn that the model wrote and that answers or calls, and whether it answers."""
-    # Records from before turns' starts were kept have none.
+    """Yield the column before each turn that the model wrote, and True if it answers, False if it calls the tool."""
+    # Trajectories saved by the first versions have no `starts`.
     for start, turn in zip(trajectory.starts, trajectory.turns, strict=bool(trajectory.starts)):
         written = start < len(trajectory.produced) and trajectory.produced[start]
         if written and start and (turn.answer is not None or turn.call is not None):

@@ -1,4 +1,4 @@
-"""The model that a recipe assembles: a dynamic encoder, a projector, a language model, and how they talk."""
+"""The model of a recipe: a dynamic encoder, a projector, a language model, and how they work together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
 
 
 class VisualChatModel(nn.Module):
-    """Chats with images: the parts of a recipe, agreed on widths, and the forward that training uses."""
+    """Holds the parts of a recipe, whose widths agree, and runs the forward that training uses."""
 
     def __init__(
         self,
@@ -34,7 +34,8 @@ class VisualChatModel(nn.Module):
         self.language_model = language_model
         self.dialogue = dialogue
         self.stopping = nn.ModuleList(stopping)
-        """Policies; the first that does not say go on decides."""
+        """Stopping policies; the first one that does not go on decides."""
+        # A class and its config, not an instance: a source is opened for every original.
         self._source, self._source_config = source, source_config
 
     def parts(self) -> dict[PartWithWeights, nn.Module]:
@@ -56,11 +57,11 @@ class VisualChatModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.parameters()).device
 
     def open_source(self, original: Any) -> Source:
-        """Open an original as this recipe's kind of source; raises InputError. A Source is taken as it is."""
+        """Open an original as this recipe's kind of source; raises InputError. A Source is returned unchanged."""
         return original if isinstance(original, Source) else self._source.open(original, self._source_config)
 
     def prepare(self, region: Region) -> View:
@@ -68,15 +69,15 @@ class VisualChatModel(nn.Module):
         return self.vision.prepare(region)
 
     def feature_grid(self, size: Grid) -> Grid:
-        """The grid of features that a region of grid `size` has for the language model."""
+        """Return the grid of the features that the language model gets for a region of grid `size`."""
         return self.projector.output_grid(self.vision.backbone.feature_grid(size))
 
     def feature_count(self, size: Grid) -> int:
-        """Number of features that a region of grid `size` has for the language model."""
+        """Return the number of features that the language model gets for a region of grid `size`."""
         return math.prod(self.feature_grid(size))
 
     def tokenize_inquiry(self, text: str) -> list[int]:
-        """The ids of an inquiry for the encoder; [] where there is no inquiry encoder or no text."""
+        """Return the ids of an inquiry for the encoder; [] without an inquiry encoder or without text."""
         return self.vision.tokenize(text) if self.vision.inquiry_encoder is not None else []
 
     def encode(self, views: Sequence[View], groups: Sequence[int], inquiries: Sequence[Sequence[int]]) -> Tensor:
@@ -86,13 +87,18 @@ class VisualChatModel(nn.Module):
         return projected
 
     def embed(self, ids: Tensor, slots: Tensor, features: Tensor) -> Tensor:
-        """Token embeddings with features in their slots: ids [B, L], slots [F], features [F, D] -> [B, L, D]."""
+        """Embed tokens, and put features into their slots; ids [B, L], slots [F], features [F, D] -> [B, L, D]."""
+        # The language model may run in a lower precision than the projector, and its embeddings set the type.
         embedded = self.language_model.embed(ids)
         flat = embedded.reshape(-1, embedded.shape[-1])
         return flat.index_copy(0, slots, features.to(flat.dtype)).view_as(embedded)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits [B, L, V] of whole trajectories, their regions encoded within, so that all parts get gradients."""
+        """Return logits [B, L, V] of whole trajectories.
+
+        Their regions are encoded here, and not in the data workers, so that all parts get gradients.
+        """
+        # A batch may have no image at all, as in the arm `blind`.
         if batch.views:
             features = self.encode(batch.views, batch.groups, batch.inquiries)
             embedded = self.embed(batch.ids, batch.slots, features)

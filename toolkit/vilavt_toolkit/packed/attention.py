@@ -129,6 +129,8 @@ def make_bucket_plan(
     groups = layout.segment_groups(partition)
     context = [copies * lengths[group] if copies else 0 for group in groups]
     grids = layout.sizes if by_grid else [None] * len(segments)
+    # Segments of equal shape make one batch. With a bias the grid counts too: 2 x 8 and 4 x 4 tokens are equally many,
+    # but have different biases.
     members: dict[tuple[int, int, Grid | None], list[int]] = {}
     for index, shape in enumerate(zip(segments, context, grids, strict=True)):
         members.setdefault(shape, []).append(index)
@@ -225,7 +227,9 @@ def inquiry_weights(
         keys = k[starts[group] : starts[group] + lengths[group]]
         if own_keys is not None:
             keys = torch.cat([keys, own_keys[0][start : start + length]])
+        # In float32: people read these weights, and bfloat16 has two to three digits.
         logits = torch.einsum("nhd,mhd->hnm", q[start : start + length].float(), keys.float())
         weights = (logits * (q.shape[-1] ** -0.5 if scale is None else scale)).softmax(-1).mean(0)[:, : lengths[group]]
+        # The columns of vision tokens have been cut off, so rows sum to less than 1 if those shared the softmax.
         found.append(F.pad(weights, (0, max(lengths) - lengths[group])))
     return torch.cat(found)

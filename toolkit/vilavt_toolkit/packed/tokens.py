@@ -140,6 +140,7 @@ class Layout:
         encoder_partitions: Partitions | None,
         attention: Kernel,
     ) -> Layout:
+        # Groups come in ascending order, so the dict keeps them in packed order.
         of_group: dict[int, int] = {}
         for group, length in zip(groups, lengths, strict=True):
             of_group[group] = of_group.get(group, 0) + length

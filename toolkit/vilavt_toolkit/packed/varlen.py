@@ -122,6 +122,7 @@ def make_varlen_plan(
     order_and_back = None
     if own and any(counts):
         order_and_back = _interleave_rows(segments, counts, device)
+    # One context for groups in order is already laid out right, and copying it would cost more than this check.
     in_place = rows is None or (len(rows) == copies * total and bool((rows == np.arange(len(rows))).all()))
     return VarlenPlan(
         starts_q=_cumulative_lengths(segments, device),
@@ -143,6 +144,7 @@ def _interleave_rows(segments: Sequence[int], counts: Sequence[int], device: tor
 
     Before it, all context rows stand after all tokens.
     """
+    # For every segment two ranges: its tokens, then its context rows, which start after all tokens.
     context_start = sum(segments)
     starts = [
         start
@@ -193,6 +195,7 @@ def run_varlen_kernel(
     scale: float | None,
 ) -> Tensor:
     """Run torch's kernel: a query sees the keys of its segment; q [S, H, d], k and v [S', H, d] -> [S, H, d]."""
+    # Imported on use: it takes some 30 ms, and only CUDA needs it.
     from torch.nn.attention.varlen import varlen_attn
 
     out = varlen_attn(q, k, v, starts_q, starts_k, longest_q, longest_k, scale=scale)

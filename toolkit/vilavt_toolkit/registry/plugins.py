@@ -30,6 +30,7 @@ def load_builtin() -> None:
             "no installed package brings components, so every name in a recipe is unknown. Install the toolkit: "
             "`pip install -e .` in a checkout."
         )
+    # The origin is recorded while a package registers its components, for `vilavt list` and for duplicate names.
     for point in points:
         key = f"{point.name} = {point.value}"
         origin = f"{point.value} {point.dist.version}" if point.dist else point.value
@@ -75,6 +76,7 @@ def _load_plugin(plugin: str, module: str, file: Path | None) -> None:
     if module in loaded_plugins:
         return
     _check_plugin_exists(plugin, file)
+    # A plugin that fails half way would leave some of its names registered, and could then not be loaded again.
     before = {kind: registry.snapshot() for kind, registry in REGISTRIES.items()}
     try:
         with registering_from(display_path(file) if file else _module_origin(plugin)):

@@ -32,6 +32,7 @@ C = TypeVar("C", bound=type[Any])
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _ORIGIN: ContextVar[str] = ContextVar("origin", default="")
+"""The package or plugin that is being loaded. A ContextVar, so that threads that load at once do not mix theirs."""
 
 loaded_plugins: set[str] = set()
 """Plugins that are loaded, by the name of their module, so that loading one again does nothing."""
@@ -40,6 +41,7 @@ loaded_plugins: set[str] = set()
 @functools.cache
 def _entry_point_packages() -> dict[str, str]:
     """Return "package version" of every package of the entry point group, by its top-level name."""
+    # Cached, since reading the metadata of all installed packages takes as long as a small command.
     found = {}
     for point in metadata.entry_points(group=ENTRY_POINTS):
         top = point.value.split(".")[0].split(":")[0]
@@ -89,6 +91,7 @@ class Registry(Generic[T]):
         settings = NoSettings if config is None else config
         if not dataclasses.is_dataclass(settings):
             raise TypeError(f"the config of {self.label} '{name}' is {settings!r}. Give it @dataclass(frozen=True).")
+        # In a recipe the settings stand beside `name`, which says what component they are of.
         if any(f.name == "name" for f in dataclasses.fields(settings)):
             raise TypeError(f"{settings.__name__} has a setting 'name', which is the component's. Rename the setting.")
 
@@ -101,12 +104,12 @@ class Registry(Generic[T]):
     def _add_entry(self, entry: Entry[T]) -> None:
         old = self._entries.get(entry.name)
         if old is not None:
-            why = "rename one of them"
+            remedy = "Rename one of them"
             if old.location == entry.location:
-                why = "the same file was imported twice, under two module names; import it one way"
+                remedy = "It is the same file, imported under two module names: import it under one"
             raise DuplicateName(
                 f"two {self.plural} are named '{entry.name}': {old.location} ({old.origin}) and "
-                f"{entry.location} ({entry.origin}); {why}."
+                f"{entry.location} ({entry.origin}). {remedy}."
             )
         self._entries[entry.name] = entry
 
@@ -138,6 +141,7 @@ class Registry(Generic[T]):
         return list(dict.fromkeys(entry.origin for entry in self._entries.values()))
 
     def __contains__(self, name: object) -> bool:
+        # A recipe can hold anything as a name, also a list, which has no hash.
         return isinstance(name, str) and name in self._entries
 
     def snapshot(self) -> dict[str, Entry[T]]:
@@ -147,8 +151,9 @@ class Registry(Generic[T]):
     def restore(self, snapshot: dict[str, Entry[T]]) -> None:
         """Forget all entries added after `snapshot`, except the components of installed packages."""
         # Python imports a package once, so a component of one that is forgotten could not come back.
-        kept = {n: e for n, e in self._entries.items() if _package_of(e.cls) in _entry_point_packages()}
-        self._entries = kept | snapshot
+        packages = _entry_point_packages()
+        installed = {name: entry for name, entry in self._entries.items() if _package_of(entry.cls) in packages}
+        self._entries = installed | snapshot
 
 
 def _package_of(cls: type[Any]) -> str:
@@ -157,6 +162,7 @@ def _package_of(cls: type[Any]) -> str:
 
 def _origin_of(cls: type[Any]) -> str:
     package = _package_of(cls)
+    # A class may also register outside of any loading, in a notebook for example: then its package is its origin.
     return _ORIGIN.get() or _entry_point_packages().get(package, package)
 
 

@@ -25,7 +25,9 @@ C = TypeVar("C", bound=Component)
 TEXTS = ("a red square left of the door", "read the digit", "the digit on the blue circle", "")
 """Example inquiries; the last one is empty."""
 
+# (low, high) of zooms: two of equal size, so that packed regions cannot be told apart by their sizes.
 _PARTS = ((0.0, 0.5), (0.25, 0.75), (0.0, 0.5), (0.3, 1.0))
+# (width, height, overview): flat and tall, two of equal size.
 _IMAGES = ((64, 64, True), (20, 40, False), (32, 32, False), (20, 40, False), (48, 16, False))
 
 
@@ -34,9 +36,10 @@ def build(entry: Entry[Any], *given: Any, seed: int = 0, config: Any = None) -> 
 
     `given` are the further arguments of its `__init__`.
     """
+    # Components draw their weights from the global generator.
     torch.manual_seed(seed)
-    made = entry.cls(entry.cls.tiny() if config is None else config, *given)
-    return made.eval() if isinstance(made, nn.Module) else made
+    component = entry.cls(entry.cls.tiny() if config is None else config, *given)
+    return component.eval() if isinstance(component, nn.Module) else component
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,7 @@ def assert_close(found: Tensor, expected: Tensor, what: str, tolerance: float = 
     assert found.shape == expected.shape, f"{what}: {list(found.shape)} is not {list(expected.shape)}"
     if not found.numel():
         return
+    # Relative to the largest value: features of some encoders reach hundreds, and float32 keeps 7 digits.
     error = (found - expected).abs().max().item()
     allowed = tolerance * max(1.0, expected.abs().max().item())
     assert error <= allowed, f"{what}: they differ by {error:.2e}, {allowed:.2e} is allowed"
@@ -189,6 +193,7 @@ def assert_close_in_bf16(found: Tensor, expected: Tensor) -> None:
 
 def backpropagate(loss: Tensor) -> None:
     """Add the gradient of a scalar loss to that of the parameters."""
+    # Typed, unlike Tensor.backward.
     torch.autograd.backward(loss)
 
 
@@ -203,6 +208,7 @@ def assert_gradients(module: nn.Module) -> None:
 def assert_builds_quickly(make: Callable[[], nn.Module]) -> None:
     """Assert that a part builds within two seconds, and without memory on the meta device."""
     make()  # the first build pays for imports
+    # CPU time of this process: a busy machine makes nothing fail.
     start = time.process_time()
     make()
     seconds = time.process_time() - start
@@ -247,6 +253,7 @@ class _NoSyncOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # The size of these results depends on values: the CPU has to read a count before it can go on.
         if name == "repeat_interleave":
             return kwargs.get("output_size") is None
+        # A boolean index is a hidden nonzero: the result's size depends on how many are True.
         masks = args[1] if name in ("index", "index_put", "index_put_") else ()
         return any(mask is not None and mask.dtype in (torch.bool, torch.uint8) for mask in masks)
 

@@ -14,6 +14,7 @@ _TURNS = (
     Turn("closer", call=ToolCall((RegionCall(0, {"bbox_2d": [1, 2, 3, 4]}),), "red square")),
     Turn("both", call=ToolCall(_TWO_REGIONS, 'what is "é"?')),
 )
+# Texts that sampling really gives early in training: cut off, malformed, nested too deep for a JSON parser.
 _GARBAGE = (
     "",
     "<think>",
@@ -50,7 +51,7 @@ def explains_unreadable_text(instance: Instance[Dialogue]) -> None:
     dialogue = instance.build()
     for text in _GARBAGE:
         turn = dialogue.parse(text)
-        assert turn.problem or turn.call or turn.answer is not None, f"nothing is said about {text[:40]!r}"
+        assert turn.problem or turn.call or turn.answer is not None, f"no reason is given for {text[:40]!r}"
         assert not turn.problem or dialogue.feedback(turn.problem), "a problem has no feedback"
 
 
@@ -58,6 +59,7 @@ def explains_unreadable_text(instance: Instance[Dialogue]) -> None:
 def holds_one_slot_for_every_region(instance: Instance[Dialogue]) -> None:
     """Openings and observations hold one slot for every shown region, in order."""
     dialogue, source = instance.build(), _open_example_source()
+    # An overview and a zoom with grids of different sizes, so that slots cannot be mixed up unnoticed.
     shown = [AnnouncedRegion(0, source, (4, 4), True), AnnouncedRegion(1, source, (2, 4), False)]
     for pieces in (dialogue.opening("what is it?", shown, True), dialogue.observation(shown, "the digit")):
         slots = [piece.region for piece in pieces if isinstance(piece, Slot)]

@@ -32,6 +32,32 @@ def builds_quickly_and_on_the_meta_device(instance: Instance[Encoder]) -> None:
     bench.assert_builds_quickly(instance.build)
 
 
+class _CheckedBlock:
+    """The hooks of one block, which compare every site and every attention with what the block declares."""
+
+    def __init__(self, encoder: Encoder, index: int, layout: Layout) -> None:
+        self.encoder, self.index, self.layout = encoder, index, layout
+        self.block = encoder.spec.blocks[index]
+        self.widths: dict[str, int] = {}
+        """Output channels of the sites that were called."""
+
+    def site(self, site: str, x: Tensor, y: Tensor) -> Tensor:
+        """Check the rows and input channels of a site, and record its output channels."""
+        rows, width, declared = self.layout.length, x.shape[-1], self.block.input_width(site)
+        assert site not in self.widths, f"site '{site}' comes twice"
+        assert len(x) == len(y) == rows, f"'{site}' of block {self.index} has {len(x)} rows in and {len(y)} out"
+        assert width == declared, f"into '{site}' of block {self.index} go {width} channels, it declares {declared}"
+        self.widths[site] = y.shape[-1]
+        return y
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, bias: Bias | None = None) -> Tensor:
+        """Check the heads of a block's attention, and attend as the plain encoder does."""
+        declared = (self.block.heads, self.block.head_dim)
+        assert q.shape[1:] == declared, f"block {self.index} attends with {list(q.shape)}, it declares {declared}"
+        partition = self.encoder.block_partition(self.index)
+        return attend_segments(q, k, v, self.layout, partition, scale=scale, bias=bias)
+
+
 @_for_every_instance
 def declares_what_it_is(instance: Instance[Encoder]) -> None:
     """Token counts, grids, widths and the sites of every block equal the declared ones."""
@@ -42,36 +68,14 @@ def declares_what_it_is(instance: Instance[Encoder]) -> None:
     tokens = encoder.embed(views, layout)
     assert len(tokens.x) == layout.length, f"embed gives {len(tokens.x)} tokens, {layout.length} are declared"
     for index, block in enumerate(encoder.spec.blocks):
+        # Staged backbones merge tokens between blocks, so every block is held to the layout after it.
         after = layout_after_block(encoder, index, layout)
-        seen: dict[str, int] = {}
-
-        # Defaults bind the loop's current values: a closure would see those of the last block.
-        def site(
-            site: str, x: Tensor, y: Tensor, seen: dict[str, int] = seen, i: int = index, here: Layout = after
-        ) -> Tensor:
-            assert site not in seen, f"site '{site}' comes twice"
-            assert len(x) == len(y) == here.length, f"'{site}' of block {i} has {len(x)} rows in and {len(y)} out"
-            wide = encoder.spec.blocks[i].input_width(site)
-            assert x.shape[-1] == wide, f"into '{site}' of block {i} go {x.shape[-1]} channels, it declares {wide}"
-            seen[site] = y.shape[-1]
-            return y
-
-        def attention(
-            q: Tensor,
-            k: Tensor,
-            v: Tensor,
-            scale: float | None = None,
-            bias: Bias | None = None,
-            i: int = index,
-            here: Layout = after,
-        ) -> Tensor:
-            declared = (encoder.spec.blocks[i].heads, encoder.spec.blocks[i].head_dim)
-            assert q.shape[1:] == declared, f"block {i} attends with {list(q.shape)}, it declares {declared}"
-            return attend_segments(q, k, v, here, encoder.block_partition(i), scale=scale, bias=bias)
-
-        tokens = tokens.after_block(encoder.block(index, tokens, site, attention), after)
+        checked = _CheckedBlock(encoder, index, after)
+        tokens = tokens.after_block(encoder.block(index, tokens, checked.site, checked.attend), after)
         assert tokens.x.shape == (after.length, block.width), f"block {index} gives {list(tokens.x.shape)}"
-        assert seen == dict(block.sites), f"block {index} offers {seen} and declares {dict(block.sites)}"
+        assert checked.widths == dict(block.sites), (
+            f"block {index} offers {checked.widths} and declares {dict(block.sites)}"
+        )
     features = encoder.readout(tokens)
     counts = [encoder.feature_count(size) for size in sizes]
     assert features.shape == (sum(counts), encoder.spec.out_width), f"readout gives {list(features.shape)}"
@@ -125,6 +129,7 @@ def declares_whether_it_normalises_queries(instance: Instance[Encoder]) -> None:
 
 def _queries_and_keys(encoder: Encoder, index: int, tokens: Tokens, factor: float) -> Tensor:
     """Return q and k side by side, as block `index` hands them to attention if site `qkv` is scaled by `factor`."""
+    # A norm after the site would undo the factor, which is how one is noticed without looking into the block.
     found: list[Tensor] = []
 
     def site(site: str, x: Tensor, y: Tensor) -> Tensor:
@@ -145,6 +150,7 @@ def encodes_packed_as_alone(instance: Instance[Encoder]) -> None:
     views = bench.example_views(encoder)
     with torch.no_grad():
         alone = [_encode_plainly(encoder, [view]) for view in views]
+        # Reversed too: a wrong offset into the packed tokens can cancel out in the order that it was written for.
         for order in (range(len(views)), reversed(range(len(views)))):
             indices = list(order)
             packed = _encode_plainly(encoder, [views[i] for i in indices])
@@ -157,6 +163,7 @@ def encodes_batches_in_any_group_order(instance: Instance[Encoder]) -> None:
     encoder = instance.build()
     views = bench.example_views(encoder)
     dynamic = DynamicEncoder(encoder)
+    # The engine sorts regions by group before encoding, and must undo exactly that.
     with torch.no_grad():
         expected, _ = dynamic.encode(views, range(5), [[]] * 5)
         found, _ = dynamic.encode(views, [2, 0, 2, 1, 0], [[]] * 3)
@@ -168,6 +175,7 @@ def gives_every_parameter_a_gradient(instance: Instance[Encoder]) -> None:
     """Every trainable parameter gets a finite gradient."""
     encoder = instance.build().train()
     features = _encode_plainly(encoder, bench.example_views(encoder))
+    # Weighted at random: the plain sum after a final norm is constant, and would have no gradient at all.
     bench.backpropagate((features * torch.randn_like(features)).sum())
     bench.assert_gradients(encoder)
 
@@ -176,7 +184,9 @@ def gives_every_parameter_a_gradient(instance: Instance[Encoder]) -> None:
 def keeps_its_state(instance: Instance[Encoder]) -> None:
     """Its state dict holds all of its state."""
     views = bench.example_views(instance.build())
-    bench.assert_state_round_trip(lambda seed: instance.build(seed=seed), lambda made: _encode_plainly(made, views))
+    bench.assert_state_round_trip(
+        lambda seed: instance.build(seed=seed), lambda encoder: _encode_plainly(encoder, views)
+    )
 
 
 @_for_every_instance
@@ -184,6 +194,7 @@ def never_waits_for_the_device(instance: Instance[Encoder]) -> None:
     """Encoding never waits for the device."""
     encoder = instance.build()
     views = bench.example_views(encoder)
+    # Views are prepared outside: reading images may wait, the forward may not.
     with torch.no_grad(), bench.no_synchronisation():
         _encode_plainly(encoder, views)
 

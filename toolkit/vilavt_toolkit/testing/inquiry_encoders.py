@@ -30,6 +30,7 @@ def encodes_blank_text_as_zero(instance: Instance[InquiryEncoder]) -> None:
     encoder = _build(instance)
     assert encoder.tokenize("") == [] == encoder.tokenize("  \n"), "a blank text has tokens"
     with torch.no_grad():
+        # Between empty ones, so that a wrong offset would show.
         features, pooled = encoder([[], encoder.tokenize(bench.TEXTS[0]), []])
         none, zeros = encoder([[]])
     assert not pooled[0].any() and not pooled[2].any() and not zeros.any(), "an empty inquiry does not pool to zero"

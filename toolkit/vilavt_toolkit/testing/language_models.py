@@ -81,6 +81,7 @@ def ignores_masked_columns(instance: Instance[LanguageModel]) -> None:
     ids, mask = _ragged_batch(model)
     with torch.no_grad():
         logits = _compute_logits(model, ids, mask)
+        # Each row alone and without padding is the reference: no mask takes part in it.
         for row in range(len(ids)):
             kept = ids[row, mask[row]].unsqueeze(0)
             alone = _compute_logits(model, kept, torch.ones_like(kept, dtype=torch.bool))
@@ -125,6 +126,7 @@ def exposes_its_hidden_states(instance: Instance[LanguageModel]) -> None:
     """The input of `head` is one vector per column, of the model's width."""
     model = _build(instance)
     ids, mask = _ragged_batch(model)
+    # The learned stopping policy reads these states; a model that computes logits elsewhere would hide them.
     with torch.no_grad(), collect_hidden_states(model) as seen:
         _compute_logits(model, ids, mask)
     assert [list(states.shape) for states in seen] == [[3, 9, model.width]], "the head takes no hidden states"
@@ -178,6 +180,7 @@ def reloads_what_it_saved(instance: Instance[LanguageModel]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model.save_assets(Path(folder))
         other = instance.entry.cls.from_saved(instance.config, Path(folder)).eval()
+    # Assets are the tokenizer and its kin; the weights travel in the state dict, as in our own checkpoints.
     other.load_state_dict(model.state_dict())
     for text in bench.TEXTS:
         assert other.tokenizer.encode(text) == model.tokenizer.encode(text), f"{text!r} is tokenised differently"

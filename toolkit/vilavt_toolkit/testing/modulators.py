@@ -38,13 +38,13 @@ class _Case:
     def build_trained(self) -> DynamicEncoder:
         """Build it and take one training step."""
         # A fresh modulator changes nothing, so a claim about fresh ones would hold for any mistake.
-        made = self.build()
-        optimizer = torch.optim.AdamW(made.parameters(), lr=1e-2)
-        features = _encode_groups(made, bench.example_views(made.backbone))
+        dynamic = self.build()
+        optimizer = torch.optim.AdamW(dynamic.parameters(), lr=1e-2)
+        features = _encode_groups(dynamic, bench.example_views(dynamic.backbone))
         torch.manual_seed(1)
         bench.backpropagate((features * torch.randn_like(features)).mean())
         optimizer.step()
-        return made
+        return dynamic
 
 
 def _list_cases(name: str, variants: bool = False) -> Iterator[_Case]:
@@ -101,6 +101,7 @@ def starts_as_no_modulation(name: str) -> None:
         plain = DynamicEncoder(dynamic.backbone)
         views = bench.example_views(dynamic.backbone)
         with torch.no_grad():
+            # Added keys change the softmax even at initialisation, so bit equality is asked of the other schemes only.
             if any(modulator.span == "group" or _adds_context(modulator) for modulator in _list_modulators(dynamic)):
                 alone = _encode_groups(dynamic, views[:1], [0], [""])
                 whole = patch.object(plain.backbone, "block_partition", return_value="region")
@@ -123,6 +124,7 @@ def leaves_empty_inquiries_unmodulated(name: str) -> None:
         views = bench.example_views(dynamic.backbone)
         with torch.no_grad():
             silent = _encode_groups(dynamic, views, texts=["", "", ""])
+            # With span `group` the plain encoder is no reference: its regions do not see each other.
             if all(modulator.span == "region" for modulator in _list_modulators(dynamic)):
                 plain = _encode_groups(DynamicEncoder(dynamic.backbone), views, texts=["", "", ""])
                 bench.assert_close(silent, plain, "all inquiries empty")
@@ -137,6 +139,7 @@ def keeps_groups_apart(name: str) -> None:
     for case in _list_cases(name, variants=True):
         dynamic = case.build_trained()
         views = bench.example_views(dynamic.backbone)
+        # Group 0 gets another view and another inquiry at once; every other group must not notice.
         others = list(views)
         others[1] = View(views[1].data.flip(-1), views[1].size)
         with torch.no_grad():
@@ -151,6 +154,7 @@ def keeps_regions_apart_with_span_region(name: str) -> None:
     """With span `region`, the regions of a group do not change each other's features."""
     for case in _list_cases(name):
         dynamic = case.build_trained()
+        # With span `group` they should: the next claim checks that.
         if any(modulator.span == "group" for modulator in _list_modulators(dynamic)):
             continue
         views = bench.example_views(dynamic.backbone)
@@ -167,6 +171,7 @@ def shows_regions_each_other_with_span_group(name: str) -> None:
         if not any(modulator.span == "group" for modulator in _list_modulators(dynamic)):
             continue
         views = bench.example_views(dynamic.backbone)
+        # With an empty inquiry too: the span belongs to the block, not to the inquiry.
         counts = [dynamic.backbone.feature_count(view.size) for view in views]
         for text in (_TEXTS[0], ""):
             with torch.no_grad():
@@ -184,6 +189,7 @@ def encodes_groups_in_any_order(name: str) -> None:
         views = bench.example_views(dynamic.backbone)
         with torch.no_grad():
             packed = _encode_groups(dynamic, views)
+            # The same groups under other numbers, as another batch would have them.
             renamed = _encode_groups(dynamic, views, [2 - group for group in _GROUPS], _TEXTS[::-1])
             bench.assert_close(renamed, packed, "with the groups in another order")
             for group, text in enumerate(_TEXTS):
@@ -200,6 +206,7 @@ def depends_on_the_inquiry_after_a_step(name: str) -> None:
             continue
         views = bench.example_views(dynamic.backbone)
         with torch.no_grad():
+            # Two inquiries with different words, on the same views in one group.
             first = _encode_groups(dynamic, views, [0] * 5, bench.TEXTS[:1])
             second = _encode_groups(dynamic, views, [0] * 5, bench.TEXTS[1:2])
         change = (first - second).abs().max().item()
@@ -213,14 +220,15 @@ def gives_every_parameter_a_gradient(name: str) -> None:
         dynamic.zero_grad()
         features = _encode_groups(dynamic, bench.example_views(dynamic.backbone))
         bench.backpropagate((features * torch.randn_like(features)).sum())
-        heard = any(modulator.sites or _adds_context(modulator) for modulator in _list_modulators(dynamic))
-        bench.assert_gradients(dynamic if heard else dynamic.backbone)
+        depends_on_inquiry = any(modulator.sites or _adds_context(modulator) for modulator in _list_modulators(dynamic))
+        bench.assert_gradients(dynamic if depends_on_inquiry else dynamic.backbone)
 
 
 def gives_the_same_gradient_checkpointed(name: str) -> None:
     """Gradient checkpointing changes no gradient."""
     for case in _list_cases(name, variants=True):
         dynamic = case.build_trained().train()
+        # Recomputation in backward must see the same inquiries and the same dropout as the forward did.
         grads = []
         for flag in (False, True):
             dynamic.zero_grad()
@@ -238,11 +246,12 @@ def keeps_its_state(name: str) -> None:
         views = bench.example_views(case.build().backbone)
         trained = case.build_trained()
 
+        # Seed 0 is the trained instance, which a fresh one of seed 1 must equal after loading its state.
         def make(seed: int, case: _Case = case, trained: DynamicEncoder = trained) -> DynamicEncoder:
             return case.build(seed) if seed else trained
 
-        def run(made: Any, views: list[View] = views) -> Tensor:
-            return _encode_groups(made, views)
+        def run(dynamic: Any, views: list[View] = views) -> Tensor:
+            return _encode_groups(dynamic, views)
 
         bench.assert_state_round_trip(make, run)
 

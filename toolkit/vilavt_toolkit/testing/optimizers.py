@@ -20,6 +20,7 @@ def _train(instance: Instance[Optimizer], steps: int = 30) -> tuple[nn.Module, t
     module = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 1))
     optimizer = instance.build().build(module.named_parameters())
     x = torch.randn(16, 4)
+    # A regression that AdamW or SGD solve at any sensible learning rate, with a norm as in real models.
     losses = []
     for _ in range(steps):
         loss = (module(x) - x.sum(1, keepdim=True)).square().mean()
@@ -43,6 +44,7 @@ def takes_every_trainable_parameter_once(instance: Instance[Optimizer]) -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4))
     module[2].requires_grad_(False)
     built = instance.build().build(module.named_parameters())
+    # By identity: parameters have no order, and == compares their values.
     held: list[Any] = [id(parameter) for group in built.param_groups for parameter in group["params"]]
     expected = [id(parameter) for parameter in module.parameters() if parameter.requires_grad]
     assert sorted(held) == sorted(expected), f"{len(held)} parameters are held, {len(expected)} are trainable"

@@ -20,6 +20,7 @@ _for_every_instance = bench.for_every_instance(policy_losses)
 
 def _random_tokens(shift: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return log-probabilities under new and old weights, up to `shift` apart, and advantages; [12] each."""
+    # A generator of its own: the same tokens in every claim, whatever ran before.
     generator = torch.Generator().manual_seed(0)
     old = -torch.rand(12, generator=generator) - 0.1
     logp = old + shift * (2 * torch.rand(12, generator=generator) - 1)
@@ -39,6 +40,7 @@ def _compute_loss(part: PolicyLoss, logp: Tensor, old: Tensor, gains: Tensor) ->
 def _step_gradient(part: PolicyLoss, size: int) -> Tensor:
     logp, old, gains = _random_tokens(1.0)
     weights = part.sequence_weights(_LENGTHS)
+    # The weights are those of the whole step: that is what makes the split invisible.
     for start in range(0, len(_LENGTHS), size):
         lengths, first = _LENGTHS[start : start + size], sum(_LENGTHS[:start])
         tokens = slice(first, first + sum(lengths))
@@ -63,6 +65,7 @@ def reports_what_it_clips(instance: Instance[PolicyLoss]) -> None:
     """A token has no gradient exactly if it is reported as clipped."""
     part = instance.build()
     _, gradient, clipped = _compute_loss(part, *_random_tokens(3.0))
+    # Both must occur, or one of the two assertions below would hold for nothing.
     assert clipped.any() and not clipped.all(), "ratios from e^-3 to e^3 are all clipped, or none is"
     assert not gradient[clipped].any(), "a clipped token has a gradient"
     assert gradient[~clipped].all(), "a token that is not clipped has no gradient"
@@ -72,12 +75,13 @@ def reports_what_it_clips(instance: Instance[PolicyLoss]) -> None:
 def treats_every_token_alone(instance: Instance[PolicyLoss]) -> None:
     """A token's loss and gradient do not depend on the other tokens."""
     part = instance.build()
+    # Fewer tokens in another order: whitening advantages over a batch, for one, would change every value.
     chosen = [7, 2, 11]
     logp, old, gains = _random_tokens(1.0)
     loss, gradient, _ = _compute_loss(part, logp, old, gains)
     fewer = _compute_loss(part, logp.detach()[chosen].requires_grad_(), old[chosen], gains[chosen])
-    bench.assert_close(fewer[0], loss[chosen], "loss of tokens beside fewer others")
-    bench.assert_close(fewer[1], gradient[chosen], "gradient of tokens beside fewer others")
+    bench.assert_close(fewer[0], loss[chosen], "loss of tokens among fewer others")
+    bench.assert_close(fewer[1], gradient[chosen], "gradient of tokens among fewer others")
 
 
 @_for_every_instance

@@ -22,6 +22,7 @@ def _build(instance: Instance[Projector], seed: int = 0) -> Projector:
     """Build the small projector between two widths, or between equal widths if it refuses two."""
     try:
         return instance.build(_IN, _OUT, seed=seed)
+    # A projector that changes no width, such as `identity`, refuses two widths before anything runs.
     except BadConfig:
         return instance.build(_IN, _IN, seed=seed)
 

@@ -32,28 +32,30 @@ def example_samples() -> list[Sample]:
     return [Sample(f"example/{kind}", "what?", a, (), tags={"answer_kind": kind}) for kind, a in answers.items()]
 
 
-def example_trajectory(turns: list[Turn], regions: int = 0, told: str = "") -> Trajectory:
-    """Return a trajectory of an overview and these turns of eight tokens each; `told` is the feedback to the first."""
+def example_trajectory(turns: list[Turn], regions: int = 0, feedback: str = "") -> Trajectory:
+    """Return a trajectory of an overview and these turns of eight tokens each; the first gets `feedback`."""
     trajectory = Trajectory()
     trajectory.add_region(ShownRegion(0, None, 0, 0, 4, (2, 2)), placeholder=1)
     for number, turn in enumerate(turns):
         trajectory.add_produced([3] * 8, [-0.5] * 8)
         trajectory.turns.append(turn)
-        trajectory.feedback.append(told if number == 0 else "")
-        for _ in range(regions if turn.call is not None and not told else 0):
+        trajectory.feedback.append(feedback if number == 0 else "")
+        # Only a call that is carried out adds regions; one with feedback is not.
+        for _ in range(regions if turn.call is not None and not feedback else 0):
             trajectory.add_region(ShownRegion(0, (0.0, 0.0, 4.0, 4.0), 1, 0, 6, (2, 3)), placeholder=1)
     return trajectory
 
 
 def example_trajectories(answer: str) -> dict[str, Trajectory]:
     """Return trajectories by what happens in them: right, wrong, with calls, broken off, empty."""
+    # Among them the dialogues that the paper's implementation pays for without a right answer.
     good = Turn("seen", answer=answer)
     return {
         "answers at once": example_trajectory([good]),
         "answers otherwise": example_trajectory([Turn("seen", answer="something else")]),
         "looks, then answers": example_trajectory([_CALL, good], regions=2),
-        "looks where nothing is": example_trajectory([_CALL, good], told="Region 0 does not exist."),
-        "stumbles, then answers": example_trajectory([_BAD, good], told=_BAD.problem),
+        "looks where nothing is": example_trajectory([_CALL, good], feedback="Region 0 does not exist."),
+        "stumbles, then answers": example_trajectory([_BAD, good], feedback=_BAD.problem),
         "breaks off after a call": example_trajectory([_CALL], regions=1),
         "never answers": example_trajectory([_BAD]),
         "has no turn": example_trajectory([]),
@@ -69,6 +71,7 @@ def _score_or_none(reward: Reward, sample: Sample, trajectory: Trajectory) -> fl
 
 
 def _random_states() -> tuple[object, object, object]:
+    # The three generators that Python code draws from; lists, since arrays do not compare with ==.
     numpy = np.random.get_state(legacy=True)
     return random.getstate(), [np.asarray(part).tolist() for part in numpy], torch.get_rng_state().tolist()
 
@@ -91,6 +94,7 @@ def stays_in_its_range(instance: Instance[Reward]) -> None:
         for what, trajectory in example_trajectories(sample.answer).items()
         if (score := _score_or_none(reward, sample, trajectory)) is not None
     ]
+    # A reward that refuses every sample would pass all the rest.
     assert scores, "every example is refused with InputError; none of them can be scored"
     for where, score in scores:
         assert math.isfinite(score) and score <= 1, f"{where}: the score is {score}"

@@ -29,6 +29,7 @@ class Scripted(Loop):
 
     def _sample(self, requests: list[Request], logits: Tensor) -> tuple[list[int], list[float]]:
         tokens, logprobs = super()._sample(requests, logits)
+        # Log-probabilities as sampling would have given them, so that reinforcement can learn from scripted rollouts.
         full = (logits.float() / (self.decoding.temperature or 1.0)).log_softmax(-1)
         for index, request in enumerate(requests):
             left = self._left.setdefault(request, list(self._script(request.number)))

@@ -34,6 +34,7 @@ def reads_the_boxes_it_writes(instance: Instance[Source]) -> None:
     whole = source.extent
     value = source.write_box(whole, whole, _UNITS)
     assert source.read_box(value, whole, _UNITS) == whole, f"{value} is not read as the whole source"
+    # Read back, the middle half lies on whole units, so that the boxes below can be compared with ==.
     half = source.read_box(source.write_box(_middle_half(whole), whole, _UNITS), whole, _UNITS)
     inner = source.read_box(source.write_box(whole, whole, _UNITS), half, _UNITS)
     assert inner == half, f"the whole of the region {half} is read as {inner}"
@@ -43,11 +44,12 @@ def reads_the_boxes_it_writes(instance: Instance[Source]) -> None:
 def explains_unreadable_boxes(instance: Instance[Source]) -> None:
     """A value that is no box raises BoxError with a reason."""
     source = _open_example(instance)
+    # Wrong types, no order, NaN: what language models write into a tool call.
     for value in (None, [], "all", [4, 3, 2, 1], {"x": 1}, [float("nan")] * 4):
         try:
             box = source.read_box({source.box_key: value}, source.extent, _UNITS)
         except BoxError as error:
-            assert str(error), f"nothing is said about the box {value!r}"
+            assert str(error), f"no reason is given for the box {value!r}"
         else:
             raise AssertionError(f"{value!r} is read as the box {box}")
 

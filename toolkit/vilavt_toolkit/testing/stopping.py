@@ -26,6 +26,7 @@ def _example_states() -> list[LoopState]:
 
 
 def _example_state(turns: tuple[Turn, ...], look: bool) -> LoopState:
+    # Costs grow with the calls, so that a budget is exceeded by the later states and not by the first.
     calls = sum(turn.call is not None for turn in turns)
     generator = torch.Generator().manual_seed(len(turns))
     spent = Usage(16 * (calls + 1), 4 * (calls + 1), 40 * (calls + 1), 20 * len(turns), 8 * calls, 1e6 * calls, 0.1)
@@ -85,6 +86,7 @@ def sums_its_loss_over_turns(instance: Instance[StoppingPolicy]) -> None:
     assert (loss is not None) == learns, "it has a loss and no parameter that learns, or the other way round"
     if loss is None:
         return
+    # Over parts, an empty one among them, as gradient accumulation splits a step.
     parts = [policy.loss(hidden[rows], answered[rows]) for rows in (slice(0, 4), slice(4, 6), slice(6, 6))]
     summed = torch.stack([part for part in parts if part is not None]).sum()
     assert loss.shape == () and loss.isfinite(), f"the loss is {loss}"

@@ -18,6 +18,7 @@ _for_every_instance = bench.for_every_instance(tasks)
 def samples_are_reproducible(instance: Instance[Task]) -> None:
     """The same settings, split and index give the same bytes, whatever was asked before."""
     # As bytes: equality of samples could overlook arrays and types that differ.
+    # One asks forwards, the other backwards: a shared random generator would give other samples.
     first, second = instance.build(), instance.build()
     for split in ("train", "test"):
         indices = range(min(3, first.length(split)))
@@ -44,6 +45,7 @@ def scores_its_own_answers(instance: Instance[Task]) -> None:
 def has_a_corpus_of_text(instance: Instance[Task]) -> None:
     """The corpus has texts, the same at each reading."""
     task = instance.build()
+    # 50 at most: corpora may be endless.
     texts = list(itertools.islice(task.corpus(), 50))
     assert texts and all(isinstance(text, str) for text in texts), "the corpus is empty or no text"
     assert texts == list(itertools.islice(task.corpus(), 50)), "the corpus differs from one reading to the next"

@@ -58,6 +58,7 @@ class StageModule(pl.LightningModule):
         self, model: VisualChatModel, optimizer: Optimizer, section: TrainSection | RLSection, total: int, start: int
     ) -> None:
         super().__init__()
+        # See the class: a step is not a number of equally weighted batches.
         self.automatic_optimization = False
         self.model = model
         self.section = section
@@ -113,6 +114,7 @@ class StageModule(pl.LightningModule):
         Raises TrainingError if more steps were left out than the recipe allows.
         """
         step, self._loss = self.step, loss
+        # Calls `on_before_optimizer_step`, which decides whether the step changes anything.
         optimizer.step()
         if self._is_finite:
             return

@@ -21,10 +21,10 @@ PACKAGES = (
 
 def collect_versions() -> dict[str, str]:
     """Return the versions of Python and of every package that results depend on; `missing` if one is not installed."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
+    versions = {"python": platform.python_version(), "machine": platform.machine()}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "missing"
-    return found
+            versions[name] = "missing"
+    return versions

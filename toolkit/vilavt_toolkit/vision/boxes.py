@@ -26,28 +26,29 @@ class BoxError(ValueError):
     """A box of a tool call cannot be used. The message is written for the model."""
 
 
-def read_bbox(value: Any, within: Box, steps: int | tuple[int, ...], key: str = "bbox_2d") -> Box:
+def read_bbox(value: Any, within: Box, box_units: int | tuple[int, ...], key: str = "bbox_2d") -> Box:
     """Read the box of a tool call and return it in pixels of the original image.
 
-    `value` is [x1, y1, x2, y2] in units of which `within` has `units`, on each side or along x and y. Raises
+    `value` is [x1, y1, x2, y2] in units of which `within` has `box_units`, on each side or along x and y. Raises
     BoxError, in words for the model, unless it is an ordered box inside the region, of a pixel or more.
     """
-    box = read_box(value, within, steps, key)
+    box = read_box(value, within, box_units, key)
     if min(box[2] - box[0], box[3] - box[1]) < 1 - _ROUNDING:
         raise BoxError(f"{key} {shorten_value(value)} is smaller than one pixel of the image; choose a larger box.")
     return box
 
 
-def read_box(value: Any, within: Box, steps: int | tuple[int, ...], key: str) -> Box:
+def read_box(value: Any, within: Box, box_units: int | tuple[int, ...], key: str) -> Box:
     """Read the box of a tool call, along as many axes as `within` has; return it in coordinates of the original.
 
-    `value` is [x1, y1, .., x2, y2, ..] in units of which `within` has `units`, on each side or along each axis.
+    `value` is [x1, y1, .., x2, y2, ..] in units of which `within` has `box_units`, on each side or along each axis.
     Raises BoxError, in words for the model, unless it is an ordered box inside the region.
     """
     axes = _axis_letters(within)
-    numbers, units = _check_numbers(value, key, axes), units_per_axis(steps, len(axes))
+    numbers, units = _check_numbers(value, key, axes), units_per_axis(box_units, len(axes))
     lows, highs = numbers[: len(axes)], numbers[len(axes) :]
     name = f"{key} {shorten_value(value)}"
+    # One clear fault at a time, in the order in which a model can fix it: order, emptiness, then range.
     for axis, low, high in zip(axes, lows, highs, strict=True):
         if low > high:
             raise BoxError(f"{name} is inverted: {axis}1 must be less than {axis}2.")
@@ -61,14 +62,14 @@ def read_box(value: Any, within: Box, steps: int | tuple[int, ...], key: str) ->
     return compose_box(within, tuple(number / most for number, most in parts))
 
 
-def write_bbox(box: Box, within: Box, steps: int | tuple[int, ...]) -> list[int]:
+def write_bbox(box: Box, within: Box, box_units: int | tuple[int, ...]) -> list[int]:
     """Write `box` in whole units of the region `within`, rounded outward and clipped; the inverse of `read_box`.
 
     Raises BoxError if the box and the region do not overlap.
     """
     axes, part = len(box) // 2, relative_box(within, box)
     starts, ends = [], []
-    for start, end, units in zip(part[:axes], part[axes:], units_per_axis(steps, axes), strict=True):
+    for start, end, units in zip(part[:axes], part[axes:], units_per_axis(box_units, axes), strict=True):
         if start >= 1 or end <= 0 or start >= end:
             raise BoxError(f"box {shorten_value(box)} has no part in the region {shorten_value(within)}.")
         first = max(0, math.floor(start * units + _ROUNDING))
@@ -120,13 +121,14 @@ def _axis_letters(box: Box) -> str:
     return "xyz"[: len(box) // 2]
 
 
-def units_per_axis(steps: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
+def units_per_axis(box_units: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
     """Return the units along every axis."""
-    return (steps,) * axes if isinstance(steps, int) else steps
+    return (box_units,) * axes if isinstance(box_units, int) else box_units
 
 
 def _touched_pixels(low: float, high: float, size: int) -> tuple[int, int]:
     """Return the first pixel that [low, high) touches, and the one after the last, inside 0..size."""
+    # An edge that rounding left just beyond a whole number must not take in one more row of pixels.
     first = min(max(math.floor(low + _ROUNDING), 0), size - 1)
     return first, min(max(math.ceil(high - _ROUNDING), first + 1), size)
 

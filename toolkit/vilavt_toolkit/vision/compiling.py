@@ -61,24 +61,29 @@ def compile_block(encoder: Encoder, **options: Any) -> Callable[[int, Tokens, Mo
     """
     from torch._dynamo import config
 
+    # Beyond its limit torch falls back to eager without an error, which would only be slow.
     config.recompile_limit = max(config.recompile_limit, _GRAPHS_PER_BLOCK * encoder.spec.depth)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4 * config.recompile_limit)
     # Dynamic from the first call: hardly two batches have the same number of tokens.
     block = torch.compile(encoder.block, **{"dynamic": True, **options})
 
     def run(index: int, tokens: Tokens, call: ModulatedBlock) -> Tensor:
-        heard = None if call.active is None else _untrace_inquiries(call.active)
-        outside = replace(call, active=heard, attention=_UntracedAttention(call.attention))
+        active = None if call.active is None else _untrace_inquiries(call.active)
+        untraced = replace(call, active=active, attention=_UntracedAttention(call.attention))
+        # The cache is a Python dict in the layout: filling it while tracing would bake its tensors into the graph.
         _fill_index_cache(call.attention.layout, tokens.x.device)
-        out: Tensor = block(index, tokens, outside.modulate_site, outside.attend)
+        out: Tensor = block(index, tokens, untraced.modulate_site, untraced.attend)
         return out
 
     return run
 
 
-def _untrace_inquiries(heard: ActiveInquiries) -> ActiveInquiries:
-    inquiry = heard.inquiry
-    return replace(heard, inquiry=_UntracedInquiry(**{f.name: getattr(inquiry, f.name) for f in fields(inquiry)}))
+def _untrace_inquiries(active: ActiveInquiries) -> ActiveInquiries:
+    """Return the inquiries with an attention that no graph traces into."""
+    inquiry = active.inquiry
+    # `replace` keeps the class, and another class with the same fields is needed here.
+    values = {field.name: getattr(inquiry, field.name) for field in fields(inquiry)}
+    return replace(active, inquiry=_UntracedInquiry(**values))
 
 
 def _fill_index_cache(layout: Layout, device: torch.device) -> None:

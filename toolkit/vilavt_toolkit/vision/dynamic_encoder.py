@@ -41,6 +41,7 @@ class DynamicEncoder(nn.Module):
         """The attention kernel; `varlen.choose_kernel` says when each is used."""
         self._compiled: Callable[[int, Tokens, ModulatedBlock], Tensor] | None = None
         width = inquiry_encoder.width if inquiry_encoder is not None else 0
+        # Without modulators a choice of blocks means nothing, so it is not checked either.
         blocks = integrated_blocks(integration, backbone.spec) if modulators else ()
         self.modulators = nn.ModuleDict()
         for index in blocks:
@@ -62,6 +63,7 @@ class DynamicEncoder(nn.Module):
         features, grids = self.encode(views, of_region, [self.tokenize(text) for text in texts])
         shapes = [(view.size, grid) for view, grid in zip(views, grids, strict=True)]
         parts = features.split_with_sizes([self.backbone.feature_count(size) for size, _ in shapes])
+        # If an encoder overrides `feature_count`, its features need not fill a grid; those stay [F, D].
         return [
             part.view(*grid, -1) if math.prod(grid) == len(part) else part
             for part, (_, grid) in zip(parts, shapes, strict=True)
@@ -221,10 +223,15 @@ class DynamicEncoder(nn.Module):
         if not self.modulators or not any(inquiries[group] for group in layout.groups):
             return None
         if self.inquiry_encoder is None:
-            raise InputError("An inquiry was given, but this encoder was built without an inquiry encoder. Give it one, or empty inquiries.")
+            raise InputError(
+                "An inquiry was given, but this encoder was built without an inquiry encoder. Give it one."
+            )
+        # An inquiry encoder may run on a language model that is no part of this module, so it is not moved with it.
         features, pooled = self.inquiry_encoder(inquiries)
         lengths = tuple(len(ids) for ids in inquiries)
-        return ActiveInquiries.from_inquiry(Inquiry(features.to(device), pooled.to(device), lengths, layout, attention_log))
+        return ActiveInquiries.from_inquiry(
+            Inquiry(features.to(device), pooled.to(device), lengths, layout, attention_log)
+        )
 
     def _check_groups(self, views: Sequence[View], groups: Sequence[int], inquiries: Sequence[Sequence[int]]) -> None:
         if len(views) != len(groups):
@@ -240,9 +247,12 @@ class DynamicEncoder(nn.Module):
     def _assign_groups(
         regions: int, inquiries: Sequence[str] | str, groups: Sequence[int] | None
     ) -> tuple[list[str], list[int]]:
+        # A str is a sequence too: without this check its letters would be taken for inquiries.
         if isinstance(inquiries, str):
             if groups is not None:
-                raise InputError("One inquiry is for all regions together. Leave out `groups`, or give a list of inquiries.")
+                raise InputError(
+                    "One inquiry is for all regions together. Leave out `groups`, or give a list of inquiries."
+                )
             return [inquiries], [0] * regions
         if groups is None:
             if len(inquiries) != regions:

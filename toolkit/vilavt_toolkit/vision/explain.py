@@ -38,27 +38,29 @@ class Explanation:
 
 
 def build_explanations(
-    encoder: Encoder, layout: Layout, words: Sequence[Sequence[str]], seen: Sequence[tuple[Layout, Tensor]]
+    encoder: Encoder, layout: Layout, words: Sequence[Sequence[str]], attention_log: Sequence[tuple[Layout, Tensor]]
 ) -> list[Explanation]:
     """Return the explanations of all regions in the caller's order.
 
     `layout` is that of the views. `attention_log` holds the weights [S, T] of every attention with its own layout. If
     that layout is coarser, each token stands for all the places that it was merged from.
     """
-    # Weights are averaged on their own grids first, which is cheaper than stretching each of them.
-    of_layout: dict[int, list[tuple[Layout, Tensor]]] = {}
-    for each in seen:
-        of_layout.setdefault(id(each[0]), []).append(each)
-    means = []
-    for pairs in of_layout.values():
-        share = torch.stack([weights.float() for _, weights in pairs]).sum(0) / len(seen)
-        grids = zip(encoder.to_grids(share, pairs[0][0]), layout.sizes, strict=True)
-        means.append([_stretch_grid(values, size) for values, size in grids])
-    found: list[Explanation | None] = [None] * len(layout.order)
-    for region, group, parts in zip(layout.order, layout.groups, zip(*means, strict=True), strict=True):
-        grid = torch.stack(parts).sum(0)
-        found[region] = Explanation(tuple(words[group]), grid.movedim(-1, 0)[: len(words[group])].cpu())
-    return [explanation for explanation in found if explanation is not None]
+    by_layout: dict[int, list[tuple[Layout, Tensor]]] = {}
+    for entry in attention_log:
+        by_layout.setdefault(id(entry[0]), []).append(entry)
+    # Weights of one layout are summed before they are stretched, which is cheaper than to stretch each of them.
+    sums: list[list[Tensor]] = []
+    for entries in by_layout.values():
+        share = torch.stack([weights.float() for _, weights in entries]).sum(0) / len(attention_log)
+        grids = encoder.to_grids(share, entries[0][0])
+        sums.append([_stretch_grid(values, size) for values, size in zip(grids, layout.sizes, strict=True)])
+    # Packed order is by group; people get the order in which they gave the regions.
+    found: dict[int, Explanation] = {}
+    for region, group, parts in zip(layout.order, layout.groups, zip(*sums, strict=True), strict=True):
+        weights = torch.stack(parts).sum(0).movedim(-1, 0)
+        # Inquiries of a call are padded to the longest; this group's own words come first.
+        found[region] = Explanation(tuple(words[group]), weights[: len(words[group])].cpu())
+    return [found[region] for region in sorted(found)]
 
 
 def _stretch_grid(values: Tensor, size: Grid) -> Tensor:

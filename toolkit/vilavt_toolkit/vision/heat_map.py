@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -13,8 +13,24 @@ from vilavt_toolkit.utils.pictures import GAP, add_border, add_caption, arrange_
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
-    from vilavt_toolkit.vision.explain import Explanation
+
+class WordWeights(Protocol):
+    """Holds attention to words, for drawing. `Explanation` is one; naming it here would make a circle of imports."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Text of each of the T inquiry tokens."""
+
+    @property
+    def weights(self) -> Tensor:
+        """[T, h, w] how much each place attends to each word."""
+
+    @property
+    def crop(self) -> Any:
+        """Crop uint8 [h, w, 3] that the weights lie over, or None."""
+
 
 PANEL = 220
 """Pixels of the longer side of a panel."""
@@ -22,7 +38,7 @@ _COLOURS = ((0.0, (24, 16, 84)), (0.4, (158, 30, 110)), (0.75, (240, 110, 40)), 
 _OPACITY = 0.65
 
 
-def draw_heat_map(explanation: Explanation, path: str | os.PathLike[str]) -> None:
+def draw_heat_map(explanation: WordWeights, path: str | os.PathLike[str]) -> None:
     """Write the heat maps of one explained region into a file; raises InputError. A failure leaves no half file."""
     if explanation.crop is None:
         raise InputError("There is no crop to draw heat maps over. Explain regions, or give the explanation a `crop`.")
@@ -30,7 +46,7 @@ def draw_heat_map(explanation: Explanation, path: str | os.PathLike[str]) -> Non
     save_picture(add_border(draw_heat_panels(explanation, enlarge_view(explanation.crop, PANEL))), path)
 
 
-def draw_heat_panels(explanation: Explanation, shown: Image, width: int = 960) -> Image:
+def draw_heat_panels(explanation: WordWeights, shown: Image, width: int = 960) -> Image:
     """Draw the crop, the mean over all words, then a panel per word, in rows of about `width` pixels.
 
     Words share one colour scale, from the least to the most that any place attends to any word. The mean has its own
@@ -38,6 +54,7 @@ def draw_heat_panels(explanation: Explanation, shown: Image, width: int = 960) -
     """
     _check_grid(explanation)
     weights = explanation.weights.numpy()
+    # The mean is flatter than single words, so on their scale it would be one colour.
     mean, scale = weights.mean(0), (float(weights.min()), float(weights.max()))
     panels = [add_caption(shown, "what was encoded")]
     panels.append(_draw_panel(shown, "mean", mean, (float(mean.min()), float(mean.max()))))
@@ -49,7 +66,7 @@ def draw_heat_panels(explanation: Explanation, shown: Image, width: int = 960) -
     return whole
 
 
-def _check_grid(explanation: Explanation) -> None:
+def _check_grid(explanation: WordWeights) -> None:
     axes = explanation.weights.ndim - 1
     if axes != 2:
         raise InputError(
@@ -86,8 +103,8 @@ def _format_percent(value: float) -> str:
     return f"{100 * float(value):.3g}"
 
 
-def draw_heat_rows(explained: Sequence[tuple[str, Explanation, Image]], width: int) -> Image | None:
-    """Draw the panels of several regions, (name, explanation, picture) each, one below the other; None for no region."""
+def draw_heat_rows(explained: Sequence[tuple[str, WordWeights, Image]], width: int) -> Image | None:
+    """Draw the panels of regions, (name, explanation, picture) each, below each other; None for no region."""
     named = [
         add_caption(
             draw_heat_panels(explanation, shown, width), f"{name}: attention of its places to the inquiry's words"

@@ -41,6 +41,7 @@ def integrated_blocks(integration: str | Sequence[int], spec: EncoderSpec) -> tu
         raise BadConfig(
             "Integration is an empty list. List block indices, or choose modulator 'none' to modulate no block."
         )
+    # Compared after negative indices are resolved: [1, -3] may name one block twice.
     blocks = tuple(_block_index(index, spec.depth) for index in integration)
     for index in integration:
         if blocks.count(_block_index(index, spec.depth)) > 1:
@@ -57,5 +58,7 @@ def _block_index(index: object, depth: int) -> int:
     if not isinstance(index, int) or isinstance(index, bool):
         raise BadConfig(f"Integration holds {index!r}. List whole numbers only.")
     if not -depth <= index < depth:
-        raise BadConfig(f"Integration names block {index}, but the encoder has {depth}. Name blocks from 0 to {depth - 1}.")
+        raise BadConfig(
+            f"Integration names block {index}, but the encoder has {depth}. Name blocks from 0 to {depth - 1}."
+        )
     return index % depth

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -45,17 +44,16 @@ class ActiveInquiries:
         lengths, layout = inquiry.lengths, inquiry.layout
         if all(lengths[group] for group in layout.groups):
             return cls(inquiry, None)
-        heard = np.asarray([lengths[group] > 0 for group in layout.groups])
-        keep = torch.from_numpy(np.repeat(heard, layout.partitions["region"]))
-        return cls(inquiry, keep.to(inquiry.pooled.device, non_blocking=True).unsqueeze(1))
+        # Built on the CPU, where lengths are known: asking the device which inquiries are empty would wait for it.
+        of_region = np.asarray([lengths[group] > 0 for group in layout.groups])
+        of_token = torch.from_numpy(np.repeat(of_region, layout.partitions["region"]))
+        return cls(inquiry, of_token.to(inquiry.pooled.device, non_blocking=True).unsqueeze(1))
 
     def for_layout(self, layout: Layout) -> ActiveInquiries:
         """Return the same inquiries for the same regions under another layout."""
-        return (
-            self
-            if layout is self.inquiry.layout
-            else ActiveInquiries.from_inquiry(replace(self.inquiry, layout=layout))
-        )
+        if layout is self.inquiry.layout:
+            return self
+        return ActiveInquiries.from_inquiry(replace(self.inquiry, layout=layout))
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +73,7 @@ class BlockAttention:
         """Attend from rotated q over rotated k [S, H, d] and the contexts; [S, H, d]."""
         layout = self.layout
         if self.attention_log is not None:
+            # The kernels give no weights, so these are computed once more, in plain torch.
             own = (k, self.partition)
             weights = [inquiry_weights(q, c, layout, self.lengths, scale, own) for c, _ in self.contexts]
             self.attention_log.extend((layout, each) for each in weights)
@@ -101,29 +100,32 @@ class ModulatedBlock:
         modulators: Sequence[Modulator],
         tokens: Tokens,
         layout: Layout,
-        heard: ActiveInquiries | None,
+        active: ActiveInquiries | None,
     ) -> ModulatedBlock:
-        """Make ready what block `index` needs: partition, rotation, and the contexts of its modulators.
+        """Prepare what block `index` needs: partition, RoPE table, and the contexts of its modulators.
 
-        `tokens` go into the block, `layout` and `heard` are behind it.
+        `tokens` go into the block, `layout` and `active` are those after it.
         """
-        # Also where every inquiry is empty: regions of a group still see each other, as in the paper's code.
-        together = any(modulator.span == "group" for modulator in modulators)
-        partition = "group" if together else encoder.block_partition(index)
+        # Also if every inquiry is empty: regions of a group still see each other, as in the paper's code.
+        is_joint = any(modulator.span == "group" for modulator in modulators)
+        partition = "group" if is_joint else encoder.block_partition(index)
         rotation = None
         if tokens.positions is not None:
-            rotation = _rotation_for(encoder, index, tokens, "group" if together else "region")
-        contexts: tuple[KeysValues, ...] = ()
-        if heard is not None:
-            made = [modulator.context(heard.inquiry) for modulator in modulators]
-            rotate = partial(_rotate_inquiry, encoder, index, tokens, heard.inquiry.lengths)
-            contexts = tuple((rotate(context.k), context.v) for context in made if context is not None)
-        lengths, seen = ((), None) if heard is None else (heard.inquiry.lengths, heard.inquiry.attention_log)
-        attention = BlockAttention(layout, partition, contexts, lengths, seen)
-        return cls(encoder, tuple(modulators), heard, attention, rotation)
+            rotation = _rotation_for(encoder, index, tokens, "group" if is_joint else "region")
+        contexts: list[KeysValues] = []
+        lengths: tuple[int, ...] = ()
+        if active is not None:
+            lengths = active.inquiry.lengths
+            for modulator in modulators:
+                context = modulator.context(active.inquiry)
+                if context is not None:
+                    contexts.append((_rotate_inquiry(encoder, index, tokens, lengths, context.k), context.v))
+        log = None if active is None else active.inquiry.attention_log
+        attention = BlockAttention(layout, partition, tuple(contexts), lengths, log)
+        return cls(encoder, tuple(modulators), active, attention, rotation)
 
     def modulate_site(self, site: str, x: Tensor, y: Tensor) -> Tensor:
-        """What the modulators make of y, which the part at `site` made of x."""
+        """Let the modulators of a site change y, which its part made of x; the `SiteHook` of the block."""
         if self.active is None:
             return y
         for modulator in self.modulators:
@@ -132,17 +134,18 @@ class ModulatedBlock:
         return y
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, bias: Bias | None = None) -> Tensor:
-        """Rotate q and k [S, H, d] where tokens have positions, and attend; [S, H, d]."""
+        """Rotate q and k [S, H, d] if tokens have positions, and attend; [S, H, d]. The `Attend` of the block."""
         if self.rotation is not None:
             q, k = self.encoder.rotate(q, self.rotation), self.encoder.rotate(k, self.rotation)
         out: Tensor = self.attention(q, k, v, scale, bias)
         return out
 
 
-def _apply_modulator(modulator: Modulator, site: str, x: Tensor, y: Tensor, heard: ActiveInquiries) -> Tensor:
-    # The encoder's precision goes on, whatever the modulator's parameters are kept in.
-    changed = modulator.modulate(site, x, y, heard.inquiry).to(y.dtype)
-    return changed if heard.has_inquiry is None else torch.where(heard.has_inquiry, changed, y)
+def _apply_modulator(modulator: Modulator, site: str, x: Tensor, y: Tensor, active: ActiveInquiries) -> Tensor:
+    # The precision of the encoder goes on, whatever the type of the modulator's parameters.
+    changed = modulator.modulate(site, x, y, active.inquiry).to(y.dtype)
+    # `where`, not a product with the mask: tokens without an inquiry keep their bits, even beside a NaN.
+    return changed if active.has_inquiry is None else torch.where(active.has_inquiry, changed, y)
 
 
 def _rotate_inquiry(encoder: Encoder, index: int, tokens: Tokens, lengths: tuple[int, ...], k: Tensor) -> Tensor:
@@ -150,45 +153,47 @@ def _rotate_inquiry(encoder: Encoder, index: int, tokens: Tokens, lengths: tuple
 
 
 def _rotation_for(
-    encoder: Encoder, index: int, tokens: Tokens, of: Literal["region", "group"] | tuple[int, ...]
+    encoder: Encoder, index: int, tokens: Tokens, target: Literal["region", "group"] | tuple[int, ...]
 ) -> Tensor:
-    """What rotates tokens standing by themselves (`region`), as a group, or the inquiries of given lengths."""
+    """Return the RoPE table of tokens within their region or group, or of inquiry tokens of given lengths."""
     assert tokens.positions is not None
     layout, positions = tokens.layout, tokens.positions
 
     def make() -> Tensor:
-        if of == "region":
+        if target == "region":
             return encoder.rotation(index, positions)
-        room = [encoder.position_stride(size) for size in layout.sizes]
-        if isinstance(of, tuple):
-            return encoder.rotation(index, inquiry_positions(positions, layout, room, of))
+        strides = [encoder.position_stride(size) for size in layout.sizes]
+        if isinstance(target, tuple):
+            return encoder.rotation(index, inquiry_positions(positions, layout, strides, target))
         prefix = [encoder.token_count(size) - math.prod(size) for size in layout.sizes]
-        return encoder.rotation(index, group_positions(positions, layout, room, prefix))
+        return encoder.rotation(index, group_positions(positions, layout, strides, prefix))
 
-    return layout.get_or_make(("rotation", of), make) if encoder.has_shared_rotation else make()
+    # Most encoders rotate alike in every block, so one table per call serves all of them.
+    return layout.get_or_make(("rotation", target), make) if encoder.has_shared_rotation else make()
 
 
 def build_modulator(cls: type[Modulator], config: Any, block: BlockSpec, index: int, inquiry_width: int) -> Modulator:
-    """Build the modulator of block `index`; raises BadConfig with the reason where it cannot work there."""
+    """Build the modulator of block `index`; raises BadConfig with the reason if it cannot work there."""
     reason = unsupported_reason(cls, config, block)
     if not reason:
         modulator = cls(config, block, inquiry_width)
-        reason = _missing_site(modulator.sites, block)
+        # Asked again: an instance may choose its sites by its config.
+        reason = _missing_site_reason(modulator.sites, block)
         if not reason:
             return modulator
     raise BadConfig(f"Modulator {cls.__name__} cannot work on block {index}: {reason}")
 
 
 def unsupported_reason(cls: type[Modulator], config: Any, block: BlockSpec) -> str:
-    """Why modulators of a class cannot work on `block`, as far as the class says it; empty where they can."""
+    """Return the reason why modulators of a class cannot work on `block`, or an empty text."""
     reason = cls.unsupported_reason(config, block)
     if not reason and (cls.context is not Modulator.context or cls.span == "group"):
         reason = block.no_context_reason
-    # Before one is built: its layers need the widths of its sites.
-    return reason or _missing_site(cls.sites, block)
+    # Sites are checked before one is built, since its layers need their widths.
+    return reason or _missing_site_reason(cls.sites, block)
 
 
-def _missing_site(sites: frozenset[str], block: BlockSpec) -> str:
+def _missing_site_reason(sites: frozenset[str], block: BlockSpec) -> str:
     missing = sorted(sites - set(block.sites))
     offered = ", ".join(block.sites) or "no sites"
     return f"it uses '{missing[0]}', but the block offers {offered}." if missing else ""

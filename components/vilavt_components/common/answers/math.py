@@ -121,11 +121,11 @@ class _Worker:
             if self._process is None or self._process.poll() is not None:
                 self._process = _start_worker_process()
             # No answer: the system ended the process at its limit of CPU time, or `_exchange_lines` did by the clock.
-            said = _exchange_lines(self._process, json.dumps([truth, answer, _SECONDS]), _WAIT)
-            if not said:
+            reply = _exchange_lines(self._process, json.dumps([truth, answer, _SECONDS]), _WAIT)
+            if not reply:
                 self._end_held_process()
                 logger.warning("comparing %r with %r takes too long; it counts as wrong.", answer, truth)
-        return said == "true"
+        return reply == "true"
 
     def stop(self) -> None:
         """End the process; the next comparison starts a new one."""
@@ -148,10 +148,10 @@ def _start_worker_process() -> subprocess.Popen[str]:
         text=True,
         encoding="utf-8",
     )
-    said = _exchange_lines(process, "", _START)
-    if said != "true":
+    reply = _exchange_lines(process, "", _START)
+    if reply != "true":
         _end_process(process)
-        reason = json.loads(said) if said else "its process ended at once"
+        reason = json.loads(reply) if reply else "its process ended at once"
         raise InputError(
             f"answers of kind math need the library math-verify ({reason}). Run `pip install math-verify`."
         )

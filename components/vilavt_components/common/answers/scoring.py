@@ -109,8 +109,8 @@ _MOVES = frozenset(name for axis in _AXES for name in axis)
 
 def _share_of_thresholds(error: Fraction, unit: Fraction, strict: bool) -> float:
     # Threshold 1 - s / 20 is reached if error / unit <= s / 20: in whole numbers, so that no rounding decides a tie.
-    allowed = (step * unit for step in range(1, 11))
-    return sum(20 * error < most or (not strict and 20 * error == most) for most in allowed) / 10
+    limits = (step * unit for step in range(1, 11))
+    return sum(20 * error < limit or (not strict and 20 * error == limit) for limit in limits) / 10
 
 
 def _require_readable(truth: T | None, sample: Sample, what: str) -> T:

@@ -28,12 +28,12 @@ def check_block(block: Any) -> None:
     found = type(block) if wanted is None else type(block.attn)
     if found is not wanted or hasattr(block, "ln_1_kv"):
         raise BadConfig(
-            f"Encoder 'open_clip' was not written for {found.__name__}; choose a model with open_clip's own default or "
+            f"Encoder 'open_clip' was not written for {found.__name__}. Choose a model with open_clip's own default or "
             "custom blocks, such as ViT-B-32."
         )
     if getattr(block.attn, "scaled_cosine", False):
         raise BadConfig(
-            "Encoder 'open_clip' has no scaled cosine attention (open_clip's own fails on it too); leave "
+            "Encoder 'open_clip' has no scaled cosine attention (open_clip's own fails on it too). Leave "
             "`scaled_cosine_attn` out of `vision_cfg`, or take `qk_norm`."
         )
 

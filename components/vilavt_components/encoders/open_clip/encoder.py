@@ -35,7 +35,8 @@ class OpenClipConfig(PixelBudgetConfig, OpenClipSettings):
 
     features: Literal["patches", "projected", "queries"] = setting(
         "patches",
-        help="the patches after the last norm; those in the space shared with texts; or what attentional pooling asks",
+        help="features: the patches after the last norm, the patches projected into the space shared with texts, or "
+        "the outputs of attentional pooling's queries",
     )
 
 
@@ -126,7 +127,7 @@ def _build_tower(clip: OpenClipModel, config: OpenClipConfig) -> NativeTower | T
     vision_config = clip.tower_config("vision_cfg")
     if vision_config.get("patch_dropout") and clip.is_from_user:
         raise BadConfig(
-            "`patch_dropout` removes patches in training, and the language model expects a feature for each; remove "
+            "`patch_dropout` removes patches in training, and the language model expects a feature for each. Remove "
             "it from `vision_cfg`."
         )
     # In a published model's configuration it is ignored: it matters in contrastive training, and not to the weights.
@@ -145,7 +146,7 @@ def _build_timm_tower(clip: OpenClipModel, config: OpenClipConfig, vision_config
     if config.features != "patches":
         raise BadConfig(
             f"`features: {config.features}` needs one of open_clip's own vision transformers, and the tower of "
-            f"{clip.name} is timm's {name}; take `features: patches`."
+            f"{clip.name} is timm's {name}. Take `features: patches`."
         )
     args: dict[str, Any] = {
         "pretrained_cfg_overlay": {key: clip.preprocessing[key] for key in ("mean", "std", "interpolation")}

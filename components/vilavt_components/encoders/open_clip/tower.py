@@ -23,9 +23,10 @@ Features = Literal["patches", "projected", "queries"]
 class NativeTower(ImageEncoder):
     """The VisionTransformer `visual` that open_clip built, without the modules that `features` do not need."""
 
-    def __init__(self, visual: Any, features: Features, budget: PixelBudget, data: Mapping[str, Any]) -> None:
+    def __init__(self, visual: Any, features: Features, budget: PixelBudget, preprocessing: Mapping[str, Any]) -> None:
+        # First, since the lines below rely on what it checks.
         _check_tower(visual, features)
-        super().__init__(tuple(visual.patch_size), 1, budget, data)
+        super().__init__(tuple(visual.patch_size), 1, budget, preprocessing)
         self.features = features
         self.unused_tensors = _remove_unused_modules(visual, features)
         """Names of a checkpoint's tensors that these features do not need."""
@@ -73,7 +74,7 @@ class NativeTower(ImageEncoder):
         model = self.model
         if self.features == "queries":
             return self._read_queries(tokens)
-        # With attentional pooling the pooler's `ln_k` is the last norm that patches pass: `ln_post` comes after pooling.
+        # With attentional pooling patches pass the pooler's `ln_k` last: `ln_post` comes after pooling.
         norm = model.ln_post if model.attn_pool is None else model.attn_pool.ln_k
         x: Tensor = norm(self.select_patches(tokens.x, tokens.layout))
         return x @ model.proj.to(x.dtype) if self.features == "projected" else x
@@ -134,9 +135,10 @@ def _check_tower(visual: Any, features: Features) -> None:
     """Raise BadConfig for a tower, or for features of it, that this encoder was not written for."""
     from open_clip.transformer import AttentionalPooler, VisionTransformer
 
+    # By exact type: ModifiedResNet and a tower of timm have no `transformer.resblocks`.
     if type(visual) is not VisionTransformer:
         raise BadConfig(
-            f"Encoder 'open_clip' was not written for {type(visual).__name__}; choose a vision transformer such as "
+            f"Encoder 'open_clip' was not written for {type(visual).__name__}. Choose a vision transformer such as "
             "ViT-B-32, or encoder `timm_stages` for a residual network."
         )
     for block in visual.transformer.resblocks:
@@ -145,16 +147,16 @@ def _check_tower(visual: Any, features: Features) -> None:
     if pool is not None and (type(pool) is not AttentionalPooler or visual.attn_pool_contrastive is not None):
         raise BadConfig(
             f"Encoder 'open_clip' was not written for `attentional_pool: {visual.attn_pool_type}`, which open_clip "
-            "calls untested; set `attentional_pool: true` or false."
+            "calls untested. Set `attentional_pool: true` or false."
         )
     if features == "queries" and (pool is None or len(pool.query) < 2):
         raise BadConfig(
-            "`features: queries` are those of a model with attentional pooling, such as coca_ViT-B-32; take `patches`."
+            "`features: queries` are those of a model with attentional pooling, such as coca_ViT-B-32. Take `patches`."
         )
     if features == "projected" and pool is not None:
         raise BadConfig(
             "`features: projected` are patches in the space that images share with texts, but this model projects "
-            "what its attentional pooling makes of them; take `patches` or `queries`."
+            "what its attentional pooling makes of them. Take `patches` or `queries`."
         )
 
 

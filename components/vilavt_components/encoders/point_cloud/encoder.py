@@ -42,35 +42,35 @@ class PointCloudConfig:
     """Settings of the `point_cloud` encoder; the defaults are small enough for a CPU."""
 
     features: int = setting(
-        3, help="numbers a point has beside its coordinates: 3 for colours, 6 with normals", minimum=0
+        3, help="numbers of a point beside its coordinates: 3 for colours, 6 with normals", minimum=0
     )
     overview_points: int = setting(
-        256, help="most points of the whole cloud that are looked at, spread evenly over it", minimum=1
+        256, help="most points of the whole cloud that are read, spread evenly over it", minimum=1
     )
-    zoom_points: int = setting(512, help="most points of a region that are looked at", minimum=1)
+    zoom_points: int = setting(512, help="most points of a region that are read", minimum=1)
     overview_tokens: int = setting(16, help="most neighbourhoods, which are the tokens, of the whole cloud", minimum=1)
     zoom_tokens: int = setting(32, help="most neighbourhoods of a region", minimum=1)
     neighbours: int = setting(16, help="points of a neighbourhood, its centre included", minimum=1)
     point_width: int = setting(
-        64, help="channels of a point in the PointNet; its last layer has twice as many", minimum=1
+        64, help="channels of a point in the PointNet (its last layer has twice as many)", minimum=1
     )
-    width: int = setting(128, help="channels of a token; a multiple of heads", minimum=1)
-    depth: int = setting(3, help="blocks", minimum=1)
+    width: int = setting(128, help="channels of a token, a multiple of `heads`", minimum=1)
+    depth: int = setting(3, help="number of blocks", minimum=1)
     heads: int = setting(4, help="attention heads", minimum=1)
-    mlp_ratio: float = setting(2.0, help="hidden width of a block's MLP over its width", minimum=0.01)
+    mlp_ratio: float = setting(2.0, help="hidden width of a block's MLP divided by its width", minimum=0.01)
     path: str | None = setting(None, help="weights (.safetensors) of an encoder of these settings", formerly=("file",))
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ValueError(
-                f"width {self.width} is no multiple of heads {self.heads}; set width to {self.heads} times a whole number."
+                f"width {self.width} is no multiple of heads {self.heads}. Set width to a multiple of {self.heads}."
             )
         for view in ("overview", "zoom"):
             points, tokens = getattr(self, f"{view}_points"), getattr(self, f"{view}_tokens")
             if points < tokens:
                 raise ValueError(
                     f"{view}_points {points} are too few for {view}_tokens {tokens}, since every token has a centre of "
-                    f"its own; set {view}_points to {tokens} or more."
+                    f"its own. Set {view}_points to {tokens} or more."
                 )
 
 
@@ -90,6 +90,7 @@ class PointCloudEncoder(Encoder):
         width = config.width
         self.points = PointNet(3 + config.features, config.point_width, width)
         self.place = CentreEmbedding(width)
+        # timm's own default epsilon of its vision transformers.
         norm: Any = partial(nn.LayerNorm, eps=1e-6)
         self.blocks = nn.ModuleList(
             Block(width, config.heads, config.mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(config.depth)
@@ -98,7 +99,7 @@ class PointCloudEncoder(Encoder):
         self._adapter = block_adapters()[Block]
         self.spec = EncoderSpec(
             modality="point_cloud",
-            blocks=tuple(self._adapter.block_spec(block, False) for block in self.blocks),
+            blocks=tuple(self._adapter.block_spec(block, has_relative_bias=False) for block in self.blocks),
             out_width=width,
             positions="absolute",
             full_attention=tuple(range(config.depth)),
@@ -181,19 +182,20 @@ class PointCloudEncoder(Encoder):
         points = np.asarray(data)
         if points.ndim != 2 or points.dtype.kind not in "fiu":
             raise InputError(
-                f"a point cloud must be numbers [N, 3 + features], not {points.dtype} {list(points.shape)}; "
-                "give x, y, z and the features of every point."
+                f"a point cloud must be numbers [N, 3 + features], not {points.dtype} {list(points.shape)}. "
+                "Give x, y, z and the features of every point."
             )
         wanted, found = self.config.features, points.shape[1] - 3
         if found != wanted:
             raise InputError(
                 f"the points have {max(found, 0)} features beside x, y, z ({points.shape[1]} numbers each), but the "
-                f"encoder 'point_cloud' takes {wanted}; set the encoder's `features` to {max(found, 0)}."
+                f"encoder 'point_cloud' takes {wanted}. Set the encoder's `features` to {max(found, 0)}."
             )
         if not len(points):
-            raise InputError("a region without any points cannot be encoded; choose a region with points.")
+            raise InputError("a region without any points cannot be encoded. Choose a region with points.")
+        # After the cast, since a large float64 may become infinite by it.
         points = points.astype(np.float32, copy=False)
         if not np.isfinite(points).all():
             index = int(np.flatnonzero(~np.isfinite(points).all(1))[0])
-            raise InputError(f"point {index} has a value that is NaN or infinite; remove the point from the cloud.")
+            raise InputError(f"point {index} has a value that is NaN or infinite. Remove the point from the cloud.")
         return points

@@ -57,7 +57,7 @@ def thin_points(points: Floats, unit: Floats, most: int, least: int = 1) -> Indi
     """
     if len(points) <= most:
         return _lexicographic_order(points)
-    # On a surface about 2 to 3 times `most` cells are occupied: few enough to be fast, and more than are kept.
+    # On a surface a few times `most` cells are occupied: few enough to be fast, and more than are kept in the end.
     fine = 2 ** round(math.log2(1.5 * math.sqrt(most) + 1))
     kept = _cell_representatives(points, unit, fine)
     counts = {1: 1, fine: len(kept)}
@@ -105,6 +105,7 @@ def nearest_points(xyz: Floats, centres: Indices, k: int) -> Indices:
     axes = np.ascontiguousarray(xyz.T, dtype=np.float64)
     if len(xyz) <= k:
         return np.broadcast_to(np.arange(k) % len(xyz), (len(centres), k)).copy()
+    # A partition is enough, since a PointNet takes no notice of the order of neighbours.
     step = max(1, _AT_ONCE // len(xyz))
     parts = [
         np.argpartition(_squared_distances(axes[:, None], axes[:, centres[start : start + step]]), k - 1, axis=1)[:, :k]
@@ -158,8 +159,8 @@ def _cell_representatives(points: Floats, unit: Floats, grid: float) -> Indices:
     if count > _TABLE:
         used, cells = np.unique(cells, return_inverse=True)
         count = len(used)
-    # Sorting all points would be the simple way, and too slow for a data worker. Instead the candidates of each cell are
-    # narrowed down key by key, distance first (column -1), until every occupied cell has one.
+    # Sorting all points would be the simple way, and too slow for a data worker. Instead the candidates of each cell
+    # are narrowed down key by key, distance first (column -1), until every occupied cell has one.
     rows, occupied = np.arange(len(points)), 0
     for column in range(-1, points.shape[1]):
         key = points[rows, column] if column >= 0 else key

@@ -54,22 +54,22 @@ class Qwen25VLConfig(PixelBudgetConfig):
     )
     pad_mlp: int = setting(
         1,
-        help="make the MLPs' hidden width a multiple of this with units that give zero; 128 is faster on a GPU, "
-        "and exact, unless a modulator works on fc1 or fc2",
+        help="pad the MLPs' hidden width to a multiple of this with units that give zero. 128 is faster on a GPU, and "
+        "exact unless a modulator changes fc1 or fc2",
         minimum=1,
     )
     min_pixels: int | None = setting(
         None,
-        help="fewest pixels of a view; small regions are enlarged to have them; null: 3,136, of the small tower none",
+        help="fewest pixels of a view, to which small regions are enlarged (null: 3,136, or none for the small tower)",
         minimum=0,
     )
     overview_total: int | None = setting(
-        None, help="most pixels of the first views of a question together, which share them alike", minimum=1
+        None, help="most pixels of all first views of a question together, shared equally (null: no limit)", minimum=1
     )
     resize: Literal["native", "paper"] = setting(
         "native",
-        help="how views get their size: as large as the budget allows, or as the paper's code has it, which first "
-        "enlarges a region, to `max_scale` times the scale of the view it was named in",
+        help="size of views: as large as the budget allows, or as in the paper's code, which first enlarges a region "
+        "to `max_scale` times the scale of the view that it was named in",
     )
 
 
@@ -327,7 +327,7 @@ def _tower_shape(config: Qwen25VLConfig, location: CheckpointLocation | None) ->
     if config.config is None:
         return vision_weights.read_config(location)
     raise BadConfig(
-        "Encoder 'qwen2_5_vl' takes its shape from `path` or from `config`, not from both; leave out one, as in "
+        "Encoder 'qwen2_5_vl' takes its shape from `path` or from `config`, not from both. Leave out one, as in "
         "`config: null`."
     )
 

@@ -28,11 +28,12 @@ def share_overview_pixels(budget: PixelBudget, total: int | None, crop: Crop) ->
     if total is None or not crop.overview:
         return budget
     overview_count = 1 if crop.shown is None else crop.shown.overview_count
+    # A fraction of a pixel may remain; it is lost when sizes are rounded to whole cells.
     part = total / overview_count
     if part < budget.minimum:
         raise InputError(
             f"{overview_count} first views share the {total:,} pixels of `overview_total`, which leaves {int(part):,} "
-            f"to each, and `min_pixels` is {budget.minimum:,}; set `overview_total` to "
+            f"to each, and `min_pixels` is {budget.minimum:,}. Set `overview_total` to "
             f"{overview_count * budget.minimum:,} or more."
         )
     return replace(budget, overview=part if budget.overview is None else min(part, budget.overview))

@@ -24,7 +24,7 @@ class QwenVisionConfig:
     num_heads: int = setting(16, help="attention heads", minimum=1)
     out_hidden_size: int = setting(3584, help="width of the merged features", minimum=1)
     patch_size: int = setting(14, help="pixels along a patch", minimum=1)
-    temporal_patch_size: int = setting(2, help="frames in a patch; a single image is repeated", minimum=1)
+    temporal_patch_size: int = setting(2, help="frames in a patch (a single image is repeated)", minimum=1)
     spatial_merge_size: int = setting(2, help="patches along the square that becomes one feature", minimum=1)
     window_size: int = setting(112, help="pixels along an attention window", minimum=1)
     fullatt_block_indexes: tuple[int, ...] = setting(
@@ -53,16 +53,16 @@ class QwenVisionConfig:
         if self.hidden_size % (4 * self.num_heads):
             raise BadConfig(
                 f"`hidden_size` {self.hidden_size} over {self.num_heads} heads is no multiple of 4, which RoPE along "
-                f"two axes needs; set `hidden_size` to a multiple of {4 * self.num_heads}."
+                f"two axes needs. Set `hidden_size` to a multiple of {4 * self.num_heads}."
             )
         if self.window_side < 1:
             raise BadConfig(
-                f"`window_size` {self.window_size} is below one feature of {self.cell} pixels; set it to {self.cell} or "
-                "more."
+                f"`window_size` {self.window_size} is below one feature of {self.cell} pixels. Set it to {self.cell} "
+                "or more."
             )
         beyond = [index for index in self.fullatt_block_indexes if not 0 <= index < self.depth]
         if beyond:
-            raise BadConfig(f"`fullatt_block_indexes` names block {beyond[0]}; name blocks from 0 to {self.depth - 1}.")
+            raise BadConfig(f"`fullatt_block_indexes` names block {beyond[0]}. Name blocks from 0 to {self.depth - 1}.")
 
 
 class Attention(nn.Module):

@@ -69,8 +69,8 @@ def from_checkpoint(
     if wrong:
         more = f" and {len(wrong) - 3} more faults" if len(wrong) > 3 else ""
         raise InputError(
-            f"The weights of '{origin}' do not fit the encoder: {', '.join(wrong[:3])}{more}; "
-            "give a Qwen2.5-VL checkpoint whose config.json describes its weights."
+            f"The weights of '{origin}' do not fit the encoder: {', '.join(wrong[:3])}{more}. "
+            "Give a Qwen2.5-VL checkpoint whose config.json describes its weights."
         )
     return state
 
@@ -122,16 +122,17 @@ def read_statistics(location: CheckpointLocation | None) -> tuple[tuple[float, .
     try:
         found, _ = ImageProcessingMixin.get_image_processor_dict(location.name, **location.hub_options)
     except OSError as error:
+        # transformers raises the same for a file that is missing, which is fine, and for one that is damaged.
         if (Path(location.name) / _PROCESSOR).exists():
-            raise InputError(f"{location.name}: {_PROCESSOR} cannot be read ({error}); copy the file again.") from error
+            raise InputError(f"{location.name}: {_PROCESSOR} cannot be read ({error}). Copy the file again.") from error
         log.info("'%s' has no image processor; its pixels are normalised as the family's.", location.name)
         return _MEAN, _STD
     if not isinstance(found, dict):
-        raise InputError(f"{location.name}: {_PROCESSOR} holds no mapping; copy the file again.")
+        raise InputError(f"{location.name}: {_PROCESSOR} holds no mapping. Copy the file again.")
     given = found.get("image_mean", _MEAN), found.get("image_std", _STD)
     if not all(isinstance(each, list | tuple) and len(each) == 3 for each in given):
         raise InputError(
-            f"{location.name}: {_PROCESSOR}: image_mean and image_std are not three numbers each; copy it again."
+            f"{location.name}: {_PROCESSOR}: image_mean and image_std are not three numbers each. Copy it again."
         )
     return tuple(given[0]), tuple(given[1])
 

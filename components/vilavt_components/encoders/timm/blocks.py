@@ -48,8 +48,8 @@ class BlockAdapter:
     find_branches: FindBranches
     """Finds a block's attentions and its MLPs; no MLPs where the block itself holds the layers of both."""
 
-    def block_spec(self, block: Any, relative: bool) -> BlockSpec:
-        """Describe what a block offers; `relative` is True if its attention adds a relative position bias."""
+    def block_spec(self, block: Any, has_relative_bias: bool) -> BlockSpec:
+        """Describe what a block offers to modulators."""
         attentions, mlps = self.find_branches(block)
         if not mlps:
             return _parallel_scaling_spec(block)
@@ -63,7 +63,11 @@ class BlockAdapter:
         if len(mlps) > 1:
             inputs |= dict.fromkeys(("qkv", "attention", "fc1", "mlp"), wide)
         heads, head_dim = head_shape(attentions[0])
-        reason = _RELATIVE if relative else _DIFFERENTIAL if is_differential(attentions[0]) else ""
+        reason = ""
+        if has_relative_bias:
+            reason = _RELATIVE
+        elif is_differential(attentions[0]):
+            reason = _DIFFERENTIAL
         return BlockSpec(
             width,
             sites,
@@ -236,6 +240,7 @@ def _parallel_scaling_spec(block: Any) -> BlockSpec:
     hidden, width = block.in_split[0], block.in_proj.in_features
     sites = dict.fromkeys(("norm1", "proj", "attention", "norm2", "fc2", "mlp", "block"), width)
     sites |= {"qkv": sum(block.in_split[1:]), "fc1": hidden}
+    # Heads are those of the attention call: differential attention has twice as many, see `head_shape`.
     heads, head_dim = head_shape(block)
     reason = _DIFFERENTIAL if is_differential(block) else ""
     return BlockSpec(

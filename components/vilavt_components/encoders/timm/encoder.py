@@ -57,7 +57,7 @@ class TimmConfig(PixelBudgetConfig):
         replaces=("model", "pretrained", "args", "path"),
     )
     stem: StemConfig | None = setting(
-        None, help="convolutional stem of a `config` model; none: patches", replaces=("model",)
+        None, help="convolutional stem of a `config` model (null: patches)", replaces=("model",)
     )
 
 
@@ -247,7 +247,7 @@ def _build_model(config: TimmConfig) -> Any:
     if type(model) in staged_families():
         raise BadConfig(
             f"Model '{name}' is a staged one ({type(model).__name__}), and encoder 'timm' runs plain vision "
-            "transformers; take encoder `timm_stages` for it."
+            "transformers. Take encoder `timm_stages` for it."
         )
     check_model(model, f"the model '{name}'" if name else "the model")
     # The blocks take any grid; only timm's check of the input size stands in the way.
@@ -262,12 +262,12 @@ def _check_settings(config: TimmConfig) -> None:
         raise BadConfig("Encoder 'timm' needs either `model` (a timm name) or `config` (arguments of a new one).")
     if config.model is not None and config.config is not None:
         raise BadConfig(
-            f"Encoder 'timm' has both `model` ('{config.model}') and `config`; leave out one, as in `config: null`."
+            f"Encoder 'timm' has both `model` ('{config.model}') and `config`. Leave out one, as in `config: null`."
         )
     if config.pretrained and config.model is None:
-        raise BadConfig("`pretrained` needs `model`; weights of a `config` model come from `path`.")
+        raise BadConfig("`pretrained` needs `model`. Weights of a `config` model come from `path`.")
     if config.stem is not None and config.model is not None:
-        raise BadConfig("`stem` belongs to a `config` model; a model by name brings its own, so write `stem: null`.")
+        raise BadConfig("`stem` belongs to a `config` model. A model by name brings its own, so write `stem: null`.")
 
 
 def _fill_small_defaults(config: TimmConfig) -> TimmConfig:

@@ -24,7 +24,7 @@ from vilavt_toolkit.errors import BadConfig, InputError
 # Parts of timm's models after the features: checkpoints may hold them, and this encoder leaves them out.
 _HEADS = ("head.", "head_dist.", "attn_pool.", "fc_norm.", "pre_logits.")
 _SUPPORTED = (
-    "choose a plain vision transformer: ViT, DeiT, EVA, DINOv3, BEiT, relative-position ViT "
+    "Choose a plain vision transformer: ViT, DeiT, EVA, DINOv3, BEiT, relative-position ViT "
     "(vit_base_patch16_224, eva02_base_patch14_224, beit_base_patch16_224, ...)"
 )
 
@@ -50,7 +50,7 @@ def build_by_name(name: str, args: Mapping[str, Any]) -> Any:
 
     if ":" in name:
         # timm would download the configuration, and could run code of the repository.
-        raise BadConfig(f"Model '{name}' is an address; give the timm name, or `path` for weights from elsewhere.")
+        raise BadConfig(f"Model '{name}' is an address. Give the timm name, or `path` for weights from elsewhere.")
     base = name.split(".")[0]
     if not timm.is_model(base):
         listing = "import timm; print(timm.list_models())"
@@ -101,6 +101,7 @@ def prefix_token_names() -> Mapping[type, tuple[str, ...]]:
     from timm.models.vision_transformer import VisionTransformer
     from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 
+    # In the order in which each class concatenates them.
     return {
         VisionTransformer: ("cls_token", "reg_token"),
         VisionTransformerDistilled: ("cls_token", "dist_token"),
@@ -131,6 +132,7 @@ def load_weights(
     def is_unused(name: str) -> bool:
         return name.startswith(_HEADS + unused_prefixes)
 
+    # timm converts an older layout of names only while it builds a model; a local file needs `rename_keys` for that.
     if config.path is not None:
         load_file_into(model, Path(config.path), is_unused, rename_keys)
     elif config.pretrained:
@@ -167,7 +169,7 @@ def _check_block(block: Any, where: str, layer_scale: type) -> None:
         # A block with fused branches is its own attention.
         _check_type(attention, {type(block), *attention_types}, where)
         if attention.attn_drop.p > 0:
-            raise BadConfig("Encoder 'timm' has no attention dropout; leave `attn_drop_rate` at 0.")
+            raise BadConfig("Encoder 'timm' has no attention dropout. Leave `attn_drop_rate` at 0.")
     for mlp in mlps:
         _check_type(mlp, mlp_types, where)
     for scale in (getattr(block, name, None) for name in ("ls", "ls1", "ls2")):
@@ -176,7 +178,7 @@ def _check_block(block: Any, where: str, layer_scale: type) -> None:
 
 def _check_type(module: Any, types: Collection[type], where: str) -> None:
     if type(module) not in types:
-        raise BadConfig(f"Encoder 'timm' was not written for {type(module).__name__} ({where}); {_SUPPORTED}.")
+        raise BadConfig(f"Encoder 'timm' was not written for {type(module).__name__} ({where}). {_SUPPORTED}.")
 
 
 def _read_pretrained(config: WeightSource) -> dict[str, Tensor]:
@@ -188,11 +190,11 @@ def _read_pretrained(config: WeightSource) -> dict[str, Tensor]:
     source = get_pretrained_cfg(name)
     repository = getattr(source, "hf_hub_id", None)
     if source is None or not source.has_weights:
-        raise InputError(f"timm has no pretrained weights for '{name}'; set `pretrained: false` or a `path`.")
+        raise InputError(f"timm has no pretrained weights for '{name}'. Set `pretrained: false` or a `path`.")
     overlay = None
     if config.local_files_only:
         if not repository:
-            raise InputError(f"'{name}' is not on the hub, so `local_files_only` finds nothing; set a `path`.")
+            raise InputError(f"'{name}' is not on the hub, so `local_files_only` finds nothing. Set a `path`.")
         # timm has no such setting: it gets the cached file as if it were a local one, and never asks the hub.
         overlay = {"file": _find_cached_file(name, repository), "custom_load": False}
     try:
@@ -200,8 +202,8 @@ def _read_pretrained(config: WeightSource) -> dict[str, Tensor]:
         model = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **config.args)
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(
-            f"The pretrained weights of '{name}' cannot be loaded ({type(error).__name__}); "
-            "download them on a machine with a network, or set `path` to a local .safetensors file."
+            f"The pretrained weights of '{name}' cannot be loaded ({type(error).__name__}). "
+            "Download them on a machine with a network, or set `path` to a local .safetensors file."
         ) from error
     weights: dict[str, Tensor] = model.state_dict()
     return weights
@@ -214,6 +216,6 @@ def _find_cached_file(name: str, repository: str) -> str:
         return str(hf_hub_download(repository, "model.safetensors", local_files_only=True))
     except OSError as error:
         raise InputError(
-            f"'{name}' ({repository}) is not in the local cache and `local_files_only` forbids a download; "
-            "run once without it, or set `path`."
+            f"'{name}' ({repository}) is not in the local cache and `local_files_only` forbids a download. "
+            "Run once without it, or set `path`."
         ) from error

@@ -34,6 +34,7 @@ def make_bias(modules: list[Any], layout: Layout) -> Bias | None:
     if not modules:
         return None
 
+    # A function, so that biases are computed only for the grids that occur, and with a gradient to their tables.
     def sum_biases(grid: Grid) -> Tensor:
         biases = []
         for module in modules:

@@ -121,10 +121,11 @@ def _rope_kind(module: Any) -> RopeKind:
         sincos.RotaryEmbeddingDinoV3: "dinov3",
         sincos.RotaryEmbeddingMRope: "mrope",
     }
+    # By exact type. Of the "cat" modules those with another `grid_type` place coordinates differently.
     kind = kinds.get(type(module))
     if kind is None or (kind == "cat" and module.grid_type != "index"):
         raise BadConfig(
-            f"Encoder 'timm' was not written for the RoPE {type(module).__name__}; "
-            "choose a model with rope_type cat, mixed, dinov3 or mrope."
+            f"Encoder 'timm' was not written for the RoPE {type(module).__name__}. "
+            "Choose a model with rope_type cat, mixed, dinov3 or mrope."
         )
     return kind

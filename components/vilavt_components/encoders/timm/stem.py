@@ -17,9 +17,11 @@ class StemConfig:
     """Settings of a convolutional stem: strided 3 x 3 convolutions with normalisation in place of patches."""
 
     channels: tuple[int, ...] = setting((32, 64, 128), help="output channels of each convolution")
-    strides: tuple[int, ...] = setting((2, 2, 2), help="stride of each convolution; their product is a token's side")
+    strides: tuple[int, ...] = setting(
+        (2, 2, 2), help="stride of each convolution (their product is the side of a token)"
+    )
     norm: Literal["layernorm2d", "groupnorm", "batchnorm2d"] = setting(
-        "layernorm2d", help="normalisation; batchnorm2d lets the images of a batch see each other in training"
+        "layernorm2d", help="normalisation (batchnorm2d lets the images of a batch see each other in training)"
     )
 
 
@@ -30,7 +32,7 @@ def stem_layer(stem: StemConfig, embed_dim: int) -> Any:
 
     if len(stem.channels) != len(stem.strides) or not stem.channels:
         raise BadConfig(
-            f"Stem channels {list(stem.channels)} and strides {list(stem.strides)} differ in number; give each "
+            f"Stem channels {list(stem.channels)} and strides {list(stem.strides)} differ in number. Give each "
             "convolution one of both."
         )
     layers = cast(Any, timm.layers)
@@ -58,6 +60,6 @@ def check_stem(patch_embed: Any) -> None:
     for size, cells, stride in zip(patch_embed.img_size, patch_embed.grid_size, strides, strict=True):
         if size != cells * stride:
             raise BadConfig(
-                f"The stem turns {patch_embed.img_size[0]} pixels into {patch_embed.grid_size[0]} tokens; "
-                f"set `img_size` to a multiple of its stride {stride}."
+                f"The stem turns {patch_embed.img_size[0]} pixels into {patch_embed.grid_size[0]} tokens. "
+                f"Set `img_size` to a multiple of its stride {stride}."
             )

@@ -31,15 +31,15 @@ from vilavt_toolkit.settings import setting
 class TimmStagesConfig(PixelBudgetConfig):
     """Settings of the `timm_stages` encoder; without `model` a small ConvNeXt, for views of 32 x 32 pixels or so."""
 
-    model: str | None = setting(None, help="timm model name, such as convnext_tiny.fb_in22k; null: a small ConvNeXt")
+    model: str | None = setting(None, help="timm model name, such as convnext_tiny.fb_in22k (null: a small ConvNeXt)")
     pretrained: bool = setting(False, help="load timm's weights of `model` when training starts", replaces=("path",))
     path: str | None = setting(None, help="local weights (.safetensors) to load instead", formerly=("file",))
     local_files_only: bool = setting(False, help="never download: take weights from the local cache")
     args: dict[str, Any] = setting(factory=dict, help="more arguments for timm.create_model")
     stages: int | None = setting(
         None,
-        help="how many stages are used, from the first: each one more halves the sides of the grid; null: all. "
-        "Features get the model's own final norm only where all are",
+        help="number of stages that are used, from the first (null: all). Each further stage halves the sides of the "
+        "grid, and only with all stages do features get the model's own final norm",
         minimum=1,
     )
 
@@ -65,17 +65,17 @@ class TimmStagesEncoder(ImageEncoder):
     """
 
     no_compile_reason = (
-        "its stages run once for every distinct size of view, so that each set of sizes would be a graph of its own; "
-        "set `compile: false`."
+        "its stages run once for every distinct size of view, so that each set of sizes would be a graph of its own. "
+        "Set `compile: false`."
     )
 
     def __init__(self, config: TimmStagesConfig) -> None:
         chosen = _fill_small_defaults(config)
         staged = build_staged_model(str(chosen.model), chosen.args, chosen.stages)
-        data = resolve_preprocessing(staged.model)
-        native = math.prod(_native_size(staged.model, data))
+        preprocessing = resolve_preprocessing(staged.model)
+        native = math.prod(_native_size(staged.model, preprocessing))
         budget = chosen.pixel_budget(PixelBudget(native, native))
-        super().__init__((staged.stem_stride, staged.stem_stride), 0, budget, data)
+        super().__init__((staged.stem_stride, staged.stem_stride), 0, budget, preprocessing)
         # Every stage must divide a view without remainder: timm pads or crops the rest, and a grid times its stride
         # would no longer be the view.
         self.side_multiple = staged.strides[-1]
@@ -151,7 +151,8 @@ def _fill_small_defaults(config: TimmStagesConfig) -> TimmStagesConfig:
         return config
     for key, value in (("pretrained", config.pretrained), ("path", config.path)):
         if value:
-            raise BadConfig(f"`{key}` needs `model`, the architecture of the weights; set `model` too.")
+            raise BadConfig(f"`{key}` needs `model`, the architecture of the weights. Set `model` too.")
+    # `args` add to those of the small model, so that `args: {drop_path_rate: 0.1}` alone works.
     return replace(
         config,
         model=_SMALL.model,
@@ -163,11 +164,11 @@ def _fill_small_defaults(config: TimmStagesConfig) -> TimmStagesConfig:
     )
 
 
-def _native_size(model: Any, data: Mapping[str, Any]) -> tuple[int, ...]:
+def _native_size(model: Any, preprocessing: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the sides in pixels of the images that the model was made for."""
     # A Swin may be built for another size (`args: {img_size: ...}`), which timm's preprocessing does not know.
     own = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    return tuple(own if own is not None else data["input_size"][1:])
+    return tuple(own if own is not None else preprocessing["input_size"][1:])
 
 
 def _encoder_spec(staged: StagedModel) -> EncoderSpec:

@@ -16,7 +16,7 @@ from vilavt_components.encoders.timm.models import build_by_name, prefix_token_n
 from vilavt_toolkit.errors import BadConfig
 
 _SUPPORTED = (
-    "choose a staged model: ConvNeXt, Swin, ResNet and their kin (convnext_tiny, convnextv2_nano, "
+    "Choose a staged model: ConvNeXt, Swin, ResNet and their kin (convnext_tiny, convnextv2_nano, "
     "swin_tiny_patch4_window7_224, swinv2_tiny_window8_256, resnet50, resnext50_32x4d, seresnet50, ...)"
 )
 
@@ -97,7 +97,7 @@ def build_staged_model(name: str, args: Mapping[str, Any], stages: int | None) -
     depth = len(family.find_stages(model))
     used = depth if stages is None else stages
     if used > depth:
-        raise BadConfig(f"'{name}' has {depth} stages; set `stages` to {depth} at most, not {used}.")
+        raise BadConfig(f"'{name}' has {depth} stages. Set `stages` to {depth} at most, not {used}.")
     features = model.feature_info[family.first_stage : family.first_stage + used]
     strides, widths = (tuple(int(each[key]) for each in features) for key in ("reduction", "num_chs"))
     stem_stride = family.find_stem_stride(model)
@@ -117,10 +117,10 @@ def _check_family(model: Any, name: str) -> None:
     if type(model) in prefix_token_names():
         raise BadConfig(
             f"Model '{name}' is a plain vision transformer ({type(model).__name__}), and encoder 'timm_stages' runs "
-            "models in stages; take encoder `timm` for it."
+            "models in stages. Take encoder `timm` for it."
         )
     if type(model) not in staged_families():
-        raise BadConfig(f"Encoder 'timm_stages' was not written for {type(model).__name__} ('{name}'); {_SUPPORTED}.")
+        raise BadConfig(f"Encoder 'timm_stages' was not written for {type(model).__name__} ('{name}'). {_SUPPORTED}.")
 
 
 @cache
@@ -179,7 +179,9 @@ def _swin_names(names: Sequence[str]) -> dict[str, str]:
 def _patch_size(model: Any) -> int:
     height, width = model.patch_embed.patch_size
     if height != width:
-        raise BadConfig(f"`patch_size` is {height} x {width}; encoder 'timm_stages' takes square patches.")
+        raise BadConfig(
+            f"`patch_size` is {height} x {width}, and encoder 'timm_stages' needs square patches. Set one number."
+        )
     return int(height)
 
 

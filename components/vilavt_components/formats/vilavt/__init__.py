@@ -1,4 +1,4 @@
-"""The paper's checkpoints, and those of Qwen2.5-VL."""
+"""Format `vilavt`: the paper's checkpoints, and those of Qwen2.5-VL. Read `format.py` first."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ _SECTION: dict[str, Any] = {
 
 
 def build_example() -> VisualChatModel:
-    """A query-aware tower of four blocks, two of them modulated, and language models of one layer."""
+    """Build a query-aware tower of four blocks, two of them modulated, with language models of one layer."""
     model = assemble_model(parse_config(ModelSection, _SECTION, "example"))
     model.language_model.fit_tokenizer(["what is it? a red square"], [])
     return model

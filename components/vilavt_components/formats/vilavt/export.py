@@ -1,4 +1,4 @@
-"""A model of ours as a ViLaVT or Qwen2.5-VL checkpoint: what refuses it, its config.json and the files beside."""
+"""Exporting a model as a ViLaVT or Qwen2.5-VL checkpoint: can it be one, its config.json, and the other files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SHARD_BYTES = 5_000_000_000
 _MIN_PIXELS = 3136
 _PLAIN = frozenset({"encoder", "language_model"})
 _QUERY_AWARE = _PLAIN | {"modulator", "inquiry_encoder"}
-_FIRST = ("late", "all")  # of names that select the same blocks, the paper's
+_PREFERRED = ("late", "all")  # in a small tower several names select the same blocks: these are the paper's
 _NAMES = {
     "image_token_id": "<|image_pad|>",
     "video_token_id": "<|video_pad|>",
@@ -45,17 +45,20 @@ _NAMES = {
 
 
 def exported_parts(model: VisualChatModel) -> frozenset[str]:
-    """The parts that a checkpoint of the model holds; raises InputError naming one that is not the paper's."""
+    """Return the parts that a checkpoint of the model holds; raises InputError naming a part unlike the paper's."""
     encoder, text = model.vision, model.vision.inquiry_encoder
     _require_type("encoder", encoder.backbone, Qwen25VLEncoder)
     _require_type("projector", model.projector, IdentityProjector)
     _require_type("language model", model.language_model, Qwen25VLLanguageModel)
+    # A dialogue is no part of a checkpoint, so it does not stop an export. But its words decide what the weights do.
     if not isinstance(model.dialogue, Vilavt):
-        log.warning("the model's dialogue is not `vilavt`: code of others will ask it in other words than ours.")
+        log.warning(
+            "the model's dialogue is not `vilavt`, so other code prompts it with words that it was not trained with."
+        )
     elif model.dialogue.texts != Vilavt(VilavtConfig()).texts:
         log.warning(
-            "the model's dialogue has wordings of its own, which a checkpoint of this format cannot hold: name them in "
-            "`model.dialogue.template` where it is loaded, or export it as native."
+            "the model's dialogue has texts of its own, which this format cannot hold. Set `model.dialogue.template` "
+            "where it is loaded, or export with --format native."
         )
     listed = [list(cast(nn.ModuleList, each)) for each in encoder.modulators.values()]
     modulators = [each for block in listed for each in block]
@@ -64,12 +67,15 @@ def exported_parts(model: VisualChatModel) -> frozenset[str]:
     for each in modulators:
         _require_type("modulator", each, JointAttention)
     if any(len(block) > 1 for block in listed):
-        raise InputError("the model has several modulators in a block, where ViLaVT has one; export it as native.")
+        raise InputError(
+            "the model has several modulators in a block, and ViLaVT has one. Export it with --format native."
+        )
     _require_type("inquiry encoder", text, HFTextInquiryEncoder)
     read = cast(HFTextInquiryEncoder, text)
     if read.model.config.model_type != "qwen3" or not isinstance(read.projection, nn.Linear):
         raise InputError(
-            "the model's inquiry encoder is no Qwen3 with a linear map behind it, as ViLaVT's is; export it as native."
+            "the model's inquiry encoder is no Qwen3 with a linear map after it, as ViLaVT's is. Export it with "
+            "--format native."
         )
     return _QUERY_AWARE
 
@@ -77,16 +83,21 @@ def exported_parts(model: VisualChatModel) -> frozenset[str]:
 def _require_type(part: str, found: object, wanted: type[Any]) -> None:
     if not isinstance(found, wanted):
         raise InputError(
-            f"the model's {part} is {type(found).__name__}, where ViLaVT has {wanted.__name__}; export it as native."
+            f"the model's {part} is {type(found).__name__}, and ViLaVT has {wanted.__name__}. Export it with --format "
+            "native."
         )
 
 
 def write_config(model: VisualChatModel, parts: frozenset[str], folder: Path) -> None:
-    """Write config.json, with the keys that the paper's code and transformers read."""
+    """Write config.json, with the keys that the paper's code and transformers read.
+
+    The two read different keys for the same setting, so several stand there twice.
+    """
     language, encoder = cast(Qwen25VLLanguageModel, model.language_model), cast(Qwen25VLEncoder, model.vision.backbone)
     text = _language_settings(language)
     tower = asdict(encoder.shape)
     step = int(language.time_step) if float(language.time_step).is_integer() else language.time_step
+    # Several keys for one thing: the paper's code and versions of transformers read different ones.
     channels = {"in_channels": 3, "in_chans": 3, "spatial_patch_size": encoder.shape.patch_size, "hidden_act": "silu"}
     tower |= {"model_type": "qwen2_5_vl", "tokens_per_second": step, **channels}
     found = {
@@ -98,6 +109,7 @@ def write_config(model: VisualChatModel, parts: frozenset[str], folder: Path) ->
         "text_config": {"model_type": "qwen2_5_vl_text", **text},
         "vision_config": tower,
     }
+    # A plain model stays a Qwen2.5-VL that transformers opens by itself. `vilavt` needs the paper's code.
     if "modulator" in parts:
         point = _integration_name(model)
         tower["integration_point"] = point
@@ -111,13 +123,14 @@ def write_config(model: VisualChatModel, parts: frozenset[str], folder: Path) ->
 
 
 def write_tokenizers_and_processors(model: VisualChatModel, parts: frozenset[str], folder: Path) -> None:
-    """Write the tokenizers, the settings of the image processor and those of generation."""
+    """Write the tokenizers, and the settings of the image processor and of generation."""
     language, encoder = cast(Qwen25VLLanguageModel, model.language_model), cast(Qwen25VLEncoder, model.vision.backbone)
     backend = language.tokenizer.backend
     backend.save_pretrained(folder)
     text = cast(HFTextInquiryEncoder, model.vision.inquiry_encoder)
     if "inquiry_encoder" in parts and text.tokenizer is not None:
         text.tokenizer.save_pretrained(folder / TEXT_FOLDERS[0])
+    # The same numbers that our encoder normalises with, so that other code prepares the same pixels.
     mean, std = vision.read_statistics(None)
     shape = encoder.shape
     write_json(
@@ -134,37 +147,39 @@ def write_tokenizers_and_processors(model: VisualChatModel, parts: frozenset[str
             "image_std": list(std),
         },
     )
+    # Generation must stop at the end of a turn, which need not be the tokenizer's end of text.
     ends = list(dict.fromkeys(token for token in (language.end_of_turn, backend.eos_token_id) if token is not None))
     write_json(folder / "generation_config.json", {"eos_token_id": ends, "pad_token_id": backend.pad_token_id})
 
 
 def write_weights(model: VisualChatModel, parts: frozenset[str], folder: Path) -> None:
-    """Write model.safetensors, or several files and their index where it would be large; shows progress."""
+    """Write model.safetensors, or several files and their index if it would be large; shows progress."""
     from safetensors.torch import save_file
 
     shards = list(_plan_shards(model, parts))
-    many = len(shards) > 1
+    is_sharded = len(shards) > 1
     places: dict[str, str] = {}
-    for number, names in enumerate(track_progress(shards, len(shards), "weights") if many else shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if many else "model.safetensors"
+    for number, names in enumerate(track_progress(shards, len(shards), "weights") if is_sharded else shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if is_sharded else "model.safetensors"
         held = {name: value for name, value in keys.checkpoint_tensors(model, parts) if name in names}
-        # Views of one tensor become tensors of their own, on the CPU, one file's at a time.
+        # On the CPU one file at a time, and each tensor with its own storage: safetensors refuses shared memory.
         save_file(
             {name: _own_storage(value) for name, value in held.items()}, str(folder / file), metadata={"format": "pt"}
         )
         places |= dict.fromkeys(held, file)
-    if many:
+    if is_sharded:
         size = sum(value.nbytes for _, value in keys.checkpoint_tensors(model, parts))
         write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": places})
 
 
 def _own_storage(value: Tensor) -> Tensor:
+    """Return a contiguous tensor on the CPU that shares its storage with no other."""
     value = value.cpu().contiguous()
     return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
 
 
 def _plan_shards(model: VisualChatModel, parts: frozenset[str]) -> Iterator[set[str]]:
-    """Names of the tensors of every file, none of the files beyond the limit unless one tensor is."""
+    """Yield the names of the tensors of each file. Only a tensor that is too large alone makes a file too large."""
     names: set[str] = set()
     size = 0
     for name, value in keys.checkpoint_tensors(model, parts):
@@ -177,6 +192,7 @@ def _plan_shards(model: VisualChatModel, parts: frozenset[str]) -> Iterator[set[
 
 
 def _most_common_dtype(model: VisualChatModel) -> str:
+    """Return the type that most weights have: config.json has one `dtype`, and parts may differ."""
     counts: Counter[torch.dtype] = Counter()
     for weight in model.parameters():
         counts[weight.dtype] += weight.numel()
@@ -184,37 +200,42 @@ def _most_common_dtype(model: VisualChatModel) -> str:
 
 
 def _integration_name(model: VisualChatModel) -> str:
+    """Return the paper's name for the modulated blocks; raises InputError if it has none for them."""
     blocks = tuple(sorted(map(int, model.vision.modulators)))
     spec = model.vision.backbone.spec
-    for name in (*_FIRST, *INTEGRATIONS):
+    for name in (*_PREFERRED, *INTEGRATIONS):
         if named_blocks(name, spec) == blocks:
             return name
     raise InputError(
         f"the model's integration, blocks {list(blocks)}, has no name in ViLaVT's config.json "
-        f"({', '.join(INTEGRATIONS)}); export it as native."
+        f"({', '.join(INTEGRATIONS)}). Export it with --format native."
     )
 
 
 def _language_settings(language: Qwen25VLLanguageModel) -> dict[str, Any]:
-    """The text model's settings, its rotary ones as transformers wrote them when the paper's code was written."""
-    told: dict[str, Any] = json.loads(language.model.config.to_json_string(use_diff=False))
-    left = ("dtype", "architectures", "transformers_version", "model_type", "_name_or_path", "tokens_per_second")
-    told = {key: value for key, value in told.items() if key not in left and value is not None}
-    told |= {"tie_word_embeddings": language.is_tied, "bos_token_id": None, "eos_token_id": language.end_of_turn}
-    return _legacy_rope_keys(told, sections=True)
+    """Return the text model's settings, with RoPE in the keys of the transformers version that the paper used."""
+    settings: dict[str, Any] = json.loads(language.model.config.to_json_string(use_diff=False))
+    # Facts about the file that was read, not about the model.
+    dropped = ("dtype", "architectures", "transformers_version", "model_type", "_name_or_path", "tokens_per_second")
+    settings = {key: value for key, value in settings.items() if key not in dropped and value is not None}
+    settings |= {"tie_word_embeddings": language.is_tied, "bos_token_id": None, "eos_token_id": language.end_of_turn}
+    return _legacy_rope_keys(settings, sections=True)
 
 
 def _text_encoder_settings(model: VisualChatModel) -> dict[str, Any]:
     config: Any = cast(HFTextInquiryEncoder, model.vision.inquiry_encoder).model.config
-    told = json.loads(config.to_json_string(use_diff=False))
-    found = {key: told[key] for key in TEXT_SETTINGS if told.get(key) is not None}
+    settings = json.loads(config.to_json_string(use_diff=False))
+    found = {key: settings[key] for key in TEXT_SETTINGS if settings.get(key) is not None}
     return {"model_type": "qwen3", **_legacy_rope_keys(found), "tie_word_embeddings": True}
 
 
-def _legacy_rope_keys(told: dict[str, Any], sections: bool = False) -> dict[str, Any]:
-    """Rotary settings in keys of their own, where newer transformers has one for all."""
-    rotary = dict(told.pop("rope_parameters", {}))
-    found = {**told, "rope_theta": rotary.pop("rope_theta", 1e6)}
+def _legacy_rope_keys(settings: dict[str, Any], sections: bool = False) -> dict[str, Any]:
+    """Return settings with RoPE in the keys of older transformers; newer versions have one key, `rope_parameters`.
+
+    With `sections`, it is the multimodal RoPE with its sections of time, height and width.
+    """
+    rotary = dict(settings.pop("rope_parameters", {}))
+    found = {**settings, "rope_theta": rotary.pop("rope_theta", 1e6)}
     if sections:
         found["rope_scaling"] = {"type": "mrope", **rotary}
     elif rotary.get("rope_type", "default") != "default":

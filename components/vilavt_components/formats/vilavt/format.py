@@ -41,25 +41,26 @@ class VilavtFormat(CheckpointFormat):
 
     @classmethod
     def tiny(cls) -> NoSettings:
-        """Return its settings, of which there are none."""
+        """Return its settings: there are none."""
         return NoSettings()
 
     def build_example(self) -> VisualChatModel:
-        """A query-aware tower of four blocks, two of them modulated, and language models of one layer."""
+        """Build a query-aware tower of four blocks, two of them modulated, with language models of one layer."""
         return build_example()
 
     def can_read(self, config: Mapping[str, Any]) -> bool:
-        """Whether the model type is `vilavt` or `qwen2_5_vl`."""
+        """Return True if the model type is `vilavt` or `qwen2_5_vl`."""
         return config.get("model_type") in files.FAMILIES
 
     def read_section(self, folder: Path) -> dict[str, Any]:
-        """The parts with their shapes, the paper's pixel budgets and turns; see the contract."""
+        """Return the parts with their shapes, the paper's pixel budgets and its limit of turns."""
         return sections.read_section(folder)
 
     def filled_parts(self, section: ModelSection, folder: Path) -> frozenset[str]:
-        """Tower and language model, and of a query-aware checkpoint its modulation and text encoder."""
+        """Return tower and language model and, for a query-aware checkpoint, modulator and inquiry encoder."""
         encoder, language, text = section.encoder.config, section.language_model.config, section.inquiry_encoder.config
         found = set()
+        # A recipe may put another component in the place of each part, or give it a path of its own weights.
         if isinstance(encoder, Qwen25VLConfig) and encoder.path is None:
             found.add("encoder")
         if isinstance(language, Qwen25VLLanguageConfig) and language.path is None:
@@ -72,58 +73,64 @@ class VilavtFormat(CheckpointFormat):
         return frozenset(found)
 
     def check_weights(self, folder: Path) -> None:
-        """Hold that all files of weights are there and whole; raises InputError."""
+        """Raise InputError unless all files of weights exist and are whole."""
         files.check_weight_files(sections.origin_of(folder), keys.flat_name)
 
     def load(self, model: VisualChatModel, folder: Path, parts: frozenset[str], dtype: torch.dtype | None) -> None:
-        """Fill the `parts` with the folder's weights, mapped from their files; see the contract."""
+        """Fill the `parts` of a model with the folder's weights, which are mapped from their files."""
         stored = files.read_tensors(sections.origin_of(folder), keys.flat_name, dtype)
         expected = keys.expected_shapes(model, parts)
-        if "lm_head.weight" not in expected:  # one that shares the embeddings need not be there, and may
+        # A head that shares the embeddings may be stored in the folder or left out of it.
+        if "lm_head.weight" not in expected:
             stored.pop("lm_head.weight", None)
-        held = self._of_parts(stored, folder, parts)
-        if wrong := keys.describe_mismatches(expected, held, self._own_blocks(folder, held)):
+        held = self._select_parts(stored, folder, parts)
+        if wrong := keys.describe_mismatches(expected, held, self._allowed_names(folder, held)):
             raise InputError(
-                f"the weights in {folder} do not fit ({wrong}); give a folder whose config.json describes its weights, "
-                "and leave the shapes of its parts as they are."
+                f"the weights in {folder} do not fit ({wrong}). Give a folder whose config.json describes its weights, "
+                "and do not change the shapes of its parts in the recipe."
             )
         used = {name: held[name] for name in expected}
         if mixed := keys.describe_mixed_types(used):
             raise InputError(
-                f"the weights in {folder} are of several types where they compute with each other ({mixed}); choose "
-                "one of them with `dtype`."
+                f"the weights in {folder} are of several types within one part of the model ({mixed}). Choose one with "
+                "`dtype` (on the command line --dtype)."
             )
         assign_weights(model, keys.to_model_state(model, used, parts))
         log.info("%s: %d tensors loaded.", folder, len(used))
 
     def save(self, model: VisualChatModel, folder: Path) -> None:
-        """Write keys, config.json, tokenizers and processors as the paper's code reads them; raises InputError."""
+        """Write weights, config.json, tokenizers and processors as the paper's code reads them; raises InputError."""
+        # This refuses models that are not the paper's, before anything is written.
         parts = export.exported_parts(model)
         export.write_config(model, parts, folder)
         export.write_tokenizers_and_processors(model, parts, folder)
         export.write_weights(model, parts, folder)
 
     @staticmethod
-    def _of_parts(stored: Mapping[str, Tensor], folder: Path, parts: frozenset[str]) -> dict[str, Tensor]:
-        """The tensors of the `parts`, and of none at all: these are unexpected."""
+    def _select_parts(stored: Mapping[str, Tensor], folder: Path, parts: frozenset[str]) -> dict[str, Tensor]:
+        """Return the tensors of the `parts`, and those of no part at all, which are then reported as unexpected."""
         kinds = {name: keys.part_of(name) for name in stored}
         others = sorted({kind for kind in kinds.values() if kind and kind not in parts})
         if others:
             log.warning(
-                "%s: its weights of %s are left out; the recipe has its own.",
+                "%s: its weights of %s are not used, because the recipe has its own.",
                 folder,
                 ", ".join(others).replace("_", " "),
             )
         return {name: value for name, value in stored.items() if kinds[name] in parts or not kinds[name]}
 
     @staticmethod
-    def _own_blocks(folder: Path, held: Mapping[str, Tensor]) -> set[str]:
-        """The query-aware weights that the folder itself says it has, of which a recipe may want fewer."""
+    def _allowed_names(folder: Path, held: Mapping[str, Tensor]) -> set[str]:
+        """Return the names of the query-aware weights in the folder.
+
+        A recipe may modulate fewer blocks than the checkpoint does, so these may be there without being expected.
+        """
         origin = sections.origin_of(folder)
         point = sections.read_integration(files.read_checkpoint_config(origin), list(held))
         if point is None:
             return set()
         shape = vision.read_config(origin)
+        # Names such as `late` depend on the tower's depth, so the folder's own tower is described to resolve them.
         blocks = (BlockSpec(shape.hidden_size, {}),) * shape.depth
         spec = EncoderSpec("image", blocks, shape.out_hidden_size, "rotary", shape.fullatt_block_indexes)
         return keys.instruct_names(point if isinstance(point, list) else integrated_blocks(point, spec))

@@ -1,4 +1,4 @@
-"""A ViLaVT or Qwen2.5-VL checkpoint as the section `model` of a recipe, every shape spelled out."""
+"""Reading a ViLaVT or Qwen2.5-VL checkpoint as the section `model` of a recipe, with every shape spelled out."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from vilavt_toolkit.errors import InputError, MissingWeights
 log = logging.getLogger(__name__)
 
 BUDGET = 8192 * 28 * 28
-"""Pixels that the first views of a question share, and that a zoom may have. (The paper's evaluation.)"""
+"""Pixels that the overviews of a question share, and that a zoom may have. (The paper's evaluation.)"""
 TURNS = 10
 QUERY_TOKENS = 50
 END_TOKEN = "<|endoftext|>"
-"""What Qwen3-Embedding's tokenizer puts behind every text; also what it pads with."""
+"""The token that Qwen3-Embedding's tokenizer puts after every text, and pads with."""
 TEXT_FOLDERS = ("text_encoder", "text_tokenizer", "inquiry_encoder")
-"""Where in a checkpoint's folder the text encoder's own tokenizer may lie."""
+"""Folders of a checkpoint in which the text encoder's own tokenizer may lie."""
 TEXT_SETTINGS = (
     "vocab_size",
     "hidden_size",
@@ -48,7 +48,7 @@ _LANGUAGE_SETTINGS = tuple(name for name in TEXT_SETTINGS if name not in ("head_
 
 
 def read_section(folder: Path) -> dict[str, Any]:
-    """The section; raises InputError."""
+    """Read the section; raises InputError."""
     with quiet_transformers():
         return _build_section(folder)
 
@@ -59,6 +59,7 @@ def _build_section(folder: Path) -> dict[str, Any]:
     _require_tokenizer(folder)
     _require_statistics(origin)
     shape = vision.read_config(origin)
+    # `truncate` and `resize: paper` repeat the rounding and the sizes of the code that trained these weights.
     return {
         "source": {"name": "image", "rounding": "truncate"},
         "encoder": _encoder_section(shape),
@@ -71,18 +72,21 @@ def _build_section(folder: Path) -> dict[str, Any]:
 
 
 def origin_of(folder: Path) -> files.CheckpointLocation:
-    """The folder as the readers of Qwen2.5-VL checkpoints take it."""
+    """Return the folder as the readers of Qwen2.5-VL checkpoints take it."""
     return files.CheckpointLocation(str(folder), None, True, part="checkpoint")
 
 
 def read_integration(config: Mapping[str, Any], names: Sequence[str]) -> str | list[int] | None:
-    """Which blocks are query-aware, as config.json says, else as the names of the weights do; None for none."""
-    told = (config.get("vision_config") or {}).get("integration_point") or config.get("integration_point")
-    return told or modulated_blocks(names) or None
+    """Return the query-aware blocks: as config.json says, else as the names of the weights do; None for none.
+
+    config.json holds the setting in one of two places, or not at all.
+    """
+    point = (config.get("vision_config") or {}).get("integration_point") or config.get("integration_point")
+    return point or modulated_blocks(names) or None
 
 
 def read_weight_names(folder: Path) -> list[str]:
-    """The names of the weights in a folder, in the older layout; none where it has no weights (yet)."""
+    """Return the names of the weights in a folder, in the older layout; none if it has no weights yet."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if not index.is_file() and not single.is_file():
         return []
@@ -90,24 +94,26 @@ def read_weight_names(folder: Path) -> list[str]:
 
 
 def _encoder_section(shape: QwenVisionConfig) -> dict[str, Any]:
-    told = {field.name: getattr(shape, field.name) for field in fields(QwenVisionConfig)}
-    told["fullatt_block_indexes"] = list(shape.fullatt_block_indexes)
+    settings = {field.name: getattr(shape, field.name) for field in fields(QwenVisionConfig)}
+    settings["fullatt_block_indexes"] = list(shape.fullatt_block_indexes)
     budget = dict.fromkeys(("overview_pixels", "overview_total", "zoom_pixels"), BUDGET)
-    return {"name": "qwen2_5_vl", "config": told, "resize": "paper", **budget}
+    return {"name": "qwen2_5_vl", "config": settings, "resize": "paper", **budget}
 
 
 def _modulation_section(folder: Path, config: Mapping[str, Any], shape: QwenVisionConfig) -> dict[str, Any]:
     names = read_weight_names(folder)
     integration = read_integration(config, names)
+    # A recipe is also read where only the config files of a checkpoint were fetched. Without weights, the question
+    # cannot be answered, and an answer of "none" would train another model.
     if integration is None and not names:
         raise MissingWeights(
-            f"{folder / 'config.json'} does not say which blocks are query-aware, and the weights that would tell are "
-            "not here; give the whole checkpoint."
+            f"{folder / 'config.json'} does not say which blocks are query-aware, and there are no weights to tell it "
+            "from. Give the whole checkpoint."
         )
     if integration is None or (names and not modulated_blocks(names)):
         log.warning(
-            "%s has no query-aware weights: it starts as the plain model, whose vision inquiries leave as it is "
-            "(modulator `none`); a recipe that names another trains it from new weights.",
+            "%s has no query-aware weights, so inquiries do not change its vision (modulator `none`). A recipe that "
+            "names another modulator trains it from new weights.",
             folder,
         )
         return {"modulator": {"name": "none"}}
@@ -121,11 +127,11 @@ def _modulation_section(folder: Path, config: Mapping[str, Any], shape: QwenVisi
 def _inquiry_encoder_section(folder: Path, config: Mapping[str, Any], width: int) -> dict[str, Any]:
     from transformers import Qwen3Config
 
-    told = config.get("text_encoder_config") or _infer_text_encoder_shape(folder)
+    stored = config.get("text_encoder_config") or _infer_text_encoder_shape(folder)
     with origin_of(folder).as_input_error("read"):
-        known = Qwen3Config(**{key: value for key, value in told.items() if key not in ("model_type", "dtype")})
-        if told.get("model_type", "qwen3") != "qwen3":
-            raise ValueError(f"its text encoder is of model type {told['model_type']!r}, not 'qwen3'")
+        known = Qwen3Config(**{key: value for key, value in stored.items() if key not in ("model_type", "dtype")})
+        if stored.get("model_type", "qwen3") != "qwen3":
+            raise ValueError(f"its text encoder is of model type {stored['model_type']!r}, not 'qwen3'")
     found: dict[str, Any] = {
         "name": "hf_text",
         "config": {"model_type": "qwen3", **_pick_settings(known, TEXT_SETTINGS)},
@@ -134,20 +140,22 @@ def _inquiry_encoder_section(folder: Path, config: Mapping[str, Any], width: int
     own = [folder / name for name in TEXT_FOLDERS if (folder / name / "tokenizer.json").is_file()]
     if own:
         return {**found, "tokenizer": str(own[0])}
+    # Qwen3-Embedding's own tokenizer ends each text with this token, and the language model's does not.
     end = END_TOKEN if _has_token(folder, END_TOKEN) else ""
-    log.info("%s: the language model's tokenizer reads inquiries too, %s behind them.", folder, end or "nothing")
+    log.info("%s: the language model's tokenizer reads inquiries too, with %s after them.", folder, end or "nothing")
     return {**found, "end_token": end}
 
 
 def _has_token(folder: Path, token: str) -> bool:
-    """Whether the folder's tokenizer has a token of its own for a text."""
-    told = [folder / name for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json")]
+    """Return True if the folder's tokenizer has a special token for this text."""
+    # A special token stands in one of these files in quotes, so no tokenizer has to be loaded.
+    files_with_tokens = [folder / name for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json")]
     quoted = json.dumps(token)
-    return any(quoted in file.read_text(encoding="utf-8") for file in told if file.is_file())
+    return any(quoted in file.read_text(encoding="utf-8") for file in files_with_tokens if file.is_file())
 
 
 def _infer_text_encoder_shape(folder: Path) -> dict[str, Any]:
-    """The shape of a Qwen3-Embedding by its weights: straight after SFT config.json does not tell it."""
+    """Infer the shape of a Qwen3-Embedding from its weights; config.json does not have it straight after SFT."""
     wanted = {
         "embed_tokens.weight": ("vocab_size", "hidden_size"),
         "layers.0.mlp.gate_proj.weight": ("intermediate_size", ""),
@@ -157,24 +165,24 @@ def _infer_text_encoder_shape(folder: Path) -> dict[str, Any]:
     }
     if not any(folder.glob("*.safetensors")):
         raise MissingWeights(
-            f"{folder / 'config.json'} has no text_encoder_config, and the weights that tell the text encoder's shape "
-            "are not here; give the whole checkpoint."
+            f"{folder / 'config.json'} has no text_encoder_config, and there are no weights to tell the text encoder's "
+            "shape from. Give the whole checkpoint."
         )
     found = files.read_tensors(origin_of(folder), lambda key: _text_encoder_name(key))
     if missing := [name for name in wanted if name not in found]:
         raise InputError(
-            f"{folder / 'config.json'} has no text_encoder_config, and its weights hold no text encoder to tell it by "
-            f"({missing[0]} is missing); give the whole checkpoint."
+            f"{folder / 'config.json'} has no text_encoder_config, and its weights hold no text encoder "
+            f"({missing[0]} is missing). Give the whole checkpoint."
         )
-    told: dict[str, Any] = {}
+    shape: dict[str, Any] = {}
     for name, settings in wanted.items():
-        told |= {key: size for key, size in zip(settings, found[name].shape, strict=True) if key}
+        shape |= {key: size for key, size in zip(settings, found[name].shape, strict=True) if key}
     for key in ("num_attention_heads", "num_key_value_heads"):
-        told[key] //= told["head_dim"]
+        shape[key] //= shape["head_dim"]
     layers = 1 + max(int(name.split(".")[1]) for name in found if name.startswith("layers."))
-    # The same of all of its sizes.
+    # These are equal in Qwen3-Embedding of every size.
     same = {"rms_norm_eps": 1e-6, "rope_theta": 1e6, "max_position_embeddings": 32768, "attention_bias": False}
-    return {**told, "num_hidden_layers": layers, "max_window_layers": layers, **same}
+    return {**shape, "num_hidden_layers": layers, "max_window_layers": layers, **same}
 
 
 def _text_encoder_name(key: str) -> str | None:
@@ -188,9 +196,10 @@ def _language_model_section(
     from transformers import Qwen2_5_VLTextConfig
 
     with origin.as_input_error("read"):
-        told = text_settings(config)
-        known, step = Qwen2_5_VLTextConfig(**told), float(told["tokens_per_second"])
-    settings = {**_pick_settings(known, _LANGUAGE_SETTINGS), "tie_word_embeddings": told["tie_word_embeddings"]}
+        stored = text_settings(config)
+        known, step = Qwen2_5_VLTextConfig(**stored), float(stored["tokens_per_second"])
+    # Through transformers' own class, which fills in every default of the version that reads the checkpoint.
+    settings = {**_pick_settings(known, _LANGUAGE_SETTINGS), "tie_word_embeddings": stored["tie_word_embeddings"]}
     return {
         "name": "qwen2_5_vl",
         "config": settings,
@@ -200,7 +209,7 @@ def _language_model_section(
 
 
 def _pick_settings(config: Any, names: Sequence[str]) -> dict[str, Any]:
-    """Those of transformers' settings, as plain data."""
+    """Return the settings of these names from a config of transformers, as plain data."""
     found = json.loads(config.to_json_string(use_diff=False))
     return {name: found[name] for name in names if found.get(name) is not None}
 
@@ -208,15 +217,15 @@ def _pick_settings(config: Any, names: Sequence[str]) -> dict[str, Any]:
 def _require_tokenizer(folder: Path) -> None:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise InputError(
-            f"{folder} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt); copy that of the model it "
-            "was made from beside its weights."
+            f"{folder} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt). Copy these files from the "
+            "model that it was trained from."
         )
 
 
 def _require_statistics(origin: files.CheckpointLocation) -> None:
-    """Hold that pixels are normalised as ours are, which a recipe does not say."""
+    """Raise InputError unless pixels are normalised as in our encoder: a recipe has no setting for it."""
     if vision.read_statistics(origin) != vision.read_statistics(None):
         raise InputError(
-            f"{origin.name}: preprocessor_config.json: image_mean and image_std are not those of Qwen2.5-VL, by which "
-            "encoder 'qwen2_5_vl' normalises; set them back, or name the folder in `model.encoder.path`."
+            f"{origin.name}: preprocessor_config.json: image_mean and image_std are not those of Qwen2.5-VL, with "
+            "which encoder 'qwen2_5_vl' normalises. Set them back, or name the folder in `model.encoder.path`."
         )

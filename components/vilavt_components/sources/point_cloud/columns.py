@@ -71,7 +71,7 @@ class TextTable:
         return table
 
     def table_lines(self, max_rows: int) -> Iterator[tuple[int, str]]:
-        """Yield the rows as (line number, text), at most `max_rows` + 1; raises InputError for a line after the last row."""
+        """Yield (line number, text) of at most `max_rows` + 1 rows; raises InputError for a line after them."""
         # One more than allowed, so that `check_point_count` sees that there are too many.
         numbered = self.numbered_lines()
         yield from islice(numbered, max_rows + 1 if self.row_count is None else self.row_count)
@@ -152,5 +152,6 @@ def check_point_count(path: Path, count: int, max_points: int) -> None:
     """Refuse more than `max_points` points, before anything is allocated for them; raises InputError."""
     if count > max_points:
         raise InputError(
-            f"{path} has too many points: at most {max_points:,} are read. Thin it out or raise model.source.max_points."
+            f"{path} has too many points: at most {max_points:,} are read. Thin it out or raise "
+            "model.source.max_points."
         )

@@ -52,7 +52,7 @@ def read_file(path: Path, columns: Sequence[Column] | None, max_points: int) -> 
 def split_columns(
     table: Numbers, columns: Sequence[Column] | None, name: str
 ) -> tuple[Numbers, Numbers | None, Numbers | None]:
-    """Split a table [N, columns] into coordinates, colours and normals by the names of its columns; raises InputError."""
+    """Split a table [N, columns] into coordinates, colours and normals by its columns' names; raises InputError."""
     width = table.shape[1]
     if width < 3:
         raise InputError(f"{name} has {width} columns, and a point needs three, x, y and z. Give another cloud.")
@@ -111,8 +111,8 @@ def _handle_nonfinite(points: Points, given: PointColumns, drop: bool, name: str
         index = int((~good).argmax())
         values = ", ".join(f"{value:g}" for value in points[index])
         raise InputError(
-            f"{name}, {given.describe_point(index)}: a point is not finite ({values}). Correct it, or set model.source.invalid "
-            "to drop."
+            f"{name}, {given.describe_point(index)}: a point is not finite ({values}). Correct it, or set "
+            "model.source.invalid to drop."
         )
     return np.ascontiguousarray(points[good])
 

@@ -153,7 +153,7 @@ def _add_declaration(path: Path, number: int, words: list[str], elements: list[E
 
 
 def _find_properties(path: Path, vertex: Element) -> dict[str, tuple[str, ...]]:
-    """Find the properties for coordinates, colours and normals by their usual names; raises InputError without x, y, z."""
+    """Find the properties of coordinates, colours and normals by their usual names; raises InputError."""
     single = [part.name for part in vertex.properties if not part.count]
     chosen = dict[str, tuple[str, ...]]()
     for kind, choices in _NAMES.items():
@@ -212,7 +212,7 @@ class _BinaryReader:
         return np.fromfile(self.file, dtype, element.rows) if dtype.itemsize else np.empty(element.rows, dtype)
 
     def _read_equal_lists(self, element: Element) -> Numbers | None:
-        """Read the rows if all lists are as long as those of the first row; returns None and reads nothing otherwise."""
+        """Read the rows if all lists are as long as those of the first row; else read nothing and return None."""
         start = self.file.tell()
         if not element.rows:
             return np.empty(0, self._row_dtype(element, [0] * len(element.properties)))
@@ -320,8 +320,8 @@ def _cast_colours(path: Path, rows: TextTable, part: Numbers, kind: str) -> Numb
     wrong = ~((part >= limits.min) & (part <= limits.max)).all(axis=1)
     if wrong.any():
         raise InputError(
-            f"{path}, {rows.describe_row(int(wrong.argmax()))}: a colour is not from {limits.min} to {limits.max}, as the "
-            "header says. Get the file again."
+            f"{path}, {rows.describe_row(int(wrong.argmax()))}: a colour is not from {limits.min} to {limits.max}, "
+            "as the header says. Get the file again."
         )
     return part.astype(kind)
 

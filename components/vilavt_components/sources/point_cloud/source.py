@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vilavt_components.sources.box_schema import box_array_schema, coordinate_functions, object_schema
-from vilavt_components.sources.point_cloud import rendering as drawing
 from vilavt_components.sources.point_cloud.columns import PointColumns
 from vilavt_components.sources.point_cloud.files import (
     Column,
@@ -24,6 +23,7 @@ from vilavt_components.sources.point_cloud.files import (
     to_points,
     write_ply,
 )
+from vilavt_components.sources.point_cloud.rendering import draw_cloud
 from vilavt_toolkit.contracts import Box, Crop, Source
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.registry import sources
@@ -50,8 +50,8 @@ class PointCloudConfig:
     )
     columns: list[Column] | None = setting(
         None,
-        help="columns after x, y, z if a file does not name them (npy, xyz, txt): colour, normal (3 each), ignored (1), "
-        "or null to go by their number: 3 a colour, 6 a colour and a normal",
+        help="columns after x, y, z if a file does not name them (npy, xyz, txt): colour, normal (3 each), ignored "
+        "(1), or null to go by their number: 3 a colour, 6 a colour and a normal",
     )
     invalid: Literal["refuse", "drop"] = setting(
         "refuse", help="what to do with points that have NaN or infinite numbers"
@@ -129,14 +129,14 @@ class PointCloudSource(Source):
         """The box around all points, a little larger where they lie in a plane or on a line."""
         return self._extent
 
-    def read_box(self, value: Mapping[str, Any], within: Box, steps: int | tuple[int, ...]) -> Box:
-        """Read {"bbox_3d": [x1, y1, z1, x2, y2, z2]} inside the region `within`; raises BoxError, also for an empty box."""
+    def read_box(self, value: Mapping[str, Any], within: Box, box_units: int | tuple[int, ...]) -> Box:
+        """Read {"bbox_3d": [x1, y1, z1, x2, y2, z2]} inside `within`; raises BoxError, also for an empty box."""
         if self.box_key not in value:
             raise BoxError(f'"{self.box_key}": [x1, y1, z1, x2, y2, z2] is missing.')
         for key in value:
             if key != self.box_key:
                 raise BoxError(f'"{str(key)[:40]}" does not belong to a region of a point cloud; leave it out.')
-        box = read_box(value[self.box_key], within, steps, self.box_key)
+        box = read_box(value[self.box_key], within, box_units, self.box_key)
         # An empty crop has no tokens: the model gets feedback here rather than an error from the encoder.
         if not len(self._points_inside(box)):
             raise BoxError(
@@ -144,9 +144,11 @@ class PointCloudSource(Source):
             )
         return box
 
-    def box_schema(self, within: Box, steps: int | tuple[int, ...], begun: tuple[int, ...] = ()) -> Mapping[str, Any]:
+    def box_schema(
+        self, within: Box, box_units: int | tuple[int, ...], begun: tuple[int, ...] = ()
+    ) -> Mapping[str, Any]:
         """Return the JSON schema of {"bbox_3d": [x1, y1, z1, x2, y2, z2]}, a box that holds points."""
-        units = units_per_axis(steps, 3)
+        units = units_per_axis(box_units, 3)
         next_range = self._next_number_range(within, units, begun) if len(begun) < 6 else range(0)
         return object_schema({self.box_key: box_array_schema(begun, next_range, units, self.box_key)})
 
@@ -178,9 +180,9 @@ class PointCloudSource(Source):
 
         return ends[bisect_left(ends, True, key=reaches) :]
 
-    def write_box(self, box: Box, within: Box, steps: int | tuple[int, ...]) -> dict[str, Any]:
+    def write_box(self, box: Box, within: Box, box_units: int | tuple[int, ...]) -> dict[str, Any]:
         """Write `box` as {"bbox_3d": [x1, y1, z1, x2, y2, z2]}, rounded outward to whole units of `within`."""
-        return {self.box_key: write_bbox(box, within, steps)}
+        return {self.box_key: write_bbox(box, within, box_units)}
 
     def crop(self, box: Box, overview: bool = False) -> Crop:
         """Cut out all original points in `box`; data float32 [N, 3 + F]. Raises BoxError if there are none."""
@@ -193,13 +195,11 @@ class PointCloudSource(Source):
 
     def draw(self, boxes: Sequence[Box], size: int | None = None) -> Image:
         """Draw the cloud from above its front, the boxes as numbered wire frames; 640 pixels if `size` is None."""
-        return drawing.draw_cloud(
-            self.points[:, :3], self._point_colours(self.points), self._extent, boxes, size or 640
-        )
+        return draw_cloud(self.points[:, :3], self._point_colours(self.points), self._extent, boxes, size or 640)
 
     def draw_crop(self, data: Any, size: int) -> Image:
         """Draw the points of a crop, `data` [N, 3 + F], from the same direction as `draw`."""
-        return drawing.draw_cloud(
+        return draw_cloud(
             data[:, :3], self._point_colours(data), _bounding_box(data, self.name, allow_single_place=True), [], size
         )
 
@@ -264,8 +264,8 @@ def _check_extent(low: Any, high: Any, longest: float, count: int, name: str) ->
     farthest = float(max(abs(low).max(), abs(high).max()))
     if np.spacing(np.float32(farthest)) > _MAX_ROUNDING_SHARE * longest:
         raise InputError(
-            f"{name} lies {farthest:g} from the origin and is {longest:g} long, so that 32-bit numbers cannot tell its points apart. "
-            "Subtract its middle from its points."
+            f"{name} lies {farthest:g} from the origin and is {longest:g} long, so that 32-bit numbers cannot tell its "
+            "points apart. Subtract its middle from its points."
         )
 
 

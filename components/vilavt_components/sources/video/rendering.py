@@ -29,7 +29,7 @@ class FrameTile:
 
 @dataclass(frozen=True)
 class _Page:
-    """The layout of a picture: `columns` frames in a row, each `width` x `height` below a caption `head` pixels high."""
+    """The layout of a picture: `columns` frames in a row, `width` x `height` each, below captions of height `head`."""
 
     size: tuple[int, int]
     columns: int

@@ -52,7 +52,7 @@ class VideoConfig:
         None, help="frames shown for every second of a video, or null for `frames` in all", minimum=0
     )
     frames: int | None = setting(
-        None, help="most frames shown, spread evenly over the video, or null for 8, with fps for as many as `pixels` allow",
+        None, help="most frames shown, evenly spread, or null for 8, with fps for as many as `pixels` allow",
         minimum=1,
     )  # fmt: skip
     pixels: int = setting(
@@ -161,7 +161,7 @@ class VideoSource(Source):
         """Return the time of a region in seconds from the first frame, as "time" takes it: "2.5 s"."""
         return f"{shortest_time(self.times, int(box[0]))} s"
 
-    def read_box(self, value: Mapping[str, Any], within: Box, steps: int | tuple[int, ...]) -> Box:
+    def read_box(self, value: Mapping[str, Any], within: Box, box_units: int | tuple[int, ...]) -> Box:
         """Read {"bbox_2d": [x1, y1, x2, y2], "time": 2.5}; without a time, the frame is that of `within`.
 
         The time means the nearest of all frames, shown or not. Raises BoxError.
@@ -171,7 +171,7 @@ class VideoSource(Source):
                 raise BoxError(f'"{str(key)[:40]}" does not belong to a region of a video; leave it out.')
         if self.box_key not in value:
             raise BoxError(f'"{self.box_key}": [x1, y1, x2, y2] is missing.')
-        sides = read_bbox(value[self.box_key], within[1:], steps, self.box_key)
+        sides = read_bbox(value[self.box_key], within[1:], box_units, self.box_key)
         # Without a time the frame is exact. Written times are rounded, so they mean the nearest frame.
         frame = self._frame_at(value[self.time_key]) if self.time_key in value else within[0]
         return float(frame), *sides
@@ -192,9 +192,11 @@ class VideoSource(Source):
         """The last moment that a tool call may name: the end of the last frame, or its time if that was rounded up."""
         return max(end_time(self.times), float(shortest_time(self.times, len(self.times) - 1)))
 
-    def box_schema(self, within: Box, steps: int | tuple[int, ...], begun: tuple[int, ...] = ()) -> Mapping[str, Any]:
+    def box_schema(
+        self, within: Box, box_units: int | tuple[int, ...], begun: tuple[int, ...] = ()
+    ) -> Mapping[str, Any]:
         """Return the JSON schema of {"bbox_2d": [x1, y1, x2, y2], "time": 2.5}, with a time inside the video."""
-        units = units_per_axis(steps, 2)
+        units = units_per_axis(box_units, 2)
         axes = image_axes(coordinate_functions(within[1:]), units, (self.width, self.height))
         # Rounded down to whole parts of a second, so that the largest allowed number is not after the end.
         last = math.floor(self._last_moment * _TIME_UNITS) / _TIME_UNITS
@@ -203,13 +205,13 @@ class VideoSource(Source):
             {self.box_key: box_array_schema(begun, next_number_range(axes, begun), units, self.box_key)}, {"time": time}
         )
 
-    def write_box(self, box: Box, within: Box, steps: int | tuple[int, ...]) -> dict[str, Any]:
-        """Write `box` as {"bbox_2d": [x1, y1, x2, y2]}, with the "time" of its frame if `within` is of another frame."""
+    def write_box(self, box: Box, within: Box, box_units: int | tuple[int, ...]) -> dict[str, Any]:
+        """Write `box` as {"bbox_2d": [x1, y1, x2, y2]}, with a "time" if `within` is of another frame."""
         if not (float(box[0]).is_integer() and 0 <= box[0] < len(self.times)):
             raise BoxError(
                 f"there is no frame {shorten_value(box[0])}: the video has frames 0 to {len(self.times) - 1}."
             )
-        sides = {self.box_key: write_bbox(box[1:], within[1:], steps)}
+        sides = {self.box_key: write_bbox(box[1:], within[1:], box_units)}
         return sides if box[0] == within[0] else {**sides, self.time_key: shortest_time(self.times, int(box[0]))}
 
     def crop(self, box: Box, overview: bool = False) -> Crop:
@@ -236,7 +238,7 @@ class VideoSource(Source):
         return draw_frames(tiles, (self.width, self.height), size)
 
     def save(self, path: Path) -> None:
-        """Write the overviews into an animated PNG, each shown until the next begins; a video in memory is written whole."""
+        """Write the overviews into an animated PNG, each lasting until the next; a video in memory is written whole."""
         whole = isinstance(self._reader, ArrayFrames)
         shown, pixels = (
             (range(len(self.times)), self._full_frame) if whole else (self.overview_frames, self._overview_frame)
@@ -292,8 +294,9 @@ class VideoSource(Source):
         height, width = pixels.shape[:2]
         if (width, height) != (self.width, self.height):
             raise InputError(
-                f"{self._reader.describe_frame(index)} is {width} x {height} pixels, but {self._reader.describe_frame(0)} is "
-                f"{self.width} x {self.height}. The frames of a video must be of one size. Resize them."
+                f"{self._reader.describe_frame(index)} is {width} x {height} pixels, but "
+                f"{self._reader.describe_frame(0)} is {self.width} x {self.height}. The frames of a video must be of "
+                "one size. Resize them."
             )
 
 

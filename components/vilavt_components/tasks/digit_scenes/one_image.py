@@ -34,6 +34,7 @@ _NO_ZOOM: tuple[Kind, ...] = ("shape", "colour", "colour", "close")
 
 def make_one_image(rng: np.random.Generator, rules: SceneRules) -> SceneQuestion:
     """Make a question about one object of a scene, or about the only object of a close-up."""
+    # Whether a zoom is needed, and whether it shows two digits.
     draws = rng.random(2)
     if draws[0] >= rules.no_zoom:
         paired = bool(draws[1] < rules.several)
@@ -47,6 +48,7 @@ def make_one_image(rng: np.random.Generator, rules: SceneRules) -> SceneQuestion
 
 
 def _make_close_up(asked: SceneObject) -> SceneQuestion:
+    # The overview shows the digit large enough, so the answer is all that there is to think.
     question, answer, answer_kind = _ask_about(asked, "close")
     return SceneQuestion("one_image", "close", question, answer, answer_kind, ((asked,),), answer, is_close_up=True)
 
@@ -54,7 +56,7 @@ def _make_close_up(asked: SceneObject) -> SceneQuestion:
 def _make_question(rules: SceneRules, kind: Kind, objects: Sequence[SceneObject], paired: bool) -> SceneQuestion:
     asked, meant, ordered = objects[0], objects[: 1 + paired], sort_in_reading_order(objects)
     question, answer, answer_kind = _ask_about(asked, kind)
-    # In the order of the question: one about a colour names the shape only.
+    # The thought restates what the question names, and looks the rest up: a question about a colour names the shape.
     restated = f"{asked.shape} {asked.colour}" if kind == "colour" else asked.name
     thought = f"see {list_objects(ordered, rules.cells)}; so {restated} {list_cells(meant, rules.cells)}"
     zoom = (0, span_of_objects(meant))

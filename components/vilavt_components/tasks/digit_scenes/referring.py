@@ -47,6 +47,7 @@ def _ask_by_digit(rng: np.random.Generator, rules: SceneRules) -> SceneQuestion:
     # The candidates carry different digits, so that the question means one of them.
     digits = np.concatenate([rng.permutation(10)[:alike], rng.integers(10, size=rules.objects - alike)])
     objects = place_objects(appearances, scatter_cells(rng, rules.cells, rules.objects), digits)
+    # Which candidate carries the digit is not known before the zoom, so it shows all of them.
     asked, ordered, candidates = objects[0], sort_in_reading_order(objects), sort_in_reading_order(objects[:alike])
     return SceneQuestion(
         "referring",
@@ -67,5 +68,6 @@ def _choose_alike(rng: np.random.Generator, rules: SceneRules, shape: str, alike
     """Draw appearances of which exactly the first `alike` have the shape, each in another colour."""
     colours = [COLOURS[i] for i in rng.permutation(len(COLOURS))]
     first = [(colour, shape) for colour in colours[:alike]]
+    # All other objects of the shape are banned, so that no more than `alike` have it.
     banned = [(colour, shape) for colour in COLOURS]
     return choose_appearances(rng, rules.objects, rules.own_colours, first, banned)

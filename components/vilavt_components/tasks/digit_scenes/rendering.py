@@ -62,6 +62,7 @@ def load_digits() -> Digits:
             "Install it: pip install 'vilavt-toolkit[demo]'."
         ) from error
     data: Any = datasets.load_digits()
+    # scikit-learn's grey values go from 0 to 16.
     images = np.pad((data.images * (255 / 16)).astype(np.uint8), ((0, 0), (_PAD, _PAD), (_PAD, _PAD)))
     return Digits(images, data.target.astype(np.int64))
 
@@ -117,6 +118,7 @@ def _draw_ink(image: Pixels, height: float, hand: Handwriting, halo: float, camo
     """
     padded = image.shape[0]
     step = (padded - 2 * _PAD) / height
+    # With room for the slant of the digit and its dark surroundings.
     side = math.ceil(height * 1.4)
     cos, sin = step * math.cos(hand.turn), step * math.sin(hand.turn)
     # Pillow wants the map from the result back to the digit: stretched, slanted, then turned.
@@ -141,6 +143,7 @@ def _noise_field(size: int, most: int, grain: int) -> Pixels:
     Half of the noise is per pixel, half in grains of `grain` pixels, which hide digits in a small view.
     """
     # One field for all scenes: fresh noise for each would take more time than the rest of its rendering.
+    # A seed of its own: the field belongs to the task, not to a scene.
     rng, side = np.random.default_rng(0), size + _NOISE_PARTS
     fine = rng.integers(most // 2 + 1, size=(side, side, 3), dtype=np.uint8)
     few = math.ceil(side / grain)
@@ -224,11 +227,13 @@ def _render_ground(randomness: SceneRandomness, style: SceneStyle) -> Pixels:
     """Render a light or dark ground with a gradient of light and small rectangles of clutter."""
     size, difficulty, top = style.size, style.difficulty, 255 - style.max_noise
     light, slope_x, slope_y = randomness.ground
+    # Dark, from 40 to 80, or light, from 155 to 200: no ground has a middle brightness.
     base = 40 + 80 * light if light < 0.5 else 110 + 90 * light
     ramp = np.linspace(-20 * difficulty, 20 * difficulty, size, dtype=np.float32)
     ground = base + ramp * (2 * slope_x - 1) + ramp[:, None] * (2 * slope_y - 1)
     clutter = randomness.clutter
     places = (clutter[:, :2] * size).astype(int).tolist()
+    # The cube makes most pieces of clutter small and a few large.
     extents = (2 + clutter[:, 2:4] ** 3 * size / 12).astype(int).tolist()
     for (x, y), (width, height), change in zip(places, extents, (clutter[:, 4] - 0.5).tolist(), strict=True):
         ground[y : y + height, x : x + width] += 100 * change
@@ -264,6 +269,7 @@ def _render_object(canvas: Pixels, item: SceneObject, draws: Sequence[float], st
     middle = side * 0.68 if item.shape == "triangle" else side * 0.5
     reach = ink.shape[0]
     left = x + round(side / 2 - reach / 2 + cell / 12 * difficulty * (draws[6] - 0.5))
+    # In a low triangle the digit would else reach into the cell below.
     upper = min(y + round(middle - reach / 2), (item.cell[1] + 1) * cell - reach)
     part = canvas[upper : upper + reach, left : left + reach]
     # Only as strong as the colour leaves room for: ink that is clipped at black or white would not average out.

@@ -140,7 +140,8 @@ class DigitScenesConfig:
         # A digit is half as high as its cell. Below 16 pixels it would have fewer pixels than scikit-learn's image.
         if self.size % self.cells or self.size // self.cells < 16:
             raise ValueError(
-                f"size {self.size} and cells {self.cells} do not fit. Cells must divide size into parts of 16 pixels or more."
+                f"size {self.size} and cells {self.cells} do not fit. Cells must divide size into parts of 16 or more "
+                "pixels."
             )
         if self.objects > max_objects(self.cells):
             raise ValueError(
@@ -149,8 +150,8 @@ class DigitScenesConfig:
             )
         if self.own_colours and self.objects > len(COLOURS):
             raise ValueError(
-                f"{self.objects} objects cannot have {len(COLOURS)} colours to themselves. Set objects to {len(COLOURS)} or "
-                "fewer."
+                f"{self.objects} objects cannot have {len(COLOURS)} colours to themselves. Set objects to "
+                f"{len(COLOURS)} or fewer."
             )
 
 
@@ -220,6 +221,7 @@ class DigitScenes(GeneratedTask):
 
     def metrics(self, samples: Sequence[Sample], scores: Sequence[float]) -> Mapping[str, Sequence[float]]:
         """Return the scores of every family, by its name in words; nothing if there is one family only."""
+        # One family alone would only repeat the accuracy.
         if len(self._shares) == 1:
             return {}
         return {

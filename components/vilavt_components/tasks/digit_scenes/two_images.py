@@ -42,8 +42,9 @@ def make_two_images(rng: np.random.Generator, rules: SceneRules) -> SceneQuestio
     `both` and `same_place` need no zoom, `same_digit` and `larger` zoom into both images under one inquiry, and
     `above` zooms into the image that has the object.
     """
+    # Whether a zoom is needed, whether it shows two digits, and the answer.
     draws = rng.random(3)
-    # The answer is drawn first and the scenes are made to fit it, so both answers are equally likely.
+    # The scenes are made to fit the answer, so both answers are equally likely.
     truth, asked = bool(draws[2] < 0.5), choose_appearance(rng)
     if draws[0] < rules.no_zoom:
         kind = _NO_ZOOM[rng.integers(len(_NO_ZOOM))]
@@ -62,8 +63,8 @@ def _make_question(
     ordered = tuple(sort_in_reading_order(objects) for objects in scenes)
     seen = "; then ".join(list_objects(objects, rules.cells) for objects in ordered)
     places = " then ".join(list_cells(objects, rules.cells) for objects in meant)
-    zoomed = [(image, span_of_objects(objects)) for image, objects in enumerate(meant) if objects]
-    looks = tuple(zoomed) if kind in _ZOOM else ()
+    spans = [(image, span_of_objects(objects)) for image, objects in enumerate(meant) if objects]
+    zooms = tuple(spans) if kind in _ZOOM else ()
     return SceneQuestion(
         "two_images",
         kind,
@@ -72,9 +73,9 @@ def _make_question(
         "yes_no",
         ordered,
         f"see {seen}; so {name} {places}",
-        zooms=looks,
-        inquiry=name if looks else "",
-        zoom_thought=",".join(str(objects[0].digit) for objects in meant if objects) if looks else "",
+        zooms=zooms,
+        inquiry=name if zooms else "",
+        zoom_thought=",".join(str(objects[0].digit) for objects in meant if objects) if zooms else "",
         shows_several=paired,
     )
 

@@ -23,7 +23,7 @@ _NO_ZOOM: tuple[Kind, ...] = ("moves", "where", "appears", "first")
 _ZOOM: tuple[Kind, ...] = ("becomes", "changes")
 
 Film = list[list[SceneObject]]
-"""The objects of every frame; an object keeps its index in all frames."""
+"""The objects of every frame, in one order for all frames."""
 
 
 def make_video(rng: np.random.Generator, rules: SceneRules) -> SceneQuestion:
@@ -48,11 +48,8 @@ def _ask_what_moves(rng: np.random.Generator, rules: SceneRules, kind: Kind) -> 
     """Ask which object moves, or where it moves to."""
     objects, (free, *_) = _still_scene(rng, rules)
     when = int(rng.integers(1, rules.frames))
-    film = [
-        [_move_object(objects[0], free) if frame >= when else objects[0], *objects[1:]] for frame in range(rules.frames)
-    ]
-    # An object keeps its index in all frames, and the first one is the one that moves.
-    moved = film[-1][0]
+    moved = _move_object(objects[0], free)
+    film = [[moved if frame >= when else objects[0], *objects[1:]] for frame in range(rules.frames)]
     seen, place = _describe_film(film, rules), list_cells([moved], rules.cells)
     if kind == "moves":
         thought = f"{seen}; so {place} {moved.name}"
@@ -60,6 +57,7 @@ def _ask_what_moves(rng: np.random.Generator, rules: SceneRules, kind: Kind) -> 
             "video", kind, "which object moves?", moved.name, "text", _sort_frames(film), thought, is_film=True
         )
     question = f"where does the {moved.name} move to?"
+    # The box in the last frame: before it the object may stand elsewhere.
     thought = f"{seen}; so {moved.name} {place}"
     target = (rules.frames - 1, moved)
     return SceneQuestion(
@@ -71,6 +69,7 @@ def _ask_when_appears(rng: np.random.Generator, rules: SceneRules) -> SceneQuest
     """Ask in which frame an object appears."""
     objects, _ = _still_scene(rng, rules)
     when = int(rng.integers(1, rules.frames))
+    # From the second frame on, since an object of the first one does not appear.
     film = [objects if frame >= when else objects[1:] for frame in range(rules.frames)]
     question = f"in which frame does the {objects[0].name} appear?"
     thought = f"{_describe_film(film, rules)}; so {objects[0].name} frame {when}"
@@ -82,14 +81,11 @@ def _ask_which_first(rng: np.random.Generator, rules: SceneRules) -> SceneQuesti
     objects, free = _still_scene(rng, rules)
     # From a permutation, so that the two move in different frames.
     early, late = sorted((1 + rng.permutation(rules.frames - 1)[:2]).tolist())
-    film = [
-        [
-            _move_object(objects[0], free[0]) if frame >= early else objects[0],
-            _move_object(objects[1], free[1]) if frame >= late else objects[1],
-            *objects[2:],
-        ]
-        for frame in range(rules.frames)
-    ]
+    film = []
+    for frame in range(rules.frames):
+        first = _move_object(objects[0], free[0]) if frame >= early else objects[0]
+        second = _move_object(objects[1], free[1]) if frame >= late else objects[1]
+        film.append([first, second, *objects[2:]])
     one, other = (objects[i].name for i in rng.permutation(2))
     question = f"which moves first, the {one} or the {other}?"
     thought = f"{_describe_film(film, rules)}; so {list_cells([film[-1][0]], rules.cells)} {objects[0].name}"
@@ -129,6 +125,7 @@ def _ask_digit_change(rng: np.random.Generator, rules: SceneRules) -> SceneQuest
     when = int(rng.integers(1, rules.frames))
     digits = [after if frame >= when else before for frame in range(rules.frames)]
     film = [[replace(objects[0], digit=digit), *objects[1:]] for digit in digits]
+    # All frames are zoomed into: no overview shows in which one the digit changes.
     span = span_of_objects(objects[:1])
     return SceneQuestion(
         "video",
@@ -148,6 +145,7 @@ def _ask_digit_change(rng: np.random.Generator, rules: SceneRules) -> SceneQuest
 def _describe_film(film: Film, rules: SceneRules) -> str:
     """Write the objects of the first frame, then for every further frame those that are new in their cell."""
     parts = [f"see {list_objects(sort_in_reading_order(film[0]), rules.cells)}"]
+    # Later frames list only what is new in them, which keeps thoughts short.
     for frame in range(1, len(film)):
         before = {(item.name, item.cell) for item in film[frame - 1]}
         new = [item for item in sort_in_reading_order(film[frame]) if (item.name, item.cell) not in before]

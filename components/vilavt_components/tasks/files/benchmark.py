@@ -30,14 +30,16 @@ _FORMAT = QuestionFormat(
 class VilavtBenchmarkConfig(FilesConfig):
     """Settings of task `vilavt_benchmark`; `files` are the benchmark, and split test."""
 
-    train_files: list[str] | str = setting(help="data files of split train; benchmarks usually have none", factory=list)
+    train_files: list[str] | str = setting(
+        help="data files of split train, of which benchmarks usually have none", factory=list
+    )
     table: Literal["auto", "vsibench", "sparbench", "category"] = setting(
-        "auto", help="table that scores are collected in; auto: found by the question types, else one number a category"
+        "auto", help="table of scores, where auto goes by the question types, or else shows one number a category"
     )
     rel_direction: Literal["mean", "pooled"] = setting(
         "mean",
-        help="vsibench: relative directions as the mean of easy, medium and hard, as published; pooled: over all, as "
-        "the paper's scorer does",
+        help="relative directions of vsibench, where mean is that of easy, medium and hard, as published, and pooled "
+        "is over all items, as in the paper's scorer",
     )
 
 

@@ -260,6 +260,7 @@ def _check_mapping(fields: Fields, mapping: Sequence[int], texts: Sequence[str],
                 f"{key}[{number}]", f"is {query} again after another: not contiguous. Images of one query must be "
                 "neighbours.",
             )  # fmt: skip
+    # With an unknown query, itself a problem, another one may only seem to be unused.
     unmapped = set(range(len(texts))) - set(mapping) if max(mapping, default=0) < len(texts) else set()
     for unused in sorted(unmapped):
         fields.add_problem(f"queries[{unused}]", "is no image's query. Remove it or map an image to it.")

@@ -82,7 +82,8 @@ def check_tag_count(fields: Fields, key: str, text: str, images: int) -> None:
     if tags and tags != images:
         fields.add_problem(
             key,
-            f"has {_count_noun(tags, '<image> tag')} for {_count_noun(images, 'image')}. Write one for each image or none.",
+            f"has {_count_noun(tags, '<image> tag')} for {_count_noun(images, 'image')}. Write one for each image or "
+            "none.",
         )
 
 
@@ -125,7 +126,7 @@ def find_choices(options: tuple[str, ...], question: str, answer: str) -> tuple[
 def find_options(question: str) -> tuple[str, ...]:
     """Find the options inside a question, with letters from A on; () if there are not two."""
     found = list(_OPTION.finditer(question))
-    # From the last A on: an option's list ends the question, and earlier letters may be part of its words.
+    # From the last A on: the options end the question, and an earlier letter may belong to its words.
     for first in (number for number in reversed(range(len(found))) if found[number][1] == "A"):
         run = [found[first]]
         for match in found[first + 1 :]:
@@ -133,6 +134,7 @@ def find_options(question: str) -> tuple[str, ...]:
                 run.append(match)
         if len(run) > 1:
             texts = [question[one.end() : other.start()] for one, other in itertools.pairwise(run)]
+            # No letter follows the last option. If none before it has a full stop, it ends with its first sentence.
             texts.append(_last_option(question[run[-1].end() :], all("." not in text.strip()[:-1] for text in texts)))
             return tuple(text.strip(" \n,;(") for text in texts)
     return ()
@@ -172,7 +174,8 @@ def check_answer(fields: Fields, key: str, sample: Sample) -> None:
         kind = sample.tags["answer_kind"]
         fields.add_problem(
             key,
-            f"is {format_value(sample.answer)}, which cannot be read as kind '{kind}'. Correct the answer or the question type.",
+            f"is {format_value(sample.answer)}, which cannot be read as kind '{kind}'. Correct the answer or the "
+            "question type.",
         )
 
 

@@ -30,9 +30,9 @@ class VilavtRLConfig(FilesConfig):
 
 @tasks.register("vilavt_rl", VilavtRLConfig)
 class VilavtRL(FileTask):
-    """Questions for reinforcement learning, JSON lines: question, answer, image_path, question_type, max_pixels, max_num_steps.
+    """Questions for reinforcement learning, JSON lines with question, answer, image_path and question_type.
 
-    A sample's `max_num_steps` turns without an answer are the most it may take, whatever the recipe allows.
+    A row may have its own `max_pixels` and `max_num_steps`: most turns without an answer, whatever the recipe says.
     """
 
     name: ClassVar[str] = "vilavt_rl"

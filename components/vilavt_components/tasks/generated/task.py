@@ -14,6 +14,7 @@ from vilavt_toolkit.errors import UsageError
 
 SPLITS = ("train", "val", "test")
 _CORPUS_ITEMS = 2000
+"""Training samples whose texts make the corpus: enough to contain every word."""
 
 Mode = Literal["tool", "needless", "forced", "blind"]
 """The way a training sample is asked: with the tool, with a zoom without need, without the tool, with nothing shown."""
@@ -65,6 +66,7 @@ class GeneratedTask(Task):
             raise IndexError(
                 f"split '{split}' of '{self.name}' has {self.length(split)} samples, not one at index {index}."
             )
+        # NumPy mixes all three numbers, so samples of neighbouring indices or seeds are independent.
         return [self.config.seed, SPLITS.index(split), index]
 
     def draw_mode(self, rng: np.random.Generator, split: str) -> Mode:

@@ -82,6 +82,7 @@ def cut_validation(
 
 def choose_held_out(groups: Iterable[str], share: float, seed: int) -> set[str]:
     """Choose the groups of split val: `share` of them, never all, and at least one unless `share` is 0."""
+    # Never all groups, since split train needs one too.
     known = shuffle_by_hash(set(groups), str, seed)
     return set(known[: min(max(share > 0, round(share * len(known))), len(known) - 1)]) if known else set()
 

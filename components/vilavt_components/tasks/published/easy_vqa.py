@@ -37,12 +37,12 @@ class EasyVQAConfig:
     seed: int = setting(0, help="decides the order of samples and which images are held out for val", minimum=0)
     val: float = setting(0.05, help="share of the published train images held out as split val", minimum=0, maximum=0.5)
     thoughts: bool = setting(
-        True, help="training thoughts describe the image by what its questions give away; false: empty thoughts"
+        True, help="training thoughts describe the image by what its questions give away, or are empty if false"
     )
     blind: float = setting(
         0.0, help="share of training samples without an image: the answer is a guess", minimum=0, maximum=1
     )
-    tool: bool = setting(False, help="the model may zoom, although no trace shows how; false: it answers at once")
+    tool: bool = setting(False, help="the model may zoom, although no trace shows how, or must answer at once if false")
 
 
 @dataclass(frozen=True)
@@ -209,5 +209,6 @@ def _only_possible(rows: Sequence[QuestionRow], words: frozenset[str]) -> str:
         # "is no circle present?" turns yes and no around.
         holds = asked_for or (row.answer == "yes") != bool(mentioned & {"not", "no"})
         (present if holds else absent).update((mentioned | {row.answer}) & words)
+    # Without a direct mention a word is known if all others are ruled out.
     left = present or words - absent
     return next(iter(left)) if len(left) == 1 else ""

@@ -46,7 +46,7 @@ class NLVRConfig:
     blind: float = setting(
         0.0, help="share of training samples without an image: the answer is a guess", minimum=0, maximum=1
     )
-    tool: bool = setting(False, help="the model may zoom, although no trace shows how; false: it answers at once")
+    tool: bool = setting(False, help="the model may zoom, although no trace shows how, or must answer at once if false")
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,7 @@ def _shuffle_pairs(pairs: Sequence[Pair], seed: int) -> list[PairImage]:
     of_group: defaultdict[str, list[PairImage]] = defaultdict(list)
     for pair in pairs:
         of_group[pair.group] += [(pair, permutation) for permutation in range(PERMUTATIONS)]
+    # A sentence stays together, so that an evaluation of the first items asks sentences whole, as consistency needs.
     groups = shuffle_by_hash(of_group, str, seed)
     return [item for group in groups for item in shuffle_by_hash(of_group[group], lambda item: _sample_id(*item), seed)]
 
@@ -189,6 +190,7 @@ def read_pairs(root: Path, folder: str) -> list[Pair]:
             continue
         try:
             pair = _read_pair(line, folder)
+            # A folder holds the images of many pairs and is listed once.
             if pair.directory not in images:
                 images[pair.directory] = list_file_names(root / folder / "images" / pair.directory)
             _check_images(root, pair, images[pair.directory])

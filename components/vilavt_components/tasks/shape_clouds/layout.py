@@ -83,6 +83,7 @@ class CloudQuestion:
 
 def make_question(rng: np.random.Generator, rules: CloudRules) -> CloudQuestion:
     """Draw a question about a scene, or about the only object of a close-up."""
+    # Whether a zoom is needed; the kind of question; whether the zoom shows two marks, or else the kind without a zoom.
     draws = rng.random(3)
     if draws[0] < rules.no_zoom:
         if draws[1] < rules.close:
@@ -139,6 +140,7 @@ def _ask_nearest(rng: np.random.Generator, rules: CloudRules) -> CloudQuestion:
 
 def _ask_close_up(rng: np.random.Generator, rules: CloudRules) -> CloudQuestion:
     """Ask for the mark of the only object, which fills the cloud."""
+    # The overview shows the mark large enough, so the thought is the answer.
     (item,) = _place_objects(rng, rules, [(0, 0)], _choose_shapes(rng, 1))
     return CloudQuestion("close", _mark_question(item), item.mark, (item,), item.mark)
 

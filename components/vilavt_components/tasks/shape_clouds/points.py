@@ -109,6 +109,7 @@ def _is_in_spiral(around: Numbers, up: Numbers) -> NDArray[np.bool_]:
 
 
 def _is_in_dot(around: Numbers, up: Numbers) -> NDArray[np.bool_]:
+    # A circle whose area is the marked share.
     inside: NDArray[np.bool_] = (around % 1 - 0.5) ** 2 + (up % 1 - 0.5) ** 2 < _SHARE / math.pi
     return inside
 
@@ -157,6 +158,7 @@ def _sample_cube(rng: np.random.Generator, count: int, side: float) -> Surface:
 def _sample_sphere(rng: np.random.Generator, count: int, height: float) -> Surface:
     radius = height / 2
     around, up = _mark_scales(4 * math.pi * radius**2, 2 * math.pi * radius)
+    # A uniform height spreads points evenly over a sphere (Archimedes).
     turn, z = rng.random(count), 2 * rng.random(count) - 1
     flat = np.sqrt(1 - z**2)
     xyz = radius * np.stack([flat * np.cos(2 * math.pi * turn), flat * np.sin(2 * math.pi * turn), 1 + z], axis=1)
@@ -167,6 +169,7 @@ def _sample_cylinder(rng: np.random.Generator, count: int, height: float) -> Sur
     radius = 0.27
     side, top = 2 * math.pi * radius * height, math.pi * radius**2
     around, up = _mark_scales(side + top, 2 * math.pi * radius)
+    # Side and top get points by their areas.
     on_top = rng.random(count) < top / (side + top)
     turn, share = rng.random((2, count))
     reach = np.where(on_top, radius * np.sqrt(share), radius)

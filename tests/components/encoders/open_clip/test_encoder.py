@@ -220,8 +220,8 @@ def test_a_named_model_has_views_of_its_own_size():
         ({"model": "hf-hub:a/b", "pretrained": "openai"}, BadConfig, "its own weights"),
         ({"model": "local-dir:here"}, BadConfig, "as `path`"),
         ({"path": "weights.safetensors"}, BadConfig, "Say what its weights are of"),
-        ({"model": "RN50"}, BadConfig, "not written for ModifiedResNet; .* ViT-B-32"),
-        ({"model": "convnext_tiny"}, BadConfig, "is timm's convnext_tiny.*ConvNeXt.*take encoder `timm_stages`"),
+        ({"model": "RN50"}, BadConfig, "not written for ModifiedResNet. .* ViT-B-32"),
+        ({"model": "convnext_tiny"}, BadConfig, "is timm's convnext_tiny.*ConvNeXt.*Take encoder `timm_stages`"),
         ({"config": {"vision_cfg": VISION}}, BadConfig, "lacks `embed_dim`"),
         ({"config": config_of({"hedas": 3})}, BadConfig, "'hedas', which open_clip does not know"),
         ({"config": config_of({"widht": 3})}, BadConfig, "Did you mean 'width'"),
@@ -231,7 +231,7 @@ def test_a_named_model_has_views_of_its_own_size():
         ({"config": config_of(POOL | {"attentional_pool": "parallel"})}, BadConfig, "`attentional_pool: parallel`"),
         ({"config": config_of(), "features": "queries"}, BadConfig, "coca_ViT-B-32"),
         ({"config": config_of(POOL), "features": "projected"}, BadConfig, "attentional pooling makes"),
-        ({"config": config_of(TIMM), "features": "projected"}, BadConfig, "take `features: patches`"),
+        ({"config": config_of(TIMM), "features": "projected"}, BadConfig, "Take `features: patches`"),
     ],
 )
 def test_what_it_cannot_build_is_refused_with_the_reason(settings, error, words):

@@ -12,8 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from vilavt_components.encoders.qwen2_5_vl import vision_weights as checkpoint
-from vilavt_components.encoders.qwen2_5_vl import windows
+from vilavt_components.encoders.qwen2_5_vl import vision_weights, windows
 from vilavt_components.encoders.qwen2_5_vl.encoder import Qwen25VLConfig, Qwen25VLEncoder
 from vilavt_components.encoders.qwen2_5_vl.resizing import smart_size
 from vilavt_components.encoders.qwen2_5_vl.tower import QwenVisionConfig
@@ -57,7 +56,7 @@ def transformers_tower():
 
 def filled(encoder, weights):
     shapes = {key: value.shape for key, value in encoder.tower.state_dict().items()}
-    encoder.tower.load_state_dict(checkpoint.from_checkpoint(weights, shapes, SHAPE["intermediate_size"], "here"))
+    encoder.tower.load_state_dict(vision_weights.from_checkpoint(weights, shapes, SHAPE["intermediate_size"], "here"))
     return encoder
 
 
@@ -204,7 +203,7 @@ def test_padded_mlps_compute_the_same_and_are_written_back_without_padding():
     assert padded.spec.blocks[0].sites["fc1"] == 2 * 64
     views = [patches_of(size) for size in GRIDS]
     bench.assert_close(features_of(padded, views), features_of(plain, views), "padded")
-    written = checkpoint.to_checkpoint(padded.tower.state_dict(), SHAPE["intermediate_size"])
+    written = vision_weights.to_checkpoint(padded.tower.state_dict(), SHAPE["intermediate_size"])
     assert set(written) == set(weights)
     assert all(torch.equal(written[key], value) for key, value in weights.items())
 

@@ -163,13 +163,13 @@ def test_the_constructor_works_on_the_meta_device():
     ("config", "words"),
     [
         (TimmConfig(path="weights.safetensors"), "needs either `model`"),
-        (TimmConfig(model="vit_tiny_patch16_224", config=SMALL), r"both `model` \(.*\) and `config`; .*`config: null`"),
+        (TimmConfig(model="vit_tiny_patch16_224", config=SMALL), r"both `model` \(.*\) and `config`. .*`config: null`"),
         (TimmConfig(model="vit_tiny_patch17_224"), "Did you mean 'vit_tiny_patch16_224'"),
         (TimmConfig(model="hf-hub:timm/resnet50"), "is an address"),
-        (TimmConfig(model="resnet18"), r"'resnet18' is a staged one \(ResNet\).* take encoder `timm_stages`"),
+        (TimmConfig(model="resnet18"), r"'resnet18' is a staged one \(ResNet\).* Take encoder `timm_stages`"),
         (
             TimmConfig(model="ghostnet_050"),
-            r"not written for GhostNet \(the model 'ghostnet_050'\); choose a plain vision",
+            r"not written for GhostNet \(the model 'ghostnet_050'\). Choose a plain vision",
         ),
         (TimmConfig(model="zzz"), r"no model 'zzz'. Did you mean '.+', '.+' or '.+'\? To list all: .*list_models"),
         (
@@ -184,7 +184,7 @@ def test_the_constructor_works_on_the_meta_device():
         (TimmConfig(model="vit_tiny_patch16_224", stem=StemConfig()), "`stem: null`"),
         (
             TimmConfig(config=SMALL, stem=StemConfig((8,), (2, 2))),
-            "differ in number; give each convolution one of both",
+            "differ in number. Give each convolution one of both",
         ),
         (TimmConfig(config=SMALL | {"img_size": 33}, stem=StemConfig()), "33 pixels .* multiple of its stride"),
     ],

@@ -260,10 +260,10 @@ def test_compiling_is_refused_with_the_way_out():
         (TimmStagesConfig(model="hf-hub:timm/resnet50"), "is an address"),
         (
             TimmStagesConfig(model="vit_tiny_patch16_224"),
-            r"'vit_tiny_patch16_224' is a plain .*\(VisionTransformer\).* take encoder `timm`",
+            r"'vit_tiny_patch16_224' is a plain .*\(VisionTransformer\).* Take encoder `timm`",
         ),
-        (TimmStagesConfig(model="ghostnet_050"), "not written for GhostNet .'ghostnet_050'.*choose a staged model"),
-        (TimmStagesConfig(model="resnet18", stages=5), "has 4 stages; set `stages` to 4 at most"),
+        (TimmStagesConfig(model="ghostnet_050"), "not written for GhostNet .'ghostnet_050'.*Choose a staged model"),
+        (TimmStagesConfig(model="resnet18", stages=5), "has 4 stages. Set `stages` to 4 at most"),
         (TimmStagesConfig(model="resnet18", args={"blocks": 3}), "timm cannot build 'resnet18'"),
         (TimmStagesConfig(pretrained=True), "`pretrained` needs `model`"),
         (TimmStagesConfig(path="weights.safetensors"), "`path` needs `model`"),

@@ -287,7 +287,7 @@ BAD_FOLDERS = {
     no_config: "no config.json|holds no checkpoint",
     broken_config: "config.json cannot be read",
     other_pixels: "preprocessor_config.json: image_mean",
-    too_shallow: "names block 3; name blocks from 0 to 2",
+    too_shallow: "names block 3. Name blocks from 0 to 2",
     lambda path: folder(path, tokenizer=False): "holds no tokenizer",
     lambda path: folder(path, config={"model_type": "llama"}): "model type 'llama', which no checkpoint format",
 }
@@ -368,7 +368,7 @@ def test_nothing_but_safetensors_and_descriptions_is_asked_of_the_hub(monkeypatc
 
 def test_a_hub_name_out_of_reach_is_told_in_one_sentence(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="there is no folder 'owner/name' here, and of the hub it is said") as told:
+    with pytest.raises(InputError, match="'owner/name' is no folder here, and the hub does not give it") as told:
         load("owner/name", local_files_only=True)
     assert "\n" not in str(told.value)
 

@@ -309,7 +309,7 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, object], words:
 
 def test_unknown_splits_and_indices_are_refused() -> None:
     assert (TASK.length("train"), TASK.length("test")) == (20_000, 1_000)
-    with pytest.raises(UsageError, match="no split 'dev'. Choose one of train, val, test"):
+    with pytest.raises(UsageError, match=r"no split 'dev'\. Choose one of train, val, test"):
         TASK.length("dev")
     for index in (-1, 1_000):
         with pytest.raises(IndexError):

@@ -196,7 +196,7 @@ def test_an_empty_split_says_how_to_fill_it(tmp_path):
     task = task_of(tmp_path, plain_row(0))
     with pytest.raises(UsageError, match=r"split 'test' of 'conversations' is empty. Set task.test_files"):
         task.length("test")
-    with pytest.raises(UsageError, match="no split 'dev'. Choose one of train, val, test"):
+    with pytest.raises(UsageError, match=r"no split 'dev'\. Choose one of train, val, test"):
         task.length("dev")
 
 

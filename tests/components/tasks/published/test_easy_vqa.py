@@ -265,7 +265,7 @@ def test_an_image_that_cannot_be_read_is_named_when_it_is_opened(root: Path) -> 
 
 def test_unknown_splits_and_indices_are_refused(root: Path) -> None:
     task = task_of(root, val=0)
-    with pytest.raises(UsageError, match="no split 'dev'. Choose one of train, val, test"):
+    with pytest.raises(UsageError, match=r"no split 'dev'\. Choose one of train, val, test"):
         task.sample("dev", 0)
     with pytest.raises(UsageError, match=r"'val' of 'easy_vqa' is empty, since task.val is 0"):
         task.length("val")

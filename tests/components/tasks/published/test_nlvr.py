@@ -302,7 +302,7 @@ def test_what_is_missing_is_named(root: Path, tmp_path: Path) -> None:
 
 def test_unknown_splits_indices_and_ids_are_refused(root: Path) -> None:
     task = task_of(root, val=0)
-    with pytest.raises(UsageError, match="no split 'dev'. Choose one of train, val, test"):
+    with pytest.raises(UsageError, match=r"no split 'dev'\. Choose one of train, val, test"):
         task.length("dev")
     with pytest.raises(UsageError, match=r"'val' of 'nlvr' is empty"):
         task.sample("val", 0)

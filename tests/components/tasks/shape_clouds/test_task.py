@@ -227,8 +227,8 @@ def test_metrics_are_the_scores_of_every_kind(samples: list[Sample]) -> None:
     [
         ({"forced": 0.8, "blind": 0.4}, "together exceed 1"),
         ({"cells": 2, "objects": 3}, "Set objects to 2 or fewer"),
-        ({"marks": ["dots"]}, "two different ones"),
-        ({"marks": ["dots", "dots"]}, "two different ones"),
+        ({"marks": ["dots"]}, "two different marks"),
+        ({"marks": ["dots", "dots"]}, "two different marks"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(given: dict[str, float], words: str) -> None:
@@ -251,7 +251,7 @@ def test_only_the_marks_that_are_named_are_used() -> None:
 
 
 def test_unknown_splits_and_indices_are_refused() -> None:
-    with pytest.raises(UsageError, match="no split 'dev'. Choose one of train, val, test"):
+    with pytest.raises(UsageError, match=r"no split 'dev'\. Choose one of train, val, test"):
         TASK.length("dev")
     for index in (-1, 1_000):
         with pytest.raises(IndexError):

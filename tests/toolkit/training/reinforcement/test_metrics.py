@@ -34,6 +34,7 @@ def test_rates_count_rollouts_turns_and_calls():
     ]
     found = compute_rollout_metrics(groups, ["answer", "format"], [False, True])
     assert found["tool_rate"] == 2 / 4 and found["valid_tool_rate"] == 3 / 7
+    assert found["produced"] == 6 and found["rollouts"] == 4
     assert found["turns"] == 10 / 4 and found["truncated"] == 1 / 4 and found["zero_variance"] == 1 / 2
     assert (found["reward/answer"], found["reward/format"], found["reward"]) == (0.75, 0.125, 1.625)
 
@@ -51,6 +52,14 @@ def test_means_over_tokens_do_not_depend_on_how_they_were_split(pieces):
     values = [value for piece in pieces for value in piece]
     assert float(tally.compute_means()["entropy"]) == pytest.approx(sum(values) / len(values), rel=1e-4, abs=1e-6)
     assert float(tally.compute_means()["most"]) == max(values)
+
+
+def test_values_of_tokens_that_were_counted_already_are_averaged_over_the_same_tokens():
+    averages = TokenAverages()
+    averages.add(4, entropy=torch.tensor([1.0, 2.0, 3.0, 2.0]))
+    averages.add(0, kl=torch.tensor([1.0, 0.0, 0.0, 1.0]))
+    assert {name: float(value) for name, value in averages.compute_means().items()} == {"entropy": 2.0, "kl": 0.5}
+    assert TokenAverages().compute_means() == {}
 
 
 def watched(rates, entropies=None):
@@ -82,3 +91,22 @@ def test_fewer_needless_zooms_are_no_collapse_and_neither_is_a_tool_that_was_nev
         watched([0.8] * 10 + [0.3] * 30)
         watched([0.02] * 10 + [0.0] * 30)
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("first", "now", "is_collapse"),
+    [(0.5, 0.049, True), (0.5, 0.051, False), (0.051, 0.001, True), (0.049, 0.0, False)],
+)
+def test_a_collapse_is_a_tenth_of_a_start_that_was_worth_something(caplog, first, now, is_collapse):
+    with caplog.at_level(logging.WARNING):
+        watched([first] * 10 + [now] * 10)
+    assert bool(caplog.records) is is_collapse
+
+
+def test_entropy_that_begins_at_next_to_nothing_cannot_collapse(caplog):
+    with caplog.at_level(logging.WARNING):
+        watched([0.5] * 20, [9e-4] * 10 + [0.0] * 10)
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        watched([0.5] * 20, [2e-3] * 10 + [0.0] * 10)
+    assert "entropy" in caplog.text

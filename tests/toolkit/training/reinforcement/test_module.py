@@ -215,9 +215,9 @@ class FirstToken(Reward):
 def rewards_of(rl, recipe: Path, steps: int, zooms: bool) -> list[float]:
     """The rewards of every step on `Stripes`, in rollouts that all begin with a zoom, or have no tool."""
     module = rl.module_of(
-        recipe, f"rl.steps={steps}", "rl.inner_epochs=1", "rl.prompts_per_step=4", "rl.group_size=8", "rl.optimizer.lr=0.003",
-        "rl.optimizer.betas=[0.9,0.98]", "rl.schedule=constant", "model.stopping=[{name: model_decides}, "
-        "{name: max_turns, turns: 1}]",
+        recipe, f"rl.steps={steps}", "rl.inner_epochs=1", "rl.prompts_per_step=4", "rl.group_size=8",
+        "rl.optimizer.lr=0.003", "rl.optimizer.betas=[0.9,0.98]", "rl.schedule=constant",
+        "model.stopping=[{name: model_decides}, {name: max_turns, turns: 1}]",
     )  # fmt: skip
     collector, model = module.collector, module.model
     collector.task, collector._order.size, collector.rewards._named = Stripes(), 64, [("right", FirstToken())]

@@ -1,5 +1,7 @@
 """The pure parts of the policy update."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -49,6 +51,39 @@ def test_far_apart_both_stay_finite_with_finite_gradients(gap):
     for value in (probability_ratio(logp, torch.tensor([gap])), k3_divergence(logp, torch.tensor([gap]))):
         (gradient,) = torch.autograd.grad(value.sum(), logp)
         assert value.isfinite().all() and gradient.isfinite().all()
+
+
+def test_the_ratio_is_of_probabilities_and_held_at_the_exponential_of_20():
+    logp, old = torch.tensor([0.5, 0.1]).log(), torch.tensor([0.25, 0.4]).log()
+    assert probability_ratio(logp, old).tolist() == pytest.approx([2.0, 0.25])
+    far = probability_ratio(torch.tensor([0.0, -100.0, -20.0]), torch.tensor([-100.0, 0.0, -1.0]))
+    assert far.tolist() == pytest.approx([math.exp(20), math.exp(-20), math.exp(-19)])
+
+
+def test_k3_is_exact_up_to_a_gap_of_20_and_far_beyond_on_the_other_side():
+    gaps = torch.tensor([19.0, 20.0, 50.0, -50.0])
+    expected = [math.exp(19) - 20, math.exp(20) - 21, math.exp(20) - 21, 49.0]
+    assert k3_divergence(torch.zeros(4), gaps).tolist() == pytest.approx(expected, rel=1e-6)
+    near = k3_divergence(torch.zeros(1), torch.tensor([1e-3]))
+    assert near.item() == pytest.approx(5e-7, rel=0.1), "a policy near its reference keeps its digits"
+
+
+@pytest.mark.parametrize(
+    ("rewards", "is_flat"),
+    [
+        ([0, 5e-7], True),
+        ([0, 2e-6], False),
+        ([1e6, 1e6 + 0.5], True),
+        ([-1e6, -1e6 - 0.5], True),
+        ([1e6, 1e6 + 2], False),
+    ],
+)
+def test_rounding_is_a_millionth_of_the_largest_reward_or_of_one(rewards, is_flat):
+    assert find_flat_groups(torch.tensor([rewards])).tolist() == [is_flat]
+
+
+def test_a_weighted_sum_is_of_every_sequences_tokens():
+    assert weighted_sum(torch.tensor([1.0, 2.0, 4.0]), [3.0, -0.5], [2, 1]).item() == 7.0
 
 
 def test_groups_are_flat_where_all_rewards_are_equal_but_for_rounding():

@@ -102,7 +102,7 @@ def test_where_nothing_is_learnt_other_prompts_are_asked_and_then_the_run_stops(
 
 def test_rollouts_that_were_cut_short_score_or_are_left_out(rl, rl_recipe):
     scored = rl.pending_of(rl.module_of(rl_recipe))
-    assert any(row.trajectory.cut_short for row in scored.rows)
+    assert any(row.trajectory.cut_short for row in scored.rollouts)
     module = rl.module_of(rl_recipe, "rl.truncated_rollouts=mask", "rl.max_resamples=1")
     module.collector._loop = Loop(module.model, Decoding(1, 1.0))
     with pytest.raises(TrainingError, match=r"16 rollouts were cut short, which rl\.truncated_rollouts leaves out"):
@@ -137,7 +137,7 @@ class NotANumber:
     """A policy loss with a token that is no number, in the row that has most tokens."""
 
     def __init__(self, inner):
-        self.inner, self.weights = inner, inner.weights
+        self.inner, self.sequence_weights = inner, inner.sequence_weights
 
     def token_losses(self, logp, old, advantages):
         loss, clipped = self.inner.token_losses(logp, old, advantages)
@@ -166,7 +166,7 @@ def test_a_request_to_stop_is_heard_between_batches_of_rollouts(rl_recipe, tiny_
 def test_pending_rollouts_come_back_to_the_bit(rl, rl_recipe, tmp_path):
     pending = rl.pending_of(rl.module_of(rl_recipe))
     pending.old_logprobs.normal_()
-    state = pending.state()
+    state = pending.to_state()
     save_file(state.tensors, tmp_path / "state.safetensors")
     data = json.loads(json.dumps(state.data))
     back = RolloutBuffer.from_state(TrainingState(load_file(tmp_path / "state.safetensors"), data), "cpu")

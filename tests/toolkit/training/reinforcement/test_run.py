@@ -80,11 +80,28 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does_in_a_buffer_t
         assert different(tensors(broken, 6, name), values) == []
 
 
+def test_metrics_of_rollouts_are_logged_in_later_inner_epochs_too(rl_recipe, start):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = reinforced(rl_recipe, start, "rl.inner_epochs=2", "rl.steps=2", "rl.log_every=2")
+    events = EventAccumulator(str(run / "logs"))
+    events.Reload()
+    for name in ("reward", "loss", "learning_rate", "time/rollout"):
+        assert [event.step for event in events.Scalars(name)] == [1, 3], name
+
+
+def test_a_resumed_run_is_checked_against_its_own_section(rl_recipe, start):
+    run = reinforced(rl_recipe, start, "rl.steps=1")
+    with pytest.raises(RunError, match=r"with the same rl\.freeze and rl\.optimizer\."):
+        reinforced(rl_recipe, start, "rl.steps=2", "rl.freeze=[encoder]", resume=True)
+    assert find_checkpoint(run).name == "step-00000002"
+
+
 def test_a_run_that_is_held_to_its_start_keeps_it(rl_recipe, start):
     run = reinforced(rl_recipe, start, "rl.kl=0.1", "rl.steps=1")
     assert different(load(run / "reference").state_dict(), load(start).state_dict()) == []
     shutil.rmtree(run / "reference")
-    with pytest.raises(RunError, match=r"resume with rl\.kl=0"):
+    with pytest.raises(RunError, match=r"Resume with rl\.kl=0"):
         reinforced(rl_recipe, start, "rl.kl=0.1", "rl.steps=2", resume=True)
     reinforced(rl_recipe, start, "rl.steps=2", resume=True)
 
@@ -142,7 +159,9 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_previous_one_to_go_on_from(rl_re
 
     with monkeypatch.context() as patch:
         patch.setattr(native, "save_file", fill)
-        with pytest.raises(InputError, match=r"step-00000004 cannot be written .*make room, then resume"):
+        with pytest.raises(
+            InputError, match=r"step-00000004 cannot be written .*Free disk space, then run again with --resume"
+        ):
             reinforced(rl_recipe, start)
     assert [path.name for path in (whole / "checkpoints").iterdir()] == ["step-00000002"]
     assert different(tensors(reinforced(rl_recipe, start, resume=True), 6), expected) == []

@@ -148,5 +148,7 @@ def test_the_rate_warms_up_and_falls_to_zero_after_the_last_step():
         assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0]), name
     assert values["linear"][8] == values["cosine"][8] == pytest.approx(0.5)
     assert values["linear"][12] == values["cosine"][12] == pytest.approx(0)
-    assert values["cosine"][6] > values["linear"][6] > 0.7
+    assert (values["linear"][6], values["cosine"][6]) == pytest.approx((0.75, (2 + 2**0.5) / 4))
     assert set(values["constant"][4:]) == {1.0}
+    short = dataclasses.replace(settings, steps=4)
+    assert [learning_rate_factor(short, step, 4) for step in (3, 4)] == [1.0, 1.0], "a warm-up of all steps"

@@ -108,6 +108,15 @@ def test_the_run_keeps_its_recipe_its_versions_and_its_metrics_by_step(tiny_run,
     assert [step for step, _ in logged(resumed)] == [4, 5], "a resumed run's curve goes on"
 
 
+def test_metrics_are_logged_at_the_same_steps_in_a_run_that_was_resumed(tiny_recipe, tmp_path):
+    settings = ["train.log_every=3", "train.schedule=constant"]
+    whole = run_of(tiny_recipe, tmp_path / "whole", *settings, "train.steps=7")
+    assert [step for step, _ in logged(whole)] == [2, 5]
+    broken = run_of(tiny_recipe, tmp_path / "broken", *settings, "train.steps=4")
+    run_of(tiny_recipe, broken, *settings, "train.steps=7", resume=True)
+    assert logged(broken) == logged(whole)
+
+
 def logged(run: Path) -> list[tuple[int, float]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -260,7 +269,7 @@ def test_resuming_what_was_never_trained_or_trained_otherwise_is_one_sentence(ti
     ) as told:
         run_of(tiny_recipe, run, "train.steps=6", "model.projector.hidden_dim=48", resume=True)
     assert len(str(told.value)) < 600
-    with pytest.raises(RunError, match=r"of another architecture \(missing: encoder.*; unexpected: encoder"):
+    with pytest.raises(RunError, match=r"of another architecture \(missing: vision.*; unexpected: vision"):
         run_of(
             tiny_recipe, tmp_path / "eye", f"train.init_from={tiny_run}", "train.steps=1", "model.encoder=timm_stages"
         )
@@ -365,7 +374,7 @@ def all_but_one_right(logits, batch):
 
 
 def test_the_progress_of_training_is_told_where_there_is_no_terminal(tiny_recipe, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bar, "_SAID_EVERY", 0.0)
+    monkeypatch.setattr(bar, "_SECONDS_PER_LINE", 0.0)
     run_of(tiny_recipe, tmp_path / "run", "train.steps=3")
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -53,23 +53,21 @@ class MyPart(contracts.Encoder):
         super().__init__()
         width, self.heads, self.patch = config.width, config.heads, config.patch
         self.budget = contracts.PixelBudget(config.overview_pixels, config.zoom_pixels)
-        self.stem = nn.Linear(3 * self.patch**2, width)
-        self.place = nn.Linear(2, width)
+        self.stem, self.place = nn.Linear(3 * self.patch**2, width), nn.Linear(2, width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width)
         # The width of every output that modulators may change. docs/contracts.md lists the names of the sites.
         sites = dict.fromkeys(("norm1", "proj", "attention", "norm2", "fc2", "mlp", "block"), width)
         sites |= {"qkv": 3 * width, "fc1": 4 * width}
         spec = contracts.BlockSpec(width, sites, {"fc2": 4 * width}, heads=self.heads, head_dim=width // self.heads)
-        blocks, everywhere = (spec,) * config.depth, tuple(range(config.depth))
-        self.spec = contracts.EncoderSpec("image", blocks, width, positions="absolute", full_attention=everywhere)
+        full = tuple(range(config.depth))
+        self.spec = contracts.EncoderSpec("image", (spec,) * config.depth, width, "absolute", full_attention=full)
 
     def prepare(self, crop: contracts.Crop) -> contracts.View:
         """Resize a crop, uint8 [h, w, 3], to whole patches within the budget; runs in data workers."""
         from PIL import Image
 
-        height, width = crop.data.shape[:2]
-        budget = self.budget.with_max_pixels(crop.max_pixels)
+        budget, (height, width) = self.budget.with_max_pixels(crop.max_pixels), crop.data.shape[:2]
         columns, rows = contracts.view_size(width, height, self.patch, budget, crop.overview)
         pixels = np.array(Image.fromarray(np.asarray(crop.data)).resize((columns, rows)))
         return contracts.View(torch.from_numpy(pixels).permute(2, 0, 1), (rows // self.patch, columns // self.patch))

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,12 +56,10 @@ class _Layer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, cache: CacheView | None, index: int) -> Tensor:
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        if cache is not None:
-            k, v = cache.update(index, k, v)
+        k, v = (k, v) if cache is None else cache.update(index, k, v)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
         x = x + self.proj(attended.transpose(1, 2).flatten(2))
-        changed: Tensor = x + self.mlp(self.norm2(x))
-        return changed
+        return x + cast("Tensor", self.mlp(self.norm2(x)))
 
 
 @language_models.register("my_part", MyPartConfig)
@@ -73,13 +71,11 @@ class MyPart(LanguageModel):
 
     def __init__(self, config: MyPartConfig) -> None:
         super().__init__()
-        self.tokenizer = _Bytes()
-        self.width, self.layers, self.context_length = config.width, config.depth, config.context
-        self.tokens = nn.Embedding(self.vocab_size, config.width)
-        self.places = nn.Embedding(config.context, config.width)
-        self.stack = nn.ModuleList(_Layer(config.width, config.heads) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.width)
-        self.output = nn.Linear(config.width, self.vocab_size)
+        self.tokenizer, width = _Bytes(), config.width
+        self.width, self.layers, self.context_length = width, config.depth, config.context
+        self.tokens, self.places = nn.Embedding(self.vocab_size, width), nn.Embedding(config.context, width)
+        self.stack = nn.ModuleList(_Layer(width, config.heads) for _ in range(config.depth))
+        self.norm, self.output = nn.LayerNorm(width), nn.Linear(width, self.vocab_size)
 
     @property
     def head(self) -> nn.Module:
@@ -88,8 +84,7 @@ class MyPart(LanguageModel):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Return token embeddings; [...] -> [..., D]."""
-        embedded: Tensor = self.tokens(ids)
-        return embedded
+        return F.embedding(ids, self.tokens.weight)
 
     def forward(
         self,

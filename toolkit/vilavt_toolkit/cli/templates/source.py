@@ -67,15 +67,15 @@ class MyPart(Source):
         """The box of the whole picture."""
         return 0.0, 0.0, float(self.pixels.shape[1]), float(self.pixels.shape[0])
 
-    def read_box(self, value: Mapping[str, Any], within: Box, steps: int | tuple[int, ...]) -> Box:
+    def read_box(self, value: Mapping[str, Any], within: Box, box_units: int | tuple[int, ...]) -> Box:
         """Read a tool call's box inside the region `within`; raises BoxError in words for the model."""
         if self.box_key not in value:
             raise BoxError(f'"{self.box_key}": [x1, y1, x2, y2] is missing.')
-        return read_bbox(value[self.box_key], within, steps, self.box_key)
+        return read_bbox(value[self.box_key], within, box_units, self.box_key)
 
-    def write_box(self, box: Box, within: Box, steps: int | tuple[int, ...]) -> dict[str, Any]:
+    def write_box(self, box: Box, within: Box, box_units: int | tuple[int, ...]) -> dict[str, Any]:
         """Write a box as a tool call's keys, relative to the region `within`."""
-        return {self.box_key: write_bbox(box, within, steps)}
+        return {self.box_key: write_bbox(box, within, box_units)}
 
     def crop(self, box: Box, overview: bool = False) -> Crop:
         """Cut a box out of the original, never out of an earlier crop; the data is uint8 [h, w, 3]."""

@@ -41,6 +41,7 @@ class StepProgressBar(ProgressBar):
         module, now = cast(StageModule, pl_module), time.monotonic()
         task = self._bar.tasks[0]
         self._bar.update(task.id, completed=module.step)
+        # The last step is always shown, so that a finished run does not end on old numbers.
         last = module.step == module.total_steps
         if not last and now - self._last < (_SECONDS_PER_UPDATE if self._console.is_terminal else _SECONDS_PER_LINE):
             return

@@ -66,6 +66,7 @@ class ReinforcementModule(StageModule):
         reference: VisualChatModel | None = None,
         drawings: Path | None = None,
     ) -> None:
+        # Before the base class freezes parts: without dropout, rollouts and update are of the same policy.
         model.eval()
         super().__init__(model, parts.optimizer, section, section.steps * section.inner_epochs, start)
         self.reference = reference.eval().requires_grad_(False) if reference is not None else None
@@ -167,6 +168,7 @@ class ReinforcementModule(StageModule):
             f"step {step}: nothing to learn from in {len(rollouts)} rollouts: in {flat} of {len(groups)} prompt groups "
             f"all rewards are equal (mean reward {mean:.3g}), and {cut} rollouts were cut short"
         )
+        # The commonest cause has a sure remedy; otherwise only the user can see whether the answers are right.
         if cut == len(rollouts) and self.section.truncated_rollouts == "mask":
             return (
                 f"{text}, which rl.truncated_rollouts leaves out. Raise rl.max_new_tokens or the turns, or set "
@@ -182,6 +184,7 @@ class ReinforcementModule(StageModule):
     def _take_step(self, buffer: RolloutBuffer, is_first: bool) -> dict[str, Tensor | float]:
         """Take one optimizer step on all rollouts of the buffer; the gradient does not depend on `micro_batch`."""
         optimizer, averages = self.begin_step(), TokenAverages()
+        # Weights are of the whole step, so that the sums over chunks add up to the same loss for every chunk size.
         weights = self._parts.policy_loss.sequence_weights(buffer.lengths)
         loss = torch.zeros((), device=self.device, dtype=torch.float32)
         chunk_losses: list[Tensor] = []

@@ -111,8 +111,8 @@ def _find_reference(run: Path) -> Path:
     """Find the weights that a run to be resumed started from; raises RunError."""
     if not (run / "reference").is_dir():
         raise RunError(
-            f"{run} holds no weights to measure rl.kl from, because it was started with rl.kl=0. Resume with rl.kl=0, or "
-            "start a new run."
+            f"{run} holds no weights to measure rl.kl from, because it was started with rl.kl=0. Resume with rl.kl=0, "
+            "or start a new run."
         )
     return run / "reference"
 
