@@ -38,7 +38,7 @@ class CallError(Exception):
 
 def write_call(call: ToolCall) -> str:
     """Return a call as JSON on one line."""
-    # The keys of a box are its source's (`bbox_2d`, `bbox_3d`), so they stand beside the index.
+    # The keys of a box are its source's (`bbox_2d` for images), so they stand beside the index.
     regions = [{"index": region.index, **region.box} for region in call.regions]
     return json.dumps({"region": regions, "query": call.inquiry}, ensure_ascii=False)
 
