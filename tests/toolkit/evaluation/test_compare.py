@@ -104,7 +104,7 @@ def test_runs_that_were_asked_other_questions_are_not_put_side_by_side(two, eval
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (None, "has not been evaluated; do that first: vilavt eval runs/film"),
+        (None, "has not been evaluated. Do that first: vilavt eval runs/film"),
         ("{", "cannot be read"),
         ('{"arms": {}}', "cannot be read"),
         ("[]", "cannot be read"),

@@ -67,7 +67,7 @@ def save_foreign(model: VisualChatModel, folder: str | os.PathLike[str], format:
 
 def _write_foreign(model: VisualChatModel, folder: Path, format: str) -> None:
     if next(model.stopping.parameters(), None) is not None:
-        log.warning("format %r has no place for the weights of stopping policies; they are left out.", format)
+        log.warning("format %r has no place for the weights of stopping policies. They are left out.", format)
     foreign.build_format(format).save(model, folder)
 
 
@@ -113,16 +113,16 @@ def _is_native(folder: Path) -> bool:
 def _written_whole(target: Path) -> Iterator[Path]:
     """Yield a folder beside `target`; it takes the place of `target` if the block succeeds, else it is removed."""
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise InputError(f"{target} holds something already; name a folder that is new or empty.")
+        raise InputError(f"{target} holds something already. Name a folder that is new or empty.")
     # The folder is replaced by another, and a shell inside would stand in a deleted one.
     if target.resolve() == Path.cwd():
-        raise InputError(f"{target} is the folder you are in; name a new one, like {target / 'weights'}.")
+        raise InputError(f"{target} is the folder you are in. Name a new one, like {target / 'weights'}.")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         temporary.mkdir(parents=True)
         yield temporary
         os.replace(temporary, target)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{target} cannot be written ({error}); make room, or choose another folder.") from error
+        raise InputError(f"{target} cannot be written ({error}). Make room, or choose another folder.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

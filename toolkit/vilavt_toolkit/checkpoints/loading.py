@@ -62,7 +62,7 @@ def _require_device(device: torch.device | str) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"device {str(device)!r} cannot be used ({reason}); give auto, cpu, cuda or mps.") from error
+        raise InputError(f"device {str(device)!r} cannot be used ({reason}). Give auto, cpu, cuda or mps.") from error
 
 
 def _is_run(folder: Path) -> bool:
@@ -146,7 +146,7 @@ def load_checkpoint_model(recipe: CheckedRecipe, folder: Path, resume: bool = Fa
     """
     model, new = load_matching_weights(recipe, folder, other_stopping=not resume)
     if new:
-        log.warning("%s has no weights of the recipe's stopping policies; new are %s.", folder, shorten_list(new))
+        log.warning("%s has no weights of the recipe's stopping policies. New are %s.", folder, shorten_list(new))
     return model
 
 

@@ -152,11 +152,11 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
         if (given / "checkpoint.json").is_file():
             return given
         if not given.exists():
-            raise RunError(f"{given} does not exist; give the folder of a run, as `vilavt train` prints it.")
+            raise RunError(f"{given} does not exist. Give the folder of a run, as `vilavt train` prints it.")
         found = _list_checkpoints(given)
     except OSError as error:
         raise RunError(
-            f"{given} cannot be read ({error.strerror}); give the folder of a run, as `vilavt train` prints it."
+            f"{given} cannot be read ({error.strerror}). Give the folder of a run, as `vilavt train` prints it."
         ) from error
     if not found:
         raise RunError(f"{given} holds no checkpoint. Train it first, or give the folder of another run.")
@@ -176,10 +176,10 @@ def _read_format_and_step(folder: Path) -> tuple[int, int]:
         facts = json.loads(file.read_text(encoding="utf-8"))
         number, step = int(facts["format"]), int(facts["step"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file} cannot be read ({error}); use another checkpoint of the run.") from error
+        raise RunError(f"{file} cannot be read ({error}). Use another checkpoint of the run.") from error
     if number > FORMAT:
         raise RunError(
-            f"{file}: format {number} is newer than {FORMAT}, which this version reads; update vilavt-toolkit."
+            f"{file}: format {number} is newer than {FORMAT}, which this version reads. Update vilavt-toolkit."
         )
     return number, step
 
@@ -273,7 +273,7 @@ def load_weights_into(
     """
     file, rename = folder / "model.safetensors", _weight_names(folder)
     if not file.is_file():
-        raise RunError(f"{file} is missing; use another checkpoint of the run.")
+        raise RunError(f"{file} is missing. Use another checkpoint of the run.")
 
     def list_wrong(names: Sequence[str]) -> str:
         return shorten_list([name for name in names if not (other_stopping and name.startswith(f"{STOPPING}."))])
@@ -289,11 +289,11 @@ def load_weights_into(
         # Torch names every tensor in one long sentence. The first two of each kind say as much.
         if found := describe_mismatch(model, file, rename):
             raise RunError(
-                f"{file} does not fit its recipe, whose model is of another architecture ({found}); set `model` as in "
+                f"{file} does not fit its recipe, whose model is of another architecture ({found}). Set `model` as in "
                 f"{folder / 'recipe.yaml'}, or name another checkpoint."
             ) from error
         reason = " ".join(str(error).split())[:400]
-        raise RunError(f"{file} does not fit its recipe or is damaged: {reason}; use another checkpoint.") from error
+        raise RunError(f"{file} does not fit its recipe or is damaged: {reason}. Use another checkpoint.") from error
 
 
 def load_training_state(folder: Path) -> TrainingState:
@@ -307,4 +307,4 @@ def load_training_state(folder: Path) -> TrainingState:
     try:
         return TrainingState(load_file(str(tensors)), json.loads(data.read_text(encoding="utf-8")))
     except (SafetensorError, OSError, ValueError) as error:
-        raise RunError(f"{folder}: its training state cannot be read ({error}); use another checkpoint.") from error
+        raise RunError(f"{folder}: its training state cannot be read ({error}). Use another checkpoint.") from error

@@ -16,7 +16,7 @@ def expand_home(path: str | os.PathLike[str]) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise RunError(f"{os.fspath(path)!r} names a home folder that is not known; write the whole path.") from error
+        raise RunError(f"{os.fspath(path)!r} names a home folder that is not known. Write the whole path.") from error
 
 
 def has_run(run: Path) -> bool:
@@ -29,18 +29,18 @@ def has_run(run: Path) -> bool:
         if not run.exists():
             return False
         if not run.is_dir():
-            raise RunError(f"{run} is a file; choose another folder with `run=`.")
+            raise RunError(f"{run} is a file. Choose another folder with `run=`.")
         names = {path.name for path in run.iterdir()}
         is_inside = Path.cwd().is_relative_to(run.resolve())
     except OSError as error:
-        raise RunError(f"{run} cannot be read ({error.strerror}); choose another folder with `run=`.") from error
+        raise RunError(f"{run} cannot be read ({error.strerror}). Choose another folder with `run=`.") from error
     if not names:
         return False
     if not names & {"recipe.yaml", "checkpoints"}:
-        raise RunError(f"{run} holds files that are no run; choose another folder with `run=`.")
+        raise RunError(f"{run} holds files that are no run. Choose another folder with `run=`.")
     # The run would be moved with the folder that the user is in, and relative paths of the recipe would break.
     if is_inside:
-        raise RunError(f"{run} holds an earlier run and the folder you are in; choose another folder with `run=`.")
+        raise RunError(f"{run} holds an earlier run and the folder you are in. Choose another folder with `run=`.")
     return True
 
 
@@ -61,6 +61,6 @@ def move_run_aside(run: Path) -> None:
         folder.rename(aside)
     except OSError as error:
         raise RunError(
-            f"{run} holds an earlier run that cannot be moved ({error.strerror}); choose another folder with `run=`."
+            f"{run} holds an earlier run that cannot be moved ({error.strerror}). Choose another folder with `run=`."
         ) from error
-    log.warning("%s held an earlier run; it is now %s.", run, aside)
+    log.warning("%s held an earlier run. It is now %s.", run, aside)

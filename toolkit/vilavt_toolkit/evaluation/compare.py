@@ -98,11 +98,11 @@ def _read_summary(run: Path) -> Mapping[str, Any]:
         _join_names(summary["recipe"]["model"]["modulator"])
         summary["differences"], summary["step"], summary["seed"], summary["versions"]
     except FileNotFoundError as error:
-        raise RunError(f"{run} has not been evaluated; do that first: vilavt eval {run}") from error
+        raise RunError(f"{run} has not been evaluated. Do that first: vilavt eval {run}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{file} cannot be read ({error}). Evaluate the run again: vilavt eval {run}") from error
     if missing:
-        raise RunError(f"{run} was evaluated without the arm '{missing[0]}'; evaluate it with all of eval.arms.")
+        raise RunError(f"{run} was evaluated without the arm '{missing[0]}'. Evaluate it with all of eval.arms.")
     if "format" not in summary:
         # Written under checkpoint format 1, with the keys of its time. Under today's, its questions can be compared.
         summary["recipe"] = rename_old_keys(summary["recipe"])
@@ -157,7 +157,7 @@ def write_table(table: TextTable, file: Path) -> None:
         _, end, after = rest.partition(END)
         # A page without markers may hold anything, so that nothing of it is overwritten.
         if not (start and end):
-            raise UsageError(f"{file} has no lines {START} and {END} to write between; add them or name a new file.")
+            raise UsageError(f"{file} has no lines {START} and {END} to write between. Add them or name a new file.")
         text = before + text.rstrip("\n") + after
     write_text(file, text)
 

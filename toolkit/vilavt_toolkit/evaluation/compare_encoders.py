@@ -58,7 +58,7 @@ def _read_cost(run: Path) -> Mapping[str, Any]:
         cost["parameters"]["encoder"], cost["seconds_per_step"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f"{file} cannot be read ({error}). `vilavt train` writes it when a run ends; train {run} to its end."
+            f"{file} cannot be read ({error}). `vilavt train` writes it when a run ends. Train {run} to its end."
         ) from error
     return cost
 

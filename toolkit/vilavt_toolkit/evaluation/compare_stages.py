@@ -82,12 +82,12 @@ def _read_arms(run: Path, arms: Sequence[str]) -> list[ArmItems]:
             if item["arm"] in items:
                 items[item["arm"]][item["id"]] = item
     except FileNotFoundError as error:
-        raise RunError(f"{run} has not been evaluated; do that first: vilavt eval {run}") from error
+        raise RunError(f"{run} has not been evaluated. Do that first: vilavt eval {run}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{file} cannot be read ({error}). Evaluate the run again: vilavt eval {run}") from error
     missing = next((arm for arm in arms if not items[arm]), None)
     if missing:
-        raise RunError(f"{run} was evaluated without the arm '{missing}'; add it to eval.arms and evaluate again.")
+        raise RunError(f"{run} was evaluated without the arm '{missing}'. Add it to eval.arms and evaluate again.")
     return [ArmItems(str(run), arm, items[arm]) for arm in arms]
 
 

@@ -75,7 +75,7 @@ def _evaluate_initial_run(recipe: CheckedRecipe, console: Console) -> dict[str, 
     run = expand_home(recipe.recipe.run)
     if (run / "checkpoints").is_dir():
         # Its summary would replace that of the trained run.
-        raise UsageError(f"{recipe.path} has been trained; evaluate its run: vilavt eval {run}")
+        raise UsageError(f"{recipe.path} has been trained. Evaluate its run: vilavt eval {run}")
     folder = find_checkpoint(recipe.recipe.train.init_from)
     model, new = load_matching_weights(recipe, folder, other_stopping=True)
     if new:
@@ -113,7 +113,7 @@ def _check_overrides(overrides: Sequence[str]) -> Sequence[str]:
     for override in overrides:
         if not override.startswith(("eval.", "task.", "seed=", *_STOPPING)):
             raise UsageError(
-                f"{override!r} cannot change after training; only eval.*, task.*, model.stopping and seed can."
+                f"{override!r} cannot change after training. Only eval.*, task.*, model.stopping and seed can."
             )
     return overrides
 

@@ -23,7 +23,7 @@ def freeze_parts(model: VisualChatModel, parts: Sequence[str], section: str = "t
         if kind in parts:
             module.requires_grad_(False).eval()
     if not trainable_parameters(model):
-        raise UsageError(f"{section}.freeze leaves nothing to train; take a part out of it.")
+        raise UsageError(f"{section}.freeze leaves nothing to train. Take a part out of it.")
 
 
 def trainable_parameters(model: nn.Module) -> list[NamedParameter]:
@@ -39,7 +39,7 @@ def build_optimizer(
         return optimizer.build(parameters)
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        raise BadConfig(f"the optimizer cannot be built ({reason}); change {section}.optimizer.") from error
+        raise BadConfig(f"the optimizer cannot be built ({reason}). Change {section}.optimizer.") from error
 
 
 def try_optimizer(optimizer: Optimizer, model: nn.Module, section: str = "train") -> None:

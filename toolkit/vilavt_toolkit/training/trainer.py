@@ -54,7 +54,7 @@ def prepare_stage(stage: Stage, resume: bool) -> StageStart | None:
     step = 0 if folder is None else read_step(folder)
     if step >= stage.total_steps:
         log.warning(
-            "%s has taken all %d steps; raise %s.steps to go on.", stage.run, stage.total_steps, stage.section_key
+            "%s has taken all %d steps. Raise %s.steps to go on.", stage.run, stage.total_steps, stage.section_key
         )
         return None
     if folder is None:
@@ -113,7 +113,7 @@ def find_initial_checkpoint(stage: Stage, init_from: str) -> Path:
     if found.resolve().is_relative_to(stage.run.resolve()):
         key = "run" if stage.section_key == "train" else f"{stage.section_key}.run"
         raise UsageError(
-            f"{stage.section_key}.init_from {found} lies in {stage.run}, where the new run goes; give another folder "
+            f"{stage.section_key}.init_from {found} lies in {stage.run}, where the new run goes. Give another folder "
             f"with {key}."
         )
     return found
@@ -133,7 +133,7 @@ def _build_trainer(stage: Stage, checkpointing: CheckpointCallback) -> pl.Traine
     settings = stage.recipe.recipe.train
     is_on_gpu = settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     if settings.precision == "16-mixed" and not is_on_gpu:
-        raise UsageError("train.precision: 16-mixed needs a CUDA GPU; use bf16-mixed or 32-true here.")
+        raise UsageError("train.precision: 16-mixed needs a CUDA GPU. Use bf16-mixed or 32-true here.")
     try:
         return pl.Trainer(
             accelerator=settings.accelerator,
@@ -155,6 +155,6 @@ def _build_trainer(stage: Stage, checkpointing: CheckpointCallback) -> pl.Traine
 
 def _build_logger(run: Path) -> Logger:
     if importlib.util.find_spec("tensorboard") is None:
-        log.warning("tensorboard is not installed; metrics go to %s as CSV.", run / "logs")
+        log.warning("tensorboard is not installed. Metrics go to %s as CSV.", run / "logs")
         return CSVLogger(str(run), name="logs", version="")
     return TensorBoardLogger(str(run), name="logs", version="")

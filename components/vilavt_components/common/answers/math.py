@@ -124,7 +124,7 @@ class _Worker:
             reply = _exchange_lines(self._process, json.dumps([truth, answer, _SECONDS]), _WAIT)
             if not reply:
                 self._end_held_process()
-                logger.warning("comparing %r with %r takes too long; it counts as wrong.", answer, truth)
+                logger.warning("comparing %r with %r takes too long. It counts as wrong.", answer, truth)
         return reply == "true"
 
     def stop(self) -> None:

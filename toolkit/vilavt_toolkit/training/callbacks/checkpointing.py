@@ -57,7 +57,7 @@ class CheckpointCallback(pl.Callback):
         state = capture_state(trainer.optimizers[0], _grad_scaler(trainer), module.capture_state())
         folder = save_checkpoint(self.stage.run, module.model, self.stage.recipe, module.step, state)
         if self.interruption.is_requested or module.is_between_steps:
-            log.warning("%s is saved; go on from it with --resume.", folder)
+            log.warning("%s is saved. Go on from it with --resume.", folder)
 
 
 def _grad_scaler(trainer: pl.Trainer) -> Any:

@@ -111,7 +111,7 @@ class RolloutBuffer:
                 state.tensors["pending.reference"].to(device),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"The checkpoint's pending rollouts cannot be read ({error!r}); use another one.") from error
+            raise RunError(f"The checkpoint's pending rollouts cannot be read ({error!r}). Use another one.") from error
 
 
 def _rollout_from_json(data: dict[str, Any], tensors: dict[str, Tensor]) -> LearnedRollout:

@@ -62,7 +62,7 @@ class WeightedRewards:
 
 def _reward_weight(part: Part) -> float:
     if not isinstance(part.config, RewardConfig):
-        raise BadConfig(f"{part} has settings without a weight; let its config inherit from RewardConfig.")
+        raise BadConfig(f"{part} has settings without a weight. Let its config inherit from RewardConfig.")
     return part.config.weight
 
 
@@ -96,7 +96,7 @@ class RolloutCollector:
         """Time spent on the current step, all its attempts together."""
         size = task.length(section.split)
         if not size:
-            raise UsageError(f"rl.split: split '{section.split}' of task has no samples; choose another.")
+            raise UsageError(f"rl.split: split '{section.split}' of task has no samples. Choose another.")
         self._order = StepSampler(size, section.prompts_per_step, section.steps, seed)
         self._loop = Loop(model, Decoding(section.max_new_tokens, section.temperature))
 

@@ -77,7 +77,7 @@ def require_rl_section(recipe: CheckedRecipe) -> RLSection:
     """Return the recipe's section `rl`; raises UsageError if it has none."""
     if recipe.recipe.rl is None:
         raise UsageError(
-            f"{recipe.path} has no section `rl:`; add one, with at least steps, prompts_per_step and group_size."
+            f"{recipe.path} has no section `rl:`. Add one, with at least steps, prompts_per_step and group_size."
         )
     return recipe.recipe.rl
 
@@ -127,7 +127,7 @@ def _check_epochs(state: TrainingState, section: RLSection, step: int) -> None:
         )
     # Between two inner epochs the rollouts are still learned from, and were saved.
     if step % section.inner_epochs and "pending" not in state.data:
-        raise RunError(f"The checkpoint of step {step} lacks the rollouts it was learning from; use another one.")
+        raise RunError(f"The checkpoint of step {step} lacks the rollouts it was learning from. Use another one.")
 
 
 def _write_reference(checkpoint: Path | None, model: VisualChatModel, recipe: CheckedRecipe, target: Path) -> None:

@@ -62,7 +62,7 @@ def _score_rollout(name: str, reward: Reward, sample: Sample, trajectory: Trajec
     except BaseException as error:
         return _with_cause(RewardError(f"{where}: it raised {type(error).__name__}: {error}."), error)
     if not math.isfinite(score):
-        return RewardError(f"{where}: it returned {score}; return a finite number, 0 for what cannot be scored.")
+        return RewardError(f"{where}: it returned {score}. Return a finite number, 0 for what cannot be scored.")
     return score
 
 
@@ -76,7 +76,7 @@ def _next_score(outcomes: SimpleQueue[Outcome], name: str, sample: Sample, secon
         outcome = outcomes.get(timeout=seconds)
     except Empty:
         raise RewardError(
-            f"reward '{name}', sample {sample.id}: it has not returned for {seconds:g} seconds; make it faster or "
+            f"reward '{name}', sample {sample.id}: it has not returned for {seconds:g} seconds. Make it faster or "
             "raise rl.reward_seconds."
         ) from None
     if isinstance(outcome, RewardError):

@@ -116,7 +116,7 @@ def _start_worker() -> None:
 def _require_fork() -> str:
     """Return the start method of workers, the only one that needs no pickling; raises UsageError if there is none."""
     if "fork" not in multiprocessing.get_all_start_methods():
-        raise UsageError("train.workers: this system cannot fork processes; set train.workers to 0.")
+        raise UsageError("train.workers: this system cannot fork processes. Set train.workers to 0.")
     return "fork"
 
 

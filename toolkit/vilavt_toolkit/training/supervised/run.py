@@ -27,7 +27,7 @@ def run_supervised(recipe: CheckedRecipe, resume: bool = False) -> Path:
     task: Task = recipe.recipe.task.build()
     # Counting opens the data files, so that unusable ones are refused before weights are loaded.
     if not task.length("train"):
-        raise UsageError(f"split 'train' of {recipe.recipe.task} has no samples; choose another task or files.")
+        raise UsageError(f"split 'train' of {recipe.recipe.task} has no samples. Choose another task or files.")
     model = _build_model(recipe, stage, start.folder)
     if start.folder is None:
         check_lengths(model, task, "train")
