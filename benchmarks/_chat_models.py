@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vilavt_components.dialogues.vilavt import Vilavt, VilavtConfig
+from vilavt_components.dialogues.vilavt import VilavtDialogue, VilavtDialogueConfig
 from vilavt_components.encoders.qwen2_5_vl.encoder import Qwen25VLConfig, Qwen25VLEncoder
 from vilavt_components.encoders.qwen2_5_vl.tower import QwenVisionConfig
 from vilavt_components.inquiry_encoders.language_model import LanguageModelInquiryConfig, LanguageModelInquiryEncoder
@@ -127,7 +127,7 @@ class CachedViewsModel(VisualChatModel):
 def build_chat_model(size: Size, device: torch.device) -> CachedViewsModel:
     """Build a model with random weights, float32: Qwen2.5-VL's parts under the paper's modulation, `late`."""
     torch.manual_seed(0)
-    dialogue = Vilavt(VilavtConfig(overviews_together=False))
+    dialogue = VilavtDialogue(VilavtDialogueConfig(overviews_together=False))
     with torch.device(device):
         language_model = Qwen25VLLanguageModel(Qwen25VLLanguageConfig(config=size.language, vocab_size=size.vocab_size))
         language_model.fit_tokenizer(_tokenizer_corpus(dialogue), dialogue.fixed_strings("bbox_2d"))
@@ -148,7 +148,7 @@ def build_chat_model(size: Size, device: torch.device) -> CachedViewsModel:
     return model.to(device).eval()
 
 
-def _tokenizer_corpus(dialogue: Vilavt) -> list[str]:
+def _tokenizer_corpus(dialogue: VilavtDialogue) -> list[str]:
     """Return texts for a small tokenizer that gives turns about as many tokens as one of real size."""
     turns = [dialogue.write(_call_turn(1, [(n, n, 2 * n, 3 * n)], " ".join(_WORDS))) for n in range(10, 999, 7)]
     return [*dialogue.texts.values(), QUESTION, INQUIRY, *turns] * 2

@@ -30,7 +30,7 @@ from vilavt_toolkit.evaluation.summary import estimate_accuracy
 PAGE = Path(__file__).parent.parent / "docs" / "stopping.md"
 PICTURE = PAGE.with_name("stopping-curve.png")
 ARM, MOST = "modulated", "{name: max_turns, turns: 4}"
-BESIDE = "`model_decides` stands before, and `max_turns` 4 behind, every policy but these two."
+BESIDE = "`model_decides` is placed first and `max_turns` 4 last, around every policy but these two."
 
 SWEEPS: Mapping[str, tuple[str, Sequence[Any]]] = {
     "model_decides": ("", [""]),

@@ -13,9 +13,9 @@ from vilavt_components.common.answers.scoring import (
     answer_kind_of,
     mean_relative_accuracy,
 )
-from vilavt_components.rewards.answer import Answer, AnswerConfig
+from vilavt_components.rewards.answer import AnswerConfig, AnswerReward
 from vilavt_components.rewards.format import Format, FormatConfig
-from vilavt_components.rewards.vilavt import Vilavt, VilavtConfig
+from vilavt_components.rewards.vilavt import VilavtReward, VilavtRewardConfig
 from vilavt_components.tasks.files.benchmark import VilavtBenchmark
 from vilavt_toolkit.errors import InputError
 
@@ -88,7 +88,7 @@ def test_the_outcome_reward(row, ask, answering):
     try:
         kind = answer_kind_of(row["question_type"], REINFORCEMENT_KINDS, "row")
         trajectory = answering(bare(row["model_output"]))
-        ours = Answer(AnswerConfig(strict=True)).score(ask(kind, bare(row["ground_truth"])), trajectory)
+        ours = AnswerReward(AnswerConfig(strict=True)).score(ask(kind, bare(row["ground_truth"])), trajectory)
     except InputError:
         ours = "refused"
     holds("Outcome in reinforcement", key(row), row["reward"], ours)
@@ -139,9 +139,9 @@ def test_the_whole_reward(row, ask, played):
     sample = ask(answer_kind_of(row["question_type"], REINFORCEMENT_KINDS, "row"), row["ground_truth"])
     trajectory = played(row["turns"])
     ours = {
-        "overall": Vilavt(VilavtConfig()),
+        "overall": VilavtReward(VilavtRewardConfig()),
         "format": Format(FormatConfig()),
-        "accuracy": Answer(AnswerConfig(strict=True)),
+        "accuracy": AnswerReward(AnswerConfig(strict=True)),
     }
     for part, reward in ours.items():
         holds("Whole reward", (row["name"], part), row[part], reward.score(sample, trajectory))

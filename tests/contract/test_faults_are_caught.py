@@ -101,6 +101,17 @@ class IgnoresTheSamplesLimit(ToyEncoder):
         return super().prepare(replace(crop, max_pixels=None))
 
 
+class DeclaresAnotherWidth(ToyEncoder):
+    def __init__(self, config):
+        super().__init__(config)
+        self.spec = replace(self.spec, blocks=tuple(replace(b, sites={**b.sites, "fc1": 48}) for b in self.spec.blocks))
+
+
+class DeclaresTooManyFeatures(ToyEncoder):
+    def feature_grid(self, size):
+        return (2, *size)
+
+
 class KeepsItsNormsToItself(ToyEncoder):
     @classmethod
     def tiny(cls):
@@ -144,7 +155,9 @@ def test_a_correct_encoder_passes():
 @pytest.mark.parametrize(
     ("cls", "words"),
     [
-        (IgnoresTheSamplesLimit, "the view of an overview with max_pixels=256 has 1024 pixels"),
+        (IgnoresTheSamplesLimit, "overview with max_pixels=256 has 1024 pixels.*with_max_pixels"),
+        (DeclaresAnotherWidth, r"\bblock 0, site 'fc1': the output has width 64, the spec declares 48\Z"),
+        (DeclaresTooManyFeatures, r"expected \[\d+, 32\]: feature_grid declares \d+ features"),
         (KeepsItsNormsToItself, "normalises_qk=False, but its queries and keys are normalised after site 'qkv'"),
         (BoastsOfNorms, "normalises_qk=True, but its queries and keys are not normalised"),
     ],

@@ -63,7 +63,7 @@ def modulated(config, name):
 
 def test_the_table_has_every_family_and_registered_modulator():
     assert {family for family, _ in table()} == set(FAMILIES)
-    assert {name for _, name in table()} == set(modulators.names())
+    assert {name for _, name in table()} == set(modulators.names()), "add its column to docs/compatibility.md"
     assert set(table().values()) <= {"yes", "refused"}
 
 
@@ -98,9 +98,33 @@ def test_a_modulator_of_parts_that_a_stage_lacks_is_refused_before_it_is_built()
 
 @pytest.mark.parametrize(("family", "name"), cells("refused"))
 def test_the_cell_is_refused_with_the_reason(family, name):
-    reason = r"its attention .*(relative bias|difference of two)"
-    if family.startswith("`timm_stages`"):
-        reason = r"it adds (to the output of 'qkv', which .* not offer|keys .* no attention of tokens)"
     for config in FAMILIES[family]:
-        with pytest.raises(BadConfig, match=r"cannot work on block 0: " + reason):
+        with pytest.raises(BadConfig, match=r"cannot work on block 0: \w+"):
             modulated(config, name)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "reason"),
+    [
+        ("`timm`, relative positions", "joint_attention", "its attention .*relative bias"),
+        ("`timm`, differential attention", "joint_attention", "its attention .*difference of two"),
+        ("`timm_stages`, ConvNeXt", "lora_gated", "it adds to the output of 'qkv', which .* not offer"),
+        ("`timm_stages`, ConvNeXt", "joint_attention", "it adds keys .* no attention of tokens"),
+    ],
+)
+def test_a_refusal_names_what_the_blocks_lack(family, name, reason):
+    with pytest.raises(BadConfig, match=r"cannot work on block 0: " + reason):
+        modulated(FAMILIES[family][0], name)
+
+
+def test_a_site_that_is_misspelt_where_a_modulator_is_built_is_named_with_those_there_are():
+    class Gate(Modulator):
+        sites = frozenset({"block"})
+
+        def __init__(self, config, block, inquiry_width):
+            super().__init__()
+            self.width = block.sites["attn"]
+
+    encoder = TimmStagesEncoder(TimmStagesEncoder.tiny())
+    with pytest.raises(BadConfig, match="Gate cannot be built on block 0: it uses 'attn', but the block offers block"):
+        DynamicEncoder(encoder, [(Gate, None)], "all", WordInquiryEncoder())

@@ -6,14 +6,21 @@ import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import vilavt_toolkit as vt
+from vilavt_components.modulators.joint_attention import JointAttention
 from vilavt_toolkit.cli.app import run
+from vilavt_toolkit.registry import encoders
+from vilavt_toolkit.settings import NoSettings
+from vilavt_toolkit.testing import check_encoder
+from vilavt_toolkit.testing.bench import WordInquiryEncoder, example_views
 from vilavt_toolkit.testing.isolation import isolated_registries
+from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
 
 ROOT = Path(__file__).parents[2]
 SNIPPET = re.compile(r"(?<!`:\n\n)^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -81,3 +88,28 @@ def test_its_code_is_as_tidy_as_the_repositorys(written):
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_parts_of_rotary_class_tokens_and_merging_make_an_encoder(monkeypatch):
+    page = (ROOT / "docs" / "add-an-encoder.md").read_text(encoding="utf-8")
+    section = page.split("## Rotary positions, class tokens, merging")[1].split("\n## ")[0]
+    blocks = re.findall(r"^```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    # Functions first: the class, then its methods, which the page shows one by one, stay together.
+    functions, parts = ([b for b in blocks if b.startswith("def") == is_function] for is_function in (True, False))
+    plain = dict(FILE.findall(page))["mini_vit.py"]
+    even = plain.replace("self.patch, budget", "2 * self.patch, budget")
+    assert even != plain
+    source = "\n".join([even, "from dataclasses import replace", *functions, *parts])
+    with isolated_registries():
+        # A dataclass looks for its module by name.
+        module = types.ModuleType("rotary_vit")
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        exec(compile(source, "add-an-encoder.md", "exec"), module.__dict__)
+        encoders.register("rotary_vit", module.MiniViTConfig)(module.RotaryViT)
+        check_encoder("rotary_vit")
+        encoder = module.RotaryViT(module.RotaryViT.tiny())
+        joint = DynamicEncoder(encoder, [(JointAttention, NoSettings())], "all", WordInquiryEncoder())
+        views = example_views(encoder)[:2]
+        features, grids = joint.encode(views, [0, 0], [joint.tokenize("a b")])
+    assert [np.multiply(grid, 2).tolist() for grid in grids] == [list(view.size) for view in views]
+    assert features.isfinite().all()

@@ -23,7 +23,7 @@ _EXPECTED_FORM = (
 
 
 @dataclass(frozen=True)
-class VilavtConfig:
+class VilavtDialogueConfig:
     """Settings of dialogue `vilavt`. A text that is null is taken from `template`, else from vilavt_template.yaml."""
 
     template: str | None = setting(None, help="YAML file with texts that replace the default ones (null: none)")
@@ -49,14 +49,14 @@ class VilavtConfig:
     max_regions: int = setting(16, help="most regions in one tool call", minimum=1)
 
 
-@dialogues.register("vilavt", VilavtConfig)
-class Vilavt(TaggedDialogue):
+@dialogues.register("vilavt", VilavtDialogueConfig)
+class VilavtDialogue(TaggedDialogue):
     """The paper's dialogue: <think>, then <tool> {json} or <answer>. Every text of it can be replaced."""
 
     units_per_side = 0  # boxes are in pixels of the view
     feature_delimiters = ("<|vision_start|>", "<|vision_end|>")
 
-    def __init__(self, config: VilavtConfig) -> None:
+    def __init__(self, config: VilavtDialogueConfig) -> None:
         self.config = config
         self.texts = read_texts(config.template, {name: getattr(config, name) for name in PLACEHOLDERS})
         self.feature_delimiters = self.texts["features_prefix"], self.texts["features_suffix"]
@@ -64,11 +64,11 @@ class Vilavt(TaggedDialogue):
         self.syntax = TurnSyntax("\n", ("<tool> ", " </tool>"), config.max_regions)
 
     @classmethod
-    def tiny(cls) -> VilavtConfig:
+    def tiny(cls) -> VilavtDialogueConfig:
         """Return settings without a system prompt."""
-        return VilavtConfig(system="")
+        return VilavtDialogueConfig(system="")
 
-    def self_contained_config(self) -> VilavtConfig:
+    def self_contained_config(self) -> VilavtDialogueConfig:
         """Return the config with all texts in it and without a template, so that a checkpoint needs no other file."""
         texts: dict[str, Any] = dict(self.texts)
         return replace(self.config, template=None, **texts)

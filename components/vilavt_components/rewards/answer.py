@@ -29,7 +29,7 @@ class AnswerConfig(RewardConfig):
 
 
 @rewards.register("answer", AnswerConfig)
-class Answer(Reward):
+class AnswerReward(Reward):
     """1 for a right answer in the last turn, 0 for a wrong or missing one.
 
     Answers of kind `mra` and `view_change`, and boxes if `iou` is null, get a score between 0 and 1. The whole text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vilavt_components.rewards.answer import Answer, AnswerConfig
+from vilavt_components.rewards.answer import AnswerConfig, AnswerReward
 from vilavt_components.rewards.format import Format, FormatConfig
 from vilavt_toolkit.contracts import Reward, RewardConfig, Sample, Trajectory
 from vilavt_toolkit.registry import rewards
@@ -12,7 +12,7 @@ from vilavt_toolkit.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class VilavtConfig(RewardConfig):
+class VilavtRewardConfig(RewardConfig):
     """Settings of reward `vilavt`, the paper's where they are not set."""
 
     format_share: float = setting(
@@ -22,23 +22,23 @@ class VilavtConfig(RewardConfig):
     empty_thoughts: bool = setting(False, help="allow turns with an empty thought")
 
 
-@rewards.register("vilavt", VilavtConfig)
-class Vilavt(Reward):
+@rewards.register("vilavt", VilavtRewardConfig)
+class VilavtReward(Reward):
     """Half the outcome plus half the format if the outcome is above 0, else 0, as in the paper's recipe.
 
     The outcome is the score of reward `answer`, the format that of reward `format`. They are stricter than the paper's
     implementation, which pays for some answers that are not right: those earn nothing here.
     """
 
-    def __init__(self, config: VilavtConfig) -> None:
+    def __init__(self, config: VilavtRewardConfig) -> None:
         self.config = config
-        self._outcome = Answer(AnswerConfig(strict=config.strict))
+        self._outcome = AnswerReward(AnswerConfig(strict=config.strict))
         self._format = Format(FormatConfig(empty_thoughts=config.empty_thoughts))
 
     @classmethod
-    def tiny(cls) -> VilavtConfig:
+    def tiny(cls) -> VilavtRewardConfig:
         """Return the default settings."""
-        return VilavtConfig()
+        return VilavtRewardConfig()
 
     def score(self, sample: Sample, trajectory: Trajectory) -> float:
         """Return the reward in [0, 1]; raises InputError if the sample's own answer cannot be read."""

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vilavt_components.dialogues.vilavt import Vilavt, VilavtConfig
+from vilavt_components.dialogues.vilavt import VilavtDialogue, VilavtDialogueConfig
 from vilavt_components.sources.video.source import VideoSource
 from vilavt_toolkit.contracts import AnnouncedRegion, RegionCall, Slot, ToolCall, Turn
 from vilavt_toolkit.errors import BadConfig, InputError, RecipeErrors
 
-VILAVT = Vilavt(VilavtConfig())
+VILAVT = VilavtDialogue(VilavtDialogueConfig())
 ROOT = Path(__file__).parents[3]
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "parse_output.json").read_text(encoding="utf-8"))
 DIFFERENT = {
@@ -162,24 +162,26 @@ def template(tmp_path, text):
 
 def test_what_stands_around_features_is_the_same_in_dialogues_given_word_by_word():
     assert VILAVT.feature_delimiters == ("<|vision_start|>", "<|vision_end|>")
-    dialogue = Vilavt(VilavtConfig(features_prefix="<img>", features_suffix="</img>", overview="{index}: {features}; "))
+    dialogue = VilavtDialogue(
+        VilavtDialogueConfig(features_prefix="<img>", features_suffix="</img>", overview="{index}: {features}; ")
+    )
     assert dialogue.feature_delimiters == ("<img>", "</img>")
     assert dialogue.opening("a", [shown(0)], True)[:5] == ["0: ", "<img>", Slot(0), "</img>", "; "]
 
 
 def test_a_template_replaces_the_texts_it_names_and_a_setting_goes_before_it(tmp_path):
     path = template(tmp_path, "demand: Say it.\nfeedback: 'No: {problem}'\n")
-    dialogue = Vilavt(VilavtConfig(template=path, demand="Now."))
+    dialogue = VilavtDialogue(VilavtDialogueConfig(template=path, demand="Now."))
     assert (dialogue.demand(), dialogue.feedback("why")) == ("Now.", "No: why")
     assert dialogue.opening("a", [], True) == VILAVT.opening("a", [], True)
 
 
 def test_a_dialogue_contains_its_template_once_it_was_read(tmp_path):
     path = template(tmp_path, "demand: Say it.\n")
-    contained = Vilavt(VilavtConfig(template=path, max_regions=3)).self_contained_config()
+    contained = VilavtDialogue(VilavtDialogueConfig(template=path, max_regions=3)).self_contained_config()
     Path(path).unlink()
     assert contained.template is None and contained.max_regions == 3
-    assert Vilavt(contained).texts == {**VILAVT.texts, "demand": "Say it."}
+    assert VilavtDialogue(contained).texts == {**VILAVT.texts, "demand": "Say it."}
 
 
 BAD_TEMPLATES = {
@@ -196,18 +198,18 @@ BAD_TEMPLATES = {
 def test_a_bad_template_is_refused_naming_the_file_and_the_text(tmp_path, text, named):
     path = template(tmp_path, text)
     with pytest.raises((BadConfig, InputError)) as error:
-        Vilavt(VilavtConfig(template=path))
+        VilavtDialogue(VilavtDialogueConfig(template=path))
     assert path in str(error.value) and all(word in str(error.value) for word in named)
 
 
 def test_a_template_that_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError, match=r"none\.yaml"):
-        Vilavt(VilavtConfig(template=str(tmp_path / "none.yaml")))
+        VilavtDialogue(VilavtDialogueConfig(template=str(tmp_path / "none.yaml")))
 
 
 def test_a_setting_that_leaves_out_what_must_be_filled_in_is_refused():
     with pytest.raises(BadConfig, match=r"`question` must hold \{question\}"):
-        Vilavt(VilavtConfig(question="Well?"))
+        VilavtDialogue(VilavtDialogueConfig(question="Well?"))
 
 
 def test_a_checkpoint_needs_no_template_file(tmp_path, tiny_recipe):

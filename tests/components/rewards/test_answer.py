@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vilavt_components.common.answers.boxes import read_box, region_box_iou
 from vilavt_components.common.answers.reading import is_same_text, read_choice, read_number
 from vilavt_components.common.answers.scoring import mean_relative_accuracy
-from vilavt_components.rewards.answer import Answer, AnswerConfig
+from vilavt_components.rewards.answer import AnswerConfig, AnswerReward
 from vilavt_toolkit.contracts import Sample, Trajectory, Turn
 from vilavt_toolkit.errors import InputError
 
@@ -21,7 +21,7 @@ OPTIONS = ["red square", "blue circle", "green diamond"]
 def score(ask, answering):
     def scored(kind, truth, answer, **settings):
         tags = {"options": settings.pop("options")} if "options" in settings else {}
-        return Answer(AnswerConfig(**settings)).score(ask(kind, truth, **tags), answering(answer))
+        return AnswerReward(AnswerConfig(**settings)).score(ask(kind, truth, **tags), answering(answer))
 
     return scored
 
@@ -239,26 +239,26 @@ def test_text_is_compared_without_case_spaces_and_frames(score):
 
 def test_without_a_tag_an_answer_is_text(answering):
     sample = Sample("s1", "what?", "0.5", ())
-    assert Answer(AnswerConfig()).score(sample, answering("0.5")) == 1
-    assert Answer(AnswerConfig()).score(sample, answering("1/2")) == 0
-    assert Answer(AnswerConfig(kind="number")).score(sample, answering("1/2")) == 1
+    assert AnswerReward(AnswerConfig()).score(sample, answering("0.5")) == 1
+    assert AnswerReward(AnswerConfig()).score(sample, answering("1/2")) == 0
+    assert AnswerReward(AnswerConfig(kind="number")).score(sample, answering("1/2")) == 1
 
 
 @pytest.mark.parametrize("kind", ["choice", "number", "mra", "yes_no", "box", "view_change"])
 def test_a_truth_that_cannot_be_read_is_named_with_its_sample(ask, answering, kind):
     with pytest.raises(InputError, match=r"sample s1: its answer 'no such thing' is no"):
-        Answer(AnswerConfig()).score(ask(kind, "no such thing"), answering("1"))
+        AnswerReward(AnswerConfig()).score(ask(kind, "no such thing"), answering("1"))
 
 
 @pytest.mark.parametrize("empty", ["", "  "])
 def test_a_data_set_without_answers_is_told_instead_of_scored_as_always_wrong(ask, answering, empty):
     with pytest.raises(InputError, match="sample s1 has no answer"):
-        Answer(AnswerConfig()).score(ask("text", empty), answering("1"))
+        AnswerReward(AnswerConfig()).score(ask("text", empty), answering("1"))
 
 
 def test_an_unknown_kind_is_named_with_its_sample(ask, answering):
     with pytest.raises(InputError, match=r"sample s1: its tag answer_kind is 'essay'\. It must be one of text, choice"):
-        Answer(AnswerConfig()).score(ask("essay", "1"), answering("1"))
+        AnswerReward(AnswerConfig()).score(ask("essay", "1"), answering("1"))
 
 
 @pytest.mark.parametrize("kind", ["text", "choice", "number", "mra", "math", "yes_no", "box", "view_change"])
@@ -268,7 +268,7 @@ def test_no_answer_makes_it_stumble(kind, answer):
     truths = {"choice": "B", "yes_no": "no", "box": "[1, 2, 3, 4]", "view_change": "move_up:1"}
     sample = Sample("s1", "what?", truths.get(kind, "7"), (), tags={"answer_kind": kind, "options": OPTIONS})
     trajectory = Trajectory(turns=[Turn("seen", answer=answer)], feedback=[""])
-    assert 0 <= Answer(AnswerConfig(iou=None)).score(sample, trajectory) <= 1
+    assert 0 <= AnswerReward(AnswerConfig(iou=None)).score(sample, trajectory) <= 1
 
 
 @settings(deadline=None)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from vilavt_components.rewards.vilavt import Vilavt, VilavtConfig
+from vilavt_components.rewards.vilavt import VilavtReward, VilavtRewardConfig
 from vilavt_toolkit.config.parsing import parse_config
 from vilavt_toolkit.registry import rewards
 from vilavt_toolkit.settings import part
@@ -25,7 +25,7 @@ def earned(play, ask):
     """What these turns earn, by default for a choice of which B is right."""
 
     def scored(*texts, kind="choice", truth="B", **settings):
-        return Vilavt(VilavtConfig(**settings)).score(ask(kind, truth), play(texts))
+        return VilavtReward(VilavtRewardConfig(**settings)).score(ask(kind, truth), play(texts))
 
     return scored
 

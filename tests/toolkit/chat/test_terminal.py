@@ -18,7 +18,7 @@ from rich.console import Console
 
 import vilavt_toolkit as vt
 from vilavt_components.dialogues.native import Native, NativeConfig
-from vilavt_components.dialogues.vilavt import Vilavt, VilavtConfig
+from vilavt_components.dialogues.vilavt import VilavtDialogue, VilavtDialogueConfig
 from vilavt_toolkit.chat.console import ConsolePrinter, StreamedTurn
 from vilavt_toolkit.chat.events import TokenWritten
 from vilavt_toolkit.chat.terminal import COMMANDS, Terminal
@@ -118,7 +118,7 @@ class Exotic(Native):
     stop_strings = ("\n\n",)
 
 
-NATIVE, VILAVT = Native(NativeConfig()), Vilavt(VilavtConfig())
+NATIVE, VILAVT = Native(NativeConfig()), VilavtDialogue(VilavtDialogueConfig())
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="<"), min_size=1).filter(lambda text: text.strip())
 
 

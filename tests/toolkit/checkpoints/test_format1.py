@@ -118,7 +118,8 @@ def test_overrides_are_written_with_todays_keys(old_run):
     assert load_run_recipe(old_run / "recipe.yaml", ["train.max_samples=7"]).recipe.train.max_samples == 7
 
 
-def test_a_run_is_evaluated_and_compared_with_one_of_today(old_run, tiny_recipe, tmp_path, capsys):
+def test_a_run_is_evaluated_and_compared_with_one_of_today(old_run, tiny_recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")  # however long the paths of temporary folders are, no column is cut
     settings = ["eval.items=2", "task.test_items=4"]
     assert cli.run(["eval", str(old_run), *settings]) == 0
     new = tmp_path / "new"

@@ -32,11 +32,11 @@ BAD = {
     ),
     "a short mapping": (
         {"images": ["a.png"] * 2, "conversations": TWO, "queries": ["x"], "image_to_query_mapping": [0]},
-        "image_to_query_mapping: is too short: it has 1 numbers for 2 images. Give one for each",
+        "image_to_query_mapping: is too short: its length is 1, and the number of images is 2. Give one number",
     ),
     "a mapping to no query": (
         {"queries": ["x"], "image_to_query_mapping": [1]},
-        r"image_to_query_mapping\[0\]: is 1, and there are 1 queries. Add the query",
+        r"image_to_query_mapping\[0\]: is 1, and the number of queries is 1. Add the query",
     ),
     "a query of no image": ({"queries": ["x", "y"], "image_to_query_mapping": [0]}, r"queries\[1\]: is no image's"),
     "an empty conversation": ({"conversations": []}, "conversations: is empty. It must be a list of messages"),

@@ -160,7 +160,7 @@ def test_the_recipe_that_new_prints_is_right(written, kind, capsys, monkeypatch)
     assert lines[-1] == f"check it:  vilavt check {recipe}"
     with isolated_registries():
         assert run(["check", str(recipe)]) == 0
-    assert "is right" in capsys.readouterr().out
+    assert "every key and name is known" in capsys.readouterr().out
 
 
 def test_the_kinds_without_a_template_say_where_to_start(tmp_path, capsys):

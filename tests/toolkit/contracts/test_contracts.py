@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from vilavt_toolkit import contracts
-from vilavt_toolkit.contracts import Crop, Region, ShownAs
+from vilavt_toolkit.contracts import BlockSpec, Crop, EncoderSpec, Region, ShownAs
 from vilavt_toolkit.contracts.pixel_budget import PixelBudget, PixelBudgetConfig
+from vilavt_toolkit.errors import BadConfig
 from vilavt_toolkit.formats.format import CheckpointFormat
 
 
@@ -23,6 +24,11 @@ def test_a_setting_that_is_null_takes_the_encoders_usual_value_and_zero_does_not
     assert PixelBudgetConfig(min_pixels=None).pixel_budget(usual) == usual
     assert PixelBudgetConfig().pixel_budget(usual) == PixelBudget(100, 200, 0, 0.5)
     assert PixelBudgetConfig(overview_pixels=7, max_scale=3.0).pixel_budget(usual) == PixelBudget(7, 200, 0, 3.0)
+
+
+def test_misspelt_positions_of_an_encoder_name_the_allowed_ones():
+    with pytest.raises(BadConfig, match="is 'rotray'. Set it to one of: rotary, absolute, relative, none"):
+        EncoderSpec("image", (BlockSpec(8, {}),), 8, positions="rotray")
 
 
 def test_a_region_hands_its_crop_how_it_was_shown_and_its_share_of_the_source():

@@ -80,5 +80,5 @@ def test_a_recipe_is_evaluated_untrained_as_what_it_begins_with(run, tiny_recipe
         evaluate_recipe(load_recipe(tiny_recipe), QUIET)
     shutil.rmtree(tmp_path / "new")
     run_supervised(load_recipe(tiny_recipe, settings))
-    with pytest.raises(UsageError, match="has been trained. Evaluate its run"):
+    with pytest.raises(UsageError, match=r"has been trained. Evaluate its run"):
         evaluate_recipe(load_recipe(tiny_recipe, settings), QUIET)

@@ -95,7 +95,7 @@ def test_check_shows_every_part_and_changes_nothing(tiny_recipe, capsys):
     shown = capsys.readouterr().out
     for part in ("encoder", "modulator", "projector", "language model", "timm", "none", "hf_causal", "32 -> 32"):
         assert part in shown
-    assert "is right" in " ".join(shown.split())
+    assert "every key and name is known, and declared shapes fit" in " ".join(shown.split())
     assert sorted(tiny_recipe.parent.rglob("*")) == before
 
 

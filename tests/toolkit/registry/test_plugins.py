@@ -115,3 +115,16 @@ def test_isolation_lets_a_plugin_be_loaded_again(tmp_path: Path, monkeypatch: py
             assert "again" in modulators
         assert "again" not in modulators
     assert "again_module" not in sys.modules
+
+
+def test_a_checkpoints_copy_of_a_part_that_is_installed_now_is_the_one_to_drop(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "step-00000010"
+    (checkpoint / "plugins").mkdir(parents=True)
+    (checkpoint / "recipe.yaml").write_text("plugins: [plugins/my_gate.py]")
+    (tmp_path / "my_gate.py").write_text(GATE.format(name="plugin_gate"))
+    # Equal files are one plugin, so the copy is of an earlier state.
+    (checkpoint / "plugins" / "my_gate.py").write_text(GATE.format(name="plugin_gate") + "\n# Older.\n")
+    load_plugins([str(tmp_path / "my_gate.py")])
+    with pytest.raises(DuplicateName) as error:
+        load_plugins([str(checkpoint / "plugins" / "my_gate.py")])
+    assert f"remove plugins/my_gate.py from `plugins:` in {checkpoint / 'recipe.yaml'}." in str(error.value)

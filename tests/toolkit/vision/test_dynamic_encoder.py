@@ -1,5 +1,7 @@
 """The dynamic encoder: groups, inquiries, context, and its use without a language model."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -108,6 +110,19 @@ def test_two_modulators_of_a_block_both_work():
         fewer.inquiry_encoder = both.inquiry_encoder
         fewer.modulators = nn.ModuleDict({"0": nn.ModuleList(kept), "1": both.modulators["1"]})
         assert not torch.allclose(fewer.encode(views, [0] * 5, ids)[0], found, atol=1e-5)
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_a_site_of_another_width_than_declared_is_named(regions, compiles):
+    encoder = TimmEncoder(TimmEncoder.tiny())
+    blocks = [replace(block, sites={**block.sites, "norm2": 1}) for block in encoder.spec.blocks]
+    encoder.spec = replace(encoder.spec, blocks=tuple(blocks))
+    wrong = DynamicEncoder(encoder, [(FiLM, FiLMConfig())], "late", WordInquiryEncoder())
+    if compiles:
+        wrong.compile_blocks(backend="eager")
+    wrong(regions, "")
+    with pytest.raises(BadConfig, match="TimmEncoder, block 1, site 'norm2': the output has width 32.*declares 1"):
+        wrong(regions, "a b")
 
 
 @torch.no_grad()

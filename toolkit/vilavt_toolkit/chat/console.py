@@ -88,7 +88,7 @@ class ConsolePrinter:
         self._console, self._model = console, model
         self._turn: StreamedTurn | None = None
         self._open_part: TurnPart | None = None
-        """The part of a turn that the cursor stands behind; None at the beginning of a line."""
+        """The part of a turn after which the cursor stands; None at the beginning of a line."""
 
     def print_line(self, text: str, style: str = "dim") -> None:
         """Print a line of its own, after whatever is being written."""

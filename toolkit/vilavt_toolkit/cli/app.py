@@ -29,6 +29,9 @@ app = typer.Typer(
 data_app = typer.Typer(help="Check data files before training.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+# Listed from the files, since importing the registries for a help text would slow every command down.
+_TEMPLATE_KINDS = sorted(file.stem for file in (Path(__file__).parent / "templates").glob("[!_]*.py"))
+
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="Name of an installed recipe, or path of a YAML file.")
 ]
@@ -248,7 +251,7 @@ def export_model(
 
 @app.command("new")
 def new_component(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="Kind of the component, as `vilavt list` names them.")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"Kind of the component: {', '.join(_TEMPLATE_KINDS)}.")],
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name for recipes, in lower_snake_case.")],
     folder: Annotated[
         Path | None,

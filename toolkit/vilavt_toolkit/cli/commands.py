@@ -27,7 +27,10 @@ def check(name: str, overrides: Sequence[str]) -> None:
     model = check_recipe(recipe)
     console = make_console()
     console.print(make_parts_table(recipe, model))
-    console.print(f"{recipe.path}: every key, name and shape is right")
+    console.print(
+        f"{recipe.path}: every key and name is known, and declared shapes fit. "
+        "To check a part's code, run its contract test."
+    )
 
 
 def train(name: str, overrides: Sequence[str], resume: bool) -> None:

@@ -16,9 +16,9 @@ from vilavt_toolkit.cli.component_list import find_registries
 from vilavt_toolkit.errors import InputError, UsageError
 from vilavt_toolkit.registry import Registry
 from vilavt_toolkit.registry.plugins import display_path, load_builtin
+from vilavt_toolkit.registry.registry import COMPONENT_NAME
 from vilavt_toolkit.utils.files import write_text
 
-_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 _TEMPLATE_NAME, _TEMPLATE_CLASS = "my_part", "MyPart"
 _USAGE = re.compile(r"\n\nUse it in a recipe that stands beside this file:\n\n(?P<lines>.*?)\n\"\"\"\n", re.S)
 _PLUGINS_LINE = "    plugins: [./my_part.py]\n"
@@ -119,7 +119,7 @@ def _read_template(registry: Registry[object]) -> str:
 
 def _check_name(name: str, registry: Registry[object], template: str) -> None:
     """Refuse a name that cannot be one of a component, of its class, or of its module; raises UsageError."""
-    if not _NAME.fullmatch(name) or keyword.iskeyword(name):
+    if not COMPONENT_NAME.fullmatch(name) or keyword.iskeyword(name):
         raise UsageError(
             f"'{name}' cannot name {_with_article(registry.label)}. Write it in lower_snake_case, like "
             f"'my_{registry.kind}'."

@@ -6,12 +6,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from torch import Tensor, nn
 
 from vilavt_toolkit.contracts.component import Component
 from vilavt_toolkit.contracts.source import Crop
+from vilavt_toolkit.errors import BadConfig
 from vilavt_toolkit.packed.tokens import Grid, Layout, Tokens
 
 
@@ -54,20 +55,30 @@ class BlockSpec:
         return self.inputs.get(site, self.width)
 
 
+Positions = Literal["rotary", "absolute", "relative", "none"]
+"""The ways in which an encoder knows where a token lies."""
+
+
 @dataclass(frozen=True)
 class EncoderSpec:
-    """Holds the facts that an encoder declares before a weight is loaded."""
+    """Holds the facts that an encoder declares before a weight is loaded. Raises BadConfig for unknown positions."""
 
     modality: str
     """The modality of the crops that it takes, `image` for images."""
     blocks: tuple[BlockSpec, ...]
     out_width: int
     """Width of the features that `readout` gives."""
-    positions: Literal["rotary", "absolute", "relative", "none"]
+    positions: Positions
     full_attention: tuple[int, ...] = ()
     """Indices of the blocks that attend over a whole region; integration `sparse` selects them."""
     channels: int | None = None
     """The number of `Source.channels` that it needs; None: any."""
+
+    def __post_init__(self) -> None:
+        # Nothing computes with this field, so a misspelt value would go unnoticed.
+        if self.positions not in get_args(Positions):
+            allowed = ", ".join(get_args(Positions))
+            raise BadConfig(f"`EncoderSpec.positions` is {self.positions!r}. Set it to one of: {allowed}.")
 
     @property
     def depth(self) -> int:
@@ -188,7 +199,7 @@ class Encoder(nn.Module, Component, ABC):
     def to_grids(self, values: Tensor, layout: Layout) -> list[Tensor]:
         """Return the values of all tokens [S, C] on the grid of each region, without prefix tokens; [*size, C] each.
 
-        In packed order. Override it if the tokens of a region do not stand row after row behind its prefix tokens.
+        In packed order. Override it if a region's tokens are not its prefix tokens, followed by its patches row after row.
         """
         grids = []
         for part, size in zip(values.split_with_sizes(list(layout.partitions["region"])), layout.sizes, strict=True):

@@ -8,7 +8,10 @@ can carry out, and it sees the regions that the loop would show, down to the rou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 from vilavt_toolkit.contracts import (
     Conversation,
@@ -27,7 +30,7 @@ from vilavt_toolkit.dialogue.tool_calls import CallError
 from vilavt_toolkit.dialogue.writer import ContextFull
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.models.model import VisualChatModel
-from vilavt_toolkit.vision.boxes import BoxError
+from vilavt_toolkit.vision.boxes import BoxError, shorten_value
 
 
 class TraceSession(Session):
@@ -46,6 +49,7 @@ class TraceSession(Session):
                 ) from None
 
     def _write_trace_turn(self, given: TraceTurn) -> None:
+        check_boxes_form(given.boxes)
         if bool(given.boxes) == (given.answer is not None):
             raise CallError("it must either name boxes or answer.")
         if not given.boxes:
@@ -57,6 +61,8 @@ class TraceSession(Session):
             if not 0 <= index < shown_count:
                 raise CallError(f"region {index} does not exist, since {shown_count} regions were shown.")
             parent = self.find_parent(index)
+            if len(box) != len(parent.within):
+                raise CallError(f"box {shorten_value(box)} must have {len(parent.within)} numbers, as its original's.")
             try:
                 regions.append(RegionCall(index, parent.source.write_box(box, parent.within, parent.units)))
             except BoxError as error:
@@ -116,6 +122,23 @@ class TraceSession(Session):
                 slot += 1
         reply = self.model.language_model.turn_template.reply
         self._write_user_turn([beginning, *pieces, reply], regions, new_groups, group_of_region)
+
+
+def check_boxes_form(boxes: Any) -> None:
+    """Check that the boxes of a trace's turn are pairs of a whole number and a box. Raises CallError."""
+    # `boxes=(0, box)` without the outer pair of brackets is the likeliest slip, so its parts are looked at one by one.
+    for entry in boxes if isinstance(boxes, list | tuple) else (boxes,):
+        is_pair = isinstance(entry, list | tuple) and len(entry) == 2
+        if not is_pair or type(entry[0]) is not int or not _is_finite_box(entry[1]):
+            raise CallError(
+                f"{shorten_value(entry)} in its boxes is not a pair (index of a region already shown, box of finite "
+                "numbers). Write boxes=((0, (x1, y1, x2, y2)),)."
+            )
+
+
+def _is_finite_box(box: Any) -> bool:
+    # Real also holds NumPy's numbers, which tasks compute boxes from.
+    return isinstance(box, list | tuple) and all(isinstance(edge, Real) and math.isfinite(edge) for edge in box)
 
 
 def _text_of_message(message: Message) -> str:

@@ -55,27 +55,26 @@ def evaluate_recipe(recipe: CheckedRecipe, console: Console) -> dict[str, Any]:
     or the run that `train.init_from` names.
     """
     name = recipe.recipe.model.checkpoint
+    run = expand_home(recipe.recipe.run)
+    if not name and (run / "checkpoints").is_dir():
+        # What `train.init_from` names is then no longer its model, and its summary would replace the trained run's.
+        raise UsageError(f"{recipe.path} has been trained. Evaluate its run: vilavt eval {run}")
     if not name and recipe.recipe.train.init_from:
         return _evaluate_initial_run(recipe, console)
     if not name:
         raise UsageError(
             f"{recipe.path} names nothing to evaluate. Set model.checkpoint or train.init_from, or train it and "
-            "evaluate its run."
+            f"evaluate its run: vilavt eval {run}"
         )
     # Parts that the checkpoint does not hold are drawn at random, as training would draw them.
     torch.manual_seed(recipe.recipe.seed)
     model = build_model(recipe, weight_dtype(recipe.recipe.train.precision)).to(best_device()).eval()
     facts = {"checkpoint": name, "step": 0, **_describe_settings(recipe)}
-    run = expand_home(recipe.recipe.run)
     return _evaluate_model(model, recipe, run / "eval", facts, console)
 
 
 def _evaluate_initial_run(recipe: CheckedRecipe, console: Console) -> dict[str, Any]:
     """Evaluate the run that a recipe would start training from, under the recipe's own stopping policies."""
-    run = expand_home(recipe.recipe.run)
-    if (run / "checkpoints").is_dir():
-        # Its summary would replace that of the trained run.
-        raise UsageError(f"{recipe.path} has been trained. Evaluate its run: vilavt eval {run}")
     folder = find_checkpoint(recipe.recipe.train.init_from)
     model, new = load_matching_weights(recipe, folder, other_stopping=True)
     if new:
@@ -84,7 +83,7 @@ def _evaluate_initial_run(recipe: CheckedRecipe, console: Console) -> dict[str, 
             f"first: vilavt train {recipe.name}"
         )
     log.warning("%s is evaluated untrained, with the weights of %s.", recipe.path, folder)
-    out = run / "eval"
+    out = expand_home(recipe.recipe.run) / "eval"
     return _evaluate_model(model.to(best_device()).eval(), recipe, out, _describe_provenance(folder, recipe), console)
 
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from vilavt_toolkit.errors import DuplicateName, UnknownName
@@ -30,7 +31,8 @@ ENTRY_POINTS = "vilavt_toolkit.components"
 T = TypeVar("T")
 C = TypeVar("C", bound=type[Any])
 
-_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+COMPONENT_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+"""The form of a registered name, `lower_snake_case`."""
 _ORIGIN: ContextVar[str] = ContextVar("origin", default="")
 """The package or plugin that is being loaded. A ContextVar, so that threads that load at once do not mix theirs."""
 
@@ -86,7 +88,7 @@ class Registry(Generic[T]):
 
     def register(self, name: str, config: type[Any] | None = None) -> Callable[[C], C]:
         """Register the decorated class under `name`, with its settings' dataclass; raises DuplicateName."""
-        if not _NAME.fullmatch(name):
+        if not COMPONENT_NAME.fullmatch(name):
             raise ValueError(f"{self.label} name {name!r} is not lower_snake_case. Write it like 'cross_attention'.")
         settings = NoSettings if config is None else config
         if not dataclasses.is_dataclass(settings):
@@ -104,12 +106,9 @@ class Registry(Generic[T]):
     def _add_entry(self, entry: Entry[T]) -> None:
         old = self._entries.get(entry.name)
         if old is not None:
-            remedy = "Rename one of them"
-            if old.location == entry.location:
-                remedy = "It is the same file, imported under two module names: import it under one"
             raise DuplicateName(
                 f"two {self.plural} are named '{entry.name}': {old.location} ({old.origin}) and "
-                f"{entry.location} ({entry.origin}). {remedy}."
+                f"{entry.location} ({entry.origin}). {_duplicate_remedy(old.location, entry.location)}."
             )
         self._entries[entry.name] = entry
 
@@ -154,6 +153,19 @@ class Registry(Generic[T]):
         packages = _entry_point_packages()
         installed = {name: entry for name, entry in self._entries.items() if _package_of(entry.cls) in packages}
         self._entries = installed | snapshot
+
+
+def _duplicate_remedy(first: str, second: str) -> str:
+    """Return what to do about two components of one name, from their locations `file:line`."""
+    if first == second:
+        return "It is the same file, imported under two module names: import it under one"
+    for location in (first, second):
+        file = Path(location.rpartition(":")[0])
+        recipe = file.parent.parent / "recipe.yaml"
+        # A checkpoint keeps copies of its plugins. Once such a part is installed, the copy is the one to drop.
+        if file.parent.name == "plugins" and recipe.is_file():
+            return f"To use the other one, remove plugins/{file.name} from `plugins:` in {recipe}"
+    return "Rename one of them"
 
 
 def _package_of(cls: type[Any]) -> str:

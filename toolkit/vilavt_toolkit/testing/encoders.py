@@ -50,6 +50,20 @@ class _CheckedBlock:
         self.widths[site] = y.shape[-1]
         return y
 
+    def differences(self) -> list[str]:
+        """Return what differs between the sites that were called and the declared ones, a text for each site."""
+        found: list[str] = []
+        for site in sorted(self.widths.keys() | self.block.sites.keys()):
+            width, declared = self.widths.get(site), self.block.sites.get(site)
+            name = f"block {self.index}, site '{site}'"
+            if width is None:
+                found.append(f"{name}: the spec declares it, the block never calls it")
+            elif declared is None:
+                found.append(f"{name}: the block calls it, the spec does not declare it")
+            elif width != declared:
+                found.append(f"{name}: the output has width {width}, the spec declares {declared}")
+        return found
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, bias: Bias | None = None) -> Tensor:
         """Check the heads of a block's attention, and attend as the plain encoder does."""
         declared = (self.block.heads, self.block.head_dim)
@@ -73,12 +87,15 @@ def declares_what_it_is(instance: Instance[Encoder]) -> None:
         checked = _CheckedBlock(encoder, index, after)
         tokens = tokens.after_block(encoder.block(index, tokens, checked.site, checked.attend), after)
         assert tokens.x.shape == (after.length, block.width), f"block {index} gives {list(tokens.x.shape)}"
-        assert checked.widths == dict(block.sites), (
-            f"block {index} offers {checked.widths} and declares {dict(block.sites)}"
-        )
+        differences = checked.differences()
+        assert not differences, "\n".join(differences)
     features = encoder.readout(tokens)
     counts = [encoder.feature_count(size) for size in sizes]
-    assert features.shape == (sum(counts), encoder.spec.out_width), f"readout gives {list(features.shape)}"
+    wanted = (sum(counts), encoder.spec.out_width)
+    assert features.shape == wanted, (
+        f"readout gives {list(features.shape)}, expected {list(wanted)}: feature_grid declares {wanted[0]} features, "
+        f"the spec out_width {wanted[1]}"
+    )
     assert counts == [math.prod(encoder.feature_grid(size)) for size in sizes], "counts are not those of the grids"
 
 
@@ -100,7 +117,10 @@ def keeps_to_the_limit_of_the_sample(instance: Instance[Encoder]) -> None:
         for overview in (True, False):
             pixels = count_pixels(width, height, overview, limit)
             name = "an overview" if overview else "a zoom"
-            assert pixels <= limit, f"the view of {name} with max_pixels={limit} has {pixels} pixels"
+            assert pixels <= limit, (
+                f"the view of {name} with max_pixels={limit} has {pixels} pixels. In `prepare`, take the size from "
+                "`budget.with_max_pixels(crop.max_pixels)`"
+            )
 
 
 @_for_every_instance

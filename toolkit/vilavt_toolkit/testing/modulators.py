@@ -50,14 +50,17 @@ class _Case:
 def _list_cases(name: str, variants: bool = False) -> Iterator[_Case]:
     """List the modulator on every encoder that accepts it; with `variants` on every variant of the encoders too."""
     modulator = modulators.get(name)
-    found = False
+    found, first_reason = False, ""
     for entry in bench.require_entries(encoders):
         for instance in bench.list_instances(entry, variants):
             config, blocks = modulator.cls.tiny(), instance.build().spec.blocks
-            if not any(unsupported_reason(modulator.cls, config, block) for block in blocks):
+            reasons = [reason for block in blocks if (reason := unsupported_reason(modulator.cls, config, block))]
+            if not reasons:
                 found = True
                 yield _Case(instance, modulator)
-    assert found, f"modulator '{name}' refuses every registered encoder, so nothing about it can be checked"
+            elif not first_reason:
+                first_reason = f"{entry.name}: {reasons[0]}"
+    assert found, f"modulator '{name}' refuses every registered encoder. On {first_reason}"
 
 
 def _encode_groups(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -91,6 +91,9 @@ class ModulatedBlock:
     """A `BlockAttention`, or a wrapper that runs one outside of a compiled graph."""
     rotation: Any
     """The RoPE table for `Encoder.rotate`; None if tokens have no positions."""
+    index: int
+    site_widths: Mapping[str, int]
+    """The widths that the block declares in `BlockSpec.sites`."""
 
     @classmethod
     def from_block(
@@ -122,16 +125,29 @@ class ModulatedBlock:
                     contexts.append((_rotate_inquiry(encoder, index, tokens, lengths, context.k), context.v))
         log = None if active is None else active.inquiry.attention_log
         attention = BlockAttention(layout, partition, tuple(contexts), lengths, log)
-        return cls(encoder, tuple(modulators), active, attention, rotation)
+        return cls(encoder, tuple(modulators), active, attention, rotation, index, encoder.spec.blocks[index].sites)
 
     def modulate_site(self, site: str, x: Tensor, y: Tensor) -> Tensor:
-        """Let the modulators of a site change y, which its part made of x; the `SiteHook` of the block."""
+        """Let the modulators of a site change y, which its part made of x; the `SiteHook` of the block.
+
+        Raises BadConfig if y has another width than the block declares.
+        """
         if self.active is None:
             return y
         for modulator in self.modulators:
             if site in modulator.sites:
+                # Modulators build their layers for the declared width. Another one would broadcast, or fail unnamed.
+                if y.shape[-1] != self.site_widths[site]:
+                    raise self._width_error(site, y.shape[-1])
                 y = _apply_modulator(modulator, site, x, y, self.active)
         return y
+
+    def _width_error(self, site: str, width: int) -> BadConfig:
+        name, declared = type(self.encoder).__name__, self.site_widths[site]
+        return BadConfig(
+            f"Encoder {name}, block {self.index}, site '{site}': the output has width {width}, but `BlockSpec.sites` "
+            f"declares {declared}. Correct the width in `EncoderSpec.blocks`."
+        )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, bias: Bias | None = None) -> Tensor:
         """Rotate q and k [S, H, d] if tokens have positions, and attend; [S, H, d]. The `Attend` of the block."""
@@ -176,7 +192,14 @@ def build_modulator(cls: type[Modulator], config: Any, block: BlockSpec, index: 
     """Build the modulator of block `index`; raises BadConfig with the reason if it cannot work there."""
     reason = unsupported_reason(cls, config, block)
     if not reason:
-        modulator = cls(config, block, inquiry_width)
+        try:
+            modulator = cls(config, block, inquiry_width)
+        except KeyError as error:
+            # A scheme looks its widths up by site, so a misspelt site comes out as a KeyError without any name.
+            if error.args and error.args[0] not in block.sites:
+                reason = _missing_site_reason(frozenset({str(error.args[0])}), block)
+                raise BadConfig(f"Modulator {cls.__name__} cannot be built on block {index}: {reason}") from error
+            raise
         # Asked again: an instance may choose its sites by its config.
         reason = _missing_site_reason(modulator.sites, block)
         if not reason:

@@ -38,7 +38,7 @@ Points = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class PointCloudConfig:
+class PointCloudEncoderConfig:
     """Settings of the `point_cloud` encoder; the defaults are small enough for a CPU."""
 
     features: int = setting(
@@ -74,7 +74,7 @@ class PointCloudConfig:
                 )
 
 
-@encoders.register("point_cloud", PointCloudConfig)
+@encoders.register("point_cloud", PointCloudEncoderConfig)
 class PointCloudEncoder(Encoder):
     """A transformer on neighbourhoods of points, each made a token by a small PointNet; for clouds of any size.
 
@@ -82,7 +82,7 @@ class PointCloudEncoder(Encoder):
     points around each, a PointNet, an embedding of the centre's place, and plain ViT blocks, here timm's.
     """
 
-    def __init__(self, config: PointCloudConfig) -> None:
+    def __init__(self, config: PointCloudEncoderConfig) -> None:
         super().__init__()
         from timm.models.vision_transformer import Block
 
@@ -107,9 +107,9 @@ class PointCloudEncoder(Encoder):
         )
 
     @classmethod
-    def tiny(cls) -> PointCloudConfig:
+    def tiny(cls) -> PointCloudEncoderConfig:
         """Return settings of two blocks of width 32, eight tokens at most, on coloured points."""
-        return PointCloudConfig(
+        return PointCloudEncoderConfig(
             overview_points=64,
             zoom_points=64,
             overview_tokens=6,

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vilavt_components.dialogues.vilavt import Vilavt, VilavtConfig
+from vilavt_components.dialogues.vilavt import VilavtDialogue, VilavtDialogueConfig
 from vilavt_components.encoders.qwen2_5_vl import vision_weights as vision
 from vilavt_components.encoders.qwen2_5_vl.encoder import Qwen25VLEncoder
 from vilavt_components.formats.vilavt import tensor_names as keys
@@ -51,11 +51,11 @@ def exported_parts(model: VisualChatModel) -> frozenset[str]:
     _require_type("projector", model.projector, IdentityProjector)
     _require_type("language model", model.language_model, Qwen25VLLanguageModel)
     # A dialogue is no part of a checkpoint, so it does not stop an export. But its words decide what the weights do.
-    if not isinstance(model.dialogue, Vilavt):
+    if not isinstance(model.dialogue, VilavtDialogue):
         log.warning(
             "the model's dialogue is not `vilavt`, so other code prompts it with words that it was not trained with."
         )
-    elif model.dialogue.texts != Vilavt(VilavtConfig()).texts:
+    elif model.dialogue.texts != VilavtDialogue(VilavtDialogueConfig()).texts:
         log.warning(
             "the model's dialogue has texts of its own, which this format cannot hold. Set `model.dialogue.template` "
             "where it is loaded, or export with --format native."

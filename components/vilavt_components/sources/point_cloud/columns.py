@@ -39,7 +39,7 @@ class PointColumns:
 
 
 @dataclass(frozen=True)
-class TextTable:
+class PointTable:
     """A table in a text file."""
 
     path: Path

@@ -12,7 +12,7 @@ import numpy as np
 from vilavt_components.sources.point_cloud.columns import (
     Numbers,
     PointColumns,
-    TextTable,
+    PointTable,
     check_point_count,
     is_number,
     missing_vertices_error,
@@ -290,7 +290,7 @@ def _read_text_vertices(
 ) -> PointColumns:
     """Read the vertices of an ASCII PLY, one row a line."""
     skip = header.lines + sum(element.rows for element in before)
-    rows = TextTable(path, skip, vertex.rows, comments=None, ends_file=vertex is header.elements[-1])
+    rows = PointTable(path, skip, vertex.rows, comments=None, ends_file=vertex is header.elements[-1])
     names = [part.name for part in vertex.properties]
     if vertex.has_lists:
         table, names = (
@@ -314,7 +314,7 @@ def _read_text_vertices(
     return PointColumns(parts["xyz"], parts.get("colour"), parts.get("normal"), rows.describe_row)
 
 
-def _cast_colours(path: Path, rows: TextTable, part: Numbers, kind: str) -> Numbers:
+def _cast_colours(path: Path, rows: PointTable, part: Numbers, kind: str) -> Numbers:
     """Convert colours read from text, [rows, 3], to the integer type of the header; raises InputError."""
     limits = np.iinfo(kind)
     wrong = ~((part >= limits.min) & (part <= limits.max)).all(axis=1)
@@ -326,7 +326,7 @@ def _cast_colours(path: Path, rows: TextTable, part: Numbers, kind: str) -> Numb
     return part.astype(kind)
 
 
-def _read_ragged_rows(path: Path, rows: TextTable, vertex: Element) -> Numbers:
+def _read_ragged_rows(path: Path, rows: PointTable, vertex: Element) -> Numbers:
     """Read the single numbers of every row, [rows, numbers], where some properties are lists."""
     found = []
     for number, text in rows.table_lines(vertex.rows):

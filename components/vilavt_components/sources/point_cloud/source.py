@@ -41,7 +41,7 @@ _MAX_ROUNDING_SHARE = 1e-3
 
 
 @dataclass(frozen=True)
-class PointCloudConfig:
+class PointCloudSourceConfig:
     """Settings of source `point_cloud`."""
 
     features: list[Feature] = setting(
@@ -65,7 +65,7 @@ class PointCloudConfig:
                 raise ValueError(f"{key} names {twice} twice. Name it once.")
 
 
-@sources.register("point_cloud", PointCloudConfig)
+@sources.register("point_cloud", PointCloudSourceConfig)
 class PointCloudSource(Source):
     """A point cloud from a path (npy, xyz, txt, csv, pts, OFF, PLY) or an array [N, columns].
 
@@ -92,9 +92,9 @@ class PointCloudSource(Source):
         return self._name
 
     @classmethod
-    def tiny(cls) -> PointCloudConfig:
+    def tiny(cls) -> PointCloudSourceConfig:
         """Return settings that take small clouds only."""
-        return PointCloudConfig(max_points=100_000)
+        return PointCloudSourceConfig(max_points=100_000)
 
     @classmethod
     def example(cls) -> Any:
@@ -102,12 +102,12 @@ class PointCloudSource(Source):
         return np.random.default_rng(0).random((500, 6), dtype=np.float32) * np.array([2, 1, 1, 1, 1, 1], np.float32)
 
     @classmethod
-    def channels(cls, config: PointCloudConfig) -> int:
+    def channels(cls, config: PointCloudSourceConfig) -> int:
         """Return the numbers of a point: three coordinates, and three for every feature."""
         return 3 + 3 * len(config.features)
 
     @classmethod
-    def open(cls, original: Any, config: PointCloudConfig) -> PointCloudSource:
+    def open(cls, original: Any, config: PointCloudSourceConfig) -> PointCloudSource:
         """Open a path, or an array [N, columns] of numbers; raises InputError naming the file and line or byte.
 
         Colours become 0 to 1, and all numbers become float32.
@@ -228,7 +228,7 @@ class PointCloudSource(Source):
         return inside
 
 
-def _columns_from_array(array: NDArray[Any], config: PointCloudConfig) -> PointColumns:
+def _columns_from_array(array: NDArray[Any], config: PointCloudSourceConfig) -> PointColumns:
     if array.ndim != 2 or array.dtype.kind not in "fiu":
         raise InputError(f"a point cloud must be numbers [points, columns], not {array.dtype} {list(array.shape)}.")
     if len(array) > config.max_points:

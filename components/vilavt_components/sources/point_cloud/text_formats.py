@@ -9,7 +9,7 @@ from pathlib import Path
 from vilavt_components.sources.point_cloud.columns import (
     Numbers,
     PointColumns,
-    TextTable,
+    PointTable,
     check_point_count,
     is_number,
     missing_vertices_error,
@@ -23,7 +23,7 @@ _HEADER_LINES = 1000
 """Lines searched for the beginning of a table."""
 
 
-def read_xyz(path: Path, max_points: int) -> tuple[Numbers, TextTable]:
+def read_xyz(path: Path, max_points: int) -> tuple[Numbers, PointTable]:
     """Read a table of numbers, one point a line; returns [N, columns] and the table's place. Raises InputError.
 
     Numbers are separated by blanks, commas or semicolons. Comments (# or //) are skipped, and so is one line before
@@ -44,7 +44,7 @@ def read_xyz(path: Path, max_points: int) -> tuple[Numbers, TextTable]:
             break
     else:
         raise InputError(f"{path} has no points. Give another cloud.")
-    rows = TextTable(path, skip, delimiter=delimiter)
+    rows = PointTable(path, skip, delimiter=delimiter)
     table = rows.read_numbers(max_points)
     if counted is not None and counted != len(table):
         raise InputError(
@@ -72,13 +72,13 @@ def read_off(path: Path, max_points: int) -> PointColumns:
     count = parse_count(path, number, counts[0])
     check_point_count(path, count, max_points)
     # A file without faces must end with its vertices, any other goes on with the faces.
-    rows = TextTable(path, number, count, ends_file=counts[1:2] == ["0"])
+    rows = PointTable(path, number, count, ends_file=counts[1:2] == ["0"])
     return _split_vertices(
         path, rows, rows.read_numbers(max_points), match["normal"] is not None, match["colour"] is not None
     )
 
 
-def _split_vertices(path: Path, rows: TextTable, table: Numbers, normal: bool, colour: bool) -> PointColumns:
+def _split_vertices(path: Path, rows: PointTable, table: Numbers, normal: bool, colour: bool) -> PointColumns:
     """Split a table of vertices into coordinates, normals and colours; further columns are ignored."""
     width = table.shape[1]
     if not normal and not colour:

@@ -26,9 +26,9 @@ from vilavt_components.tasks.digit_scenes.question import (
 )
 from vilavt_components.tasks.generated.grid import Cell, cells_from_numbers, separate_cells
 
-Kind = Literal["digit", "shape", "colour", "close"]
+OneImageKind = Literal["digit", "shape", "colour", "close"]
 """The property asked for; "close" is the digit of an object that fills the image."""
-_NO_ZOOM: tuple[Kind, ...] = ("shape", "colour", "colour", "close")
+_NO_ZOOM: tuple[OneImageKind, ...] = ("shape", "colour", "colour", "close")
 """Colour is in twice: in a thought it precedes the shape it is looked up by, which is harder to learn."""
 
 
@@ -53,7 +53,9 @@ def _make_close_up(asked: SceneObject) -> SceneQuestion:
     return SceneQuestion("one_image", "close", question, answer, answer_kind, ((asked,),), answer, is_close_up=True)
 
 
-def _make_question(rules: SceneRules, kind: Kind, objects: Sequence[SceneObject], paired: bool) -> SceneQuestion:
+def _make_question(
+    rules: SceneRules, kind: OneImageKind, objects: Sequence[SceneObject], paired: bool
+) -> SceneQuestion:
     asked, meant, ordered = objects[0], objects[: 1 + paired], sort_in_reading_order(objects)
     question, answer, answer_kind = _ask_about(asked, kind)
     # The thought restates what the question names, and looks the rest up: a question about a colour names the shape.
@@ -76,7 +78,7 @@ def _make_question(rules: SceneRules, kind: Kind, objects: Sequence[SceneObject]
     )
 
 
-def _ask_about(asked: SceneObject, kind: Kind) -> tuple[str, str, AnswerKind]:
+def _ask_about(asked: SceneObject, kind: OneImageKind) -> tuple[str, str, AnswerKind]:
     """Write the question about an object, its answer, and the kind of that."""
     if kind == "shape":
         return f"what shape is the {asked.colour} object?", asked.shape, "text"
@@ -86,7 +88,7 @@ def _ask_about(asked: SceneObject, kind: Kind) -> tuple[str, str, AnswerKind]:
 
 
 def _place_objects(
-    rng: np.random.Generator, rules: SceneRules, places: Sequence[Cell], kind: Kind, paired: bool
+    rng: np.random.Generator, rules: SceneRules, places: Sequence[Cell], kind: OneImageKind, paired: bool
 ) -> list[SceneObject]:
     """Draw objects for places; the first is the asked object's, the second its partner's if `paired`."""
     appearances = _choose_appearances(rng, len(places), kind, rules.own_colours)
@@ -97,7 +99,9 @@ def _place_objects(
     return place_objects(appearances, places, digits)
 
 
-def _choose_appearances(rng: np.random.Generator, count: int, kind: Kind, own_colours: bool) -> list[Appearance]:
+def _choose_appearances(
+    rng: np.random.Generator, count: int, kind: OneImageKind, own_colours: bool
+) -> list[Appearance]:
     """Draw `count` different appearances; no other has the property that the question names the first one by."""
     if own_colours:
         return _choose_own_colours(rng, count, kind)
@@ -113,7 +117,7 @@ def _choose_appearances(rng: np.random.Generator, count: int, kind: Kind, own_co
     return [first, *(others[i] for i in rng.permutation(len(others))[: count - 1])]
 
 
-def _choose_own_colours(rng: np.random.Generator, count: int, kind: Kind) -> list[Appearance]:
+def _choose_own_colours(rng: np.random.Generator, count: int, kind: OneImageKind) -> list[Appearance]:
     """Draw `count` appearances of different colours; with kind "colour" no other has the first one's shape."""
     colours = [COLOURS[i] for i in rng.permutation(len(COLOURS))[:count]]
     shapes = [SHAPES[i] for i in rng.integers(len(SHAPES), size=count)]

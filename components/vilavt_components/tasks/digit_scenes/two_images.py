@@ -24,10 +24,10 @@ from vilavt_components.tasks.digit_scenes.question import (
 )
 from vilavt_components.tasks.generated.grid import Cell, cells_from_numbers, scatter_cells, separate_cells
 
-Kind = Literal["both", "same_place", "same_digit", "larger", "above"]
-_NO_ZOOM: tuple[Kind, ...] = ("both", "same_place")
-_ZOOM: tuple[Kind, ...] = ("same_digit", "larger", "above")
-_QUESTIONS: dict[Kind, str] = {
+TwoImageKind = Literal["both", "same_place", "same_digit", "larger", "above"]
+_NO_ZOOM: tuple[TwoImageKind, ...] = ("both", "same_place")
+_ZOOM: tuple[TwoImageKind, ...] = ("same_digit", "larger", "above")
+_QUESTIONS: dict[TwoImageKind, str] = {
     "both": "do both images have a {}?",
     "same_place": "is the {} in the same place in both images?",
     "same_digit": "is the digit on the {} the same in both images?",
@@ -54,7 +54,7 @@ def make_two_images(rng: np.random.Generator, rules: SceneRules) -> SceneQuestio
 
 
 def _make_question(
-    rules: SceneRules, kind: Kind, truth: bool, asked: Appearance, scenes: list[list[SceneObject]], paired: bool
+    rules: SceneRules, kind: TwoImageKind, truth: bool, asked: Appearance, scenes: list[list[SceneObject]], paired: bool
 ) -> SceneQuestion:
     """Write the question about two scenes; where a scene has the asked object it comes first, then its partner."""
     name = " ".join(asked)
@@ -81,7 +81,7 @@ def _make_question(
 
 
 def _overview_scenes(
-    rng: np.random.Generator, rules: SceneRules, kind: Kind, truth: bool, asked: Appearance
+    rng: np.random.Generator, rules: SceneRules, kind: TwoImageKind, truth: bool, asked: Appearance
 ) -> list[list[SceneObject]]:
     """Draw scenes that answer `both` or `same_place`: with the asked object or without, in one place or two."""
     lacking = int(rng.integers(2)) if kind == "both" and not truth else None
@@ -99,7 +99,7 @@ def _overview_scenes(
 
 
 def _zoom_scenes(
-    rng: np.random.Generator, rules: SceneRules, kind: Kind, truth: bool, asked: Appearance, paired: bool
+    rng: np.random.Generator, rules: SceneRules, kind: TwoImageKind, truth: bool, asked: Appearance, paired: bool
 ) -> list[list[SceneObject]]:
     """Draw scenes whose asked objects carry the digits that make the answer; for `above` only one scene has one."""
     digits: list[int | None] = list(_choose_digits(rng, kind, truth))
@@ -122,7 +122,7 @@ def _scene_with_digit(
     return objects
 
 
-def _choose_digits(rng: np.random.Generator, kind: Kind, truth: bool) -> tuple[int, int]:
+def _choose_digits(rng: np.random.Generator, kind: TwoImageKind, truth: bool) -> tuple[int, int]:
     if kind == "above":
         digit = int(rng.integers(5)) + 5 * truth
         return digit, digit

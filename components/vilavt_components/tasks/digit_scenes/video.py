@@ -18,9 +18,9 @@ from vilavt_components.tasks.digit_scenes.layout import (
 from vilavt_components.tasks.digit_scenes.question import SceneQuestion, list_cells, list_objects, span_of_objects
 from vilavt_components.tasks.generated.grid import Cell, scatter_cells, separate_cells
 
-Kind = Literal["moves", "where", "appears", "first", "becomes", "changes"]
-_NO_ZOOM: tuple[Kind, ...] = ("moves", "where", "appears", "first")
-_ZOOM: tuple[Kind, ...] = ("becomes", "changes")
+VideoKind = Literal["moves", "where", "appears", "first", "becomes", "changes"]
+_NO_ZOOM: tuple[VideoKind, ...] = ("moves", "where", "appears", "first")
+_ZOOM: tuple[VideoKind, ...] = ("becomes", "changes")
 
 Film = list[list[SceneObject]]
 """The objects of every frame, in one order for all frames."""
@@ -44,7 +44,7 @@ def make_video(rng: np.random.Generator, rules: SceneRules) -> SceneQuestion:
     return _ask_which_first(rng, rules) if kind == "first" else _ask_what_moves(rng, rules, kind)
 
 
-def _ask_what_moves(rng: np.random.Generator, rules: SceneRules, kind: Kind) -> SceneQuestion:
+def _ask_what_moves(rng: np.random.Generator, rules: SceneRules, kind: VideoKind) -> SceneQuestion:
     """Ask which object moves, or where it moves to."""
     objects, (free, *_) = _still_scene(rng, rules)
     when = int(rng.integers(1, rules.frames))

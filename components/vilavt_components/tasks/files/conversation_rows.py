@@ -228,7 +228,7 @@ def _read_inquiries(fields: Fields, counts: Sequence[int]) -> tuple[tuple[str, .
         if texts and len(texts) != len(counts):
             fields.add_problem(
                 "image_to_query_mapping",
-                f"is missing, and {len(texts)} queries are not one for each of {len(counts)} images. Add it.",
+                f"is missing, but the number of queries is {len(texts)} and that of images {len(counts)}. Add it.",
             )
         # Without a mapping every image has a query of its own.
         mapping = tuple(range(len(texts)))
@@ -250,11 +250,17 @@ def _check_mapping(fields: Fields, mapping: Sequence[int], texts: Sequence[str],
     key = "image_to_query_mapping"
     if len(mapping) != images:
         word = "short" if len(mapping) < images else "long"
-        fields.add_problem(key, f"is too {word}: it has {len(mapping)} numbers for {images} images. Give one for each.")
+        fields.add_problem(
+            key,
+            f"is too {word}: its length is {len(mapping)}, and the number of images is {images}. "
+            "Give one number for each image.",
+        )
         return
     for number, query in enumerate(mapping):
         if query >= len(texts):
-            fields.add_problem(f"{key}[{number}]", f"is {query}, and there are {len(texts)} queries. Add the query.")
+            fields.add_problem(
+                f"{key}[{number}]", f"is {query}, and the number of queries is {len(texts)}. Add the query."
+            )
         elif query in mapping[:number] and mapping[number - 1] != query:
             fields.add_problem(
                 f"{key}[{number}]", f"is {query} again after another: not contiguous. Images of one query must be "

@@ -23,7 +23,7 @@ SIZES = ("low", "mid", "high")
 _TORUS = SHAPES.index("torus")
 
 Mark = Literal["bands", "stripes", "spirals", "dots", "checks"]
-Kind = Literal["mark", "nearest", "close", "shape", "taller"]
+CloudKind = Literal["mark", "nearest", "close", "shape", "taller"]
 _FAMILY = {"mark": "marks", "nearest": "marks", "close": "marks", "shape": "shapes", "taller": "shapes"}
 
 
@@ -63,7 +63,7 @@ class CloudQuestion:
     Thoughts are made to be learned by a small model: every word is one token wherever it stands.
     """
 
-    kind: Kind
+    kind: CloudKind
     question: str
     answer: str
     objects: tuple[CloudObject, ...]

@@ -10,7 +10,14 @@ import numpy as np
 
 from vilavt_components.tasks.generated.grid import max_separate_objects
 from vilavt_components.tasks.generated.task import GeneratedTask, Mode, build_trace, check_mode_shares
-from vilavt_components.tasks.shape_clouds.layout import COLOURS, CloudQuestion, CloudRules, Kind, Mark, make_question
+from vilavt_components.tasks.shape_clouds.layout import (
+    COLOURS,
+    CloudKind,
+    CloudQuestion,
+    CloudRules,
+    Mark,
+    make_question,
+)
 from vilavt_components.tasks.shape_clouds.points import CloudStyle, sample_cloud
 from vilavt_toolkit.contracts import Box, Sample, TraceTurn
 from vilavt_toolkit.registry import tasks
@@ -140,7 +147,7 @@ class ShapeClouds(GeneratedTask):
         """Return the scores of every kind of question."""
         return {
             kind: [score for sample, score in zip(samples, scores, strict=True) if sample.tags["kind"] == kind]
-            for kind in get_args(Kind)
+            for kind in get_args(CloudKind)
         }
 
     def _make_question(self, split: str, index: int) -> tuple[CloudQuestion, np.random.Generator, Mode]:

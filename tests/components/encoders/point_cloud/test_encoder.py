@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from vilavt_components.encoders.point_cloud.encoder import PointCloudConfig, PointCloudEncoder
+from vilavt_components.encoders.point_cloud.encoder import PointCloudEncoder, PointCloudEncoderConfig
 from vilavt_toolkit.contracts import Crop
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
@@ -204,7 +204,7 @@ def test_preparing_leaves_the_crop_as_it_was():
 
 
 def test_the_default_fits_a_small_task():
-    encoder = PointCloudEncoder(PointCloudConfig())
+    encoder = PointCloudEncoder(PointCloudEncoderConfig())
     points = cloud(2000)
     assert encoder.prepare(crop_of(points, True)).size == (16,)
     assert encoder.prepare(crop_of(points)).size == (32,)

@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vilavt_components.sources.point_cloud.source import PointCloudConfig, PointCloudSource
+from vilavt_components.sources.point_cloud.source import PointCloudSource, PointCloudSourceConfig
 from vilavt_toolkit.errors import InputError
 
-PLAIN = PointCloudConfig(features=[])
-COLOURED = PointCloudConfig()
-ALL = PointCloudConfig(features=["colour", "normal"])
+PLAIN = PointCloudSourceConfig(features=[])
+COLOURED = PointCloudSourceConfig()
+ALL = PointCloudSourceConfig(features=["colour", "normal"])
 DTYPES = {"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4"}
 
 coordinates = hnp.arrays(
@@ -29,11 +29,11 @@ coordinates = hnp.arrays(
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def read(path: Path, config: PointCloudConfig = PLAIN) -> np.ndarray:
+def read(path: Path, config: PointCloudSourceConfig = PLAIN) -> np.ndarray:
     return PointCloudSource.open(path, config).points
 
 
-def refusal(path: Path, config: PointCloudConfig = PLAIN) -> str:
+def refusal(path: Path, config: PointCloudSourceConfig = PLAIN) -> str:
     with pytest.raises(InputError) as caught:
         PointCloudSource.open(path, config)
     message = str(caught.value)
@@ -170,7 +170,7 @@ def test_colours_of_every_usual_range_become_0_to_1(tmp_path: Path, values: np.n
 
 def test_columns_of_a_table_are_what_the_setting_says(tmp_path: Path) -> None:
     np.savetxt(tmp_path / "a.txt", [[0, 0, 0, 9, -1, 0, 0], [1, 2, 3, 9, 0, 0, 1]])
-    config = PointCloudConfig(features=["normal"], columns=["ignored", "normal"])
+    config = PointCloudSourceConfig(features=["normal"], columns=["ignored", "normal"])
     assert read(tmp_path / "a.txt", config).tolist() == [[0, 0, 0, -1, 0, 0], [1, 2, 3, 0, 0, 1]]
 
 
@@ -186,9 +186,9 @@ def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     table = rng.random((50, 9)).astype(np.float32)
     table[:, 3:6] = np.rint(table[:, 3:6] * 255) / 255
-    source = PointCloudSource.open(table, PointCloudConfig(features=["normal", "colour"]))
+    source = PointCloudSource.open(table, PointCloudSourceConfig(features=["normal", "colour"]))
     source.save(tmp_path / "a.ply")
-    again = PointCloudSource.open(tmp_path / "a.ply", PointCloudConfig(features=["normal", "colour"]))
+    again = PointCloudSource.open(tmp_path / "a.ply", PointCloudSourceConfig(features=["normal", "colour"]))
     assert np.allclose(again.points, source.points, atol=1e-6) and again.extent == source.extent
 
 
@@ -335,9 +335,12 @@ def test_nothing_is_unpickled_and_no_header_is_believed(tmp_path: Path) -> None:
 
 def test_points_that_are_not_finite_are_dropped_where_that_is_asked_for(tmp_path: Path) -> None:
     text(tmp_path / "a.xyz", "0 0 0\nnan nan nan\n1 1 1\n")
-    assert read(tmp_path / "a.xyz", PointCloudConfig(features=[], invalid="drop")).tolist() == [[0, 0, 0], [1, 1, 1]]
+    assert read(tmp_path / "a.xyz", PointCloudSourceConfig(features=[], invalid="drop")).tolist() == [
+        [0, 0, 0],
+        [1, 1, 1],
+    ]
     text(tmp_path / "a.xyz", "nan nan nan\n" * 3)
-    assert "has no points" in refusal(tmp_path / "a.xyz", PointCloudConfig(features=[], invalid="drop"))
+    assert "has no points" in refusal(tmp_path / "a.xyz", PointCloudSourceConfig(features=[], invalid="drop"))
 
 
 def test_features_that_a_file_lacks_are_named_with_what_it_has(tmp_path: Path) -> None:
@@ -357,7 +360,7 @@ def test_normals_taken_for_colours_are_noticed() -> None:
 
 
 def test_more_points_than_allowed_are_not_read(tmp_path: Path) -> None:
-    few = PointCloudConfig(features=[], max_points=3)
+    few = PointCloudSourceConfig(features=[], max_points=3)
     np.savetxt(tmp_path / "a.xyz", np.arange(12).reshape(4, 3))
     np.save(tmp_path / "a.npy", np.arange(12).reshape(4, 3))
     ply(tmp_path / "a.ply", np.arange(12).reshape(4, 3), "ascii")

@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vilavt_components.sources.point_cloud.source import PointCloudConfig, PointCloudSource
+from vilavt_components.sources.point_cloud.source import PointCloudSource, PointCloudSourceConfig
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.vision.boxes import BoxError
 
-PLAIN = PointCloudConfig(features=[])
+PLAIN = PointCloudSourceConfig(features=[])
 RED, BLUE = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)
 
 
-def source(points: np.ndarray, config: PointCloudConfig = PLAIN) -> PointCloudSource:
+def source(points: np.ndarray, config: PointCloudSourceConfig = PLAIN) -> PointCloudSource:
     return PointCloudSource.open(points, config)
 
 
@@ -128,16 +128,16 @@ def test_features_come_behind_coordinates_in_the_order_asked_for() -> None:
         (["normal", "colour"], [1, 2, 3, 1, 0, 0, 0, 1, 0]),
         ([], [1, 2, 3]),
     ):
-        crop = source(table, PointCloudConfig(features=features)).crop((0, 0, 0, 1, 2, 3), overview=True)
+        crop = source(table, PointCloudSourceConfig(features=features)).crop((0, 0, 0, 1, 2, 3), overview=True)
         assert crop.data[1].tolist() == expected and crop.overview
         assert crop.data.dtype == np.float32 and crop.data.flags.c_contiguous
 
 
 def test_a_feature_named_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="features names colour twice"):
-        PointCloudConfig(features=["colour", "colour"])
+        PointCloudSourceConfig(features=["colour", "colour"])
     with pytest.raises(ValueError, match="columns names normal twice"):
-        PointCloudConfig(columns=["normal", "ignored", "normal"])
+        PointCloudSourceConfig(columns=["normal", "ignored", "normal"])
 
 
 def test_clouds_too_far_away_for_32_bits_are_refused() -> None:
@@ -164,7 +164,7 @@ def balls() -> PointCloudSource:
     ball /= 2 * np.linalg.norm(ball, axis=1, keepdims=True)
     left = np.concatenate([ball, np.tile(RED, (3000, 1))], axis=1)
     right = np.concatenate([ball + np.array((6, 6, 0)), np.tile(BLUE, (3000, 1))], axis=1)
-    return source(np.concatenate([left, right]), PointCloudConfig())
+    return source(np.concatenate([left, right]), PointCloudSourceConfig())
 
 
 def where(picture: np.ndarray, channel: int) -> np.ndarray:
@@ -212,7 +212,7 @@ def test_what_is_in_front_hides_what_is_behind() -> None:
     front = np.concatenate([wall, np.tile(RED, (4000, 1))], axis=1)
     behind = np.concatenate([wall * (0.2, 1, 0.2) + (1.2, 0.3, 0.3), np.tile(BLUE, (4000, 1))], axis=1)
     for order in ((front, behind), (behind, front)):
-        picture = np.asarray(source(np.concatenate(order), PointCloudConfig()).draw([], 300))
+        picture = np.asarray(source(np.concatenate(order), PointCloudSourceConfig()).draw([], 300))
         assert len(where(picture, 2)) < 0.02 * len(where(picture, 0))
 
 

@@ -23,16 +23,14 @@ from vilavt_toolkit import contracts
 from vilavt_toolkit.registry import encoders, setting
 
 
-@dataclass(frozen=True, kw_only=True)
-class MyPartConfig:
-    """The keys that a recipe may set, each with its type, default and help."""
+@dataclass(frozen=True)
+class MyPartConfig(contracts.PixelBudgetConfig):
+    """The keys that a recipe may set, after the four of a pixel budget; each with its type, default and help."""
 
     width: int = setting(128, help="channels of a token, a multiple of heads", minimum=1)
     depth: int = setting(3, help="blocks", minimum=1)
     heads: int = setting(4, help="attention heads", minimum=1)
     patch: int = setting(8, help="side of a token in pixels", minimum=1)
-    overview_pixels: int = setting(1024, help="most pixels of an overview", minimum=1)
-    zoom_pixels: int = setting(2048, help="most pixels of a zoom", minimum=1)
 
 
 class _Block(nn.Module):
@@ -52,7 +50,7 @@ class MyPart(contracts.Encoder):
     def __init__(self, config: MyPartConfig) -> None:
         super().__init__()
         width, self.heads, self.patch = config.width, config.heads, config.patch
-        self.budget = contracts.PixelBudget(config.overview_pixels, config.zoom_pixels)
+        self.budget = config.pixel_budget(contracts.PixelBudget(overview=1024, zoom=2048))
         self.stem, self.place = nn.Linear(3 * self.patch**2, width), nn.Linear(2, width)
         self.blocks = nn.ModuleList(_Block(width) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width)

@@ -4,7 +4,7 @@ Use it in a recipe that stands beside this file:
 
     plugins: [./my_part.py]
     model:
-      stopping: [model_decides, {name: my_part, calls: 2}]
+      stopping: [model_decides, {name: my_part, calls: 2}, {name: max_turns, turns: 4}]
 """
 
 from __future__ import annotations
