@@ -124,6 +124,12 @@ def written(tmp_path_factory) -> dict[str, list[str]]:
     return {"folder": [str(folder)], **told}
 
 
+def test_the_help_of_new_names_every_kind_with_a_template(capsys):
+    assert run(["new", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"Kind of the component: {', '.join(KINDS)}." in shown
+
+
 def test_every_kind_that_new_writes_passes_its_own_test(written):
     tested = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "."],

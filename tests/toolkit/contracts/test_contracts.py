@@ -27,7 +27,7 @@ def test_a_setting_that_is_null_takes_the_encoders_usual_value_and_zero_does_not
 
 
 def test_misspelt_positions_of_an_encoder_name_the_allowed_ones():
-    with pytest.raises(BadConfig, match="is 'rotray'. Set it to one of: rotary, absolute, relative, none"):
+    with pytest.raises(BadConfig, match=r"is 'rotray'\. Set it to one of: rotary, absolute, relative, none"):
         EncoderSpec("image", (BlockSpec(8, {}),), 8, positions="rotray")
 
 

@@ -206,6 +206,14 @@ BAD_TRACES = {
     "a box outside the image": ((TraceTurn("a", "b", ((0, (900, 900, 999, 999)),)),), "turn 0"),
     "a region that is not there": ((TraceTurn("a", "b", ((3, (0, 0, 32, 32)),)),), "region 3 does not exist"),
     "a region counted from the end": ((TraceTurn("a", "b", ((-1, (0, 0, 32, 32)),)),), "region -1 does not exist"),
+    "a flat box": (
+        (TraceTurn("a", "b", ((0, 0, 32, 32),)),),
+        "turn 0 of the trace: [0, 0, 32, 32] in its boxes is not",
+    ),
+    "a pair without the outer brackets": ((TraceTurn("a", "b", (0, (0, 0, 32, 32))),), "Write boxes=((0, (x1, y1"),
+    "an index that is no number": ((TraceTurn("a", "b", (("0", (0, 0, 32, 32)),)),), "Write boxes=((0, (x1, y1"),
+    "a coordinate that is NaN": ((TraceTurn("a", "b", ((0, (0, 0, float("nan"), 32)),)),), "box of finite numbers"),
+    "a box of three numbers": ((TraceTurn("a", "b", ((0, (0, 0, 32)),)),), "must have 4 numbers"),
     "too long": ((TraceTurn("word " * 500, answer="7"),), "tokens are needed"),
 }
 

@@ -78,6 +78,8 @@ def test_a_recipe_is_evaluated_untrained_as_what_it_begins_with(run, tiny_recipe
     assert not (run / "eval").exists()
     with pytest.raises(UsageError, match="names nothing to evaluate"):
         evaluate_recipe(load_recipe(tiny_recipe), QUIET)
+    with pytest.raises(UsageError, match=rf"has been trained. Evaluate its run: vilavt eval {run}"):
+        evaluate_recipe(load_recipe(tiny_recipe, [f"run={run}"]), QUIET)
     shutil.rmtree(tmp_path / "new")
     run_supervised(load_recipe(tiny_recipe, settings))
     with pytest.raises(UsageError, match=r"has been trained. Evaluate its run"):

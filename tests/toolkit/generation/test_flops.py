@@ -9,6 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from vilavt_toolkit.checkpoints.loading import build
 from vilavt_toolkit.contracts import Decision, Region
 from vilavt_toolkit.generation.flops import CostCounter
 from vilavt_toolkit.generation.kv_cache import KVCache
@@ -105,6 +106,29 @@ def test_attention_within_windows_is_counted_within_windows(mrope_model):
 def test_regions_that_do_not_see_each_other_cost_what_they_cost_alone(mrope_model):
     alone = attention(mrope_model, [(8, 8)])
     assert attention(mrope_model, [(8, 8)] * 3) == attention(mrope_model, [(8, 8)] * 3, [0, 0, 0]) == 3 * alone
+
+
+def test_a_block_under_joint_attention_attends_over_its_inquiry_group_and_no_other_block_does(_tiny_folder):
+    joint = ["model.modulator={name: joint_attention}", "model.integration=[1]"]
+    model = build(_tiny_folder / "tiny.yaml", joint)
+    alone, together = 4 * 32 * (16**2 + 4**2), 4 * 32 * (16 + 4) ** 2
+    assert attention(model, [(4, 4), (2, 2)], [0, 0]) == alone + together
+    assert attention(model, [(4, 4), (2, 2)], [0, 1]) == attention(model, [(4, 4), (2, 2)]) == 2 * alone
+
+
+def test_regions_of_one_inquiry_cost_no_more_where_no_modulator_joins_them(tiny_model):
+    assert attention(tiny_model, [(4, 4), (2, 2)], [0, 0]) == 2 * 4 * 32 * (16**2 + 4**2)
+
+
+def test_blocks_without_heads_have_no_attention_to_count(_tiny_folder):
+    stages = "{name: timm_stages, overview_pixels: 1024, zoom_pixels: 1024}"
+    model = build(_tiny_folder / "tiny.yaml", [f"model.encoder={stages}", "model.modulator=none"])
+    assert attention(model, [(8, 8)]) == 0
+
+
+def test_a_view_costs_its_features(tiny_model):
+    found = CostCounter(tiny_model).encoding_cost([SimpleNamespace(size=(4, 4)), SimpleNamespace(size=(2, 2))])
+    assert (found.patches, found.features) == (20, 20)
 
 
 def test_a_decision_that_is_none_is_refused():

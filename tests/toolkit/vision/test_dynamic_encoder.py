@@ -121,7 +121,7 @@ def test_a_site_of_another_width_than_declared_is_named(regions, compiles):
     if compiles:
         wrong.compile_blocks(backend="eager")
     wrong(regions, "")
-    with pytest.raises(BadConfig, match="TimmEncoder, block 1, site 'norm2': the output has width 32.*declares 1"):
+    with pytest.raises(BadConfig, match=r"TimmEncoder, block 1, site 'norm2': the output has width 32.*declares 1"):
         wrong(regions, "a b")
 
 

@@ -199,7 +199,7 @@ class Encoder(nn.Module, Component, ABC):
     def to_grids(self, values: Tensor, layout: Layout) -> list[Tensor]:
         """Return the values of all tokens [S, C] on the grid of each region, without prefix tokens; [*size, C] each.
 
-        In packed order. Override it if a region's tokens are not its prefix tokens, followed by its patches row after row.
+        In packed order. Override it if a region's tokens are not its prefix tokens and then its patches, row after row.
         """
         grids = []
         for part, size in zip(values.split_with_sizes(list(layout.partitions["region"])), layout.sizes, strict=True):

@@ -92,6 +92,7 @@ class ModulatedBlock:
     rotation: Any
     """The RoPE table for `Encoder.rotate`; None if tokens have no positions."""
     index: int
+    """The index of the block in the encoder; read for errors only, or every block would be compiled anew."""
     site_widths: Mapping[str, int]
     """The widths that the block declares in `BlockSpec.sites`."""
 
@@ -134,11 +135,13 @@ class ModulatedBlock:
         """
         if self.active is None:
             return y
+        # Taken before any modulator: the error is about the encoder.
+        width = y.shape[-1]
         for modulator in self.modulators:
             if site in modulator.sites:
                 # Modulators build their layers for the declared width. Another one would broadcast, or fail unnamed.
-                if y.shape[-1] != self.site_widths[site]:
-                    raise self._width_error(site, y.shape[-1])
+                if width != self.site_widths[site]:
+                    raise self._width_error(site, width)
                 y = _apply_modulator(modulator, site, x, y, self.active)
         return y
 

@@ -34,7 +34,7 @@ class MyPart(Reward):
 
         A reward lies in [0, 1], a cost is 0 or below. Scoring is pure: it draws no random number and changes nothing.
         """
-        # A turn that zooms has `turn.call` with `.inquiry` and `.regions`; in others it is None. See also `turn.answer`.
+        # A turn that zooms has `turn.call` with its `inquiry` and `regions`; in other turns it is None.
         turns = trajectory.turns
         short = [turn for turn in turns if len(turn.thought.split()) <= self.max_words]
         return len(short) / len(turns) if turns else 0.0

@@ -74,7 +74,7 @@ class MyPart(Task):
 
     def corpus(self) -> Iterator[str]:
         """Yield the texts that a tokenizer is trained on: questions, thoughts, inquiries and answers."""
-        # All words of the traces must be among them: a tokenizer of whole words could not write others.
+        # All words of the traces must be among them. A tokenizer trained without a word splits it into single bytes.
         yield from (_QUESTION, _GUESS, _THOUGHT, _INQUIRY)
         yield from (text for answer in _ANSWERS for text in (f"{answer} lines", answer))
 
