@@ -47,6 +47,7 @@ GROUPS = {
         ),
         (
             "tests/toolkit/training/test_losses.py",
+            "tests/toolkit/training/test_schedule.py",
             "tests/toolkit/training/reinforcement/test_policy_math.py",
             "tests/components/policy_losses",
             "tests/components/test_golden_policy.py",
