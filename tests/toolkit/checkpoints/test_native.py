@@ -162,7 +162,7 @@ def test_a_damaged_checkpoint_is_one_error_that_names_the_file(run, damage, name
 def test_a_newer_format_is_refused_with_what_to_do(run):
     file = run / "checkpoints" / "step-00000004" / "checkpoint.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "format": FORMAT + 1}))
-    with pytest.raises(RunError, match=rf"format {FORMAT + 1} is newer than {FORMAT}.*update vilavt-toolkit"):
+    with pytest.raises(RunError, match=rf"format {FORMAT + 1} is newer than {FORMAT}.*Update vilavt-toolkit"):
         load(run)
 
 
@@ -181,7 +181,7 @@ def test_a_cut_training_state_is_one_sentence(run):
     load_training_state(folder)
     for name in ("resume.json", "resume.safetensors"):
         cut(folder / name)
-        with pytest.raises(RunError, match="use another checkpoint"):
+        with pytest.raises(RunError, match="Use another checkpoint"):
             load_training_state(folder)
 
 

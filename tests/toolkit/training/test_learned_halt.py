@@ -131,7 +131,7 @@ def test_a_head_alone_can_be_trained_on_a_run_that_had_none(tiny_recipe, tiny_ru
     with caplog.at_level(logging.WARNING):
         trained = weights(run_supervised(load_recipe(tiny_recipe, overrides)))
     (told,) = [record.getMessage() for record in caplog.records if "stopping" in record.getMessage()]
-    assert str(tiny_run) in told and f"new are {HEAD}" in told
+    assert str(tiny_run) in told and f"New are {HEAD}" in told
     before = weights(tiny_run)
     assert changed(before, {name: weight for name, weight in trained.items() if name in before}) == set()
     assert all(name.startswith(HEAD) for name in trained.keys() - before.keys())

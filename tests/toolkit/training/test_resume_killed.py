@@ -154,5 +154,5 @@ def test_a_run_asked_to_end_saves_where_it_is_and_exits_with_143(rl_recipe, tiny
     (code, step), error = spoken(ENDED, [*arguments, *long[command]], str(run), (2, 0.1))
     assert code == 143, error
     assert "Traceback" not in error and error.rstrip().endswith("asked to end")
-    assert "go on from it with --resume" in error.replace("\n", " ")
+    assert "Go on from it with --resume" in error.replace("\n", " ")
     assert step >= 2 and step == max(int(path.name[5:]) for path in (run / "checkpoints").iterdir())

@@ -131,7 +131,7 @@ def test_the_loader_raises_it_in_the_same_words_from_any_process(tiny_model, tin
 @pytest.mark.parametrize("preprocess", ["ahead", "stream"])
 def test_workers_where_processes_cannot_be_forked_are_refused(tiny_model, tiny_task, monkeypatch, preprocess):
     monkeypatch.setattr(data.multiprocessing, "get_all_start_methods", lambda: ["spawn"])
-    with pytest.raises(UsageError, match=r"set train\.workers to 0"):
+    with pytest.raises(UsageError, match=r"Set train\.workers to 0"):
         build_step_loader(tiny_model, tiny_task, section(max_samples=8, workers=1, preprocess=preprocess), 0)
     list(build_step_loader(tiny_model, tiny_task, section(max_samples=8, preprocess=preprocess), 0))
 

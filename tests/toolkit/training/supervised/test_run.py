@@ -265,7 +265,7 @@ def test_resuming_what_was_never_trained_or_trained_otherwise_is_one_sentence(ti
     with pytest.raises(RunError, match=r"train\.freeze"):
         run_of(tiny_recipe, run, "train.steps=6", "train.freeze=[encoder]", resume=True)
     with pytest.raises(
-        RunError, match=r"of another architecture \(mis-shaped: projector.* set `model` as in .*recipe"
+        RunError, match=r"of another architecture \(mis-shaped: projector.* Set `model` as in .*recipe"
     ) as told:
         run_of(tiny_recipe, run, "train.steps=6", "model.projector.hidden_dim=48", resume=True)
     assert len(str(told.value)) < 600
@@ -343,7 +343,7 @@ def test_a_run_may_be_named_from_the_home_folder(tiny_recipe, tmp_path, monkeypa
 
 def test_an_optimizer_that_torch_refuses_leaves_the_old_run_in_its_place(tiny_recipe, tiny_run, tmp_path):
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
-    with pytest.raises(UsageError, match=r"Invalid beta parameter.*change train\.optimizer"):
+    with pytest.raises(UsageError, match=r"Invalid beta parameter.*Change train\.optimizer"):
         run_of(tiny_recipe, run, "train.optimizer.betas=[1.0, 0.9]")
     assert {path.name for path in tmp_path.iterdir()} == {"run", "tiny.yaml"}
 
