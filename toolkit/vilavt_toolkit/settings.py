@@ -24,6 +24,7 @@ def setting(
     dropped; two that replace each other may not both be set. `formerly` holds the names that the setting had in
     earlier versions: a recipe that uses one is refused with the new name, and old checkpoints are converted.
     """
+    # Facts travel as field metadata, so that a config stays a plain dataclass that anybody can build in Python.
     facts = {"help": help, "minimum": minimum, "maximum": maximum, "replaces": replaces, "formerly": formerly}
     if factory is not None:
         return field(default_factory=factory, metadata=facts)

@@ -102,6 +102,7 @@ def compare_stages(runs: Sequence[Path]) -> None:
 
     answered, console = stages.read_stage_items(runs), make_console()
     shown = Table(title="accuracy and needless zooms in % [95% interval]")
+    # The first two columns are names, which read from the left and must not be broken. The others are numbers.
     for number, column in enumerate(stages.HEADER):
         shown.add_column(column, justify="left" if number < 2 else "right", no_wrap=number < 2)
     for run in answered:

@@ -47,6 +47,7 @@ def _print_entry(console: Console, entry: Entry[Any]) -> None:
 
     console.print(f"  {entry.name}", style="bold", end="")
     console.print(f"  {entry.summary}  [{entry.origin}]")
+    # A grid without borders aligns the settings, and still prints one line a setting into a pipe.
     table = Table.grid(padding=(0, 2), pad_edge=False)
     table.add_column(no_wrap=True)
     for name, (f, annotation) in typed_fields(entry.config).items():

@@ -84,6 +84,7 @@ class Session(TrajectoryWriter):
         """Cost since the last question."""
         self.calls_before = 0
         """Tool calls carried out before the last question."""
+        # `add_sources` prepares them to see that they fit. The question that follows takes them from here.
         self._prepared_overviews: tuple[list[Source], list[PreparedRegion]] = ([], [])
         """Sources that wait to be shown, and their overviews once these are prepared."""
 

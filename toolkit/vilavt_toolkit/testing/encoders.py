@@ -53,6 +53,7 @@ class _CheckedBlock:
     def differences(self) -> list[str]:
         """Return what differs between the sites that were called and the declared ones, a text for each site."""
         found: list[str] = []
+        # One text a site: two whole dictionaries side by side would have to be compared by eye.
         for site in sorted(self.widths.keys() | self.block.sites.keys()):
             width, declared = self.widths.get(site), self.block.sites.get(site)
             name = f"block {self.index}, site '{site}'"

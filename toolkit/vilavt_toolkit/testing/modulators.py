@@ -54,6 +54,7 @@ def _list_cases(name: str, variants: bool = False) -> Iterator[_Case]:
     for entry in bench.require_entries(encoders):
         for instance in bench.list_instances(entry, variants):
             config, blocks = modulator.cls.tiny(), instance.build().spec.blocks
+            # An encoder whose every block is accepted is a case. The first refusal is kept for the error below.
             reasons = [reason for block in blocks if (reason := unsupported_reason(modulator.cls, config, block))]
             if not reasons:
                 found = True
