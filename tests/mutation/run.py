@@ -62,7 +62,10 @@ GROUPS = {
         ("tests/components/rewards", "tests/components/common/answers", "tests/components/test_golden_rewards.py"),
     ),
     "positions": Group((f"{TOOLKIT}/vision/positions.py",), ("tests/toolkit/vision/test_positions.py",)),
-    "packing": Group((f"{TOOLKIT}/packed/tokens.py",), ("tests/toolkit/packed/test_tokens.py",)),
+    "packing": Group(
+        (f"{TOOLKIT}/packed/tokens.py",),
+        ("tests/toolkit/packed", "tests/toolkit/vision/test_dynamic_encoder.py"),
+    ),
 }
 
 SETTINGS = """
