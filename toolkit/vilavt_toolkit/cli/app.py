@@ -11,6 +11,7 @@ from typing import Annotated, cast
 import typer
 
 from vilavt_toolkit.errors import INTERRUPTED, TERMINATED, UsageError, VilavtError
+from vilavt_toolkit.utils.text import PlainFormatter, escape_controls
 
 # Newer versions of Typer carry their own copy of click. The base of Typer's errors is the right class in either case.
 _ClickError = cast(
@@ -316,7 +317,9 @@ def main(arguments: list[str] | None = None) -> None:
     # OpenMP threads that spin long while they wait slow training down on shared cores. Threads that never spin slow it
     # down on idle ones.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # huggingface_hub warns twice about every attempt to reach the hub. Our error says the outcome in one sentence.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
@@ -353,5 +356,5 @@ def _describe_usage_error(error: typer.BadParameter) -> str:
 
 
 def _print_failure(message: str, code: int) -> int:
-    typer.echo(message, err=True)
+    typer.echo(escape_controls(message), err=True)
     return code

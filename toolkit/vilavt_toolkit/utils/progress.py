@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
+from vilavt_toolkit.utils.text import escape_controls
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
@@ -17,7 +19,7 @@ def track_progress(items: Iterable[T], total: int, description: str) -> Iterator
     from rich.console import Console
 
     with make_progress_bar(Console(stderr=True)) as bar:
-        task = bar.add_task(description, total=total, note="")
+        task = bar.add_task(escape_controls(description), total=total, note="")
         yield from bar.track(items, total=total, task_id=task)
 
 
@@ -34,7 +36,7 @@ def make_progress_bar(console: Console) -> Progress:
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # it may name a file
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
