@@ -203,7 +203,8 @@ class _TransformersCache:
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Add keys and values of new columns to a layer; returns those of all columns."""
-        return self._view.update(layer, keys, values)
+        # Under autocast the rotary embedding leaves keys in float32, at twice the memory. Attention casts them anyway.
+        return self._view.update(layer, keys.to(values.dtype), values)
 
     def get_seq_length(self, layer: int = 0) -> int:
         """Return 0: positions and masks are given, so that nothing may be derived from this length."""

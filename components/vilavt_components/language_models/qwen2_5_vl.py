@@ -133,8 +133,10 @@ class Qwen25VLLanguageModel(CausalModel):
         return register_single_token_attention()
 
     def _attention_mask(self, cache: CacheView, embeddings: Tensor) -> Any:
-        # Where padding gives the prefix no one length, or there is none, the base's mask is right.
-        if not cache.prefix_length or embeddings.device.type not in _CAUSAL_KERNELS:
+        # Where padding gives the prefix no one length, or there is none, the base's mask is right. Under autocast too:
+        # the bias is dispatched before autocast gives q, k and v one type.
+        kind = embeddings.device.type
+        if not cache.prefix_length or kind not in _CAUSAL_KERNELS or torch.is_autocast_enabled(kind):
             return super()._attention_mask(cache, embeddings)
         # Imported here, since it brings torch's compiler, which takes seconds.
         from torch.nn.attention.bias import causal_lower_right

@@ -105,26 +105,34 @@ def test_slices_lie_as_far_apart_in_time_as_the_settings_or_the_checkpoint_say(g
     assert saved.positions(4, [(0, (3, 1, 1))])[0].tolist() == [0, 4, 8, 9]
 
 
+FORMATS = {"float32": (torch.float32, False), "bfloat16": (torch.bfloat16, False), "mixed": (torch.float32, True)}
+
+
+@pytest.mark.parametrize("number_format", FORMATS)
 @pytest.mark.parametrize("variant", Qwen25VLLanguageModel.variants())
-def test_what_follows_is_read_alike_where_kernels_for_causal_attention_are(variant, monkeypatch):
+def test_what_follows_is_read_alike_where_kernels_for_causal_attention_are(variant, number_format, monkeypatch):
+    """Also under autocast, which leaves queries and keys in float32 beside values in bfloat16."""
+    dtype, is_mixed = FORMATS[number_format]
     config = Qwen25VLLanguageModel.variants()[variant]
-    model = bench.build_language_model(language_models.get("qwen2_5_vl"), config)
-    embeddings = torch.randn(2, 9, model.width, generator=torch.Generator().manual_seed(0))
+    model = bench.build_language_model(language_models.get("qwen2_5_vl"), config).to(dtype)
+    embeddings = torch.randn(2, 9, model.width, generator=torch.Generator().manual_seed(0)).to(dtype)
 
     def read():
         cache, logits = KVCache(2, torch.device("cpu")), []
         for first, last in pairwise((0, 4, 8, 9)):
             count = last - first
-            view = cache.prepare_update([0, 1], [count] * 2, torch.float32)
+            view = cache.prepare_update([0, 1], [count] * 2, dtype)
             positions = torch.arange(first, last).expand(3, 2, -1)
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
                 logits.append(model(embeddings[:, first:last], positions, torch.ones(2, count).bool(), view))
             cache.commit([0, 1], [count] * 2, [last] * 2)
-        return torch.cat(logits, dim=1)[..., : len(model.tokenizer)]
+        computed_in = torch.bfloat16 if is_mixed else dtype
+        assert {part.dtype for layer in cache.layers for part in layer} == {computed_in}
+        return torch.cat(logits, dim=1)[..., : len(model.tokenizer)].float()
 
     masked = read()
     monkeypatch.setattr(qwen2_5_vl, "_CAUSAL_KERNELS", ("cpu",))
-    torch.testing.assert_close(read(), masked, rtol=0, atol=1e-5)
+    torch.testing.assert_close(read(), masked, rtol=0, atol=1e-5 if number_format == "float32" else 2e-2)
 
 
 def test_a_grid_of_four_axes_is_refused():
