@@ -127,7 +127,7 @@ class CachedViewsModel(VisualChatModel):
 def build_chat_model(size: Size, device: torch.device) -> CachedViewsModel:
     """Build a model with random weights, float32: Qwen2.5-VL's parts under the paper's modulation, `late`."""
     torch.manual_seed(0)
-    dialogue = VilavtDialogue(VilavtDialogueConfig(overviews_together=False))
+    dialogue = VilavtDialogue(VilavtDialogueConfig())
     with torch.device(device):
         language_model = Qwen25VLLanguageModel(Qwen25VLLanguageConfig(config=size.language, vocab_size=size.vocab_size))
         language_model.fit_tokenizer(_tokenizer_corpus(dialogue), dialogue.fixed_strings("bbox_2d"))

@@ -44,7 +44,7 @@ class VilavtDialogueConfig:
     feedback: str | None = setting(None, help="reply to a turn that was rejected, with '{problem}'")
     demand: str | None = setting(None, help="text that demands the answer")
     overviews_together: bool = setting(
-        True, help="let overviews attend to each other if blocks span groups, as in the paper"
+        False, help="let the overviews of a question attend to each other if blocks span groups (the paper's do not)"
     )
     max_regions: int = setting(16, help="most regions in one tool call", minimum=1)
 

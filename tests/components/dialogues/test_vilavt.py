@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import vilavt_toolkit as vt
 from vilavt_components.dialogues.vilavt import VilavtDialogue, VilavtDialogueConfig
 from vilavt_components.sources.video.source import VideoSource
-from vilavt_toolkit.contracts import AnnouncedRegion, RegionCall, Slot, ToolCall, Turn
+from vilavt_toolkit.checkpoints.loading import build
+from vilavt_toolkit.config.recipe import load_recipe
+from vilavt_toolkit.contracts import AnnouncedRegion, RegionCall, Sample, Slot, ToolCall, TraceTurn, Turn
+from vilavt_toolkit.dialogue.traces import build_trace_session
 from vilavt_toolkit.errors import BadConfig, InputError, RecipeErrors
+from vilavt_toolkit.training.reinforcement.rollouts import RolloutCollector
 
 VILAVT = VilavtDialogue(VilavtDialogueConfig())
 ROOT = Path(__file__).parents[3]
@@ -152,6 +158,35 @@ def test_the_system_prompt_explains_the_boxes_of_the_source():
     film = VideoSource.open(VideoSource.example(), VideoSource.tiny())
     text = VILAVT.instructions([film])
     assert '"time": 2.5' in text and "boxes are in pixels" in text and "in seconds" in text
+
+
+TOGETHER = "model.dialogue.overviews_together=true"
+RL = "rl={steps: 1, prompts_per_step: 1, group_size: 2, max_new_tokens: 2, rewards: [answer]}"
+
+
+class ThreeImages:
+    """A task of one question about three images."""
+
+    def length(self, split):
+        return 1
+
+    def sample(self, split, index):
+        images = [np.full((64, 64, 3), 80 * number, np.uint8) for number in range(3)]
+        return Sample("three", originals=images, question="Which?", answer="2", trace=(TraceTurn("b", answer="2"),))
+
+
+@pytest.mark.parametrize(("overrides", "groups"), [([], [0, 1, 2]), ([TOGETHER], [0, 0, 0])])
+def test_first_views_of_a_question_are_encoded_alone_in_traces_chats_and_rollouts(tiny_recipe, overrides, groups):
+    overrides = ["model.dialogue={name: vilavt, system: ''}", RL, *overrides]
+    model, section = build(tiny_recipe, overrides), load_recipe(tiny_recipe, overrides).recipe.rl
+    task = ThreeImages()
+    chat = vt.Chat(model, task.sample("train", 0).originals, vt.Decoding(2))
+    chat.ask("Which?")
+    (rollouts,) = RolloutCollector(model, task, section, seed=0).collect(0)
+    for session in (build_trace_session(model, task.sample("train", 0)), chat.session, *(r.session for r in rollouts)):
+        trajectory = session.trajectory
+        assert [region.group for region in trajectory.regions[:3]] == groups
+        assert [group.text for group in trajectory.groups] == [""] * len(set(groups))
 
 
 def template(tmp_path, text):
