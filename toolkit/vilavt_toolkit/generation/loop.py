@@ -21,6 +21,7 @@ from vilavt_toolkit.generation.model_lock import model_lock
 from vilavt_toolkit.generation.reader import InquiryRewrite, Reader
 from vilavt_toolkit.generation.request import Phase, Request
 from vilavt_toolkit.generation.sampling import Decoding, RowSampling, sample_tokens
+from vilavt_toolkit.generation.shared_prompt import SharedPrompt
 from vilavt_toolkit.generation.turns import Turns
 from vilavt_toolkit.models.model import VisualChatModel
 
@@ -61,19 +62,24 @@ class Loop:
                 raise request.error
 
     def run_sessions(
-        self, sessions: Iterable[Session], slots: int, seeds: Sequence[int] | None = None
+        self, sessions: Iterable[Session], slots: int, seeds: Sequence[int] | None = None, copies: int = 1
     ) -> Iterator[Request]:
         """Run sessions, `slots` at a time, and yield each as it ends, with its number and its error if it had one.
 
-        Sessions are taken from the iterable only as slots become free.
+        Sessions are taken from the iterable only as slots become free. Every `copies` sessions in a row are copies of
+        one, and what that one shows and asks is encoded and read once.
         """
+        return self.run_requests(self._build_requests(sessions, seeds, copies), slots)
+
+    def _build_requests(
+        self, sessions: Iterable[Session], seeds: Sequence[int] | None, copies: int
+    ) -> Iterator[Request]:
         # A generator: a session opens its images only when a slot is free for it.
-        base = self.decoding.seed * _SEED_STRIDE
-        requests = (
-            Request(session, number, base + number if seeds is None else seeds[number])
-            for number, session in enumerate(sessions)
-        )
-        return self.run_requests(requests, slots)
+        base, prompt = self.decoding.seed * _SEED_STRIDE, None
+        for number, session in enumerate(sessions):
+            if copies > 1 and number % copies == 0:
+                prompt = SharedPrompt(copies)
+            yield Request(session, number, base + number if seeds is None else seeds[number], prompt=prompt)
 
     def run_requests(self, requests: Iterable[Request], slots: int) -> Iterator[Request]:
         """Run requests, `slots` at a time, and yield each as it ends."""

@@ -16,6 +16,7 @@ from vilavt_toolkit.generation.flops import CostCounter
 from vilavt_toolkit.generation.hidden_states import collect_hidden_states
 from vilavt_toolkit.generation.kv_cache import KVCache
 from vilavt_toolkit.generation.request import Request
+from vilavt_toolkit.generation.shared_prompt import Reading
 from vilavt_toolkit.models.model import VisualChatModel
 
 InquiryRewrite = Callable[[int, tuple[int, ...]], tuple[int, ...]]
@@ -28,9 +29,6 @@ _MOST_ELSEWHERE = 16384, 131_072
 They bound the memory of activations. On a CPU, larger batches leave its caches and are slower per token. A dialogue
 that has more on its own is still read at once.
 """
-
-Reading = tuple[Tensor, Tensor | None]
-"""The result of reading a request: logits [V] after its last id, and its hidden state [D] if a policy needs it."""
 
 
 class Reader:
@@ -56,47 +54,33 @@ class Reader:
 
         A request for which that fails gets its error and no result. The others are not affected.
         """
-        twins = self._group_identical_prompts(requests)
+        found = {request: reading for request in requests if (reading := self._take_shared_reading(request))}
+        copies = _group_copies([request for request in requests if request not in found])
         # All regions are encoded before any id is read: packed calls may span requests of different chunks.
-        features = self._encode_new_regions([request for request in twins if request.error is None])
-        found: dict[Request, Reading] = {}
-        for chunk in self._split_into_chunks([request for request in twins if request.error is None]):
+        features = self._encode_new_regions(list(copies))
+        for chunk in self._split_into_chunks([request for request in copies if request.error is None]):
             found |= self._prefill_safely(chunk, features)
-        for request, others in twins.items():
-            for other in others:
-                self._copy_to_twin(request, other, found)
+        for request, others in copies.items():
+            self._share_reading(request, others, found)
         return found
 
-    def _group_identical_prompts(self, requests: Sequence[Request]) -> dict[Request, list[Request]]:
-        """Return the first request of every distinct prompt, with the others that have the same one.
+    def _take_shared_reading(self, request: Request) -> Reading | None:
+        """Copy what a copy of the request has read into its row. None if nothing was read for it, or it has that."""
+        prompt = request.prompt
+        if prompt is None or not prompt.is_read(request):
+            return None
+        request.prompt = None
+        return prompt.give(request, self.cache)
 
-        The rollouts of one prompt group are such requests: their prompt is encoded and read once.
-        """
-        first: dict[object, Request] = {}
-        twins: dict[Request, list[Request]] = {}
-        for request in requests:
-            trajectory = request.session.trajectory
-            if self.cache.lengths[request.row]:
-                twins[request] = []
-                continue
-            inquiries = tuple(self._rewritten_inquiry(request, group.ids) for group in trajectory.groups)
-            # Copies of one session share their views, so identity is enough and no pixels are compared.
-            key = tuple(trajectory.ids), tuple(id(view) for view in request.session.views), inquiries
-            leader = first.setdefault(key, request)
-            others = twins.setdefault(leader, [])
-            if leader is not request:
-                others.append(request)
-        return twins
-
-    def _copy_to_twin(self, request: Request, other: Request, found: dict[Request, Reading]) -> None:
-        """Copy what a request has read to another with the same prompt, which is charged the same cost."""
+    def _share_reading(self, request: Request, others: Sequence[Request], found: dict[Request, Reading]) -> None:
+        """Keep what a request has read for its copies, and give it to those of this call; they share its error too."""
         if request.error is not None:
-            other.fail(request.error)
-            return
-        self.cache.copy_row(self.cache, request.row, other.row)
-        found[other] = found[request]
-        other.add_usage(request.session.spent)
-        other.features += request.features[len(other.features) :]
+            for other in others:
+                other.fail(request.error)
+        elif request.prompt is not None:
+            request.prompt.store(request, self.cache, found[request])
+            request.prompt = None
+            found |= {other: reading for other in others if (reading := self._take_shared_reading(other))}
 
     def _split_into_chunks(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
         """Yield requests of similar unread length together, so that little is padding."""
@@ -280,6 +264,23 @@ class Reader:
         mask = torch.zeros(live, 1, dtype=torch.bool).index_fill_(0, torch.tensor(writing), True)
         logits: Tensor = language_model(embedded, positions.to(device), mask.to(device), update, last=1)[:, -1]
         return logits
+
+
+def _group_copies(requests: Sequence[Request]) -> dict[Request, list[Request]]:
+    """Return every request to be read, with its copies among the others, which get what it has read.
+
+    The rollouts of one prompt are such copies.
+    """
+    first: dict[object, Request] = {}
+    copies: dict[Request, list[Request]] = {}
+    for request in requests:
+        leader = request
+        if request.prompt is not None:
+            leader = first.setdefault((request.prompt, tuple(request.session.trajectory.ids)), request)
+        others = copies.setdefault(leader, [])
+        if leader is not request:
+            others.append(request)
+    return copies
 
 
 def _describe_nonfinite(request: Request, numbers: Sequence[int], finite: Tensor) -> str:

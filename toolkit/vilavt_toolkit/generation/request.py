@@ -16,6 +16,7 @@ from vilavt_toolkit.generation.detokenizer import IncrementalDetokenizer
 from vilavt_toolkit.generation.events import Demanded, LoopEvent
 from vilavt_toolkit.generation.kv_cache import CachedPrefix
 from vilavt_toolkit.generation.sampling import Constraint
+from vilavt_toolkit.generation.shared_prompt import SharedPrompt
 
 
 class Phase(Enum):
@@ -84,6 +85,7 @@ class Request:
         seed: int = 0,
         prefix: CachedPrefix | None = None,
         emit: Callable[[LoopEvent], None] | None = None,
+        prompt: SharedPrompt | None = None,
     ) -> None:
         # Data that outlives a phase. What a single phase needs is in `draft` or `probe_context`.
         self.session = session
@@ -94,6 +96,8 @@ class Request:
         """The cached prefix that it continues and stores its row in; None: it starts empty and stores nothing."""
         self.emit = emit
         """Receives every event."""
+        self.prompt = prompt
+        """The prompt that it shares with its copies, until it has been read; None: it reads its own."""
         self.row = -1
         """Its row of the KV cache."""
         self.phase = Phase.READING

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from vilavt_components.language_models import qwen2_5_vl
 from vilavt_toolkit.checkpoints.training_state import TrainingState
 from vilavt_toolkit.config.recipe import load_recipe
-from vilavt_toolkit.errors import TrainingError
+from vilavt_toolkit.errors import InputError, TrainingError
 from vilavt_toolkit.generation.loop import Decoding, Loop
+from vilavt_toolkit.generation.reader import Reader
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.reinforcement.rollout_buffer import RolloutBuffer
 from vilavt_toolkit.training.reinforcement.rollouts import RolloutCollector, rollout_seed
@@ -41,6 +44,35 @@ def test_a_rollout_depends_on_seed_step_prompt_and_sample_and_on_no_neighbour(rl
     assert all(len({tuple(ids) for ids in group}) == 4 for group in first), "rollouts of a prompt repeat each other"
 
 
+@pytest.mark.parametrize("ends", ["well", "by an error"])
+def test_rollouts_of_a_mixed_run_are_led_by_weights_in_bfloat16_and_leave_the_policys_own(
+    rl, rl_recipe, mrope_model, monkeypatch, ends
+):
+    monkeypatch.setattr(qwen2_5_vl, "_CAUSAL_KERNELS", ("cpu",))
+    collector, seen = prompter_of(rl_recipe, mrope_model), []
+    monkeypatch.setattr(
+        collector, "_loop", rl.Scripted(mrope_model, Decoding(30, 1.0), lambda n: rl.zoom(mrope_model, n))
+    )
+
+    def watch(module, given, logits):
+        seen.append((logits.dtype, torch.is_autocast_enabled("cpu")))
+        if ends != "well":
+            raise InputError("out of luck")
+
+    held = dict(mrope_model.state_dict(keep_vars=True))
+    before = {name: value.clone() for name, value in held.items()}
+    hook = mrope_model.language_model.register_forward_hook(watch)
+    try:
+        with torch.autocast("cpu", torch.bfloat16), nullcontext() if ends == "well" else pytest.raises(InputError):
+            rollouts = [rollout for group in collector.collect(0) for rollout in group]
+            assert any(len(rollout.trajectory.regions) > 1 for rollout in rollouts), "no second turn was read"
+    finally:
+        hook.remove()
+    assert set(seen) == {(torch.bfloat16, False)}
+    after = mrope_model.state_dict(keep_vars=True)
+    assert all(after[name] is held[name] and torch.equal(after[name], before[name]) for name in before)
+
+
 def test_seeds_of_rollouts_do_not_collide():
     places = [(0, step, attempt, prompt, n) for step in range(9) for attempt in range(3) for prompt in range(9)
               for n in range(9)]  # fmt: skip
@@ -51,6 +83,31 @@ def test_rollouts_of_a_prompt_share_its_pixels_and_nothing_that_changes(rl_recip
     (first, second, *_), *_ = prompter_of(rl_recipe, tiny_model).collect(0)
     assert first.session.views[0] is second.session.views[0]
     assert first.trajectory.ids is not second.trajectory.ids
+
+
+@pytest.mark.parametrize("slots", [128, 64, 32, 16, 8])
+def test_a_prompt_is_read_and_encoded_once_however_many_of_its_rollouts_run_at_a_time(
+    rl_recipe, tiny_model, monkeypatch, slots
+):
+    settings = ["rl.prompts_per_step=16", "rl.group_size=8", "rl.max_new_tokens=1", f"rl.rollout_batch={slots}"]
+    read, encoded = [], []
+    prefill, encode = Reader._prefill_chunk, VisualChatModel.encode
+
+    def counting_prefill(self, requests, features):
+        read.extend(request.number // 8 for request in requests if not self.cache.lengths[request.row])
+        return prefill(self, requests, features)
+
+    def counting_encode(self, views, groups, inquiries):
+        encoded.extend(views)
+        return encode(self, views, groups, inquiries)
+
+    monkeypatch.setattr(Reader, "_prefill_chunk", counting_prefill)
+    monkeypatch.setattr(VisualChatModel, "encode", counting_encode)
+    groups = prompter_of(rl_recipe, tiny_model, *settings).collect(0)
+    assert sorted(read) == list(range(16)) and len(encoded) == 16
+    for first, *others in groups:
+        assert first.session.spent.patches and first.session.spent.read
+        assert all(other.session.spent.patches == first.session.spent.patches for other in others)
 
 
 def test_no_rollout_says_the_placeholder(rl_recipe, tiny_model):

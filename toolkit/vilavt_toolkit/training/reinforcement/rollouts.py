@@ -16,6 +16,7 @@ from vilavt_toolkit.dialogue.session import Session, session_for
 from vilavt_toolkit.errors import BadConfig, InputError, UsageError, add_context
 from vilavt_toolkit.generation.loop import Decoding, Loop
 from vilavt_toolkit.models.model import VisualChatModel
+from vilavt_toolkit.training.reinforcement.rollout_weights import rollout_weights
 from vilavt_toolkit.training.reinforcement.scoring import score_all
 from vilavt_toolkit.training.stage import StoppedBetweenSteps
 from vilavt_toolkit.training.supervised.data import StepSampler
@@ -142,11 +143,13 @@ class RolloutCollector:
                 seeds.append(rollout_seed(self.seed, step, attempt, prompt, number))
         if self.should_stop():
             raise StoppedBetweenSteps
-        for request in self._loop.run_sessions(sessions, self.section.rollout_batch, seeds):
-            if request.error is not None:
-                raise add_context(f"sample {samples[request.number // self.section.group_size].id}", request.error)
-            if self.should_stop():
-                raise StoppedBetweenSteps
+        with rollout_weights(self.model):
+            copies = self.section.group_size
+            for request in self._loop.run_sessions(sessions, self.section.rollout_batch, seeds, copies):
+                if request.error is not None:
+                    raise add_context(f"sample {samples[request.number // copies].id}", request.error)
+                if self.should_stop():
+                    raise StoppedBetweenSteps
         # Autocast caches casts of weights. The loop's have no gradient, and the update must not get them.
         torch.clear_autocast_cache()
         return sessions
