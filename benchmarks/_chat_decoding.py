@@ -10,10 +10,12 @@ import torch
 from _chat_cases import ChatBench
 from _chat_loops import ScriptedLoop
 from _chat_models import Script, noise_image, open_session
-from _measure import Row, Spread, time_interleaved
+from _measure import Row, Spread, compare_sides, time_interleaved, with_cudnn_attention
 
+from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.models.meta import assign_weights, meta_parameters
 
+_CUDNN = "cuDNN attention off, beside on"
 _FEW = 8
 """Tokens of the short runs: the difference to the long runs leaves out what beginning costs."""
 
@@ -41,7 +43,19 @@ def measure_decoding(bench: ChatBench) -> list[Row]:
     read = _bytes_per_token(bench.model.language_model, prompt + _FEW + size.decoded / 2)
     share = Spread.from_values([100 * read / s / bandwidth.median for s in ours])
     ratio = Spread.from_values([b / a for a, b in zip(ours, theirs, strict=True)])
-    return _decoding_rows(bench, share, ratio, read, bandwidth, (ours, theirs))
+    return [
+        *_decoding_rows(bench, share, ratio, read, bandwidth, (ours, theirs)),
+        *_measure_cudnn(bench, session, many),
+    ]
+
+
+def _measure_cudnn(bench: ChatBench, session: Session, count: int) -> list[Row]:
+    """Compare a dialogue without cuDNN's attention, as is the default, with one that uses it, on a GPU."""
+    if bench.device.type != "cuda":
+        return []
+    work = _decode_with_ours(bench, Script(session, [_long_reply(bench, count)]))
+    sides = {f"cuDNN {name}": with_cudnn_attention(work, name == "on") for name in ("off", "on")}
+    return [compare_sides(bench.device, f"prefill and {count} tokens, batch 1: {_CUDNN}", sides, bench.size.repeats)]
 
 
 def _decoding_rows(
@@ -140,4 +154,5 @@ def missing_decoding_rows(device: str) -> list[Row]:
     return [
         Row(device, "decoding, batch 1, bfloat16: share of the memory bandwidth", target="at least 60%, aim 70%"),
         Row(device, "decoding, batch 1, bfloat16: beside transformers' `generate`", target="at least 2 x"),
+        Row(device, f"prefill and tokens, batch 1, bfloat16: {_CUDNN}"),
     ]

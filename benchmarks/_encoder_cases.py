@@ -21,7 +21,7 @@ from _encoder_models import (
     noise_view,
 )
 from _loop_attention import loop_attention
-from _measure import NOT_MEASURED, Row, Spread, compare_sides, time_interleaved
+from _measure import NOT_MEASURED, Row, Spread, compare_sides, time_interleaved, with_cudnn_attention
 from torch import Tensor
 
 from vilavt_toolkit.contracts import Encoder
@@ -110,6 +110,11 @@ def measure_kernels(bench: EncoderBench) -> list[Row]:
             sides[attention] = make_step(dynamic, views, groups)
         what = f"attention kernels, `{name}` in all blocks, forward and backward"
         rows.append(compare_sides(bench.device, what, sides, bench.size.repeats, at_least=1.0))
+        # Both kernels, since torch chooses for each of them by itself.
+        for attention, work in sides.items():
+            what = f"cuDNN attention off, {attention}, `{name}` in all blocks, forward and backward"
+            choices = {f"cuDNN {name}": with_cudnn_attention(work, name == "on") for name in ("off", "on")}
+            rows.append(compare_sides(bench.device, what, choices, bench.size.repeats))
     return rows
 
 
@@ -259,6 +264,7 @@ def missing_case_rows(device: str) -> list[Row]:
     """Return the rows of a device that is not available."""
     whats = [f"`{name}`, late, T = {INQUIRY_TOKENS}, forward and backward" for name in _AGAINST_PLAIN]
     whats += ["64 regions of mixed size in one call, forward", "attention kernels: one call against buckets"]
+    whats += [f"cuDNN attention off, {kernel}, against on" for kernel in ("varlen", "buckets")]
     whats += [f"Qwen2.5-VL-7B's tower, {how}, forward and backward" for how in ("as it is", "MLP padded, compiled")]
     whats += ["Qwen2.5-VL-7B's tower: peak memory per token"]
     whats += ["modulated attention of 33 segments, 16 layers, against a loop over segments"]

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from vilavt_toolkit.packed.varlen import allow_cudnn_attention
 from vilavt_toolkit.utils.versions import collect_versions
 
 NOT_MEASURED = "not measured"
@@ -124,6 +125,20 @@ def compare_sides(
         met=met,
         numbers={"ratio": asdict(ratio), "ours_ms": asdict(times[0]), "peer_ms": asdict(times[1])},
     )
+
+
+def with_cudnn_attention(work: Work, allowed: bool) -> Work:
+    """Return the work with cuDNN's attention allowed or not, whatever it was before."""
+
+    def run() -> object:
+        before = torch.backends.cuda.cudnn_sdp_enabled()
+        allow_cudnn_attention(allowed)
+        try:
+            return work()
+        finally:
+            allow_cudnn_attention(before)
+
+    return run
 
 
 def describe_machine(device: str) -> str:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import contextmanager
+
 import pytest
 import torch
 
-from vilavt_toolkit.generation.cuda_graphs import StaticStep
+from vilavt_toolkit.generation import cuda_graphs
+from vilavt_toolkit.generation.cuda_graphs import CudaGraphs, StaticStep
 from vilavt_toolkit.generation.kv_cache import KVCache
 
 
@@ -49,3 +53,87 @@ def test_a_static_step_gives_the_logits_of_the_growing_cache(language_model, dev
             cache.commit([0, 1, 2], [1, 1, 1], [free + 1 for free in cache.next_positions[:3]])
     finally:
         language_model.to("cpu")
+
+
+# --- Capturing, with a pretended GPU ---------------------------------------------------------------------------------
+
+
+class PretendedGPU:
+    """The calls of torch.cuda that a capture makes. A replay runs the step again, or nothing if graphs are empty."""
+
+    def __init__(self, patch, empty: bool) -> None:
+        self.calls, self.current, self.steps, self.empty = [], None, [], empty
+        patch.setattr(cuda_graphs, "_DEVICES", ("cpu",))
+        for name in ("device", "stream", "graph"):
+            patch.setattr(torch.cuda, name, getattr(self, name))
+        patch.setattr(torch.cuda, "Stream", lambda: self.new_stream())
+        patch.setattr(torch.cuda, "current_stream", lambda: self.new_stream())
+        patch.setattr(torch.cuda, "CUDAGraph", lambda: self)
+        capture = StaticStep._capture_graph
+        patch.setattr(StaticStep, "_capture_graph", lambda step: self.steps.append(step) or capture(step))
+
+    @contextmanager
+    def device(self, device):
+        before, self.current = self.current, device
+        yield
+        self.current = before
+
+    def new_stream(self):
+        self.wait_stream = lambda other: None
+        self.calls.append(("stream", self.current))
+        return self
+
+    @contextmanager
+    def stream(self, stream):
+        yield
+
+    @contextmanager
+    def graph(self, graph, stream, capture_error_mode):
+        self.calls.append(("graph", self.current, stream is self, capture_error_mode))
+        yield
+
+    def replay(self):
+        self.calls.append(("replay", self.current))
+        if not self.empty:
+            self.steps[-1]._logits.copy_(self.steps[-1]._run_forward())
+
+
+def opened_cache(language_model):
+    cache, ids = KVCache(2, torch.device("cpu")), torch.arange(3, 12)[None]
+    for row in (0, 1):
+        read(language_model, cache, [row], ids[:, : 5 + row])
+        cache.commit([row], [5 + row], [5 + row])
+    return cache
+
+
+@torch.inference_mode()
+def test_a_graph_is_captured_and_replayed_on_the_caches_own_device(language_model, monkeypatch):
+    gpu, cache = PretendedGPU(monkeypatch, empty=False), opened_cache(language_model)
+    graphs = CudaGraphs(language_model, cache)
+    for token in (3, 17):
+        expected = StaticStep(language_model, cache, 2).run_step([token] * 2, capture=False)
+        torch.testing.assert_close(graphs.run_step([token] * 2), expected)
+        cache.commit([0, 1], [1, 1], [free + 1 for free in cache.next_positions])
+    captures = [call for call in gpu.calls if call[0] == "graph"]
+    assert captures == [("graph", cache.device, True, "thread_local")], "captured once, in a stream of its own"
+    assert {call[1] for call in gpu.calls} == {cache.device}
+
+
+@torch.inference_mode()
+def test_an_empty_graph_is_refused_once_and_tokens_are_sampled_without(language_model, monkeypatch, caplog):
+    PretendedGPU(monkeypatch, empty=True)
+    cache = opened_cache(language_model)
+    graphs = CudaGraphs(language_model, cache)
+    with caplog.at_level(logging.WARNING):
+        assert graphs.run_step([3, 3]) is None and graphs.run_step([4, 4]) is None
+    assert [record.message for record in caplog.records] == [
+        "tokens are sampled without a CUDA graph, which is slower: the captured graph is empty"
+    ]
+
+
+@torch.inference_mode()
+def test_no_graph_is_captured_under_autocast(language_model, monkeypatch):
+    gpu, cache = PretendedGPU(monkeypatch, empty=False), opened_cache(language_model)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert CudaGraphs(language_model, cache).run_step([3, 3]) is None
+    assert not gpu.calls

@@ -44,6 +44,18 @@ def test_parts_are_on_the_path_that_the_recipe_chose(tiny_recipe):
     assert [type(policy).__name__ for policy in model.stopping] == ["ModelDecides", "MaxTurns"]
 
 
+@pytest.mark.parametrize(("overrides", "allowed"), [([], False), (["model.cudnn_attention=true"], True)])
+def test_cudnns_attention_is_off_unless_the_recipe_turns_it_on(tiny_recipe, overrides, allowed):
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(not allowed)
+        with torch.device("meta"):
+            assemble_model(load_recipe(tiny_recipe, overrides).recipe.model)
+        assert torch.backends.cuda.cudnn_sdp_enabled() == allowed
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 def test_a_model_gives_the_module_of_every_kind_of_part_that_has_weights(tiny_recipe):
     with torch.device("meta"):
         model = assemble_model(load_recipe(tiny_recipe).recipe.model)

@@ -1,5 +1,6 @@
 """The packed kernel is handed what gives the same attention as buckets, and is chosen where it can work."""
 
+import importlib
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -125,6 +126,22 @@ def test_the_kernel_is_chosen_by_what_it_can_do_and_says_why(monkeypatch):
         assert "bias" in choose_kernel(q, [3, 1], True, False, wanted).why
         assert "multiple of 8" in choose_kernel(q.new_zeros(4, 2, 12), [3, 1], False, False, wanted).why
         assert choose_kernel(q.new_zeros(4, 2, 264), [3, 1], False, False, wanted).kernel == "buckets"
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_cudnn_takes_part_only_where_it_is_allowed(monkeypatch, allowed):
+    """torch's varlen function keeps cuDNN out exactly where a window is given."""
+    windows, before = [], torch.backends.cuda.cudnn_sdp_enabled()
+    kernels = importlib.import_module("torch.nn.attention.varlen")
+    monkeypatch.setattr(kernels, "varlen_attn", lambda q, *rest, window_size, **named: windows.append(window_size) or q)
+    starts = torch.tensor([0, 3, 4], dtype=torch.int32)
+    try:
+        varlen.allow_cudnn_attention(allowed)
+        varlen.run_varlen_kernel(*(torch.zeros(4, 2, 8) for _ in "qkv"), starts, starts, 3, 3, None)
+        assert torch.backends.cuda.cudnn_sdp_enabled() == allowed
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+    assert windows == [(-1, -1) if allowed else (3, 3)]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -44,6 +44,9 @@ class ModelSection:
         ("model_decides", "max_turns"),
         True,
     )
+    cudnn_attention: bool = setting(
+        False, help="let torch choose cuDNN's attention on CUDA, which has known faults and is slow on new shapes"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,8 @@ from vilavt_toolkit.generation.kv_cache import KVCache
 
 log = logging.getLogger(__name__)
 
+_DEVICES = ("cuda",)
+"""Types of devices that have graphs."""
 _WARM_UP = 3
 """Runs before a capture, in which libraries choose their kernels and allocate their workspaces."""
 
@@ -49,7 +51,10 @@ class StaticStep:
         return held[: len(self._rows), :, : self._cache.columns].to(new.dtype)
 
     def run_step(self, ids: Sequence[int], capture: bool) -> Tensor:
-        """Return logits [B, V] after a token of each row; with `capture`, by a graph that lives as long as this."""
+        """Return logits [B, V] after a token of each row; with `capture`, by a graph that lives as long as this.
+
+        Raises RuntimeError if no graph can be captured.
+        """
         rows = len(self._rows)
         padding = [0] * (rows - len(ids))
         # Inputs are copied into the tensors that the graph was captured with: a graph knows addresses, not values.
@@ -58,25 +63,38 @@ class StaticStep:
         self._positions.copy_(torch.tensor(self._cache.next_positions[:rows])[None, :, None].expand_as(self._positions))
         if not capture:
             return self._run_forward()[: len(ids)]
-        if self._graph is None:
-            self._capture_graph()
-        assert self._graph is not None and self._logits is not None
-        self._graph.replay()
+        # A capture records what the current device does, and the model may be on another one.
+        with torch.cuda.device(self._cache.device):
+            if self._graph is None:
+                self._graph = self._capture_graph()
+            self._graph.replay()
+        assert self._logits is not None
         return self._logits[: len(ids)]
 
-    def _capture_graph(self) -> None:
-        # The warm-up writes into the cache too. It writes what the step itself will: the next columns of the rows.
+    def _capture_graph(self) -> torch.cuda.CUDAGraph:
+        # A stream of this device: torch's own capture stream is made once, on the device of the first capture.
         make: Any = torch.cuda.Stream  # untyped
-        side = make()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        own, current = make(), torch.cuda.current_stream()
+        own.wait_stream(current)
+        # The warm-up writes into the cache too. It writes what the step itself will: the next columns of the rows.
+        with torch.cuda.stream(own):
             for _ in range(_WARM_UP):
                 self._run_forward()
-        torch.cuda.current_stream().wait_stream(side)
+        current.wait_stream(own)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # In the default mode, any CUDA call of another thread of the program would break the capture.
+        with torch.cuda.graph(graph, stream=own, capture_error_mode="thread_local"):
             self._logits = self._run_forward()
-        self._graph = graph
+        self._check_graph(graph, self._logits)
+        return graph
+
+    def _check_graph(self, graph: torch.cuda.CUDAGraph, logits: Tensor) -> None:
+        """Raise RuntimeError if a graph does not write its logits: replayed, it would give the same ones for ever."""
+        logits.fill_(torch.nan)
+        graph.replay()
+        # The logit of a placeholder is -inf with any weights, so that NaN everywhere was not written by the model.
+        if bool(logits.isnan().all()):
+            raise RuntimeError("the captured graph is empty")
 
     def _run_forward(self) -> Tensor:
         # Every row attends to all allocated columns under a mask: a graph cannot be replayed with other shapes.
@@ -104,7 +122,9 @@ class CudaGraphs:
         The cache must have room for one more column.
         """
         cache = self._cache
-        if self._is_disabled or cache.device.type != "cuda" or torch.is_autocast_enabled("cuda") or not cache.layers:
+        kind = cache.device.type
+        # Autocast keeps casts of weights until it ends, and a graph would go on to read them from freed memory.
+        if self._is_disabled or kind not in _DEVICES or torch.is_autocast_enabled(kind) or not cache.layers:
             return None
         if cache.columns != self._columns:
             self._steps, self._columns = {}, cache.columns

@@ -12,6 +12,7 @@ from vilavt_toolkit.contracts import NEEDS, Dialogue, Encoder, LanguageModel, St
 from vilavt_toolkit.errors import BadConfig, RecipeErrors, VilavtError
 from vilavt_toolkit.models.meta import build_on_meta
 from vilavt_toolkit.models.model import VisualChatModel
+from vilavt_toolkit.packed.varlen import allow_cudnn_attention
 from vilavt_toolkit.registry import Part
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
 from vilavt_toolkit.vision.integration import integrated_blocks
@@ -61,6 +62,7 @@ def assemble_model(
     With `saved`, the folder of a checkpoint, the language model's architecture and all tokenizers come from there, and
     the files of pretrained weights are not needed any more. Parts whose kinds are in `filled` get their weights from a
     checkpoint afterwards, so they are built on the meta device. Under `torch.device("meta")` all parts are.
+    `cudnn_attention` is a switch of the whole process: the model assembled last decides.
     """
     collect = ErrorCollector(label)
 
@@ -103,6 +105,7 @@ def assemble_model(
     )
     collect.raise_errors()
     assert vision is not None and projector is not None and stopping is not None
+    allow_cudnn_attention(section.cudnn_attention)
     return VisualChatModel(
         vision, projector, language_model, dialogue, section.source.entry.cls, section.source.config, stopping
     )

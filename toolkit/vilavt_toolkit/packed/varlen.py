@@ -80,6 +80,15 @@ def choose_kernel(
     return KernelChoice("varlen", f"{len(segments)} segments of several lengths go in one call")
 
 
+def allow_cudnn_attention(allowed: bool) -> None:
+    """Let torch choose cuDNN's attention on CUDA, or not, in the whole process; `run_varlen_kernel` follows too.
+
+    torch prefers it on GPUs of compute capability 9 and 10. There it has known faults in gradients and in generation,
+    and it builds a plan for every new shape.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(allowed)
+
+
 def varlen_unsupported_reason(q: Tensor) -> str:
     """Return the reason why the kernel cannot take q on its device, or an empty text."""
     if q.device.type != "cuda":
@@ -198,6 +207,8 @@ def run_varlen_kernel(
     # Imported on use: it takes some 30 ms, and only CUDA needs it.
     from torch.nn.attention.varlen import varlen_attn
 
-    out = varlen_attn(q, k, v, starts_q, starts_k, longest_q, longest_k, scale=scale)
+    # The function has no switch for its backend, but cuDNN takes no window. One as long as every segment hides nothing.
+    reach = -1 if torch.backends.cuda.cudnn_sdp_enabled() else max(longest_q, longest_k)
+    out = varlen_attn(q, k, v, starts_q, starts_k, longest_q, longest_k, scale=scale, window_size=(reach, reach))
     assert isinstance(out, Tensor)
     return out
