@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from vilavt_toolkit.checkpoints import native
 from vilavt_toolkit.checkpoints.loading import build, load
 from vilavt_toolkit.checkpoints.native import FORMAT, find_checkpoint, load_training_state, read_step, save_checkpoint
-from vilavt_toolkit.checkpoints.run_folder import move_run_aside
 from vilavt_toolkit.checkpoints.training_state import TrainingState
 from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.dialogue.traces import build_trace_session
@@ -185,55 +184,10 @@ def test_a_cut_training_state_is_one_sentence(run):
             load_training_state(folder)
 
 
-def refused(run: Path, words: str) -> None:
-    """`move_run_aside` says one sentence and touches nothing."""
-    top = Path(run.parent.resolve())
-    before = sorted(top.rglob("*"))
-    with pytest.raises(RunError, match=words) as error:
-        move_run_aside(run)
-    assert "\n" not in str(error.value) and sorted(top.rglob("*")) == before
-
-
-def test_only_a_run_is_moved_out_of_the_way(tmp_path, monkeypatch):
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
-    (tmp_path / "file").write_text("")
-    refused(tmp_path / "photos", "holds files that are no run.*`run=`")
-    refused(tmp_path / "file", "is a file.*`run=`")
-    monkeypatch.chdir(tmp_path / "photos")
-    refused(Path("."), "no run")
-    refused(Path(".."), "no run")
-    for kind in ("recipe.yaml", "checkpoints"):
-        (tmp_path / "run" / kind).mkdir(parents=True)
-        move_run_aside(Path("../run"))
-        assert not (tmp_path / "run").exists()
-    assert {path.name for path in tmp_path.iterdir()} == {"photos", "file", "run.old-1", "run.old-2"}
-
-
-def test_the_folder_one_is_in_is_not_moved_away(run, tmp_path, monkeypatch):
-    (run / "notes").mkdir()
-    monkeypatch.chdir(run / "notes")
-    refused(Path(".."), "the folder you are in")
-    refused(run, "the folder you are in")
-    move_run_aside(Path("."))  # empty
-    assert (run / "notes").is_dir()
-
-
-def test_a_run_that_cannot_be_moved_is_one_sentence(run, monkeypatch):
-    def fail(*args):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "rename", fail)
-    refused(run, r"cannot be moved \(Permission denied\)")
-    assert run.is_dir()
-
-
 def test_a_path_that_cannot_be_looked_at_is_one_sentence(tmp_path, monkeypatch):
     for path in (tmp_path / ("x" * 300), "~no-such-user-here/run"):
         with pytest.raises(RunError, match=r"File name too long|home folder that is not known"):
             find_checkpoint(path)
-    with pytest.raises(RunError, match="File name too long"):
-        move_run_aside(tmp_path / ("x" * 300))
 
     def fail(*args):
         raise PermissionError(13, "Permission denied")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 
 from vilavt_toolkit.errors import RunError
 
-log = logging.getLogger(__name__)
+LOCK_FILE = ".lock"
+"""The file of a run folder that names the process that trains into it."""
 
 
 def expand_home(path: str | os.PathLike[str]) -> Path:
@@ -19,40 +19,37 @@ def expand_home(path: str | os.PathLike[str]) -> Path:
         raise RunError(f"{os.fspath(path)!r} names a home folder that is not known. Write the whole path.") from error
 
 
-def has_run(run: Path) -> bool:
+def has_run(run: Path, key: str = "run") -> bool:
     """Return True if a folder holds an earlier run, False if it is empty or missing.
 
     Raises RunError if it cannot become a run: a file, a folder of other files, or a run that contains the working
-    folder.
+    folder. `key` is the key of the recipe that names the folder.
     """
     try:
         if not run.exists():
             return False
         if not run.is_dir():
-            raise RunError(f"{run} is a file. Choose another folder with `run=`.")
-        names = {path.name for path in run.iterdir()}
+            raise RunError(f"{run} is a file. Choose another folder with `{key}=`.")
+        # A lock alone was left by a run that was killed before it began.
+        names = {path.name for path in run.iterdir() if not path.name.startswith(LOCK_FILE)}
         is_inside = Path.cwd().is_relative_to(run.resolve())
     except OSError as error:
-        raise RunError(f"{run} cannot be read ({error.strerror}). Choose another folder with `run=`.") from error
+        raise RunError(f"{run} cannot be read ({error.strerror}). Choose another folder with `{key}=`.") from error
     if not names:
         return False
     if not names & {"recipe.yaml", "checkpoints"}:
-        raise RunError(f"{run} holds files that are no run. Choose another folder with `run=`.")
+        raise RunError(f"{run} holds files that are no run. Choose another folder with `{key}=`.")
     # The run would be moved with the folder that the user is in, and relative paths of the recipe would break.
     if is_inside:
-        raise RunError(f"{run} holds an earlier run and the folder you are in. Choose another folder with `run=`.")
+        raise RunError(f"{run} holds an earlier run and the folder you are in. Choose another folder with `{key}=`.")
     return True
 
 
-def move_run_aside(run: Path) -> None:
-    """Rename an earlier run to RUN.old-1, -2, ..., so that a new one neither mixes with it nor deletes it.
+def rename_run_aside(run: Path, folder: Path, key: str) -> Path:
+    """Rename the `folder` that a run's path leads to into the first free of NAME.old-1, -2, ..., and return that.
 
-    Raises RunError if the folder cannot become a run, or cannot be renamed.
+    Raises RunError if it cannot be renamed.
     """
-    if not has_run(run):
-        return
-    # `.` and `..` have no name to append to.
-    folder = run if run.name not in ("", "..") else run.resolve()
     number = 1
     # `lexists`, since a broken link also takes a name.
     while os.path.lexists(aside := folder.with_name(f"{folder.name}.old-{number}")):
@@ -61,6 +58,6 @@ def move_run_aside(run: Path) -> None:
         folder.rename(aside)
     except OSError as error:
         raise RunError(
-            f"{run} holds an earlier run that cannot be moved ({error.strerror}). Choose another folder with `run=`."
+            f"{run} holds an earlier run that cannot be moved ({error.strerror}). Choose another folder with `{key}=`."
         ) from error
-    log.warning("%s held an earlier run. It is now %s.", run, aside)
+    return aside

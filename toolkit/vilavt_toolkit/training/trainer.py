@@ -16,7 +16,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from vilavt_toolkit.checkpoints.native import find_checkpoint, load_training_state, read_step
-from vilavt_toolkit.checkpoints.run_folder import has_run, move_run_aside
+from vilavt_toolkit.checkpoints.run_lock import RunLock
 from vilavt_toolkit.checkpoints.training_state import TrainingState
 from vilavt_toolkit.config.recipe import dump_recipe
 from vilavt_toolkit.errors import UsageError
@@ -40,12 +40,16 @@ class StageStart:
     """The checkpoint to resume from; None at step 0."""
     step: int
     state: TrainingState | None
+    lock: RunLock
     interruption: Interruption
     trainer: pl.Trainer
 
 
-def prepare_stage(stage: Stage, resume: bool) -> StageStart | None:
-    """Seed all random numbers and find where the stage starts; None if all steps are taken. Raises VilavtError."""
+def prepare_stage(stage: Stage, resume: bool, lock: RunLock) -> StageStart | None:
+    """Seed all random numbers and find where the stage starts; None if all steps are taken. Raises VilavtError.
+
+    `lock` is that of the stage's run folder, held until the stage has ended.
+    """
     settings = stage.recipe.recipe.train
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -57,13 +61,10 @@ def prepare_stage(stage: Stage, resume: bool) -> StageStart | None:
             "%s has taken all %d steps. Raise %s.steps to go on.", stage.run, stage.total_steps, stage.section_key
         )
         return None
-    if folder is None:
-        # Asked here only for its errors, so that an unusable folder is refused before weights are loaded.
-        has_run(stage.run)
     state = None if folder is None else load_training_state(folder)
     interruption = Interruption()
     trainer = _build_trainer(stage, CheckpointCallback(stage, state, interruption))
-    return StageStart(folder, step, state, interruption, trainer)
+    return StageStart(folder, step, state, lock, interruption, trainer)
 
 
 def run_stage(
@@ -84,7 +85,7 @@ def run_stage(
     with interruption:
         # Last of all: what fails before leaves an earlier run where it was, and no half of a new one.
         if start.folder is None:
-            move_run_aside(stage.run)
+            start.lock.move_run_aside()
         write_text(stage.run / "recipe.yaml", dump_recipe(stage.recipe))
         write_json(stage.run / "versions.json", collect_versions())
         if prepare_run is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from vilavt_toolkit.checkpoints.loading import build_model, load_checkpoint_model
 from vilavt_toolkit.checkpoints.native import write_model
 from vilavt_toolkit.checkpoints.run_folder import expand_home
+from vilavt_toolkit.checkpoints.run_lock import RunLock
 from vilavt_toolkit.checkpoints.training_state import TrainingState
 from vilavt_toolkit.config.recipe import CheckedRecipe
 from vilavt_toolkit.config.schema import RLSection
@@ -44,7 +45,13 @@ def run_reinforcement(recipe: CheckedRecipe, resume: bool = False) -> Path:
     """Train the model of a recipe's run further by reinforcement; return the new run folder. Raises VilavtError."""
     section, run = require_rl_section(recipe), rl_run_folder(recipe)
     stage = Stage(recipe, section, run, section.steps * section.inner_epochs, "rl")
-    start = prepare_stage(stage, resume)
+    with RunLock(run, "rl.run", create=not resume) as lock:
+        return _reinforce(stage, section, resume, lock)
+
+
+def _reinforce(stage: Stage, section: RLSection, resume: bool, lock: RunLock) -> Path:
+    recipe, run = stage.recipe, stage.run
+    start = prepare_stage(stage, resume, lock)
     if start is None:
         return run
     if start.state is not None:

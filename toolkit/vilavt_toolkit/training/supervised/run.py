@@ -6,7 +6,9 @@ from pathlib import Path
 
 from vilavt_toolkit.checkpoints.loading import build_model, load_checkpoint_model
 from vilavt_toolkit.checkpoints.run_folder import expand_home
+from vilavt_toolkit.checkpoints.run_lock import RunLock
 from vilavt_toolkit.config.recipe import CheckedRecipe
+from vilavt_toolkit.config.schema import TrainSection
 from vilavt_toolkit.contracts import Task
 from vilavt_toolkit.data.lengths import check_lengths
 from vilavt_toolkit.errors import UsageError
@@ -19,9 +21,15 @@ from vilavt_toolkit.training.trainer import find_initial_checkpoint, prepare_sta
 
 def run_supervised(recipe: CheckedRecipe, resume: bool = False) -> Path:
     """Train a recipe's model on its task's traces and return the run folder; raises VilavtError."""
-    section, seed = recipe.recipe.train, recipe.recipe.seed
+    section = recipe.recipe.train
     stage = Stage(recipe, section, expand_home(recipe.recipe.run), section.steps, "train")
-    start = prepare_stage(stage, resume)
+    with RunLock(stage.run, create=not resume) as lock:
+        return _train(stage, section, resume, lock)
+
+
+def _train(stage: Stage, section: TrainSection, resume: bool, lock: RunLock) -> Path:
+    recipe, seed = stage.recipe, stage.recipe.recipe.seed
+    start = prepare_stage(stage, resume, lock)
     if start is None:
         return stage.run
     task: Task = recipe.recipe.task.build()
