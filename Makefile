@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
-MODULATIONS := film cross_attention lora_gated joint_attention
+MODULATIONS := film adaln_zero cross_attention lora_gated joint_attention prompt_tokens
 ENCODERS := conv_stem vit eva open_clip qwen2_5_vl convnext swin resnet
 
 .PHONY: quickstart modulations encoders point-clouds digit-scenes stopping test lint types tests mutants nightly clean

@@ -137,7 +137,7 @@ def measure_loop(bench: EncoderBench) -> list[Row]:
         layout = Layout.build([(n,) for n in lengths], lengths, range(33))
         x = q
         for _ in range(layers):
-            x = attend_segments(x, k, v, layout, "group", [words], [INQUIRY_TOKENS] * 33)
+            x = attend_segments(x, k, v, layout, "group", [words], [[INQUIRY_TOKENS] * 33])
         x.float().square().mean().backward()
 
     def peer() -> None:

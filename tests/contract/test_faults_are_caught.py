@@ -68,6 +68,11 @@ class ForgetsAParameter(Gate):
         self.unused = nn.Parameter(torch.ones(3))
 
 
+class Breaks(Gate):
+    def modulate(self, site, x, y, inquiry):
+        return y[[len(y)]]
+
+
 class Words(bench.WordInquiryEncoder):
     """An inquiry encoder that is correct as its tiny instance, and not as a variant."""
 
@@ -120,13 +125,15 @@ class KeepsItsNormsToItself(ToyEncoder):
 
     def __init__(self, config):
         super().__init__(config)
-        self.spec = replace(self.spec, blocks=tuple(replace(b, normalises_qk=False) for b in self.spec.blocks))
+        self.spec = replace(self.spec, blocks=tuple(replace(b, norm_follows=frozenset()) for b in self.spec.blocks))
 
 
 class BoastsOfNorms(ToyEncoder):
     def __init__(self, config):
         super().__init__(config)
-        self.spec = replace(self.spec, blocks=tuple(replace(b, normalises_qk=True) for b in self.spec.blocks))
+        self.spec = replace(
+            self.spec, blocks=tuple(replace(b, norm_follows=frozenset({"fc2"})) for b in self.spec.blocks)
+        )
 
 
 def check(cls):
@@ -158,8 +165,8 @@ def test_a_correct_encoder_passes():
         (IgnoresTheSamplesLimit, "overview with max_pixels=256 has 1024 pixels.*with_max_pixels"),
         (DeclaresAnotherWidth, r"\bblock 0, site 'fc1': the output has width 64, the spec declares 48\Z"),
         (DeclaresTooManyFeatures, r"expected \[\d+, 32\]: feature_grid declares \d+ features"),
-        (KeepsItsNormsToItself, "normalises_qk=False, but its queries and keys are normalised after site 'qkv'"),
-        (BoastsOfNorms, "normalises_qk=True, but its queries and keys are not normalised"),
+        (KeepsItsNormsToItself, r"a norm follows site 'qkv', but `BlockSpec.norm_follows` is \[\]"),
+        (BoastsOfNorms, r"a norm does not follow site 'fc2', but `BlockSpec.norm_follows` is \['fc2'\]"),
     ],
 )
 def test_a_broken_encoder_is_caught(cls, words):
@@ -171,17 +178,19 @@ def test_a_correct_modulator_passes():
     check(Gate)
 
 
+# A failure begins with the modulator and the encoder, whatever is raised.
 @pytest.mark.parametrize(
     ("cls", "words"),
     [
-        (StartsLoud, "modulates before any training"),
+        (StartsLoud, "it modulates before any training"),
         (MixesGroups, "they differ"),
         (MixesTokens, "they differ"),
         (NeverListens, "two inquiries give the same features"),
         (Waits, "waits for the device"),
         (ForgetsAParameter, "'.*unused' is trainable and got no gradient"),
+        (Breaks, "IndexError: "),
     ],
 )
 def test_a_broken_modulator_is_caught(cls, words):
-    with pytest.raises(AssertionError, match=words):
+    with pytest.raises(AssertionError, match=rf"\Aunder_test on '[a-z_0-9]+(, \w+)?': .*{words}"):
         check(cls)

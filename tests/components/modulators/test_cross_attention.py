@@ -10,10 +10,7 @@ from vilavt_components.modulators.cross_attention import CrossAttention, CrossAt
 from vilavt_toolkit.contracts import BlockSpec, Inquiry
 from vilavt_toolkit.errors import BadConfig
 from vilavt_toolkit.packed.tokens import Layout
-from vilavt_toolkit.registry import modulators
-from vilavt_toolkit.testing import check_modulator
 from vilavt_toolkit.testing.bench import WordInquiryEncoder, assert_gradients, backpropagate, example_views
-from vilavt_toolkit.testing.isolation import isolated_registries
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
 
 BLOCK = BlockSpec(32, {"attention": 32, "mlp": 32, "block": 32}, heads=2, head_dim=16)
@@ -155,15 +152,3 @@ def test_one_after_another_the_inquiry_is_heard_in_every_block_it_is_integrated_
         after, _ = dynamic.encode(views, [0] * 5, ids)
         assert not torch.allclose(before, after)
         before = after
-
-
-@pytest.mark.parametrize("name", CrossAttention.variants())
-def test_its_other_settings_keep_the_contract_of_a_modulator_too(name):
-    class Variant(CrossAttention):
-        @classmethod
-        def tiny(cls):
-            return CrossAttention.variants()[name]
-
-    with isolated_registries():
-        modulators.register("variant", CrossAttentionConfig)(Variant)
-        check_modulator("variant")

@@ -6,10 +6,7 @@ import torch
 from vilavt_components.modulators.lora_gated import LoRAGated, LoRAGatedConfig
 from vilavt_toolkit.contracts import BlockSpec, Inquiry
 from vilavt_toolkit.packed.tokens import Layout
-from vilavt_toolkit.registry import modulators
-from vilavt_toolkit.testing import check_modulator
 from vilavt_toolkit.testing.bench import assert_gradients, backpropagate
-from vilavt_toolkit.testing.isolation import isolated_registries
 
 BLOCK = BlockSpec(8, {"qkv": 24, "proj": 8, "fc1": 32, "fc2": 8}, {"fc2": 32})
 ALL = ("qkv", "proj", "fc1", "fc2")
@@ -112,15 +109,3 @@ def test_a_linear_that_is_not_there_is_refused_by_name():
 def test_settings_that_mean_nothing_are_refused(settings, words):
     with pytest.raises(ValueError, match=words):
         LoRAGatedConfig(**settings)
-
-
-@pytest.mark.parametrize("name", LoRAGated.variants())
-def test_its_other_settings_keep_the_contract_of_a_modulator_too(name):
-    class Variant(LoRAGated):
-        @classmethod
-        def tiny(cls):
-            return LoRAGated.variants()[name]
-
-    with isolated_registries():
-        modulators.register("variant", LoRAGatedConfig)(Variant)
-        check_modulator("variant")

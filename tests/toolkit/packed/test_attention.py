@@ -56,11 +56,12 @@ def test_segments_see_themselves_only(pairs, partition):
 def test_context_is_seen_by_its_own_group_only(pairs, lengths, copies, partition):
     layout = layout_of(pairs)
     q, k, v = qkv_of(layout)
-    total = sum(lengths)
-    made = [(random(total, HEADS, DIM, seed=10 + i), random(total, HEADS, DIM, seed=20 + i)) for i in range(copies)]
-    found = attend_segments(q, k, v, layout, partition, made, lengths)
+    # The second context has numbers of keys of its own.
+    of_context = [lengths, lengths[::-1]][:copies]
+    made = [tuple(random(sum(n), HEADS, DIM, seed=10 * j + i) for j in (1, 2)) for i, n in enumerate(of_context)]
+    found = attend_segments(q, k, v, layout, partition, made, of_context)
     segment, group = segment_of(layout, partition), layout.token_groups(torch.device("cpu"))
-    of_key = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths)).repeat(copies)
+    of_key = torch.cat([torch.repeat_interleave(torch.arange(3), torch.tensor(n)) for n in of_context])
     seen = torch.cat([segment[:, None] == segment, group[:, None] == of_key], dim=1)
     keys, values = (torch.cat([own, *(pair[i] for pair in made)]) for i, own in enumerate((k, v)))
     torch.testing.assert_close(found, masked(q, keys, values, seen))
@@ -70,7 +71,7 @@ def test_the_context_gets_its_gradient_from_every_region_of_its_group():
     layout = layout_of([(2, 0), (3, 0), (2, 1)])
     q, k, v = qkv_of(layout)
     context = random(3, HEADS, DIM).requires_grad_(), random(3, HEADS, DIM, seed=1).requires_grad_()
-    attend_segments(q, k, v, layout, "region", [context], (2, 1)).square().sum().backward()
+    attend_segments(q, k, v, layout, "region", [context], [(2, 1)]).square().sum().backward()
     assert context[0].grad.abs().amin() > 0
     assert context[1].grad.abs().amin() > 0
 
@@ -81,7 +82,7 @@ def test_gradients_are_the_same_bit_for_bit_each_time():
     runs = []
     for _ in range(3):
         q, k, v = qkv_of(layout)
-        out = attend_segments(q, k, v, layout, "region", [context], (3, 1))
+        out = attend_segments(q, k, v, layout, "region", [context], [(3, 1)])
         runs.append(torch.autograd.grad(out.square().sum(), (q, k, v, context[0])))
     assert all(torch.equal(a, b) for later in runs[1:] for a, b in zip(runs[0], later, strict=True))
 

@@ -72,13 +72,14 @@ def both(run, inputs):
 @settings(max_examples=40, deadline=None)
 @given(regions, lengths_of_inquiries, st.integers(0, 2), st.sampled_from(["region", "group"]), st.booleans())
 def test_packed_attention_with_contexts_equals_buckets(pairs, lengths, copies, partition, scaled):
-    total, tokens = sum(lengths), sum(n for n, _ in pairs)
-    q, k, v = (random(tokens, HEADS, DIM, seed=seed) for seed in range(3))
-    contexts = [tuple(random(total, HEADS, DIM, seed=10 * i + j) for j in (1, 2)) for i in range(1, copies + 1)]
+    q, k, v = (random(sum(n for n, _ in pairs), HEADS, DIM, seed=seed) for seed in range(3))
+    # The second context has numbers of keys of its own.
+    of_context = [lengths, lengths[::-1]][:copies]
+    contexts = [tuple(random(sum(n), HEADS, DIM, seed=10 * i + j) for j in (1, 2)) for i, n in enumerate(of_context)]
 
     def run(attention):
         layout = layout_of(pairs, attention)
-        return attend_segments(q, k, v, layout, partition, contexts, lengths, 0.3 if scaled else None)
+        return attend_segments(q, k, v, layout, partition, contexts, of_context, 0.3 if scaled else None)
 
     torch.testing.assert_close(*both(run, [q, k, v, *(t for pair in contexts for t in pair)]))
 
@@ -104,11 +105,11 @@ def test_indices_are_made_once_and_nothing_waits_for_the_device():
     context = random(4, HEADS, DIM), random(4, HEADS, DIM, seed=1)
     with without_gpu() as patch:
         patch.setattr(varlen, "run_varlen_kernel", lambda q, *rest: q)
-        attend_segments(q, k, v, layout, "region", [context], (3, 1))
+        attend_segments(q, k, v, layout, "region", [context], [(3, 1)])
         for name in ("to_device", "_cumulative_lengths"):
             patch.setattr(varlen, name, lambda *args: pytest.fail("made again"))
         with no_synchronisation():
-            attend_segments(q, k, v, layout, "region", [context], (3, 1))
+            attend_segments(q, k, v, layout, "region", [context], [(3, 1)])
 
 
 def test_the_kernel_is_chosen_by_what_it_can_do_and_says_why(monkeypatch):
@@ -160,7 +161,7 @@ def test_on_a_gpu_both_kernels_agree_and_the_packed_one_waits_for_nothing(partit
         layout = layout_of(pairs, attention)
         for repeat in range(2):
             torch.cuda.set_sync_debug_mode("error" if repeat else "default")
-            out = attend_segments(q, k, v, layout, partition, [context], lengths) + attend_inquiry(
+            out = attend_segments(q, k, v, layout, partition, [context], [lengths]) + attend_inquiry(
                 q, *context, layout, lengths
             )
             grads = torch.autograd.grad(out.float().square().sum(), (q, k, v, *context))

@@ -47,8 +47,12 @@ class BlockSpec:
     """Width d of one head of that q, k and v; 0: the block has no attention."""
     no_context_reason: str = ""
     """Reason why its attention takes neither context keys nor other regions; empty if it takes both."""
-    normalises_qk: bool = False
-    """True if q and k are normalised after site `qkv`, so that a modulator which scales them there has no effect."""
+    norm_follows: frozenset[str] = frozenset()
+    """Sites of `qkv`, `proj`, `fc2` whose y goes straight into a norm, so that scaling it there has no effect.
+
+    For `qkv` it is the norm of queries and keys; values have none. A modulator refuses such a site in
+    `unsupported_reason`, or adapts to it.
+    """
 
     def input_width(self, site: str) -> int:
         """Return the width of the input of the part at `site`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,15 +52,22 @@ class Inquiry:
 
 @dataclass(frozen=True)
 class Context:
-    """Holds keys and values that a modulator adds to a block's attention."""
+    """Holds keys and values that a modulator adds to a block's attention.
+
+    With span `region` keys are not rotated, as prefix tokens are not: the features of a region would otherwise depend
+    on the other regions of its group. With span `group` they stand after the last region of their group, one step
+    after another, if `Encoder.position_stride` puts regions in sequence.
+    """
 
     k: Tensor
-    """[K, H, d] after the key norm and before RoPE; one per inquiry token, in the inquiries' order.
-
-    If `Encoder.position_stride` puts regions in sequence, the inquiry stands after the last region of its group.
-    """
+    """[K, H, d] after the key norm and before RoPE, group after group; H and d are the block's."""
     v: Tensor
     """[K, H, d]"""
+    lengths: Sequence[int] | None = None
+    """Number of keys of every group, any number; None: one key per inquiry token, as `Inquiry.lengths` says.
+
+    The engine leaves out the keys of groups whose inquiry is empty.
+    """
 
 
 class Modulator(nn.Module, Component, ABC):

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,6 +15,7 @@ from vilavt_toolkit.packed.tokens import (
     KeysValues,
     Layout,
     concat_ranges,
+    context_ranges,
     gather_rows,
     permute_rows,
     segment_permutation,
@@ -54,33 +53,30 @@ def attend_segments(
     layout: Layout,
     partition: str,
     contexts: Sequence[KeysValues] = (),
-    inquiry_lengths: Sequence[int] = (),
+    context_lengths: Sequence[Sequence[int]] = (),
     scale: float | None = None,
     bias: Callable[[Grid], Tensor] | None = None,
 ) -> Tensor:
     """Attend within each segment of `partition`, and over the contexts of the segment's group.
 
-    q, k, v [S, H, d] -> [S, H, d]. Every context has one key per inquiry token, in the groups' order, and
-    `inquiry_lengths` holds the number of each group. `bias` returns [H, n, n] for a grid, which is added to the logits
-    of regions with that grid.
+    q, k, v [S, H, d] -> [S, H, d]. A context holds the keys of all groups in their order, `context_lengths[c][g]` of
+    them for group g in context c. `bias` returns [H, n, n] for a grid, which is added to the logits of regions with
+    that grid.
     """
     if bias is not None and (partition != "region" or contexts):
         raise ValueError(
             "A bias belongs to the tokens of one region and goes with no other keys. Set `BlockSpec.no_context_reason`."
         )
-    copies, segments = len(contexts), layout.partitions[partition]
-    lengths = tuple(inquiry_lengths) if copies else ()
-    # Without a context the lengths are left out of the cache key, so that one plan serves every inquiry.
+    segments = layout.partitions[partition]
+    lengths = tuple(tuple(each) for each in context_lengths)
     joined = None
-    if any(lengths):
+    if any(map(any, lengths)):
         keys, values = zip(*contexts, strict=True)
         joined = _concat_rows(keys).to(k.dtype), _concat_rows(values).to(v.dtype)
     if choose_kernel(q, segments, bias is not None, bool(joined), layout.attention).kernel == "varlen":
-        return attend_varlen(q, k, v, _varlen_plan(layout, partition, lengths, copies, q.device), joined, scale)
-    key = ("attend", partition, q.device, lengths, copies, bias is not None)
-    plan = layout.get_or_make(
-        key, partial(make_bucket_plan, layout, partition, lengths, copies, q.device, bias is not None)
-    )
+        return attend_varlen(q, k, v, _varlen_plan(layout, partition, lengths, q.device), joined, scale)
+    key = ("attend", partition, q.device, lengths, bias is not None)
+    plan = layout.get_or_make(key, partial(make_bucket_plan, layout, partition, lengths, q.device, bias is not None))
     return attend_buckets(q, k, v, plan, joined, scale, bias)
 
 
@@ -98,36 +94,35 @@ def attend_inquiry(
     """
     # Tokens do not see each other here, so any partition gives the same result. Groups are the fewest segments for
     # the varlen kernel; regions have the fewest distinct lengths, so the fewest buckets.
-    lengths, segments = tuple(lengths), layout.partitions["group"]
+    of_words, segments = (tuple(lengths),), layout.partitions["group"]
     if choose_kernel(q, segments, False, True, layout.attention).kernel == "varlen":
-        return attend_varlen(q, None, None, _varlen_plan(layout, "group", lengths, 1, q.device, False), (k, v), scale)
-    key = ("attend", "region", q.device, lengths, 1, False)
-    plan = layout.get_or_make(key, partial(make_bucket_plan, layout, "region", lengths, 1, q.device))
+        return attend_varlen(q, None, None, _varlen_plan(layout, "group", of_words, q.device, False), (k, v), scale)
+    key = ("attend", "region", q.device, of_words, False)
+    plan = layout.get_or_make(key, partial(make_bucket_plan, layout, "region", of_words, q.device))
     return attend_buckets(q, None, None, plan, (k.to(q.dtype), v.to(q.dtype)), scale)
 
 
 def _varlen_plan(
-    layout: Layout, partition: str, lengths: tuple[int, ...], copies: int, device: torch.device, own: bool = True
+    layout: Layout, partition: str, lengths: tuple[tuple[int, ...], ...], device: torch.device, own: bool = True
 ) -> VarlenPlan:
-    key = ("varlen", partition, lengths, copies, device, own)
-    return layout.get_or_make(key, partial(make_varlen_plan, layout, partition, lengths, copies, device, own))
+    key = ("varlen", partition, lengths, device, own)
+    return layout.get_or_make(key, partial(make_varlen_plan, layout, partition, lengths, device, own))
 
 
 def make_bucket_plan(
     layout: Layout,
     partition: str,
-    lengths: Sequence[int],
-    copies: int,
+    lengths: Sequence[Sequence[int]],
     device: torch.device,
     by_grid: bool = False,
 ) -> AttentionPlan:
     """Bucket the segments of `partition` by tokens and context keys, with `by_grid` by grid too; on the CPU.
 
-    Each of `copies` contexts holds lengths[g] keys for group g.
+    Context c holds lengths[c][g] keys for group g.
     """
     segments = layout.partitions[partition]
     groups = layout.segment_groups(partition)
-    context = [copies * lengths[group] if copies else 0 for group in groups]
+    context = [sum(each[group] for each in lengths) for group in groups]
     grids = layout.sizes if by_grid else [None] * len(segments)
     # Segments of equal shape make one batch. With a bias the grid counts too: 2 x 8 and 4 x 4 tokens are equally many,
     # but have different biases.
@@ -139,17 +134,9 @@ def make_bucket_plan(
     order_and_back = segment_permutation(segments, order, device) if len(buckets) > 1 else None
     rows = None
     if any(context):
-        rows = to_device(_context_rows([groups[i] for i in order], lengths, copies), device)
+        pairs = context_ranges([groups[i] for i in order], lengths)
+        rows = to_device(concat_ranges(*zip(*(pair for several in pairs for pair in several), strict=True)), device)
     return AttentionPlan(buckets, order_and_back, rows)
-
-
-def _context_rows(groups: Sequence[int], lengths: Sequence[int], copies: int) -> np.ndarray[Any, Any]:
-    """Return the rows of the context keys, segment after segment, for segments of these groups."""
-    # The contexts of several modulators lie one after another. A segment takes the rows of its group from each.
-    starts = segment_starts(lengths)
-    total = sum(lengths)
-    pairs = [(copy * total + starts[group], lengths[group]) for group in groups for copy in range(copies)]
-    return concat_ranges([start for start, _ in pairs], [length for _, length in pairs])
 
 
 def attend_buckets(

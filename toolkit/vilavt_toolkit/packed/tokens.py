@@ -51,6 +51,19 @@ def gather_rows(values: Tensor, index: Tensor) -> Tensor:
     return F.embedding(index, values.flatten(1)).view(-1, *values.shape[1:])
 
 
+def context_ranges(groups: Sequence[int], lengths: Sequence[Sequence[int]]) -> list[list[tuple[int, int]]]:
+    """Return for segments of these groups the rows of their context keys, as (start, number) in every context.
+
+    Context c holds lengths[c][g] rows for group g, and the contexts lie one after another.
+    """
+    starts = [segment_starts(each) for each in lengths]
+    offsets = segment_starts([sum(each) for each in lengths])
+    return [
+        [(offset + start[group], each[group]) for offset, start, each in zip(offsets, starts, lengths, strict=True)]
+        for group in groups
+    ]
+
+
 class _Permute(torch.autograd.Function):
     # The gradient of index_select adds row by row. A permutation needs no sum: its gradient is the inverse one.
 

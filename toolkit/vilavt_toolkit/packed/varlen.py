@@ -16,6 +16,7 @@ from vilavt_toolkit.packed.tokens import (
     KeysValues,
     Layout,
     concat_ranges,
+    context_ranges,
     gather_rows,
     invert_permutation,
     permute_rows,
@@ -107,24 +108,23 @@ def compute_dtype(q: Tensor) -> torch.dtype:
 
 
 def make_varlen_plan(
-    layout: Layout, partition: str, lengths: Sequence[int], copies: int, device: torch.device, own: bool = True
+    layout: Layout, partition: str, lengths: Sequence[Sequence[int]], device: torch.device, own: bool = True
 ) -> VarlenPlan:
     """Plan attention of the segments of `partition` over the contexts of their group and, with `own`, their tokens.
 
-    Each of `copies` contexts holds lengths[g] rows for group g, one context after another. Runs on the CPU.
+    Context c holds lengths[c][g] rows for group g, one context after another. Runs on the CPU.
     """
     segments = layout.partitions[partition]
-    groups = layout.segment_groups(partition)
-    starts, total = segment_starts(lengths), sum(lengths)
-    pairs = [[(copy * total + starts[group], lengths[group]) for copy in range(copies)] for group in groups]
+    pairs = context_ranges(layout.segment_groups(partition), lengths)
+    total = sum(map(sum, lengths))
     counts = [sum(length for _, length in several) for several in pairs]
     if not own:
         # A key of zeros with a value of zeros gives zero. Kernels disagree on a softmax over no key.
-        pairs = [several if count else [(copies * total, 1)] for several, count in zip(pairs, counts, strict=True)]
+        pairs = [several if count else [(total, 1)] for several, count in zip(pairs, counts, strict=True)]
         counts = [max(1, count) for count in counts]
     rows = (
         concat_ranges(*zip(*[pair for several in pairs for pair in several], strict=True))
-        if copies or not own
+        if lengths or not own
         else None
     )
     keys = [length * own + count for length, count in zip(segments, counts, strict=True)]
@@ -132,7 +132,7 @@ def make_varlen_plan(
     if own and any(counts):
         order_and_back = _interleave_rows(segments, counts, device)
     # One context for groups in order is already laid out right, and copying it would cost more than this check.
-    in_place = rows is None or (len(rows) == copies * total and bool((rows == np.arange(len(rows))).all()))
+    in_place = rows is None or (len(rows) == total and bool((rows == np.arange(len(rows))).all()))
     return VarlenPlan(
         starts_q=_cumulative_lengths(segments, device),
         starts_k=_cumulative_lengths(keys, device),

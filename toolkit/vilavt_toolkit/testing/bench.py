@@ -77,14 +77,24 @@ def for_every_instance(registry: Registry[C]) -> Callable[[Callable[[Instance[C]
         @wraps(claim)
         def claim_of_all(name: str) -> None:
             for instance in list_instances(registry.get(name)):
-                try:
+                with name_failures(instance.name):
                     claim(instance)
-                except AssertionError as error:
-                    raise AssertionError(f"{instance.name}: {error}") from error
 
         return claim_of_all
 
     return decorate
+
+
+@contextmanager
+def name_failures(name: str) -> Iterator[None]:
+    """Turn whatever goes wrong inside into an AssertionError that begins with `name`."""
+    try:
+        yield
+    except AssertionError as error:
+        raise AssertionError(f"{name}: {error}") from error
+    except Exception as error:
+        # A claim runs over many instances, and a bare IndexError would not tell on which of them.
+        raise AssertionError(f"{name}: {type(error).__name__}: {error}") from error
 
 
 def example_original(modality: str) -> Any:

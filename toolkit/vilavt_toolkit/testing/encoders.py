@@ -125,8 +125,8 @@ def keeps_to_the_limit_of_the_sample(instance: Instance[Encoder]) -> None:
 
 
 @_for_every_instance
-def declares_whether_it_normalises_queries(instance: Instance[Encoder]) -> None:
-    """A block declares `normalises_qk` if scaling its site `qkv` leaves queries and keys as they are, and only then."""
+def declares_which_norms_follow(instance: Instance[Encoder]) -> None:
+    """A block declares in `norm_follows` the sites whose output a norm makes independent of scale, and no others."""
     encoder = instance.build()
     views = bench.example_views(encoder)
     sizes = [view.size for view in views]
@@ -135,33 +135,32 @@ def declares_whether_it_normalises_queries(instance: Instance[Encoder]) -> None:
         tokens = encoder.embed(views, layout)
         for index, block in enumerate(encoder.spec.blocks):
             after = layout_after_block(encoder, index, layout)
-            if "qkv" in block.sites and block.heads:
-                plain, scaled = (_queries_and_keys(encoder, index, tokens, factor) for factor in (1.0, 8.0))
-                # A norm forgets the factor but for its epsilon.
-                change = (scaled - plain).norm() / plain.norm()
-                found = "are" if change < 0.5 else "are not"
-                assert (change < 0.5) == block.normalises_qk, (
-                    f"block {index} declares normalises_qk={block.normalises_qk}, but its queries and keys {found} "
-                    "normalised after site 'qkv'"
+            for name in sorted({"qkv", "proj", "fc2"} & block.sites.keys()):
+                none, large, larger = (_read_scaled(encoder, index, tokens, name, by) for by in (0.0, 64.0, 512.0))
+                # Without a norm this is 7. A norm forgets the factor but for its epsilon.
+                follows = bool((larger - large).norm() < 0.5 * (large - none).norm())
+                assert follows == (name in block.norm_follows), (
+                    f"block {index}: a norm {'follows' if follows else 'does not follow'} site '{name}', but "
+                    f"`BlockSpec.norm_follows` is {sorted(block.norm_follows)}"
                 )
             run = encoder.block(index, tokens, lambda site, x, y: y, lambda q, k, v, scale=None, bias=None: v)
             tokens = tokens.after_block(run, after)
 
 
-def _queries_and_keys(encoder: Encoder, index: int, tokens: Tokens, factor: float) -> Tensor:
-    """Return q and k side by side, as block `index` hands them to attention if site `qkv` is scaled by `factor`."""
-    # A norm after the site would undo the factor, which is how one is noticed without looking into the block.
+def _read_scaled(encoder: Encoder, index: int, tokens: Tokens, scaled: str, factor: float) -> Tensor:
+    """Return what block `index` makes of its site `scaled` times `factor`: for `qkv` q and k, else its output."""
+    # A norm after the site undoes the factor, which is how one is noticed without looking into the block.
     found: list[Tensor] = []
 
     def site(site: str, x: Tensor, y: Tensor) -> Tensor:
-        return y * factor if site == "qkv" else y
+        return y * factor if site == scaled else y
 
     def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, bias: Bias | None = None) -> Tensor:
         found.append(torch.cat([q, k]).float())
         return v
 
-    encoder.block(index, tokens, site, attention)
-    return torch.cat(found)
+    out = encoder.block(index, tokens, site, attention)
+    return torch.cat(found) if scaled == "qkv" else out
 
 
 @_for_every_instance
@@ -234,7 +233,7 @@ CLAIMS = (
     builds_quickly_and_on_the_meta_device,
     declares_what_it_is,
     keeps_to_the_limit_of_the_sample,
-    declares_whether_it_normalises_queries,
+    declares_which_norms_follow,
     encodes_packed_as_alone,
     encodes_batches_in_any_group_order,
     gives_every_parameter_a_gradient,

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vilavt_toolkit.contracts import Bias, BlockSpec, Encoder, Inquiry, Modulator
+from vilavt_toolkit.contracts import Bias, BlockSpec, Context, Encoder, Inquiry, Modulator
 from vilavt_toolkit.errors import BadConfig
 from vilavt_toolkit.packed.attention import attend_segments, inquiry_weights
-from vilavt_toolkit.packed.tokens import KeysValues, Layout, Tokens
+from vilavt_toolkit.packed.tokens import Layout, Tokens, concat_ranges, gather_rows, segment_starts, to_device
 from vilavt_toolkit.vision.positions import group_positions, inquiry_positions
 
 
@@ -56,16 +56,72 @@ class ActiveInquiries:
         return ActiveInquiries.from_inquiry(replace(self.inquiry, layout=layout))
 
 
+@dataclass(frozen=True)
+class BlockContext:
+    """Holds the context of one modulator, rotated, and without the keys of groups whose inquiry is empty."""
+
+    k: Tensor
+    """[K, H, d]"""
+    v: Tensor
+    """[K, H, d]"""
+    lengths: tuple[int, ...]
+    """Number of keys of every group."""
+    is_of_words: bool
+    """True if every inquiry token has one key, so that its weights explain the words."""
+
+    @classmethod
+    def from_modulator(
+        cls, encoder: Encoder, index: int, modulator: Modulator, tokens: Tokens, inquiry: Inquiry
+    ) -> BlockContext | None:
+        """Ask a modulator for its context in block `index`; None without one. Raises BadConfig for wrong shapes."""
+        context = modulator.context(inquiry)
+        if context is None:
+            return None
+        lengths = inquiry.lengths if context.lengths is None else tuple(context.lengths)
+        _check_context(type(modulator).__name__, context, lengths, encoder.spec.blocks[index], index, inquiry)
+        kept = tuple(length if words else 0 for length, words in zip(lengths, inquiry.lengths, strict=True))
+        k, v = context.k, context.v
+        if kept != lengths:
+            rows = _kept_rows(lengths, kept, inquiry.layout, k.device)
+            k, v = gather_rows(k, rows), gather_rows(v, rows)
+        if modulator.span == "group" and tokens.positions is not None:
+            k = encoder.rotate(k, _rotation_for(encoder, index, tokens, kept))
+        return cls(k, v, kept, context.lengths is None)
+
+
+def _check_context(
+    name: str, context: Context, lengths: tuple[int, ...], block: BlockSpec, index: int, inquiry: Inquiry
+) -> None:
+    """Raise BadConfig if keys and values do not fit the block's heads, or the lengths do not fit the keys."""
+    where = f"Modulator {name}, block {index}"
+    if len(lengths) != len(inquiry.lengths):
+        raise BadConfig(
+            f"{where}: `Context.lengths` has {len(lengths)} numbers for {len(inquiry.lengths)} inquiries. "
+            "Give one number for every inquiry."
+        )
+    wanted = (sum(lengths), block.heads, block.head_dim)
+    for key in ("k", "v"):
+        shape = tuple(getattr(context, key).shape)
+        if shape != wanted:
+            advice = "Set `Context.lengths`" if context.lengths is None else "Correct the shape or `Context.lengths`"
+            raise BadConfig(
+                f"{where}: `Context.{key}` is {list(shape)}, expected {list(wanted)}, keys by heads by width. {advice}."
+            )
+
+
+def _kept_rows(lengths: tuple[int, ...], kept: tuple[int, ...], layout: Layout, device: torch.device) -> Tensor:
+    starts = segment_starts(lengths)
+    key = ("kept context", lengths, kept, device)
+    return layout.get_or_make(key, lambda: to_device(concat_ranges(starts, kept), device))
+
+
 @dataclass(frozen=True, eq=False)
 class BlockAttention:
     """Holds what the attention of a block needs beside q, k and v."""
 
     layout: Layout
     partition: str
-    contexts: tuple[KeysValues, ...]
-    """Rotated keys, and values, that modulators add; [K, H, d] each."""
-    lengths: tuple[int, ...]
-    """Number of tokens of every group's inquiry."""
+    contexts: tuple[BlockContext, ...]
     attention_log: list[tuple[Layout, Tensor]] | None
     """If given, the weights on contexts are added here, to explain them."""
 
@@ -75,9 +131,11 @@ class BlockAttention:
         if self.attention_log is not None:
             # The kernels give no weights, so these are computed once more, in plain torch.
             own = (k, self.partition)
-            weights = [inquiry_weights(q, c, layout, self.lengths, scale, own) for c, _ in self.contexts]
+            words = [context for context in self.contexts if context.is_of_words]
+            weights = [inquiry_weights(q, each.k, layout, each.lengths, scale, own) for each in words]
             self.attention_log.extend((layout, each) for each in weights)
-        return attend_segments(q, k, v, layout, self.partition, self.contexts, self.lengths, scale, bias)
+        pairs, lengths = [(each.k, each.v) for each in self.contexts], [each.lengths for each in self.contexts]
+        return attend_segments(q, k, v, layout, self.partition, pairs, lengths, scale, bias)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,16 +174,12 @@ class ModulatedBlock:
         rotation = None
         if tokens.positions is not None:
             rotation = _rotation_for(encoder, index, tokens, "group" if is_joint else "region")
-        contexts: list[KeysValues] = []
-        lengths: tuple[int, ...] = ()
+        contexts: list[BlockContext] = []
         if active is not None:
-            lengths = active.inquiry.lengths
-            for modulator in modulators:
-                context = modulator.context(active.inquiry)
-                if context is not None:
-                    contexts.append((_rotate_inquiry(encoder, index, tokens, lengths, context.k), context.v))
+            found = (BlockContext.from_modulator(encoder, index, m, tokens, active.inquiry) for m in modulators)
+            contexts = [context for context in found if context is not None]
         log = None if active is None else active.inquiry.attention_log
-        attention = BlockAttention(layout, partition, tuple(contexts), lengths, log)
+        attention = BlockAttention(layout, partition, tuple(contexts), log)
         return cls(encoder, tuple(modulators), active, attention, rotation, index, encoder.spec.blocks[index].sites)
 
     def modulate_site(self, site: str, x: Tensor, y: Tensor) -> Tensor:
@@ -167,14 +221,10 @@ def _apply_modulator(modulator: Modulator, site: str, x: Tensor, y: Tensor, acti
     return changed if active.has_inquiry is None else torch.where(active.has_inquiry, changed, y)
 
 
-def _rotate_inquiry(encoder: Encoder, index: int, tokens: Tokens, lengths: tuple[int, ...], k: Tensor) -> Tensor:
-    return k if tokens.positions is None else encoder.rotate(k, _rotation_for(encoder, index, tokens, lengths))
-
-
 def _rotation_for(
     encoder: Encoder, index: int, tokens: Tokens, target: Literal["region", "group"] | tuple[int, ...]
 ) -> Tensor:
-    """Return the RoPE table of tokens within their region or group, or of inquiry tokens of given lengths."""
+    """Return the RoPE table of tokens within their region or group, or of context keys of given lengths."""
     assert tokens.positions is not None
     layout, positions = tokens.layout, tokens.positions
 

@@ -24,9 +24,9 @@ def group_positions(positions: Tensor, layout: Layout, strides: Sequence[int], p
 
 
 def inquiry_positions(positions: Tensor, layout: Layout, strides: Sequence[int], lengths: Sequence[int]) -> Tensor:
-    """Return positions [T, P] of inquiry tokens: after the last region of their group, one step after another.
+    """Return positions [K, P] of context keys: after the last region of their group, one step after another.
 
-    They are all 0 if the strides are 0. (The paper's code.)
+    `lengths` counts the keys of every group. They are all 0 if the strides are 0. (The paper's code.)
     """
     places = np.zeros(sum(lengths), dtype=np.int64)
     if any(strides):

@@ -44,8 +44,9 @@ def block_spec(block: Any) -> BlockSpec:
     sites = dict.fromkeys(("norm1", "proj", "attention", "norm2", "fc2", "mlp", "block"), width)
     sites |= {"qkv": 3 * width, "fc1": hidden}
     heads = block.attn.num_heads
-    normalises_qk = not isinstance(getattr(block.attn, "ln_q", None), nn.Identity | None)
-    return BlockSpec(width, sites, {"fc2": hidden}, heads=heads, head_dim=width // heads, normalises_qk=normalises_qk)
+    norms = {"qkv": getattr(block.attn, "ln_q", None), "proj": getattr(block, "ln_attn", None)}
+    norm_follows = frozenset(name for name, norm in norms.items() if not isinstance(norm, nn.Identity | None))
+    return BlockSpec(width, sites, {"fc2": hidden}, heads=heads, head_dim=width // heads, norm_follows=norm_follows)
 
 
 def run_block(block: Any, x: Tensor, site: SiteHook, attend: Attend) -> Tensor:

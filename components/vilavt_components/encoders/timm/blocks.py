@@ -47,6 +47,8 @@ class BlockAdapter:
     """Runs a block: (block, x [S, D], hooks) -> [S, D]."""
     find_branches: FindBranches
     """Finds a block's attentions and its MLPs; no MLPs where the block itself holds the layers of both."""
+    ends_in_norms: bool = False
+    """True if each branch ends in a norm."""
 
     def block_spec(self, block: Any, has_relative_bias: bool) -> BlockSpec:
         """Describe what a block offers to modulators."""
@@ -75,7 +77,7 @@ class BlockAdapter:
             heads=heads * len(attentions),
             head_dim=head_dim,
             no_context_reason=reason,
-            normalises_qk=any(normalises_qk(branch) for branch in attentions),
+            norm_follows=_norm_follows(attentions, self.ends_in_norms),
         )
 
 
@@ -88,7 +90,7 @@ def block_adapters() -> Mapping[type, BlockAdapter]:
     vit, relpos, beits, evas = (cast(Any, m) for m in (vision_transformer, vision_transformer_relpos, beit, eva))
     scaled = BlockAdapter(partial(_run_pre_norm, scale=_apply_layer_scale), _single_branches)
     gamma = BlockAdapter(partial(_run_pre_norm, scale=_apply_gamma), _single_branches)
-    post_norm = BlockAdapter(_run_post_norm, _single_branches)
+    post_norm = BlockAdapter(_run_post_norm, _single_branches, ends_in_norms=True)
     parallel_scaling = BlockAdapter(_run_parallel_scaling, _fused_branches)
     return {
         vit.Block: scaled,
@@ -114,6 +116,11 @@ def branch_types() -> tuple[frozenset[type], frozenset[type]]:
     attentions = {layers.Attention, layers.DiffAttention, layers.AttentionRope, evas.EvaAttention, beits.Attention}
     attentions.add(cast(Any, vision_transformer_relpos).RelPosAttention)
     return frozenset(attentions), frozenset({layers.Mlp, layers.GluMlp, layers.SwiGLU})
+
+
+def _norm_follows(attentions: Sequence[Any], ends_in_norms: bool = False) -> frozenset[str]:
+    ends = frozenset({"proj", "fc2"} if ends_in_norms else ())
+    return ends | {"qkv"} if any(normalises_qk(branch) for branch in attentions) else ends
 
 
 def _single_branches(block: Any) -> tuple[Sequence[Any], Sequence[Any]]:
@@ -250,5 +257,5 @@ def _parallel_scaling_spec(block: Any) -> BlockSpec:
         heads=heads,
         head_dim=head_dim,
         no_context_reason=reason,
-        normalises_qk=normalises_qk(block),
+        norm_follows=_norm_follows([block]),
     )
