@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 
 from vilavt_components.sources.box_schema import (
     ToCoordinate,
@@ -22,12 +20,14 @@ from vilavt_components.sources.box_schema import (
     next_number_range,
     object_schema,
 )
+from vilavt_components.sources.picture_decoding import Pixels, check_size, decode_picture
 from vilavt_components.sources.regular_file import check_regular_file
 from vilavt_toolkit.contracts import Box, Crop, Source
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.registry import sources
 from vilavt_toolkit.settings import setting
-from vilavt_toolkit.utils.pillow import limit_pixels
+from vilavt_toolkit.utils.embedded import EmbeddedFile
+from vilavt_toolkit.utils.pillow import MAX_PIXELS, explain_errors, open_picture
 from vilavt_toolkit.vision.boxes import (
     BoxError,
     pixel_box,
@@ -39,11 +39,6 @@ from vilavt_toolkit.vision.boxes import (
     units_per_axis,
     write_bbox,
 )
-
-log = logging.getLogger(__name__)
-
-Pixels = NDArray[np.uint8]
-"""[h, w, 3]"""
 
 # Chosen to differ for people with colour-blindness too, and to be bright enough for photographs.
 _BOX_COLOURS = ("#ff4136", "#2ecc40", "#0d8bff", "#ffdc00", "#f012be", "#39cccc", "#ff851b", "#b10dc9")
@@ -59,7 +54,7 @@ Such a box may lie inside one pixel. Without a limit, zooms into zooms would be 
 class ImageConfig:
     """Settings of source `image`."""
 
-    max_pixels: int = setting(400_000_000, help="most pixels an image may have when decoded", minimum=1)
+    max_pixels: int = setting(MAX_PIXELS, help="most pixels an image may have when decoded", minimum=1)
     rounding: Literal["outward", "truncate"] = setting(
         "outward",
         help="pixels that a box cuts out: outward takes all that it touches, truncate those between its edges cut to "
@@ -91,7 +86,7 @@ class ImageSource(Source):
 
     @classmethod
     def open(cls, original: Any, config: ImageConfig) -> ImageSource:
-        """Open a path, a PIL image or uint8 pixels [h, w, 3]; raises InputError naming the file.
+        """Open a path, a file inside another, a PIL image or uint8 pixels [h, w, 3]; raises InputError naming the file.
 
         The image is turned upright by its EXIF orientation, transparent pixels become white, and an animation shows
         its first frame. Deeper pixels become 8 bit: 16-bit ones are scaled from their whole range, 32-bit integers
@@ -101,7 +96,9 @@ class ImageSource(Source):
             # An array is used as it is, without a copy.
             return cls(_check_array(original, config.max_pixels), rounding=config.rounding)
         if isinstance(original, Image.Image):
-            return cls(_decode_image(original, _IN_MEMORY, config.max_pixels), rounding=config.rounding)
+            return cls(decode_picture(original, _IN_MEMORY, config.max_pixels), rounding=config.rounding)
+        if isinstance(original, EmbeddedFile):
+            return cls(_read_file(original, config.max_pixels), original.name, config.rounding)
         if isinstance(original, str | os.PathLike):
             path = Path(os.fspath(original))
             return cls(_read_file(path, config.max_pixels), str(path), config.rounding)
@@ -192,93 +189,17 @@ def _check_array(array: NDArray[Any], max_pixels: int) -> Pixels:
             f"an image array must be uint8 [h, w, 3] and not empty, not {array.dtype} {list(array.shape)}. "
             "Convert it, or pass a PIL image."
         )
-    _check_size(array.shape[1], array.shape[0], _IN_MEMORY, max_pixels)
+    check_size(array.shape[1], array.shape[0], _IN_MEMORY, max_pixels)
     return array
 
 
-def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise InputError(
-            f"{name} is too large: {width} x {height} pixels, and at most {max_pixels:,} are read. "
-            "Scale it down or raise max_pixels."
-        )
-    if width * height == 0:
-        raise InputError(f"{name} has no pixels: {width} x {height}. Give another image.")
-
-
-def _read_file(path: Path, max_pixels: int) -> Pixels:
+def _read_file(file: Path | EmbeddedFile, max_pixels: int) -> Pixels:
     """Read an image file; raises InputError naming it, whatever is wrong with it."""
-    try:
-        check_regular_file(path, "image", "the path of an image file")
-        # The limit also holds inside containers (icons, TIFF), whose sizes show up only while they are decoded.
-        with limit_pixels(max_pixels), path.open("rb") as file, Image.open(file) as image:
-            return _decode_image(image, str(path), max_pixels)
-    except UnidentifiedImageError as error:
-        raise InputError(f"{path} is not an image in a known format. Convert it to PNG or JPEG.") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(
-            f"{path} is too large: at most {max_pixels:,} pixels are read. Scale it down or raise max_pixels."
-        ) from error
-    except PermissionError as error:
-        raise InputError(f"{path} cannot be read: permission denied. Change its permissions.") from error
-    except OSError as error:
-        advice = "Check the path of the image" if error.errno == errno.ENAMETOOLONG else "Get the image again"
-        raise InputError(f"{path} cannot be read ({error.strerror or error}). {advice}.") from error
-
-
-def _decode_image(image: Image.Image, name: str, max_pixels: int) -> Pixels:
-    """Decode a PIL image to 8-bit RGB."""
-    _check_size(*image.size, name, max_pixels)
-    try:
-        image.load()
-        # Once more, since the size of an icon is known only after loading.
-        _check_size(*image.size, name, max_pixels)
-        return np.array(_to_rgb(_apply_orientation(image, name)))
-    except (InputError, Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise
-    except Exception as error:
-        # Malformed data makes Pillow's decoders raise almost anything.
-        raise InputError(
-            f"{name} is damaged or cut off ({error or type(error).__name__}). Get the image again."
-        ) from error
-
-
-def _apply_orientation(image: Image.Image, name: str) -> Image.Image:
-    """Turn an image upright by its EXIF orientation; unreadable EXIF data is ignored with a warning."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception as error:
-        # EXIF blocks are often malformed while the pixels are good.
-        log.warning("%s: its EXIF data cannot be read (%s). It is taken as upright.", name, error)
-        return image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Turn an image of any mode into RGB."""
-    if image.mode.startswith("I;16"):
-        # By hand, since Pillow clips values above 255 when it converts these modes itself.
-        deep = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((deep + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        return Image.fromarray(_scale_to_bytes(np.asarray(image, dtype=np.float64))).convert("RGB")
-    if image.has_transparency_data:
-        solid = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", solid.size, "white"), solid).convert("RGB")
-    return image.convert("RGB")
-
-
-def _scale_to_bytes(values: NDArray[np.float64]) -> Pixels:
-    """Scale pixels of unknown range to 0..255, from the first usual range that holds them, or from their own."""
-    finite = values[np.isfinite(values)]
-    if finite.size == 0:
-        return np.zeros(values.shape, np.uint8)
-    low, high = float(finite.min()), float(finite.max())
-    usual = [top for top in (1.0, 255.0, 65535.0) if low >= 0 and high <= top]
-    bottom, top = (0.0, usual[0]) if usual else (low, high)
-    scaled = (np.clip(values, bottom, top) - bottom) * (255 / max(top - bottom, 1e-12))
-    # NaN becomes black: depth cameras write it where they measured nothing.
-    pixels: Pixels = np.rint(np.nan_to_num(scaled, nan=0.0)).astype(np.uint8)
-    return pixels
+    if isinstance(file, Path):
+        with explain_errors(str(file), max_pixels):
+            check_regular_file(file, "image", "the path of an image file")
+    with open_picture(file, max_pixels) as image:
+        return decode_picture(image, str(file), max_pixels)
 
 
 # --- Drawing ----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ GOOD = {"id": "good", "images": ["a.png"], "conversations": TURNS}
 
 BAD = {
     "a missing image": ({"images": ["gone.png"]}, r"images\[0\]: .*gone\.png does not exist. Check the path"),
-    "an unreadable image": ({"images": ["text.png"]}, r"images\[0\]: .*text\.png is no image in a known format. Conv"),
+    "an unreadable image": ({"images": ["text.png"]}, r"images\[0\]: .*text\.png is not an image in a known format"),
     "an empty image": ({"images": ["empty.png"]}, r"images\[0\]: .*empty\.png is empty \(0 bytes\). Get the file"),
     "more tags than images": ({"conversations": TWO}, "images: there are more <image> tags than images: 2 .* 1 named"),
     "fewer tags than images": ({"images": ["a.png", "a.png"]}, "images: there are fewer <image> tags than images: 1 "),
@@ -162,7 +162,7 @@ def test_every_pixel_is_looked_at_when_asked_for(folder, capsys):
     path = lines(folder, GOOD)
     passes(capsys, str(path))
     problems, _ = refused(capsys, str(path), "--open")
-    assert "a.png cannot be decoded" in problems[0] and "Get the image again" in problems[0]
+    assert "a.png is damaged or cut off" in problems[0] and "Get the image again" in problems[0]
 
 
 @pytest.mark.parametrize("name", [{"path": "a.png"}, None, ""])

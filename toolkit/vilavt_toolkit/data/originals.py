@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vilavt_toolkit.data.fields import BadRow, hash_parts
-from vilavt_toolkit.utils.pillow import limit_pixels
+from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.utils.embedded import EmbeddedFile
+from vilavt_toolkit.utils.pillow import MAX_PIXELS, explain_errors, open_picture, upright_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _VIDEOS = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv"})
-
-_ORIENTATION = 0x0112
-"""The EXIF tag for how the camera was held; from 5 on, width and height change places."""
-
 
 Size = tuple[int, int]
 """Width and height in pixels, the image upright."""
@@ -62,9 +60,11 @@ class Inspector:
         self._results: dict[int, Size | str] = {}
 
     def inspect(self, original: Any, video: bool) -> Size | None:
-        """Return the size of an image, None for a video; raises BadRow with what is wrong and what to do."""
-        if not isinstance(original, str):
+        """Return the size of an image in a file, else None; raises BadRow with what is wrong and what to do."""
+        if isinstance(original, EmbeddedFile):
             return self._measure_image(original)
+        if not isinstance(original, str):
+            return None
         # A key of 64 bits: among a billion paths, two are alike with a chance of about 3%.
         key = int(hash_parts(original), 16)
         if key not in self._results:
@@ -93,25 +93,26 @@ class Inspector:
             return None
         if is_folder:
             raise BadRow(f"{path} is a folder. Give the path of an image.")
-        from PIL import Image, UnidentifiedImageError
+        return self._measure_image(Path(path))
 
+    def _measure_image(self, file: Path | EmbeddedFile) -> Size:
+        """Return the size of an image as its source shows it, upright; raises BadRow if it cannot be read."""
         try:
-            # The recipe's source decides how large an image may be, not this check.
-            with limit_pixels(None), open(path, "rb") as file, Image.open(file) as image:
-                return self._measure_image(image, path)
-        except UnidentifiedImageError:
-            raise BadRow(f"{path} is no image in a known format. Convert it to PNG or JPEG.") from None
-        except (OSError, ValueError, SyntaxError) as error:
-            raise BadRow(f"{path} cannot be read ({error}). Get the image again.") from None
+            # The recipe's source decides how large an image may be, so a header of any size is right.
+            with open_picture(file, None) as image, explain_errors(str(file), MAX_PIXELS if self.decode else None):
+                if self.decode:
+                    _check_pixels(image, str(file))
+                return upright_size(image, str(file))
+        except InputError as error:
+            raise BadRow(str(error)) from None
 
-    def _measure_image(self, image: Image, name: str = "it") -> Size:
-        """Return the size of an image as its source shows it, upright; raises BadRow if it cannot be decoded."""
-        if self.decode:
-            try:
-                image.load()
-            except (OSError, ValueError, SyntaxError) as error:
-                raise BadRow(f"{name} cannot be decoded ({error}). Get the image again.") from None
-        width, height = image.size
-        # Only if the header holds EXIF data: for other files `getexif` would decode all pixels.
-        is_turned = bool(image.info.get("exif")) and image.getexif().get(_ORIENTATION, 1) > 4
-        return (height, width) if is_turned else (width, height)
+
+def _check_pixels(image: Image, name: str) -> None:
+    """Decode all pixels; raises InputError first for more than a source takes by default, since memory is finite."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f"{name} is too large: {width} x {height} pixels, and at most {MAX_PIXELS:,} are decoded. Scale it "
+            "down, or check without --open and raise model.source.max_pixels."
+        )
+    image.load()

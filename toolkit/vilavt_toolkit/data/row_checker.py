@@ -148,7 +148,7 @@ class RowChecker:
                 f"{original.name} is a video. Set task.videos=true and a model.source that opens videos, or give "
                 "frames as images."
             )
-        found = rows.resolve_original(index, original.name, self.task.root_folder(rows), decode=False)
+        found = rows.resolve_original(index, original.name, self.task.root_folder(rows))
         return self.inspector.inspect(found, original.video)
 
     def _count_sample(self, sample: Sample, patches: int) -> None:

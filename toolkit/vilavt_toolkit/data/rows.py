@@ -39,11 +39,8 @@ class Rows(ABC):
             except BadRow as problem:
                 yield problem
 
-    def resolve_original(self, index: int, name: str, root: Path, decode: bool = True) -> Any:
-        """Return the original called `name` in a row, as `Source.open` takes it; raises BadRow.
-
-        Without `decode`, only the header is read of an image inside the data file.
-        """
+    def resolve_original(self, index: int, name: str, root: Path) -> Any:
+        """Return the original called `name` in a row, as `Source.open` takes it; raises BadRow."""
         return str(root / name)
 
 

@@ -8,7 +8,6 @@ memory, and the sample's own bytes are read from there.
 from __future__ import annotations
 
 import importlib
-import io
 import re
 import tarfile
 from array import array
@@ -20,12 +19,10 @@ from typing import TYPE_CHECKING, Any, cast
 from vilavt_toolkit.data.fields import BadRow, parse_json
 from vilavt_toolkit.data.rows import Rows
 from vilavt_toolkit.errors import InputError
-from vilavt_toolkit.utils.pillow import limit_pixels
+from vilavt_toolkit.utils.embedded import EmbeddedFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from PIL.Image import Image
 
 _IMAGES = frozenset({"png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "avif"})
 _NUMBERS = re.compile(r"([0-9]+)")
@@ -102,10 +99,8 @@ class Shard(Rows):
             row = {**row, key: images} if images else row
         return row
 
-    def resolve_original(self, index: int, name: str, root: Path, decode: bool = True) -> Image:
-        """Open an image of a sample, named by its suffix or by its name in the shard."""
-        from PIL import Image, UnidentifiedImageError
-
+    def resolve_original(self, index: int, name: str, root: Path) -> EmbeddedFile:
+        """Return an image of a sample, named by its suffix or by its name in the shard; its source decodes it."""
         with self._open_sample(index) as tar:
             members = self._members_by_suffix(tar)
         # Rows name an image `0.png`, `KEY.0.png` or, if the key has folders, by the last part of it.
@@ -114,23 +109,14 @@ class Shard(Rows):
         if member is None:
             raise BadRow(f"has no member '{name}' (it has {', '.join(sorted(members))}). Write the shard again.")
         start = self._starts[index] + member.offset_data
-        try:
-            with limit_pixels(None):  # the recipe's source decides how large an image may be
-                image = Image.open(io.BufferedReader(_FileWindow(self.path, start, start + member.size)))
-                if decode:
-                    image.load()
-        except UnidentifiedImageError:
-            raise BadRow(f"holds '{member.name}', which is no image in a known format. Convert it to PNG.") from None
-        except (OSError, ValueError, SyntaxError) as error:
-            raise BadRow(f"holds '{member.name}', which cannot be decoded ({error}). Get the image again.") from None
-        return image
+        return EmbeddedFile(f"'{member.name}' in {self.path}", (self.path, (start, start + member.size)))
 
     @contextmanager
     def _open_sample(self, index: int) -> Iterator[tarfile.TarFile]:
         """Open the part of the file that holds a sample, as a tar file of its own."""
-        window = _FileWindow(self.path, self._starts[index], self._starts[index + 1])
+        part = EmbeddedFile(self.locate_row(index), (self.path, (self._starts[index], self._starts[index + 1])))
         try:
-            with io.BufferedReader(window) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            with part.open() as file, tarfile.open(fileobj=file, mode="r:") as tar:
                 yield tar
         except tarfile.TarError as error:
             raise BadRow(f"cannot be found any more ({error}). The shard changed while in use: start again.") from error
@@ -167,42 +153,3 @@ def _is_image(suffix: str) -> bool:
 def _natural_order(name: str) -> list[tuple[int, str]]:
     """Return a sorting key by which 2 comes before 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in _NUMBERS.split(name) if part]
-
-
-class _FileWindow(io.RawIOBase):
-    """The bytes of a file from `start` to `end`, as a file of their own.
-
-    An image is read from the shard when it is decoded, and not copied into memory before. Each window has its own file
-    handle, so that images of one shard can be decoded at the same time.
-    """
-
-    def __init__(self, path: Path, start: int, end: int) -> None:
-        super().__init__()
-        self._file = path.open("rb")
-        self._start, self._size, self._position = start, end - start, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        wanted = max(0, min(len(buffer), self._size - self._position))
-        self._file.seek(self._start + self._position)
-        data = self._file.read(wanted)
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from vilavt_components.sources.image import Pixels
+from vilavt_components.sources.picture_decoding import Pixels
 from vilavt_components.sources.video.frame_selection import end_time
 from vilavt_components.sources.video.frames import FrameReader, check_size
 from vilavt_toolkit.errors import InputError
@@ -276,18 +276,20 @@ def _open_stream(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             raise InputError(f"{path} is {_NO_VIDEOS[container.format.name]} and no video. Give a video file.")
         if not len(container.streams):
             raise _no_frames_error(path, "")
-        if not container.streams.video:
+        # A song may hold a picture of its cover, which is told as a video stream.
+        films = [each for each in container.streams.video if not each.disposition & av.stream.Disposition.attached_pic]
+        if not films:
             # A file whose index is cut off has streams of unknown kinds only.
             kinds = {each.type for each in container.streams}
             other = "" if kinds & {"audio", "subtitle"} else ", or is cut off"
             raise InputError(
                 f"{path} has no video in it{other} ({container.format.long_name}). Give a file with pictures."
             )
-        if container.streams.video[0].codec_context is None:
+        if films[0].codec_context is None:
             raise InputError(
                 f"{path} is coded in a way that the installed PyAV cannot decode. Convert it, for example to H.264."
             )
-        yield container, container.streams.video[0]
+        yield container, films[0]
 
 
 def _import_av(name: str) -> ModuleType:

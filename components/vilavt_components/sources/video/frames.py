@@ -1,32 +1,22 @@
-"""Readers of frames for source `video`: arrays, folders of images, animated images. `decoding.py` reads video files."""
+"""Readers of frames for source `video`: arrays and folders; `animations.py` and `decoding.py` read files."""
 
 from __future__ import annotations
 
-import logging
-import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
-from vilavt_components.sources.image import ImageConfig, ImageSource, Pixels
+from vilavt_components.sources.image import ImageConfig, ImageSource
+from vilavt_components.sources.picture_decoding import Pixels
 from vilavt_components.sources.video.frame_selection import FrameTimes, shortest_time
 from vilavt_toolkit.errors import InputError
 
-log = logging.getLogger(__name__)
-
 _SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-# Not all formats of Pillow, which takes some video files for images that it then cannot decode.
-_IMAGE_FORMATS = ("GIF", "PNG", "WEBP", "AVIF", "JPEG", "BMP", "TIFF")
-_GIF_DEFAULT = 100
-"""Milliseconds that browsers show a frame without a duration."""
-_GIF_END = b";"
 
 
 class FrameReader(ABC):
@@ -93,85 +83,6 @@ def _natural_sort_key(name: str) -> tuple[list[Any], str]:
     # Splitting at a group puts the numbers on the odd places, so texts and numbers are never compared.
     parts = re.split(r"(\d+)", name.casefold())
     return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
-
-
-class AnimationFrames(FrameReader):
-    """The frames of an animated GIF, PNG, WebP or AVIF, timed by their durations; a still image has one frame."""
-
-    def __init__(self, path: Path, max_pixels: int) -> None:
-        self.name, self._path = str(path), path
-        self._config = ImageConfig(max_pixels)
-        durations: list[float] = []
-        ended = ""
-        with Image.open(path, formats=_supported_formats()) as image:
-            check_size(*image.size, self.name, max_pixels)
-            # Every frame is decoded once, since only that shows where a file is cut off.
-            try:
-                for index in range(_count_frames(image)):
-                    image.seek(index)
-                    # Once more, since the pages of a TIFF have sizes of their own.
-                    check_size(*image.size, f"frame {index} of {self.name}", max_pixels)
-                    image.load()
-                    durations.append((image.info.get("duration") or _GIF_DEFAULT) / 1000)
-                if image.format == "GIF" and not _read_tail(path).endswith(_GIF_END):
-                    ended = "its end is missing"
-            except (InputError, Image.DecompressionBombError):
-                raise
-            except Exception as error:
-                # Malformed data makes Pillow's decoders raise almost anything.
-                ended = str(error) or type(error).__name__
-        if not durations:
-            raise InputError(f"{path} is damaged or cut off: no frame can be read ({ended}). Get the video again.")
-        if ended:
-            log.warning(
-                "%s ends early: %d frames can be read (%s), and only they are used.", path, len(durations), ended
-            )
-        self.times = (0.0, *accumulate(durations[:-1]))
-
-    def read_frames(self, wanted: Sequence[int]) -> Iterator[Pixels]:
-        """Yield the frames in one pass."""
-        try:
-            opened = Image.open(self._path, formats=_supported_formats())
-        except OSError as error:
-            # The file was there when the video was opened.
-            raise InputError(f"{self.name} cannot be read any more ({error}). Put the video back.") from error
-        with opened as image:
-            for index in wanted:
-                try:
-                    image.seek(index)
-                    yield ImageSource.open(image, self._config).pixels
-                except (EOFError, OSError, InputError) as error:
-                    raise InputError(
-                        f"{self.describe_frame(index)} cannot be decoded ({error}). Get the video again."
-                    ) from error
-
-
-def _read_tail(path: Path) -> bytes:
-    """Return the last bytes of a file, without the padding that some programs add."""
-    with path.open("rb") as file:
-        file.seek(-min(4096, path.stat().st_size), os.SEEK_END)
-        return file.read().rstrip(b"\0\r\n")
-
-
-def _count_frames(image: Image.Image) -> int:
-    """Count the frames of an opened image."""
-    # The further images of a photo (MPO) are previews of it, or were taken through another lens.
-    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-
-
-def is_picture(path: Path) -> bool:
-    """Return True if a file is an image, animated or not, rather than a video."""
-    try:
-        with Image.open(path, formats=_supported_formats()):
-            return True
-    except UnidentifiedImageError:
-        return False
-
-
-def _supported_formats() -> list[str]:
-    """Return the image formats that the installed Pillow reads."""
-    Image.init()
-    return [name for name in _IMAGE_FORMATS if name in Image.OPEN]
 
 
 def check_size(width: int, height: int, name: str, max_pixels: int) -> None:

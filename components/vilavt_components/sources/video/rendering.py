@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vilavt_components.sources.image import Pixels, draw_boxes
+from vilavt_components.sources.image import draw_boxes
+from vilavt_components.sources.picture_decoding import Pixels
 from vilavt_toolkit.contracts import Box
 
 _ROW = 4

@@ -22,16 +22,19 @@ from vilavt_components.sources.box_schema import (
     next_number_range,
     object_schema,
 )
-from vilavt_components.sources.image import Pixels
+from vilavt_components.sources.picture_decoding import Pixels, decode_picture
 from vilavt_components.sources.regular_file import check_regular_file
+from vilavt_components.sources.video.animations import AnimationFrames, is_picture
 from vilavt_components.sources.video.decoding import FileFrames
 from vilavt_components.sources.video.frame_selection import end_time, nearest_frame, select_frames, shortest_time
-from vilavt_components.sources.video.frames import AnimationFrames, ArrayFrames, FolderFrames, FrameReader, is_picture
+from vilavt_components.sources.video.frames import ArrayFrames, FolderFrames, FrameReader
 from vilavt_components.sources.video.rendering import FrameTile, draw_frames
 from vilavt_toolkit.contracts import Box, Crop, Source
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.registry import sources
 from vilavt_toolkit.settings import setting
+from vilavt_toolkit.utils.embedded import EmbeddedFile
+from vilavt_toolkit.utils.pillow import MAX_PIXELS
 from vilavt_toolkit.vision.boxes import BoxError, pixel_box, read_bbox, shorten_value, units_per_axis, write_bbox
 
 _DEFAULT_FRAMES = 8
@@ -64,7 +67,10 @@ class VideoConfig:
     folder_fps: float = setting(
         1.0, help="frames a second of a folder of images or an array in memory, which have no times", minimum=1e-6
     )
-    max_pixels: int = setting(100_000_000, help="most pixels a frame may have when decoded", minimum=1)
+    max_pixels: int = setting(MAX_PIXELS, help="most pixels a frame may have when decoded", minimum=1)
+    max_animation_pixels: int = setting(
+        1_000_000_000, help="most pixels of all frames of an animated image together", minimum=1
+    )
 
     def __post_init__(self) -> None:
         # Recipes have been checked before, but a config may also be built in code, and `fps` divides.
@@ -123,16 +129,21 @@ class VideoSource(Source):
 
     @classmethod
     def open(cls, original: Any, config: VideoConfig) -> VideoSource:
-        """Open a folder, a file, or frames uint8 [n, h, w, 3]; raises InputError naming the file.
+        """Open a folder, a file, frames uint8 [n, h, w, 3], or one image; raises InputError naming the file.
 
         A file that ends early has the frames that can be read, with a warning. Rotated videos are turned upright.
         Pixels are taken to be square.
         """
         if isinstance(original, np.ndarray):
             return cls(ArrayFrames(original, config.folder_fps, config.max_pixels), config)
+        if isinstance(original, Image.Image):
+            pixels = decode_picture(original, "the image in memory", config.max_pixels)
+            return cls(ArrayFrames(pixels, config.folder_fps, config.max_pixels), config)
+        if isinstance(original, EmbeddedFile):
+            return cls(AnimationFrames(original, config.max_pixels, config.max_animation_pixels), config)
         if not isinstance(original, str | os.PathLike):
             raise InputError(
-                f"a video must be a path or an array of uint8 [n, h, w, 3], not {type(original).__name__}."
+                f"a video must be a path, an image or an array of uint8 [n, h, w, 3], not {type(original).__name__}."
             )
         # The readers report bad content themselves. What is left here is that a file cannot be read at all.
         path = Path(os.fspath(original))
@@ -140,8 +151,8 @@ class VideoSource(Source):
             return cls(_open_frames(path, config), config)
         except PermissionError as error:
             raise InputError(f"{path} cannot be read: permission denied. Change its permissions.") from error
-        except (Image.DecompressionBombError, OSError) as error:
-            raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}).") from error
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror or error}).") from error
 
     @property
     def name(self) -> str:
@@ -312,4 +323,6 @@ def _open_frames(path: Path, config: VideoConfig) -> FrameReader:
         return FolderFrames(path, config.folder_fps, config.max_pixels)
     check_regular_file(path, "video", "a video file or a folder of frames")
     # Pillow first, so that animated images can be read without PyAV, which is optional.
-    return AnimationFrames(path, config.max_pixels) if is_picture(path) else FileFrames(path, config.max_pixels)
+    if is_picture(path):
+        return AnimationFrames(path, config.max_pixels, config.max_animation_pixels)
+    return FileFrames(path, config.max_pixels)

@@ -319,10 +319,9 @@ def test_a_bad_shard_is_named_with_what_to_do(tmp_path):
     row = {"images": ["a.png"], "conversations": [TRACE["conversations"][1], TRACE["conversations"][4]]}
     (tmp_path / "bad").mkdir()
     packed = write_shards(tmp_path / "bad", [row], found_in=tmp_path)
-    with pytest.raises(
-        InputError, match=r"sample '00000': holds '00000.0.png', which cannot be decoded .* Get the image"
-    ):
-        Conversations(ConversationsConfig(files=packed)).sample("train", 0)
+    (original,) = Conversations(ConversationsConfig(files=packed)).sample("train", 0).originals
+    with pytest.raises(InputError, match=r"'00000\.0\.png' in .*part-00\.tar is damaged or cut off .* Get the image"):
+        ImageSource.open(original, ImageConfig())
     (tmp_path / "cut.tar").write_bytes(part.read_bytes()[:1500])
     assert "cut.tar is no sound tar file" in told("cut.tar")
     with tarfile.open(part) as tar:

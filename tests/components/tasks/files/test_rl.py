@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from vilavt_components.sources.image import ImageConfig, ImageSource
 from vilavt_components.tasks.files.rl import VilavtRL, VilavtRLConfig
 from vilavt_toolkit.dialogue.session import session_for
 from vilavt_toolkit.errors import InputError
@@ -101,4 +102,4 @@ def test_a_row_in_a_shard_that_names_no_image_shows_those_beside_it(tmp_path):
     with webdataset.ShardWriter(f"{tmp_path}/part-%02d.tar", verbose=False) as writer:
         writer.write({"__key__": "0", "json": row, "0.png": (tmp_path / "a.png").read_bytes()})
     sample = VilavtRL(VilavtRLConfig(files=f"{tmp_path}/part-00.tar")).sample("train", 0)
-    assert [original.size for original in sample.originals] == [(64, 64)]
+    assert [ImageSource.open(each, ImageConfig()).extent for each in sample.originals] == [(0, 0, 64, 64)]
