@@ -86,7 +86,7 @@ class _ColourKey:
     def mask(self, strip: Image.Image, top: int) -> NDArray[np.bool_] | None:
         """Return the pixels of a strip from row `top` that have the value; None if Pillow finds them itself."""
         if self.grey is not None:
-            return np.asarray(strip) == self.grey
+            return np.asarray(np.asarray(strip) == self.grey)
         if self.low is None:
             return None
         high = np.asarray(strip)
