@@ -31,7 +31,7 @@ def as_input_error(what: str, advice: str, place: str = "") -> Iterator[None]:
             raise ValueError("it is a file, not its folder" if Path(place).is_file() else "there is no such folder")
         yield
     except (*many, SafetensorError, StrictDataclassError) as error:
-        reason = _first_sentence(str(error))
+        reason = first_sentence(str(error))
         if isinstance(error, OSError) and place and not Path(place).is_dir():
             reason = f"there is no such folder, and the hub answers: {reason}"
         raise InputError(f"{what} ({reason}). {advice}") from error
@@ -45,7 +45,7 @@ def check_known_settings(family: str, given: Iterable[str], known: Any) -> None:
             raise ValueError(f"{family!r} has no setting {key!r}.{did_you_mean(key, tuple(known.to_dict()))}")
 
 
-def _first_sentence(text: str) -> str:
+def first_sentence(text: str) -> str:
     """Return the first sentence of a library's message in one line, with its "Did you mean ...?" if there is one."""
     first = re.split(r"(?<=[.!?]) (?=(?!Did you mean)[A-Z])", " ".join(text.split()))[0].removesuffix(".")
     return first if len(first) <= 240 else f"{first[:237]}..."

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import copy
-import logging
-from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 from torch import Tensor, nn
 
 from vilavt_components.common.hf_errors import as_input_error
 from vilavt_components.common.precision import Float32RotaryFrequencies
+from vilavt_components.language_models.layer_windows import causal_mask, number_columns, read_layer_windows
 from vilavt_components.language_models.tokenizer import HFTokenizer, load_tokenizer, train_tokenizer
 from vilavt_toolkit.contracts import CacheView, LanguageModel, TurnTemplate
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.settings import setting
 
-log = logging.getLogger(__name__)
+# Attention that takes a mask [B, 1, L, C]. Other implementations take padding [B, L], and slide windows themselves.
+_MASKED = ("eager", "sdpa")
+OTHER_FAMILY = "Choose one that docs/language-models.md lists."
+"""The end of errors about a family of models that the toolkit cannot read with."""
 
 
 @dataclass(frozen=True)
@@ -79,26 +81,20 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
             self._use_tokenizer(tokenizer)
             # The placeholder may be new, and needs a row in the table of embeddings.
             text.vocab_size = max(text.vocab_size, len(self.tokenizer))
-        self.width: int = text.hidden_size
-        self.layers = int(getattr(text, "num_hidden_layers", 0))
-        self.vocab_size: int = text.vocab_size
-        self.context_length = int(getattr(text, "max_position_embeddings", None) or 1 << 20)
-        # transformers slides a window over columns and counts padding as text, which would shift it from row to row.
-        # A context no longer than the window never slides it, so sliding can be switched off.
-        self._window: int | None = getattr(text, "sliding_window", None)
-        if self._window and self._window < self.context_length:
-            log.warning("Attention slides over %d tokens, so the context is limited to as many.", self._window)
-            self.context_length = self._window
+        self._read_sizes(text)
+
+    def _read_sizes(self, text: Any) -> None:
+        """Take widths, lengths and windows from transformers' configuration `text`; raises InputError."""
+        with as_input_error(f"{self.label}: models of type {text.model_type!r} cannot be used", OTHER_FAMILY):
+            self.width: int = text.hidden_size
+            self.layers = int(getattr(text, "num_hidden_layers", 0))
+            self.vocab_size: int = text.vocab_size
+            self.context_length = int(getattr(text, "max_position_embeddings", None) or 1 << 20)
+            self._windows = read_layer_windows(text)
 
     def _tokenizer_config(self) -> Any:
         """Return a transformers configuration that tells the class of `path`'s tokenizer; None: its files tell."""
         return None
-
-    def _disable_sliding_window(self, model: Any) -> Any:
-        # A huge window, since transformers raises for None where a layer is of the type "sliding_attention".
-        if self._window:
-            model.config.get_text_config().sliding_window = 1 << 30
-        return model
 
     @classmethod
     def from_saved(cls, config: Any, folder: Path) -> Self:
@@ -107,11 +103,7 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
 
     def save_assets(self, folder: Path) -> None:
         """Write the architecture and the tokenizer into `folder`."""
-        # A copy, so that the running model keeps its window disabled.
-        config = copy.deepcopy(self.model.config)
-        if self._window:
-            config.get_text_config().sliding_window = self._window
-        config.save_pretrained(folder)
+        self.model.config.save_pretrained(folder)
         self.tokenizer.backend.save_pretrained(folder)
 
     def fit_tokenizer(self, corpus: Iterable[str], fixed: Sequence[str]) -> None:
@@ -146,10 +138,11 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
     ) -> Tensor:
         """Return logits [B, L, V] of columns [B, L, D] at positions [P, B, L]; see the contract."""
         if cache is None:
-            logits = self._compute_logits(embeddings, positions, mask, None, last)
+            logits = self._compute_logits(embeddings, positions, self._window_padding(mask, embeddings), None, last)
         else:
             with self._mask_taking_attention(is_single=embeddings.shape[1] == 1) as takes_none:
                 attention_mask = self._attention_mask(cache, embeddings) if takes_none else cache.mask
+                attention_mask = self._window_cached(attention_mask, cache)
                 logits = self._compute_logits(embeddings, positions, attention_mask, _TransformersCache(cache), last)
         # Neither a placeholder nor a row of the table without a token can be written. In training too, so that the
         # probabilities of all other tokens are the same as in sampling.
@@ -157,9 +150,38 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
         logits[..., len(self.tokenizer) :] = float("-inf")
         return logits
 
-    @abstractmethod
     def _compute_logits(self, embeddings: Tensor, positions: Tensor, mask: Any, cache: Any, last: int | None) -> Tensor:
         """Return the model's logits in a tensor that the caller may write to. A `mask` of None means causal."""
+        # One position axis: `positions` is [1, B, L]. transformers takes 0 for "logits of all columns".
+        output = self.model(
+            inputs_embeds=embeddings,
+            position_ids=positions[0],
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            logits_to_keep=last or 0,
+        )
+        logits: Tensor = output.logits
+        return logits
+
+    def _window_padding(self, mask: Tensor, embeddings: Tensor) -> Any:
+        """Return the attention masks for columns [B, L, D] without a cache, of which those under `mask` are real."""
+        # transformers slides a window over columns and counts padding as text, which would shift it from row to row.
+        # No window slides within its own length, so a short text needs no other mask.
+        implementation = self.model.config.get_text_config()._attn_implementation
+        if not self._windows.applies_to(mask.shape[1]) or implementation not in _MASKED:
+            return mask
+        full, numbers = causal_mask(mask, embeddings.dtype), number_columns(mask)
+        return self._windows.split_mask(full, full, numbers, numbers)
+
+    def _window_cached(self, full: Any, cache: CacheView) -> Any:
+        """Return the attention masks for columns after the cached ones; `full` is that of layers without a window."""
+        if not self._windows.sizes or not self._windows.applies_to(cache.mask.shape[-1]):
+            return full
+        # A row of the cache has no padding: a column that sees n columns is the n-th of its row.
+        new = (cache.mask == 0).sum(-1)[:, 0] - 1
+        seen = torch.arange(cache.mask.shape[-1], device=new.device)[None]
+        return self._windows.split_mask(full, cache.mask, new, seen)
 
     def _attention_mask(self, cache: CacheView, embeddings: Tensor) -> Any:
         """Return the mask of the new columns [B, L, D], as the model's attention takes it."""
@@ -182,13 +204,15 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
         # Flash attention takes padding at an end and nothing else, but a row of the cache may have holes.
         config = self.model.config.get_text_config()
         chosen = config._attn_implementation
-        if chosen == "eager":
-            yield False
-            return
-        config._attn_implementation = self._single_token_attention() if is_single else "sdpa"
+        # Where attention has more than queries, keys and values, as the sinks of gpt_oss, sdpa would leave them out.
+        if chosen == "eager" or not self.model._supports_sdpa:
+            used = "eager"
+        else:
+            used = self._single_token_attention() if is_single else "sdpa"
+        config._attn_implementation = used
         try:
             # A single token may see all columns, so a mask of None would be right only if no row had padding.
-            yield not is_single
+            yield used != "eager" and not is_single
         finally:
             config._attn_implementation = chosen
 

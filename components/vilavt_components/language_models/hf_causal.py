@@ -1,15 +1,16 @@
-"""Language model `hf_causal`: any causal LM of transformers, pretrained or built from a small config."""
+"""Language model `hf_causal`: a causal LM of transformers that keeps keys and values, pretrained or from scratch."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vilavt_components.common.hf_errors import as_input_error, check_known_settings
+from vilavt_components.language_models.agreement import refuse_disagreement
 from vilavt_components.language_models.causal_base import CausalConfig, CausalModel, config_errors
 from vilavt_toolkit.registry import language_models
 
@@ -21,7 +22,7 @@ class HFCausalConfig(CausalConfig):
 
 @language_models.register("hf_causal", HFCausalConfig)
 class HFCausal(CausalModel):
-    """Any causal LM of transformers, with or without a chat template; its tokenizer is loaded or trained."""
+    """A causal LM of transformers whose state is keys and values; its tokenizer is loaded or trained."""
 
     label = "hf_causal"
 
@@ -30,13 +31,26 @@ class HFCausal(CausalModel):
         self._check_config(config)
         architecture = _load_architecture(config)
         self._load_tokenizer_and_sizes(architecture.get_text_config())
-        self.model = self._disable_sliding_window(_build_model(architecture, config))
+        refuse_disagreement(self.label, architecture, config.attention)
+        self.model = _build_model(architecture, config)
 
     @classmethod
     def tiny(cls) -> HFCausalConfig:
         """Return settings of a two-layer Llama from scratch."""
         small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
         return HFCausalConfig(config={"model_type": "llama", **small, "max_position_embeddings": 512}, vocab_size=320)
+
+    @classmethod
+    def variants(cls) -> Mapping[str, HFCausalConfig]:
+        """Return settings of a model in which only some layers slide, and of one with sinks of attention."""
+        small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+        small |= {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512, "sliding_window": 4}
+        mixed = {**small, "layer_types": ["sliding_attention", "full_attention"]}
+        sinks = {**mixed, "num_local_experts": 4, "num_experts_per_tok": 2}
+        return {
+            "windows": HFCausalConfig(config={"model_type": "gemma3_text", **mixed}, vocab_size=320),
+            "sinks": HFCausalConfig(config={"model_type": "gpt_oss", **sinks}, vocab_size=320),
+        }
 
     def load_weights(self) -> None:
         """Load the pretrained weights of `path`; raises InputError."""
@@ -61,23 +75,9 @@ class HFCausal(CausalModel):
             # transformers draws missing weights at random, and only warns.
             if missing := sorted(report["missing_keys"]):
                 raise ValueError(f"its weights lack {missing[0]} and {len(missing) - 1} others")
-        self._disable_sliding_window(self.model)
         # Tokens that the checkpoint has no row for, as a new placeholder.
         if self.model.get_input_embeddings().num_embeddings < self.vocab_size:
             self.model.resize_token_embeddings(self.vocab_size)
-
-    def _compute_logits(self, embeddings: Tensor, positions: Tensor, mask: Any, cache: Any, last: int | None) -> Tensor:
-        # One position axis: `positions` is [1, B, L]. transformers takes 0 for "logits of all columns".
-        output = self.model(
-            inputs_embeds=embeddings,
-            position_ids=positions[0],
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            logits_to_keep=last or 0,
-        )
-        logits: Tensor = output.logits
-        return logits
 
 
 def _loading_errors(path: str) -> contextlib.AbstractContextManager[None]:

@@ -84,7 +84,6 @@ class Qwen25VLLanguageModel(CausalModel):
         self.time_step = text.tokens_per_second if config.time_step is None else config.time_step
         self.is_tied = bool(text.tie_word_embeddings)
         self.model, self.lm_head = _build_model(text, config)
-        self._disable_sliding_window(self.model)
         self._tie_head()
 
     @classmethod

@@ -170,29 +170,6 @@ def test_pretrained_weights_give_exact_logits_after_the_embeddings_grew(folder):
     assert model.model.get_input_embeddings().weight is model.model.get_output_embeddings().weight
 
 
-@pytest.mark.parametrize("family", ["mistral", "gemma2", "qwen2"])
-def test_an_attention_window_ends_the_context_and_is_not_shortened_by_padding(family, tmp_path):
-    """transformers counts padding into a window: a row of a ragged batch would lose what it still may see."""
-    settings = {**GROUPED, "model_type": family, "sliding_window": 24}
-    settings |= {"use_sliding_window": True, "max_window_layers": 0} if family == "qwen2" else {}
-    settings |= {"head_dim": 8} if family == "gemma2" else {}
-    torch.manual_seed(0)
-    model = HFCausal(HFCausalConfig(config=settings, vocab_size=400)).eval()
-    model.fit_tokenizer(CORPUS, FIXED)
-    assert model.context_length == 24
-    ids = some_ids(24)[:1]
-    alone = logits(model, ids)
-    holed = torch.cat([ids[:, :5], torch.zeros(1, 30, dtype=torch.long), ids[:, 5:]], dim=1)
-    mask = torch.ones_like(holed, dtype=torch.bool)
-    mask[:, 5:35] = False
-    with torch.no_grad():
-        found = model(model.embed(holed), (mask.cumsum(1) - 1).clamp(min=0)[None], mask)[mask]
-    kept = sayable(model)
-    assert (found[:, kept] - alone[0][:, kept]).abs().max() < 1e-4
-    model.save_assets(tmp_path)
-    assert HFCausal.from_saved(model.config, tmp_path).context_length == 24
-
-
 def test_a_token_the_tokenizer_has_can_be_the_placeholder(folder):
     model = loaded(folder, placeholder="<|im_end|>")
     assert model.tokenizer.decode([model.placeholder]) == "<|im_end|>"

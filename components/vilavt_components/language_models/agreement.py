@@ -1,0 +1,196 @@
+"""A trial of an architecture: a small copy of it must give transformers' own logits, at once and from the KV cache."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextvars import Context
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vilavt_components.common.hf_errors import first_sentence
+from vilavt_components.common.quiet import quiet_transformers
+from vilavt_components.common.small_copies import shrink_config
+from vilavt_components.language_models.causal_base import OTHER_FAMILY, CausalConfig, CausalModel
+from vilavt_components.language_models.layer_windows import read_layer_windows
+from vilavt_components.language_models.tokenizer import HFTokenizer, train_tokenizer
+from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.generation.kv_cache import KVCache
+
+_LENGTH, _PADDING = 12, 4
+# (rows, new columns of each): a row joins late, one pauses, and they come in another order.
+_ROUNDS: tuple[tuple[list[int], tuple[int, ...]], ...] = (
+    ([0, 1], (4, 1)),
+    ([0, 1], (1, 1)),
+    ([1, 0], (8, 2)),
+    ([0], (4,)),
+    ([0, 1], (1, 2)),
+)
+_TOLERANCE = 1e-3
+_MOST_PARAMETERS = 20_000_000
+
+
+class SmallCopy(CausalModel):
+    """A language model of a small configuration with random weights, to try an architecture."""
+
+    label = "hf_causal"
+
+    def __init__(self, architecture: Any, attention: str | None) -> None:
+        from transformers import AutoModelForCausalLM
+
+        super().__init__()
+        self.config = self.tiny()
+        self._use_tokenizer(_tiny_tokenizer())
+        build: Any = AutoModelForCausalLM.from_config  # untyped
+        with torch.device("meta"):
+            size = sum(weight.numel() for weight in build(architecture).parameters())
+        if size > _MOST_PARAMETERS:
+            raise ValueError(f"its small copy has {size:,} parameters, which takes too long")
+        self.model = build(architecture, attn_implementation=attention, dtype=torch.float32).eval()
+        self._read_sizes(self.model.config.get_text_config())
+        # Weights as they are drawn are small, and layers of small weights hide their mistakes.
+        for weight in self.model.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+
+    @classmethod
+    def tiny(cls) -> CausalConfig:
+        """Return settings that name nothing: the architecture is given."""
+        return CausalConfig()
+
+
+@cache
+def _tiny_tokenizer() -> HFTokenizer:
+    return train_tokenizer(["a"], [], 300, "<|feature|>")
+
+
+class _Architecture:
+    """A configuration of transformers that equals another one if its settings are the same."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self._key = type(config), json.dumps(config.to_dict(), sort_keys=True, default=str)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Architecture) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+def refuse_disagreement(label: str, config: Any, attention: str | None) -> None:
+    """Raise InputError if the toolkit cannot read with the model of transformers' `config` as transformers does."""
+    if reason := _find_disagreement(_Architecture(config), attention):
+        raise InputError(f"{label}: models of type {config.model_type!r} cannot be used ({reason}). {OTHER_FAMILY}")
+
+
+@cache
+def _find_disagreement(architecture: _Architecture, attention: str | None) -> str:
+    """Return why the toolkit cannot read with an architecture, or an empty text."""
+    # Kernels for GPUs cannot be tried here. They differ in speed only.
+    attention = attention if attention in ("eager", "sdpa") else None
+    # A context of its own, in which parameters are real even while a checkpoint's model is built on the meta device.
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]), quiet_transformers():
+        torch.manual_seed(0)
+        return Context().run(_try_architecture, architecture.config, attention)
+
+
+@torch.no_grad()
+def _try_architecture(config: Any, attention: str | None) -> str:
+    """Return what differs between transformers' logits and the toolkit's in a small copy, or an empty text."""
+    try:
+        read_layer_windows(config.get_text_config(decoder=True))
+        copy, ids = _make_copy(config, attention), torch.arange(3, 3 + 2 * _LENGTH).view(2, _LENGTH)
+        embedded = copy.embed(ids)
+        # Columns of features are the embeddings of no token.
+        features = embedded + 0.5 * torch.randn_like(embedded)
+        plain = copy.model(input_ids=ids, use_cache=False).logits
+        expected = copy.model(inputs_embeds=features, use_cache=False).logits
+    except Exception as error:
+        # A model may raise anything.
+        return _describe(error)
+    trials = {
+        "of padded text": (_read_padded, embedded, plain),
+        "of features": (_read_padded, features, expected),
+        "from the KV cache": (_read_in_rounds, features, expected),
+    }
+    for what, (read, columns, wanted) in trials.items():
+        try:
+            problem = _compare(read(copy, columns), wanted)
+        except Exception as error:
+            problem = f"fail: {_describe(error)}"
+        if problem:
+            return f"its logits {what} {problem}"
+    return ""
+
+
+def _make_copy(config: Any, attention: str | None) -> SmallCopy:
+    try:
+        return SmallCopy(shrink_config(config), attention)
+    except Exception as error:
+        failure = error
+    # A family may not allow the sizes of the small copy, and then the model itself may be small enough.
+    try:
+        return SmallCopy(config, attention)
+    except Exception:
+        raise ValueError(f"no small copy of it can be tried: {_describe(failure)}") from failure
+
+
+def _describe(error: Exception) -> str:
+    text = first_sentence(str(error))
+    return text if isinstance(error, ValueError) else f"{type(error).__name__} {text}".strip()
+
+
+def _compare(found: Tensor, expected: Tensor) -> str:
+    if not expected.isfinite().all():
+        return "are not finite in transformers either"
+    if found.shape != expected.shape:
+        return f"have the shape {list(found.shape)} instead of {list(expected.shape)}"
+    # Of the tokens that can be written: the toolkit rules the others out.
+    sayable = found.isfinite()
+    error = (found[sayable] - expected[sayable]).abs().max().item() if sayable.any() else float("inf")
+    allowed = _TOLERANCE * max(1.0, expected.abs().max().item())
+    return "" if error <= allowed else f"are {error:.2g} from transformers' own"
+
+
+def _read_padded(model: CausalModel, columns: Tensor) -> Tensor:
+    """Return the logits of columns [2, L, D] that are read at once, with padding in different places of the rows."""
+    mask = torch.ones(2, _LENGTH + _PADDING, dtype=torch.bool)
+    mask[0, _LENGTH:] = False
+    mask[1, :2] = mask[1, 6:8] = False
+    padded = columns.new_zeros(*mask.shape, columns.shape[-1])
+    padded[mask] = columns.flatten(0, 1)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[None]
+    logits: Tensor = model(padded, positions, mask)
+    last: Tensor = model(padded, positions, mask, last=1)
+    if last.shape[1] != 1:
+        raise ValueError(f"there are {last.shape[1]} for the last column")
+    return logits[mask].view(2, _LENGTH, -1)
+
+
+def _read_in_rounds(model: CausalModel, columns: Tensor) -> Tensor:
+    """Return the logits of columns [2, L, D] that are read little by little into a KV cache."""
+    kept = KVCache(2, torch.device("cpu"))
+    found: list[list[Tensor]] = [[], []]
+    for rows, counts in _ROUNDS:
+        for row, logits in zip(rows, _read_round(model, kept, columns, rows, counts), strict=True):
+            found[row].append(logits)
+    return torch.stack([torch.cat(parts) for parts in found])
+
+
+def _read_round(
+    model: nn.Module, kept: KVCache, columns: Tensor, rows: Sequence[int], counts: Sequence[int]
+) -> list[Tensor]:
+    """Read the next columns of some rows of the cache; returns their logits [L, V] per row."""
+    # Padded on the left, as in the loop, so that the last column of every row is its newest one.
+    length, first = max(counts), [kept.lengths[row] for row in rows]
+    mask = torch.arange(length) >= length - torch.tensor(counts)[:, None]
+    new = columns.new_zeros(*mask.shape, columns.shape[-1])
+    for index, (row, start, count) in enumerate(zip(rows, first, counts, strict=True)):
+        new[index, length - count :] = columns[row, start : start + count]
+    positions = ((mask.cumsum(1) - 1).clamp(min=0) + torch.tensor(first)[:, None])[None]
+    logits = model(new, positions, mask, kept.prepare_update(rows, counts, new.dtype))
+    kept.commit(rows, counts, [start + count for start, count in zip(first, counts, strict=True)])
+    return [row[length - count :] for row, count in zip(logits, counts, strict=True)]
