@@ -39,6 +39,10 @@ class BadRecipe(UsageError):
     """A recipe, or a plugin that it names, that cannot be found or read."""
 
 
+class UntrustedPlugins(UsageError):
+    """Code that a checkpoint brings and that its user has neither run before nor allowed."""
+
+
 class DuplicateName(UsageError):
     """Two components registered under one name."""
 

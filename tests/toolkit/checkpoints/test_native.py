@@ -18,6 +18,7 @@ from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.dialogue.traces import build_trace_session
 from vilavt_toolkit.errors import InputError, RunError
 from vilavt_toolkit.models.batch import collate
+from vilavt_toolkit.testing.isolation import isolated_registries
 
 
 @pytest.fixture
@@ -97,24 +98,32 @@ def test_what_a_killed_process_left_is_never_loaded_and_cleared_by_the_next(run,
 def test_plugins_travel_with_the_checkpoint_even_two_of_one_name(tiny_recipe, tiny_model, tmp_path):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "mine.py").write_text(f'"""Plugin {folder}."""\n')
-    recipe = load_recipe(tiny_recipe, [f"plugins=[{tmp_path}/one/mine.py, {tmp_path}/two/mine.py, json]"])
-    folder = save_checkpoint(tmp_path / "run", tiny_model, recipe, 1)
-    shutil.rmtree(tmp_path / "one")
-    shutil.rmtree(tmp_path / "two")
-    copies = load_recipe(folder / "recipe.yaml").recipe.plugins
-    assert [Path(copy).read_text() for copy in copies[:2]] == ['"""Plugin one."""\n', '"""Plugin two."""\n']
+        (tmp_path / folder / "mine.py").write_text(f'"""Plugin {folder}."""\nimport beside\n')
+        (tmp_path / folder / "beside.py").write_text(f'"""Beside {folder}."""\n')
+    with isolated_registries():
+        recipe = load_recipe(tiny_recipe, [f"plugins=[{tmp_path}/one/mine.py, {tmp_path}/two/mine.py, json]"])
+        folder = save_checkpoint(tmp_path / "run", tiny_model, recipe, 1)
+        shutil.rmtree(tmp_path / "one")
+        shutil.rmtree(tmp_path / "two")
+        copies = load_recipe(folder / "recipe.yaml").recipe.plugins
+    for copy, name in zip(copies, ("one", "two"), strict=False):
+        assert Path(copy).read_text().startswith(f'"""Plugin {name}.')
+        assert Path(copy).with_name("beside.py").read_text() == f'"""Beside {name}."""\n'
     assert copies[2] == "json" and all(str(folder) in copy for copy in copies[:2])
 
 
-def test_a_missing_plugin_file_is_said_and_nothing_is_written(tiny_recipe, tiny_model, tmp_path):
-    plugin = tmp_path / "gone.py"
-    plugin.write_text('"""A plugin."""\n')
-    recipe = load_recipe(tiny_recipe, [f"plugins=[{plugin}]"])
-    plugin.unlink()
-    with pytest.raises(InputError, match=r"gone\.py"):
-        save_checkpoint(tmp_path / "run", tiny_model, recipe, 1)
-    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_text("1 / 0\n")])
+def test_a_checkpoint_holds_the_plugin_that_was_loaded_whatever_became_of_its_file(
+    tiny_recipe, tiny_model, tmp_path, change
+):
+    plugin = tmp_path / "mine.py"
+    plugin.write_text('"""As it was loaded."""\n')
+    with isolated_registries():
+        recipe = load_recipe(tiny_recipe, [f"plugins=[{plugin}]"])
+        change(plugin)
+        folder = save_checkpoint(tmp_path / "run", tiny_model, recipe, 1)
+        assert (folder / "plugins" / "mine.py").read_text() == '"""As it was loaded."""\n'
+        assert load_recipe(folder / "recipe.yaml").recipe.plugins == [str(folder / "plugins" / "mine.py")]
 
 
 def cut(path: Path) -> None:

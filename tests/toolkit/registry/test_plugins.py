@@ -77,7 +77,7 @@ def test_a_plugin_that_fails_stops_with_its_own_error_naming_it_and_leaves_nothi
     broken.write_text(GATE.format(name="half_a_plugin") + "\n1 / 0\n")
     with pytest.raises(ZeroDivisionError) as caught:
         load_plugins(["./broken.py"], relative_to=tmp_path)
-    assert "./broken.py" in "".join(caught.value.__notes__)
+    assert str(broken) in "".join(caught.value.__notes__)
     assert str(broken) in [str(entry.path) for entry in caught.traceback]
     assert "half_a_plugin" not in modulators
     broken.write_text(GATE.format(name="half_a_plugin"))

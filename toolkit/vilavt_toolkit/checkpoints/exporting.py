@@ -20,6 +20,7 @@ from vilavt_toolkit.errors import InputError, UsageError
 from vilavt_toolkit.formats import foreign
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.registry import formats
+from vilavt_toolkit.registry.trust import trusting_plugins
 from vilavt_toolkit.settings import did_you_mean
 from vilavt_toolkit.utils.files import write_json
 
@@ -35,17 +36,19 @@ def export(
     folder: str | os.PathLike[str],
     format: str | None = None,
     dtype: torch.dtype | str | None = None,
+    trust_plugins: bool = False,
 ) -> Path:
     """Write a model, loaded as `vt.load` does from `source`, into a new folder, and return it; raises VilavtError.
 
     `format` is a registered checkpoint format, or `native`: recipe.yaml, config.json, weights and tokenizers of a run.
     Without it the only registered format is taken.
-    Weights are in `dtype`, or in the type they were saved in. `vt.load` reads every format.
+    Weights are in `dtype`, or in the type they were saved in. `vt.load` reads every format. `trust_plugins` is that of
+    `vt.load`.
     """
     # Checked first, since loading may take minutes.
     format = _choose_format(format)
     target = expand_home(folder)
-    with _written_whole(target) as temporary:
+    with _written_whole(target) as temporary, trusting_plugins(trust_plugins):
         if format == NATIVE:
             _write_native(source, temporary, dtype)
         else:

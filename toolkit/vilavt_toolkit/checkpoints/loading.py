@@ -20,6 +20,7 @@ from vilavt_toolkit.formats import foreign
 from vilavt_toolkit.models.assemble import assemble_model, load_weights
 from vilavt_toolkit.models.meta import parse_dtype, unfilled_parameters
 from vilavt_toolkit.models.model import VisualChatModel
+from vilavt_toolkit.registry.trust import trusting_plugins
 from vilavt_toolkit.utils.text import shorten_list
 
 log = logging.getLogger(__name__)
@@ -31,12 +32,14 @@ def load(
     dtype: torch.dtype | str | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
+    trust_plugins: bool = False,
 ) -> VisualChatModel:
     """Load a model in evaluation mode from a run (its newest checkpoint), a folder, or a hub name like owner/name.
 
     A folder may hold a checkpoint of ours, what `vilavt export` wrote, or weights of a known format (ViLaVT,
     Qwen2.5-VL). Device `auto` is a GPU if there is one. Weights are in `dtype`, or in the type they are stored in, and
-    on the CPU they are mapped from their files. `revision` and `local_files_only` are for the hub. Raises VilavtError.
+    on the CPU they are mapped from their files. `revision` and `local_files_only` are for the hub. `trust_plugins`
+    allows the plugins of a checkpoint that was not trained here. Raises VilavtError.
     """
     # Both are checked before anything is fetched or read.
     wanted, chosen = parse_dtype(dtype), best_device() if device == "auto" else _require_device(device)
@@ -44,7 +47,8 @@ def load(
     hub = foreign.HubAccess(revision, local_files_only)
     folder = foreign.fetch_folder(text, hub) if foreign.is_hub_name(text) else expand_home(path)
     if _is_run(folder):
-        return load_checkpoint(folder, chosen, wanted)[0]
+        with trusting_plugins(trust_plugins):
+            return load_checkpoint(folder, chosen, wanted)[0]
     return _load_foreign(text, folder, wanted).to(chosen).eval()
 
 
@@ -82,12 +86,15 @@ def _load_foreign(name: str, folder: Path, dtype: torch.dtype | None) -> VisualC
     return _assemble_with_weights(section, found, name, dtype)
 
 
-def build(recipe: str | os.PathLike[str], overrides: Sequence[str] = ()) -> VisualChatModel:
+def build(
+    recipe: str | os.PathLike[str], overrides: Sequence[str] = (), trust_plugins: bool = False
+) -> VisualChatModel:
     """Build the model of a recipe, given by name or path, in evaluation mode; raises RecipeErrors.
 
-    Its weights are pretrained where the recipe says so, and else random, drawn from the recipe's seed.
+    Its weights are pretrained where the recipe says so, and else random, drawn from the recipe's seed. `trust_plugins`
+    is that of `load`, for the recipe of a checkpoint.
     """
-    checked = load_recipe(os.fspath(recipe), overrides)
+    checked = load_recipe(os.fspath(recipe), overrides, trust_plugins=trust_plugins)
     torch.manual_seed(checked.recipe.seed)
     return build_model(checked).eval()
 

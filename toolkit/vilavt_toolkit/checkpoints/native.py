@@ -33,11 +33,12 @@ from vilavt_toolkit.checkpoints.training_state import TrainingState
 from vilavt_toolkit.checkpoints.weights import RenameWeight, describe_mismatch, fill_weights
 from vilavt_toolkit.config.parsing import to_plain
 from vilavt_toolkit.config.recipe import CheckedRecipe, ConvertRecipe, dump_recipe, load_recipe
+from vilavt_toolkit.config.recipe_plugins import PLUGIN_FOLDER
 from vilavt_toolkit.config.schema import PARTS_WITH_WEIGHTS
-from vilavt_toolkit.errors import InputError, RunError, VilavtError
+from vilavt_toolkit.errors import InputError, RunError, UntrustedPlugins, VilavtError
 from vilavt_toolkit.models.assemble import INQUIRY_ENCODER, LANGUAGE_MODEL, STOPPING, assemble_model
 from vilavt_toolkit.models.model import VisualChatModel
-from vilavt_toolkit.utils.files import write_json, write_text
+from vilavt_toolkit.utils.files import write_bytes, write_json, write_text
 from vilavt_toolkit.utils.text import shorten_list
 from vilavt_toolkit.utils.versions import collect_versions
 
@@ -93,8 +94,7 @@ def write_model(folder: Path, model: VisualChatModel, recipe: CheckedRecipe, ste
         model.vision.inquiry_encoder.save_assets(folder / INQUIRY_ENCODER)
     # `save_model` writes tensors that share memory once, which safetensors otherwise refuses.
     save_model(model, str(folder / "model.safetensors"))
-    contained = _with_plugins(_without_base_checkpoint(_with_dialogue_texts(recipe, model)), folder)
-    write_text(folder / "recipe.yaml", dump_recipe(contained))
+    write_recipe(folder, _without_base_checkpoint(_with_dialogue_texts(recipe, model)))
     write_json(folder / "checkpoint.json", checkpoint_facts(step))
 
 
@@ -119,20 +119,23 @@ def _with_dialogue_texts(recipe: CheckedRecipe, model: VisualChatModel) -> Check
     return replace(recipe, resolved={**recipe.resolved, "model": {**section, "dialogue": dialogue}})
 
 
-def _with_plugins(recipe: CheckedRecipe, folder: Path) -> CheckedRecipe:
-    """Copy the plugin files of a recipe into the checkpoint, and name the copies."""
+def write_recipe(folder: Path, recipe: CheckedRecipe) -> None:
+    """Write a resolved recipe into a run or checkpoint, and the code of its plugins as it was loaded."""
+    folders: dict[Path, Path] = {}
     names: list[str] = []
-    for number, plugin in enumerate(recipe.recipe.plugins):
-        if plugin.endswith(".py"):
-            name = f"plugins/{Path(plugin).name}"
-            # Two files of one name from two folders: the second gets a folder of its own.
-            if name in names:
-                name = f"plugins/{number}/{Path(plugin).name}"
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(plugin, folder / name)
-            plugin = name
-        names.append(plugin)
-    return replace(recipe, resolved={**recipe.resolved, "plugins": names})
+    for number, plugin in enumerate(recipe.plugins):
+        if plugin.code is None:
+            names.append(plugin.name)
+            continue
+        # Files of one folder stay together, since they import each other. Another folder may have the same names.
+        inside = Path(PLUGIN_FOLDER) / str(number) if folders else Path(PLUGIN_FOLDER)
+        inside = folders.setdefault(plugin.code.path.parent, inside)
+        # The files themselves may have been edited or deleted since.
+        for name, data in plugin.code.files.items():
+            write_bytes(folder / inside / name, data)
+        names.append((inside / plugin.code.path.name).as_posix())
+    contained = replace(recipe, resolved={**recipe.resolved, "plugins": names})
+    write_text(folder / "recipe.yaml", dump_recipe(contained))
 
 
 # --- Finding and describing ----------------------------------------------------------------------------
@@ -258,6 +261,8 @@ def load_checkpoint(
 def _as_run_error(folder: Path) -> Iterator[None]:
     try:
         yield
+    except UntrustedPlugins:
+        raise
     except VilavtError as error:
         raise RunError(f"{folder} cannot be loaded: {error}") from error
 

@@ -11,6 +11,7 @@ from typing import Annotated, cast
 import typer
 
 from vilavt_toolkit.errors import INTERRUPTED, TERMINATED, UsageError, VilavtError
+from vilavt_toolkit.registry.trust import trusting_plugins
 from vilavt_toolkit.utils.text import PlainFormatter, escape_controls
 
 # Newer versions of Typer carry their own copy of click. The base of Typer's errors is the right class in either case.
@@ -61,6 +62,9 @@ RevisionOption = Annotated[
 LocalFilesOption = Annotated[
     bool, typer.Option("--local-files-only", help="Never download: use the files that were downloaded before.")
 ]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-plugins", help="Run plugins of a checkpoint that have not run here before. Read them.")
+]
 
 
 @app.command("list")
@@ -83,25 +87,37 @@ def list_components(
 
 
 @app.command("check")
-def check_recipe(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+def check_recipe(recipe: RecipeArgument, overrides: Overrides = None, trust_plugins: TrustOption = False) -> None:
     """Check a recipe without loading weights."""
     _check_recipe_argument(recipe, overrides)
     from vilavt_toolkit.cli import commands
 
-    commands.check(recipe, overrides or [])
+    with trusting_plugins(trust_plugins):
+        commands.check(recipe, overrides or [])
 
 
 @app.command("train")
-def train_model(recipe: RecipeArgument, overrides: Overrides = None, resume: ResumeOption = False) -> None:
+def train_model(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    resume: ResumeOption = False,
+    trust_plugins: TrustOption = False,
+) -> None:
     """Train the model of a recipe on its task."""
     _check_recipe_argument(recipe, overrides)
     from vilavt_toolkit.cli import commands
 
-    commands.train(recipe, overrides or [], resume=resume)
+    with trusting_plugins(trust_plugins):
+        commands.train(recipe, overrides or [], resume=resume)
 
 
 @app.command("rl")
-def reinforce_model(recipe: RecipeArgument, overrides: Overrides = None, resume: ResumeOption = False) -> None:
+def reinforce_model(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    resume: ResumeOption = False,
+    trust_plugins: TrustOption = False,
+) -> None:
     """Improve a trained run by reinforcement learning.
 
     The recipe's section `rl` says how. The stage starts from the run of the recipe, or from rl.init_from.
@@ -109,7 +125,8 @@ def reinforce_model(recipe: RecipeArgument, overrides: Overrides = None, resume:
     _check_recipe_argument(recipe, overrides)
     from vilavt_toolkit.cli import commands
 
-    commands.reinforce(recipe, overrides or [], resume=resume)
+    with trusting_plugins(trust_plugins):
+        commands.reinforce(recipe, overrides or [], resume=resume)
 
 
 @app.command("eval")
@@ -119,6 +136,7 @@ def evaluate_model(
         typer.Argument(metavar="RUN", help="Folder of a run, or a recipe with model.checkpoint."),
     ],
     overrides: Overrides = None,
+    trust_plugins: TrustOption = False,
 ) -> None:
     """Evaluate a run, or a recipe's checkpoint.
 
@@ -128,7 +146,8 @@ def evaluate_model(
     _check_overrides(overrides)
     from vilavt_toolkit.cli import commands
 
-    commands.evaluate(run, overrides or [])
+    with trusting_plugins(trust_plugins):
+        commands.evaluate(run, overrides or [])
 
 
 @app.command("compare")
@@ -174,6 +193,7 @@ def ask_question(
     max_new_tokens: MaxNewTokensOption = 256,
     revision: RevisionOption = None,
     local_files_only: LocalFilesOption = False,
+    trust_plugins: TrustOption = False,
 ) -> None:
     """Ask a model a question about images."""
     # What can be refused without loading a model is refused here, at once.
@@ -190,7 +210,7 @@ def ask_question(
     from vilavt_toolkit.cli import commands
 
     commands.ask(
-        commands.ModelOptions(run, device, dtype, max_new_tokens, revision, local_files_only),
+        commands.ModelOptions(run, device, dtype, max_new_tokens, revision, local_files_only, trust_plugins),
         [Path(image) for image in images],
         question,
         trace=trace,
@@ -218,6 +238,7 @@ def chat_with_model(
     max_new_tokens: MaxNewTokensOption = 256,
     revision: RevisionOption = None,
     local_files_only: LocalFilesOption = False,
+    trust_plugins: TrustOption = False,
 ) -> None:
     """Chat with a model about images.
 
@@ -225,7 +246,7 @@ def chat_with_model(
     """
     from vilavt_toolkit.cli import commands
 
-    options = commands.ModelOptions(run, device, dtype, max_new_tokens, revision, local_files_only)
+    options = commands.ModelOptions(run, device, dtype, max_new_tokens, revision, local_files_only, trust_plugins)
     # A chat that was interrupted ends with a code of its own.
     raise typer.Exit(commands.chat(options, images or [], temperature, top_p, seed, grammar, load))
 
@@ -243,11 +264,13 @@ def export_model(
         ),
     ] = None,
     dtype: DtypeOption = None,
+    trust_plugins: TrustOption = False,
 ) -> None:
     """Write a model into a folder for other code."""
     from vilavt_toolkit.cli import commands
 
-    commands.export(run, to, format, dtype)
+    with trusting_plugins(trust_plugins):
+        commands.export(run, to, format, dtype)
 
 
 @app.command("new")
@@ -287,6 +310,7 @@ def check_data(
         typer.Option("--recipe", metavar="RECIPE", help="Count tokens and patches as this recipe's model does."),
     ] = None,
     decode: Annotated[bool, typer.Option("--open", help="Decode every image completely, not only its header.")] = False,
+    trust_plugins: TrustOption = False,
 ) -> None:
     """Check a data file and show the lengths of its samples."""
     # A mistyped recipe is refused before a large file is read.
@@ -294,7 +318,8 @@ def check_data(
         _check_recipe_argument(recipe, None)
     from vilavt_toolkit.cli import data_check
 
-    data_check.check_data(file, root, recipe, decode)
+    with trusting_plugins(trust_plugins):
+        data_check.check_data(file, root, recipe, decode)
 
 
 def _check_overrides(overrides: list[str] | None) -> None:

@@ -16,6 +16,7 @@ from vilavt_toolkit.utils.console import make_console
 
 if TYPE_CHECKING:
     from vilavt_toolkit.chat.answer import Answer
+    from vilavt_toolkit.models.model import VisualChatModel
     from vilavt_toolkit.vision.explain import Explanation
 
 
@@ -122,6 +123,15 @@ class ModelOptions:
     max_new_tokens: int = 256
     revision: str | None = None
     local_files_only: bool = False
+    trust_plugins: bool = False
+
+    def load(self) -> VisualChatModel:
+        """Load the model; raises VilavtError."""
+        from vilavt_toolkit.checkpoints.loading import load
+
+        return load(
+            self.model, self.device, self.dtype, self.revision, self.local_files_only, trust_plugins=self.trust_plugins
+        )
 
 
 def ask(
@@ -130,14 +140,13 @@ def ask(
     """Ask a model about images and print the answer; raises VilavtError."""
     from vilavt_toolkit.chat.ask import ask as ask_model
     from vilavt_toolkit.chat.console import format_cost
-    from vilavt_toolkit.checkpoints.loading import load
     from vilavt_toolkit.report.trace import draw_trace
     from vilavt_toolkit.utils.pictures import check_picture_name
 
     # A name that no picture can have is refused before the model spends minutes on an answer.
     if trace is not None:
         check_picture_name(trace)
-    model = load(options.model, options.device, options.dtype, options.revision, options.local_files_only)
+    model = options.load()
     answer = ask_model([str(image) for image in images], question, model=model, max_new_tokens=options.max_new_tokens)
     console = make_console()
     for turn in answer.trace.turns:
@@ -166,11 +175,10 @@ def chat(
     """Hold a conversation over standard input and return the exit code; raises VilavtError if it cannot begin."""
     from vilavt_toolkit.chat.chat import Chat
     from vilavt_toolkit.chat.terminal import run_terminal
-    from vilavt_toolkit.checkpoints.loading import load
     from vilavt_toolkit.generation.sampling import Decoding
 
     decoding = Decoding(options.max_new_tokens, temperature, seed, top_p, grammar=grammar)
-    model = load(options.model, options.device, options.dtype, options.revision, options.local_files_only)
+    model = options.load()
     conversation = Chat(model, decoding=decoding)
     if saved is not None:
         # A saved chat brings its own sampling, and the options of this command come first.

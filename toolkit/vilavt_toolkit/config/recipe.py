@@ -6,16 +6,18 @@ import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vilavt_toolkit.config.checkpoint_layer import absolutise_checkpoint, add_checkpoint_layer, effective_checkpoint
 from vilavt_toolkit.config.layers import Layers, References, split_key
 from vilavt_toolkit.config.parsing import KeyPath, Location, Parser, parse_config, to_plain
+from vilavt_toolkit.config.recipe_plugins import RecipePlugins, find_checkpoint_folder
 from vilavt_toolkit.config.schema import Recipe
 from vilavt_toolkit.errors import BadConfig, BadRecipe, RecipeErrors, UsageError, VilavtError
-from vilavt_toolkit.registry.plugins import display_path, load_builtin, load_plugins, plugin_file
+from vilavt_toolkit.registry.plugins import Plugin, display_path, load_builtin
+from vilavt_toolkit.registry.trust import trusting_plugins
 from vilavt_toolkit.settings import did_you_mean
 
 __all__ = [
@@ -44,6 +46,8 @@ class CheckedRecipe:
     notes: tuple[str, ...]
     """Sentences for the reader, such as inherited settings that were dropped."""
     path: Path
+    plugins: tuple[Plugin, ...] = field(default=(), repr=False)
+    """The plugins that were loaded for it, with the code that ran."""
 
     @property
     def name(self) -> str:
@@ -52,31 +56,31 @@ class CheckedRecipe:
 
 
 def load_recipe(
-    name_or_path: str | Path, overrides: Sequence[str] = (), convert: ConvertRecipe | None = None
+    name_or_path: str | Path,
+    overrides: Sequence[str] = (),
+    convert: ConvertRecipe | None = None,
+    trust_plugins: bool = False,
 ) -> CheckedRecipe:
-    """Read a recipe and overrides `a.b=c`; raises RecipeErrors with every error, or BadRecipe.
+    """Read a recipe and overrides `a.b=c`; raises RecipeErrors with every error, BadRecipe, or UntrustedPlugins.
 
     `convert` translates each file's plain data to today's keys, after the plugins were loaded. Checkpoints of earlier
-    versions need it.
+    versions need it. `trust_plugins` allows the plugins of a checkpoint's recipe that have not run here before.
     """
     path = find_recipe(name_or_path)
     label, layers, errors = display_path(path), Layers(Recipe), list[VilavtError]()
-    plugins: list[str] = []
+    plugins = RecipePlugins(errors)
     own: list[tuple[dict[str, Any], str]] = []
-    for file in reversed(_find_lineage(path)):
+    for file, checkpoint in reversed(_find_lineage(path)):
         mapping = _read_yaml(file)
         mapping.pop("inherits", None)
-        _add_plugins(mapping.pop("plugins", None), file.parent, display_path(file), plugins, errors)
+        plugins.add_layer(mapping.pop("plugins", None), file.parent, display_path(file), checkpoint)
         absolutise_checkpoint(mapping, file.parent)
         own.append((mapping, display_path(file)))
     assignments = _read_overrides(overrides, plugins, errors)
     # Components first: the settings that a recipe may write depend on the components that it names.
     load_builtin()
-    for plugin in plugins:
-        try:
-            load_plugins([plugin])
-        except BadRecipe as error:
-            errors.append(BadRecipe(f"{label}: {error}"))
+    with trusting_plugins(trust_plugins):
+        plugins.load_all(label)
     if convert is not None:
         own = [(convert(mapping), where) for mapping, where in own]
     checkpoint = effective_checkpoint([mapping for mapping, _ in own], assignments)
@@ -88,9 +92,9 @@ def load_recipe(
             layers.assign_value(keys, value, COMMAND_LINE)
         except UsageError as error:
             errors.append(BadConfig(f"{COMMAND_LINE}: {error}"))
-    layers.tree["plugins"] = plugins
+    layers.tree["plugins"] = [plugin.name for plugin in plugins.found]
     layers.tree["run"] = layers.tree.get("run") or f"runs/{_recipe_name(path)}"
-    return _check_layers(layers, path, errors)
+    return replace(_check_layers(layers, path, errors), plugins=tuple(plugins.found))
 
 
 def dump_recipe(checked: CheckedRecipe) -> str:
@@ -172,10 +176,10 @@ def find_recipe(name_or_path: str | Path) -> Path:
 
 def _recipe_name(path: Path) -> str:
     """Return the name that finds a recipe. One that came with the package has its folder too, like modulation/film."""
-    folder, found = recipe_folder(), path.resolve()
-    if folder is None or not found.is_relative_to(folder):
+    folder = recipe_folder()
+    if folder is None or not _is_installed(path):
         return path.stem
-    return found.relative_to(folder).with_suffix("").as_posix()
+    return path.resolve().relative_to(folder).with_suffix("").as_posix()
 
 
 def _is_file(path: Path) -> bool:
@@ -186,25 +190,43 @@ def _is_file(path: Path) -> bool:
         raise BadRecipe(f"{path} cannot be read ({error.strerror}). Check the path.") from error
 
 
-def _find_lineage(path: Path) -> list[Path]:
-    """Return the file of a recipe, of the recipe that it inherits, and so on."""
-    chain = [path]
+def _find_lineage(path: Path) -> list[tuple[Path, Path | None]]:
+    """Return the file of a recipe, of the recipe that it inherits, and so on, each with the checkpoint that it is of.
+
+    The checkpoint is a folder, or None for a recipe of a user or of the package.
+    """
+    chain = [(path, find_checkpoint_folder(path))]
     while True:
-        child = chain[-1]
+        child, checkpoint = chain[-1]
         parent = _read_yaml(child).get("inherits")
         if parent is None:
             return chain
         if not isinstance(parent, str):
             raise BadRecipe(f"{display_path(child)}: inherits: write the name or path of one recipe.")
         found = _find_parent(parent, child)
+        if checkpoint is not None and not _is_installed(found):
+            # What a checkpoint inherits is of the checkpoint, or its plugins would be taken for the user's own.
+            if not found.resolve().is_relative_to(checkpoint.resolve()):
+                raise BadRecipe(
+                    f"{display_path(child)}: inherits: {parent!r} lies outside the checkpoint. Copy the recipe out of "
+                    "its folder and use the copy."
+                )
+        else:
+            checkpoint = find_checkpoint_folder(found)
         # Resolved, since the same file can be reached by several paths.
-        if any(found.resolve() == known.resolve() for known in chain):
-            names = " -> ".join(display_path(file) for file in [*chain, found])
+        if any(found.resolve() == known.resolve() for known, _ in chain):
+            names = " -> ".join(display_path(file) for file in [*(known for known, _ in chain), found])
             raise BadRecipe(
                 f"{display_path(child)}: inherits: the recipes inherit each other in a circle: {names}. Take one "
                 "`inherits` out."
             )
-        chain.append(found)
+        chain.append((found, checkpoint))
+
+
+def _is_installed(path: Path) -> bool:
+    """Return True for the file of a recipe that came with the package."""
+    folder = recipe_folder()
+    return folder is not None and path.resolve().is_relative_to(folder)
 
 
 def _find_parent(name_or_path: str, child: Path) -> Path:
@@ -289,7 +311,7 @@ def split_override(override: str) -> tuple[KeyPath, str]:
 
 
 def _read_overrides(
-    overrides: Sequence[str], plugins: list[str], errors: list[VilavtError]
+    overrides: Sequence[str], plugins: RecipePlugins, errors: list[VilavtError]
 ) -> list[tuple[KeyPath, Any]]:
     """Read overrides into (keys, value), a component's name before its settings."""
     found = []
@@ -301,26 +323,8 @@ def _read_overrides(
             errors.append(error)
             continue
         if keys == ("plugins",):
-            _add_plugins(value, Path.cwd(), COMMAND_LINE, plugins, errors)
+            plugins.add_layer(value, Path.cwd(), COMMAND_LINE)
         else:
             found.append((keys, value))
     # The name decides which settings there are, so `name` comes one level before its place.
     return sorted(found, key=lambda item: len(item[0]) - (item[0][-1] == "name"))
-
-
-def _add_plugins(value: Any, folder: Path, label: str, plugins: list[str], errors: list[VilavtError]) -> None:
-    """Add a layer's plugins. Paths become absolute: they are relative to the file that holds them."""
-    if value is None:
-        return
-    listed = [value] if isinstance(value, str) else value
-    if not isinstance(listed, list) or not all(isinstance(plugin, str) for plugin in listed):
-        errors.append(
-            BadConfig(f"{label}: plugins: expected a list of modules and .py files. Write it like [./my_part.py].")
-        )
-        return
-    # A parent and its child may name the same plugin. Loaded twice it would register its names twice.
-    for plugin in listed:
-        file = plugin_file(plugin, folder)
-        name = str(file) if file else plugin
-        if name not in plugins:
-            plugins.append(name)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import logging
 import os
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from vilavt_toolkit.errors import BadRecipe
 from vilavt_toolkit.registry import ENTRY_POINTS, REGISTRIES, loaded_plugins, registering_from
+from vilavt_toolkit.registry.plugin_code import PluginCode, digest_module, read_code
 
 log = logging.getLogger(__name__)
 
@@ -43,27 +44,72 @@ def load_builtin() -> None:
     _builtin.update(point.value for point in points)
 
 
+@dataclass(frozen=True)
+class Plugin:
+    """A plugin that a recipe names: a module, or a file whose code has been read."""
+
+    name: str
+    """The name of the module, or the absolute path of the file."""
+    code: PluginCode | None = None
+    """The code of a file; None for a module, which Python finds."""
+
+    @property
+    def module(self) -> str:
+        """The name of the module that runs it."""
+        return self.name if self.code is None else self.code.module
+
+    @property
+    def digest(self) -> str | None:
+        """The digest of its code; None for a module that is not there, or is no Python code."""
+        return digest_module(self.name) if self.code is None else self.code.digest
+
+    @property
+    def is_loaded(self) -> bool:
+        """True if its code has run already, so that loading it runs nothing."""
+        return self.module in loaded_plugins or (self.code is None and self.name in sys.modules)
+
+
 def load_plugins(plugins: Iterable[str], relative_to: Path | None = None) -> None:
     """Import plugins, each once: names of modules, or .py files relative to a folder.
 
     Raises BadRecipe for one that is missing. One that fails stops with its own traceback and registers nothing.
     """
     for plugin in plugins:
-        file = plugin_file(plugin, relative_to or Path.cwd())
-        if file is None:
-            _load_plugin(plugin, plugin, None)
-        else:
-            _check_plugin_exists(plugin, file)
-            # Named by content, so that a checkpoint's copy of a plugin that is loaded already is the same plugin.
-            name = f"vilavt_plugin_{file.stem}_{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}"
-            _load_plugin(plugin, name, file)
+        load_plugin(find_plugin(plugin, relative_to or Path.cwd()))
 
 
-def plugin_file(plugin: str, folder: Path) -> Path | None:
-    """Return the absolute path of a plugin that is a file, relative to `folder`; None for a module."""
+def find_plugin(plugin: str, folder: Path) -> Plugin:
+    """Read the code of a plugin that is a file, relative to `folder`, or name the module; raises BadRecipe."""
     if not plugin.endswith(".py"):
-        return None
-    return Path(os.path.abspath(folder / Path(plugin).expanduser()))
+        return Plugin(plugin)
+    file = Path(os.path.abspath(folder / Path(plugin).expanduser()))
+    return Plugin(str(file), read_code(file))
+
+
+def load_plugin(plugin: Plugin) -> None:
+    """Import a plugin unless it is loaded; raises BadRecipe for a module that is missing.
+
+    One that fails stops with its own traceback and registers nothing.
+    """
+    if plugin.module in loaded_plugins:
+        return
+    if plugin.code is None:
+        _check_module_exists(plugin.name)
+    # A plugin that fails half way would leave some of its names registered, and could then not be loaded again.
+    before = {kind: registry.snapshot() for kind, registry in REGISTRIES.items()}
+    modules = [plugin.name] if plugin.code is None else plugin.code.modules
+    try:
+        with registering_from(display_path(plugin.code.path) if plugin.code else _module_origin(plugin.name)):
+            importlib.import_module(plugin.name) if plugin.code is None else plugin.code.import_module()
+    except BaseException as error:
+        for kind, registry in REGISTRIES.items():
+            registry.restore(before[kind])
+        # What it imported from beside it ran, but what that registered is gone.
+        for module in set(modules) - loaded_plugins:
+            sys.modules.pop(module, None)
+        error.add_note(f"while importing the plugin {plugin.name!r}")
+        raise
+    loaded_plugins.update(modules)
 
 
 def display_path(path: Path) -> str:
@@ -72,32 +118,13 @@ def display_path(path: Path) -> str:
     return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
 
 
-def _load_plugin(plugin: str, module: str, file: Path | None) -> None:
-    if module in loaded_plugins:
-        return
-    _check_plugin_exists(plugin, file)
-    # A plugin that fails half way would leave some of its names registered, and could then not be loaded again.
-    before = {kind: registry.snapshot() for kind, registry in REGISTRIES.items()}
-    try:
-        with registering_from(display_path(file) if file else _module_origin(plugin)):
-            if file is None:
-                importlib.import_module(module)
-            else:
-                _import_file(module, file)
-    except BaseException as error:
-        for kind, registry in REGISTRIES.items():
-            registry.restore(before[kind])
-        error.add_note(f"while importing the plugin {plugin!r}")
-        raise
-    loaded_plugins.add(module)
+def is_installed_module(plugin: str) -> bool:
+    """Return True for a module that an installed package names as its entry point for components."""
+    return any(plugin == point.value.partition(":")[0] for point in metadata.entry_points(group=ENTRY_POINTS))
 
 
-def _check_plugin_exists(plugin: str, file: Path | None) -> None:
-    """Raise BadRecipe for a plugin that is missing; one that fails on import is another matter."""
-    if file is not None:
-        if not file.is_file():
-            raise BadRecipe(f"plugins: there is no file {file}. Write its path relative to the recipe's folder.")
-        return
+def _check_module_exists(plugin: str) -> None:
+    """Raise BadRecipe for a module that is missing; one that fails on import is another matter."""
     found = all(part.isidentifier() for part in plugin.split("."))
     try:
         found = found and importlib.util.find_spec(plugin) is not None
@@ -119,17 +146,3 @@ def _module_origin(plugin: str) -> str:
         return f"{plugin} {metadata.version(package)}"
     except metadata.PackageNotFoundError:
         return plugin
-
-
-def _import_file(name: str, file: Path) -> None:
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise BadRecipe(f"plugins: {file} cannot be read as Python. Give it the suffix .py.")
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses, pickling and inspect look up the module of a class while it is defined.
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise

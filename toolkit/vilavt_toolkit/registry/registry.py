@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from vilavt_toolkit.errors import DuplicateName, UnknownName
+from vilavt_toolkit.registry.plugin_code import digest_class
 from vilavt_toolkit.settings import NoSettings, did_you_mean
 
 if TYPE_CHECKING:
@@ -105,6 +106,9 @@ class Registry(Generic[T]):
 
     def _add_entry(self, entry: Entry[T]) -> None:
         old = self._entries.get(entry.name)
+        if old is not None and _is_same_code(old.cls, entry.cls):
+            # A script that imports a plugin which a checkpoint brings too: either class will do, and the first stays.
+            return
         if old is not None:
             raise DuplicateName(
                 f"two {self.plural} are named '{entry.name}': {old.location} ({old.origin}) and "
@@ -153,6 +157,14 @@ class Registry(Generic[T]):
         packages = _entry_point_packages()
         installed = {name: entry for name, entry in self._entries.items() if _package_of(entry.cls) in packages}
         self._entries = installed | snapshot
+
+
+def _is_same_code(first: type[Any], second: type[Any]) -> bool:
+    """Return True for one class of two modules that hold the same code."""
+    if first.__module__ == second.__module__ or first.__qualname__ != second.__qualname__:
+        return False
+    digest = digest_class(first)
+    return digest is not None and digest == digest_class(second)
 
 
 def _duplicate_remedy(first: str, second: str) -> str:

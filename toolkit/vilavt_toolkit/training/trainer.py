@@ -15,10 +15,9 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from vilavt_toolkit.checkpoints.native import find_checkpoint, load_training_state, read_step
+from vilavt_toolkit.checkpoints.native import find_checkpoint, load_training_state, read_step, write_recipe
 from vilavt_toolkit.checkpoints.run_lock import RunLock
 from vilavt_toolkit.checkpoints.training_state import TrainingState
-from vilavt_toolkit.config.recipe import dump_recipe
 from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.training.callbacks.checkpointing import CheckpointCallback
 from vilavt_toolkit.training.callbacks.interruption import Interruption
@@ -26,7 +25,7 @@ from vilavt_toolkit.training.callbacks.progress_bar import StepProgressBar
 from vilavt_toolkit.training.callbacks.step_timer import StepTimer
 from vilavt_toolkit.training.resume import check_state
 from vilavt_toolkit.training.stage import Stage, StageModule
-from vilavt_toolkit.utils.files import write_json, write_text
+from vilavt_toolkit.utils.files import write_json
 from vilavt_toolkit.utils.versions import collect_versions
 
 log = logging.getLogger(__name__)
@@ -86,7 +85,7 @@ def run_stage(
         # Last of all: what fails before leaves an earlier run where it was, and no half of a new one.
         if start.folder is None:
             start.lock.move_run_aside()
-        write_text(stage.run / "recipe.yaml", dump_recipe(stage.recipe))
+        write_recipe(stage.run, stage.recipe)
         write_json(stage.run / "versions.json", collect_versions())
         if prepare_run is not None:
             prepare_run()

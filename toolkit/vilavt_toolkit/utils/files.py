@@ -39,6 +39,12 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
 
 
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data`, atomically; raises InputError."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` as UTF-8, atomically; raises InputError."""
     with atomic_write(path) as temporary:
