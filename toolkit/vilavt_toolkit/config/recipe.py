@@ -70,10 +70,10 @@ def load_recipe(
     label, layers, errors = display_path(path), Layers(Recipe), list[VilavtError]()
     plugins = RecipePlugins(errors)
     own: list[tuple[dict[str, Any], str]] = []
-    for file, checkpoint in reversed(_find_lineage(path)):
+    for file, folder in reversed(_find_lineage(path)):
         mapping = _read_yaml(file)
         mapping.pop("inherits", None)
-        plugins.add_layer(mapping.pop("plugins", None), file.parent, display_path(file), checkpoint)
+        plugins.add_layer(mapping.pop("plugins", None), file.parent, display_path(file), folder)
         absolutise_checkpoint(mapping, file.parent)
         own.append((mapping, display_path(file)))
     assignments = _read_overrides(overrides, plugins, errors)
