@@ -17,15 +17,24 @@ def setting(
     maximum: float | None = None,
     replaces: tuple[str, ...] = (),
     formerly: tuple[str, ...] = (),
+    is_path: bool = False,
 ) -> Any:
     """Declare one setting of a component's config dataclass: default, help, inclusive range.
 
     `replaces` names alternatives. When a child recipe or the command line sets this one, the inherited ones are
     dropped; two that replace each other may not both be set. `formerly` holds the names that the setting had in
     earlier versions: a recipe that uses one is refused with the new name, and old checkpoints are converted.
+    `is_path` marks names of files and folders, which a recipe may write relative to its own folder.
     """
     # Facts travel as field metadata, so that a config stays a plain dataclass that anybody can build in Python.
-    facts = {"help": help, "minimum": minimum, "maximum": maximum, "replaces": replaces, "formerly": formerly}
+    facts = {
+        "help": help,
+        "minimum": minimum,
+        "maximum": maximum,
+        "replaces": replaces,
+        "formerly": formerly,
+        "is_path": is_path,
+    }
     if factory is not None:
         return field(default_factory=factory, metadata=facts)
     return field(default=default, metadata=facts)

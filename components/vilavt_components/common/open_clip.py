@@ -48,6 +48,7 @@ class OpenClipSettings:
         None,
         help="local weights (.safetensors), or a folder with open_clip_config.json and such weights",
         formerly=("file",),
+        is_path=True,
     )
     config: dict[str, Any] | None = setting(
         None,

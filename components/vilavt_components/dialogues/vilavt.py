@@ -26,7 +26,9 @@ _EXPECTED_FORM = (
 class VilavtDialogueConfig:
     """Settings of dialogue `vilavt`. A text that is null is taken from `template`, else from vilavt_template.yaml."""
 
-    template: str | None = setting(None, help="YAML file with texts that replace the default ones (null: none)")
+    template: str | None = setting(
+        None, help="YAML file with texts that replace the default ones (null: none)", is_path=True
+    )
     system: str | None = setting(
         None, help="system prompt, '{box}' and '{boxes}' filled in (empty: none, null: the template's, as below)"
     )

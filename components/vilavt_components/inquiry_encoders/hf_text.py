@@ -27,7 +27,10 @@ class HFTextConfig:
     """Settings of inquiry encoder `hf_text`: `path` for a pretrained text model, or `config` for a new one."""
 
     path: str | None = setting(
-        None, help="hub name or local folder of a text model and its tokenizer", replaces=("config", "end_token")
+        None,
+        help="hub name or local folder of a text model and its tokenizer",
+        replaces=("config", "end_token"),
+        is_path=True,
     )
     config: dict[str, Any] = setting(
         factory=dict,
@@ -38,6 +41,7 @@ class HFTextConfig:
         None,
         help="folder or hub name of the tokenizer (null: `path`'s, else the language model's, which must then have the "
         "text model's tokens under the same ids)",
+        is_path=True,
         replaces=("end_token",),
     )
     end_token: str = setting(

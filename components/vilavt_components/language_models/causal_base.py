@@ -29,7 +29,9 @@ OTHER_FAMILY = "Choose one that docs/language-models.md lists."
 class CausalConfig:
     """Settings of a language model of transformers: `path` for a pretrained one, or `config` for one from scratch."""
 
-    path: str | None = setting(None, help="hub name or local folder of a pretrained causal LM", replaces=("config",))
+    path: str | None = setting(
+        None, help="hub name or local folder of a pretrained causal LM", replaces=("config",), is_path=True
+    )
     config: dict[str, Any] = setting(
         factory=dict,
         help="from scratch instead: `model_type` and that family's transformers settings",
@@ -37,7 +39,7 @@ class CausalConfig:
     )
     vocab_size: int = setting(1024, help="from scratch: most tokens of the tokenizer trained on the task", minimum=300)
     tokenizer: str | None = setting(
-        None, help="folder or hub name of a tokenizer to use instead of `path`'s or a trained one"
+        None, help="folder or hub name of a tokenizer to use instead of `path`'s or a trained one", is_path=True
     )
     placeholder: str = setting("<|feature|>", help="token in place of each feature (added if missing)")
     attention: str | None = setting(None, help="transformers' attention implementation (null: its own choice)")

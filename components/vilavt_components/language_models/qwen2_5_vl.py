@@ -45,7 +45,7 @@ class Qwen25VLLanguageConfig(CausalConfig):
     """Settings of language model `qwen2_5_vl`: `path` for a pretrained one, or `config` for one from scratch."""
 
     path: str | None = setting(
-        None, help="hub name or local folder of a Qwen2.5-VL or ViLaVT checkpoint", replaces=("config",)
+        None, help="hub name or local folder of a Qwen2.5-VL or ViLaVT checkpoint", replaces=("config",), is_path=True
     )
     config: dict[str, Any] = setting(
         factory=dict,

@@ -45,6 +45,12 @@ class ToyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FilesConfig:
+    files: list[str] | str = setting("", help="which", is_path=True)
+    path: str | None = setting(None, help="from where", is_path=True)
+
+
+@dataclass(frozen=True, kw_only=True)
 class OtherConfig:
     depth: int = setting(help="how deep")
 
@@ -69,6 +75,7 @@ def register_toys() -> None:
         REGISTRIES[kind].register(f"toy_{kind}", ToyConfig)(type("Toy", (), {"__doc__": "A toy."}))
     for name, config in (("toy_film", ToyConfig), ("toy_deep", OtherConfig)):
         modulators.register(name, config)(type(name, (), {"__doc__": "A toy."}))
+    REGISTRIES["task"].register("toy_files", FilesConfig)(type("Files", (), {"__doc__": "A toy."}))
     REGISTRIES["encoder"].register("toy_eye", EyeConfig)(type("Eye", (), {"__doc__": "A toy."}))
     for name in ("toy_decides", "toy_turns"):
         stopping_policies.register(name, ToyConfig)(type(name, (), {"__doc__": "A toy."}))
@@ -298,6 +305,25 @@ def test_plugins_of_parent_and_child_are_loaded_each_from_its_own_folder(base: P
         str(tmp_path / "deep" / "mine.py"),
     ]
     assert {"toy_parent", "toy_child"} <= set(REGISTRIES["modulator"].names())
+
+
+def test_files_lie_beside_the_recipe_that_names_them_or_where_the_command_runs(base: Path, tmp_path: Path) -> None:
+    deep = tmp_path / "deep"
+    (deep / "data").mkdir(parents=True)
+    for name in ("a.json", "b-01.tar", "here.json"):
+        write(deep / "data" / name, "")
+    write(tmp_path / "here.json", "")
+    write(deep / "parent.yaml", "task: {name: toy_files, files: data/a.json, path: owner/model}\n")
+    child = write(tmp_path / "child.yaml", BASE.replace("task: toy_task", "inherits: deep/parent.yaml"))
+
+    def read(*overrides: str) -> FilesConfig:
+        return load_recipe(child, overrides).recipe.task.config
+
+    assert (read().files, read().path) == (str(deep / "data" / "a.json"), "owner/model")
+    assert read("task.files=data/a.json").files == "data/a.json", "of the command line, relative to this folder"
+    assert read("task.path=~nobody-at-all/model").path == "~nobody-at-all/model"
+    write(deep / "parent.yaml", "task: {name: toy_files, files: ['data/b-{00..01}.tar', here.json]}\n")
+    assert read().files == [str(deep / "data" / "b-{00..01}.tar"), "here.json"]
 
 
 # --- What is wrong -------------------------------------------------------------------------------------

@@ -52,6 +52,10 @@ class Location:
             return self.label or tail
         return f"{self.label}.{tail}" if tail[0] != "[" else f"{self.label}{tail}"
 
+    def find_file(self, path: KeyPath, name: str) -> str:
+        """Return the path of a file or folder that the value at a path names; here the name as it is."""
+        return name
+
 
 def parse_config(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T:
     """Read a mapping into the dataclass `cls`, strictly; raises RecipeErrors with every error."""
@@ -192,7 +196,9 @@ class Parser:
         """Read one field's value."""
         if "part" not in f.metadata:
             result = self.parse_value(annotation, value, path)
-            return result if isinstance(result, _Invalid) else self._check_range(f, result, path)
+            if isinstance(result, _Invalid):
+                return result
+            return self._find_files(result, path) if f.metadata.get("is_path") else self._check_range(f, result, path)
         # A mapping without a name means the default component, if the field has exactly one.
         default = _single_default(f)
         if not f.metadata["many"]:
@@ -202,6 +208,11 @@ class Parser:
         if not value:
             return self.add_error(path, f"the list is empty. Name at least one {_registry_of_field(f).label}.")
         return [self.parse_part(f.metadata["part"], item, (*path, i)) for i, item in enumerate(value)]
+
+    def _find_files(self, value: Any, path: KeyPath) -> Any:
+        if isinstance(value, list | tuple):
+            return type(value)(self._find_files(item, (*path, i)) for i, item in enumerate(value))
+        return self.where.find_file(path, value) if isinstance(value, str) and value else value
 
     def _check_range(self, f: Field[Any], value: Any, path: KeyPath) -> Any:
         low, high = f.metadata.get("minimum"), f.metadata.get("maximum")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import io
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -70,7 +72,8 @@ def load_recipe(
     label, layers, errors = display_path(path), Layers(Recipe), list[VilavtError]()
     plugins = RecipePlugins(errors)
     own: list[tuple[dict[str, Any], str]] = []
-    for file, folder in reversed(_find_lineage(path)):
+    lineage = _find_lineage(path)
+    for file, folder in reversed(lineage):
         mapping = _read_yaml(file)
         mapping.pop("inherits", None)
         plugins.add_layer(mapping.pop("plugins", None), file.parent, display_path(file), folder)
@@ -94,7 +97,8 @@ def load_recipe(
             errors.append(BadConfig(f"{COMMAND_LINE}: {error}"))
     layers.tree["plugins"] = [plugin.name for plugin in plugins.found]
     layers.tree["run"] = layers.tree.get("run") or f"runs/{_recipe_name(path)}"
-    return replace(_check_layers(layers, path, errors), plugins=tuple(plugins.found))
+    folders = {display_path(file): file.parent for file, _ in lineage}
+    return replace(_check_layers(layers, path, folders, errors), plugins=tuple(plugins.found))
 
 
 def dump_recipe(checked: CheckedRecipe) -> str:
@@ -107,18 +111,34 @@ def dump_recipe(checked: CheckedRecipe) -> str:
 class _LayerLocation(Location):
     """Names the file, or the command line, that set the value at a path."""
 
-    def __init__(self, layers: Layers, label: str) -> None:
+    def __init__(self, layers: Layers, label: str, folders: Mapping[str, Path]) -> None:
         super().__init__(label, plugins_in=label)
-        self._layers = layers
+        self._layers, self._folders = layers, folders
 
     def __call__(self, path: KeyPath) -> str:
         tail = Location()(path)
         label = self._layers.find_label(path, self.label)
         return f"{label}: {tail}" if tail else label
 
+    def find_file(self, path: KeyPath, name: str) -> str:
+        """Return the absolute path of what lies beside the file that set the value; any other name stays as it is.
 
-def _check_layers(layers: Layers, path: Path, errors: list[VilavtError]) -> CheckedRecipe:
-    where = _LayerLocation(layers, display_path(path))
+        So a name may also be relative to the current folder, and a hub name is none of a file.
+        """
+        folder = self._folders.get(self._layers.find_label(path, self.label))
+        # `part-{000..010}.tar` stands for files of one folder.
+        known, brace, _ = name.partition("{")
+        try:
+            beside = Path(os.path.abspath((folder or Path()) / Path(known).expanduser()))
+            found = any(beside.parent.glob(f"{glob.escape(beside.name)}*")) if brace else beside.exists()
+        # The name is too long, holds a zero byte, or names the home of nobody.
+        except (OSError, ValueError, RuntimeError):
+            return name
+        return name if folder is None or not found else str(beside) + name[len(known) :]
+
+
+def _check_layers(layers: Layers, path: Path, folders: Mapping[str, Path], errors: list[VilavtError]) -> CheckedRecipe:
+    where = _LayerLocation(layers, display_path(path), folders)
     references = References(layers.tree, Recipe, where)
     tree = references.fill_tree()
     parser = Parser(where)

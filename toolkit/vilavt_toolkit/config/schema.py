@@ -85,6 +85,7 @@ class TrainSection(StageSection):
         "",
         help="run or checkpoint whose weights the stage starts from (empty: new or pretrained ones)",
         formerly=("start",),
+        is_path=True,
     )
     batch_size: int = setting(help="dialogues of an optimizer step", minimum=1)
     micro_batch: int | None = setting(
@@ -136,6 +137,7 @@ class RLSection(StageSection):
         "",
         help="run or checkpoint that the stage starts from (empty: the recipe's run, or model.checkpoint without one)",
         formerly=("start",),
+        is_path=True,
     )
     run: str = setting("", help="folder of the run (empty: the folder of the recipe's run, with -rl after it)")
     split: str = setting("train", help="split of the task that prompts come from")

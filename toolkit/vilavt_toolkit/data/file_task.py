@@ -31,10 +31,12 @@ FileNames = list[str] | str
 class FilesConfig:
     """Settings that every task on data files begins with."""
 
-    files: FileNames = setting(help="data file or files, shards also as part-{000..010}.tar")
-    root: str = setting("", help="folder that paths of images are relative to (empty: that of each data file)")
-    val_files: FileNames = setting(help="files of split val, in place of val_share", factory=list)
-    test_files: FileNames = setting(help="files of split test", factory=list)
+    files: FileNames = setting(help="data file or files, shards also as part-{000..010}.tar", is_path=True)
+    root: str = setting(
+        "", help="folder that paths of images are relative to (empty: that of each data file)", is_path=True
+    )
+    val_files: FileNames = setting(help="files of split val, in place of val_share", factory=list, is_path=True)
+    test_files: FileNames = setting(help="files of split test", factory=list, is_path=True)
     val_share: float = setting(
         0.0, help="share of `files` held out as split val, images never shared with train", minimum=0, maximum=0.5
     )

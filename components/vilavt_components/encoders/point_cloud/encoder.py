@@ -58,7 +58,9 @@ class PointCloudEncoderConfig:
     depth: int = setting(3, help="number of blocks", minimum=1)
     heads: int = setting(4, help="attention heads", minimum=1)
     mlp_ratio: float = setting(2.0, help="hidden width of a block's MLP divided by its width", minimum=0.01)
-    path: str | None = setting(None, help="weights (.safetensors) of an encoder of these settings", formerly=("file",))
+    path: str | None = setting(
+        None, help="weights (.safetensors) of an encoder of these settings", formerly=("file",), is_path=True
+    )
 
     def __post_init__(self) -> None:
         if self.width % self.heads:

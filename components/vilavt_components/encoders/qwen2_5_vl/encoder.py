@@ -45,7 +45,11 @@ class Qwen25VLConfig(PixelBudgetConfig):
     """
 
     path: str | None = setting(
-        None, help="folder or hub name of a Qwen2.5-VL checkpoint", replaces=("config",), formerly=("model",)
+        None,
+        help="folder or hub name of a Qwen2.5-VL checkpoint",
+        replaces=("config",),
+        formerly=("model",),
+        is_path=True,
     )
     revision: str | None = setting(None, help="hub revision of `path`")
     local_files_only: bool = setting(False, help="never ask the hub")

@@ -48,7 +48,9 @@ class TimmConfig(PixelBudgetConfig):
         None, help="timm model name, such as vit_base_patch16_224.augreg_in21k", replaces=("config", "stem", "path")
     )
     pretrained: bool = setting(False, help="load timm's weights of `model` when training starts", replaces=("path",))
-    path: str | None = setting(None, help="local weights (.safetensors) to load instead", formerly=("file",))
+    path: str | None = setting(
+        None, help="local weights (.safetensors) to load instead", formerly=("file",), is_path=True
+    )
     local_files_only: bool = setting(False, help="never download: take weights from the local cache")
     args: dict[str, Any] = setting(factory=dict, help="more arguments for timm.create_model")
     config: dict[str, Any] | None = setting(

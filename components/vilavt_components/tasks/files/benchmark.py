@@ -31,7 +31,7 @@ class VilavtBenchmarkConfig(FilesConfig):
     """Settings of task `vilavt_benchmark`; `files` are the benchmark, and split test."""
 
     train_files: list[str] | str = setting(
-        help="data files of split train, of which benchmarks usually have none", factory=list
+        help="data files of split train, of which benchmarks usually have none", factory=list, is_path=True
     )
     table: Literal["auto", "vsibench", "sparbench", "category"] = setting(
         "auto", help="table of scores, where auto goes by the question types, or else shows one number a category"

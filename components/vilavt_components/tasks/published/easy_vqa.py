@@ -33,7 +33,7 @@ _YES_NO = frozenset({"yes", "no"})
 class EasyVQAConfig:
     """Settings of task `easy_vqa`."""
 
-    root: str = setting(help="folder of the corpus as published, with train/, test/ and answers.txt")
+    root: str = setting(help="folder of the corpus as published, with train/, test/ and answers.txt", is_path=True)
     seed: int = setting(0, help="decides the order of samples and which images are held out for val", minimum=0)
     val: float = setting(0.05, help="share of the published train images held out as split val", minimum=0, maximum=0.5)
     thoughts: bool = setting(

@@ -37,7 +37,7 @@ _DIRECTORY = re.compile(r"[0-9A-Za-z_]+")
 class NLVRConfig:
     """Settings of task `nlvr`."""
 
-    root: str = setting(help="folder of the corpus as published, with train/ and the test folder")
+    root: str = setting(help="folder of the corpus as published, with train/ and the test folder", is_path=True)
     test: Literal["dev", "test"] = setting("dev", help="published folder that is split test")
     seed: int = setting(0, help="decides the order of samples and which sentences are held out for val", minimum=0)
     val: float = setting(
