@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -208,7 +208,8 @@ def run_varlen_kernel(
     from torch.nn.attention.varlen import varlen_attn
 
     # The function has no switch for its backend, but cuDNN takes no window. One as long as every segment hides nothing.
-    reach = -1 if torch.backends.cuda.cudnn_sdp_enabled() else max(longest_q, longest_k)
+    is_allowed: Any = torch.backends.cuda.cudnn_sdp_enabled  # untyped
+    reach = -1 if is_allowed() else max(longest_q, longest_k)
     out = varlen_attn(q, k, v, starts_q, starts_k, longest_q, longest_k, scale=scale, window_size=(reach, reach))
     assert isinstance(out, Tensor)
     return out
