@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from vilavt_components.encoders.qwen2_5_vl.resizing import enlarged_size
+from vilavt_components.sources.image import ImageSource
 from vilavt_toolkit.config.recipe import load_recipe
-from vilavt_toolkit.contracts import Region
+from vilavt_toolkit.contracts import Region, RegionCall, ShownAs
 from vilavt_toolkit.dialogue.session import Session
-from vilavt_toolkit.dialogue.tool_calls import CallError
+from vilavt_toolkit.dialogue.tool_calls import CallError, ParentRegion, resolve_region
 from vilavt_toolkit.models.assemble import assemble_model
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "zoomin.json").read_text(encoding="utf-8"))
@@ -185,3 +186,61 @@ def test_boxes_are_cut_at_whole_pixels_in_zooms_of_zooms_too(model_of, images):
     crops = [Region(session.sources[0], placed.box).crop().data for placed in session.trajectory.regions[1:]]
     assert np.array_equal(crops[0], pixels[112:336, 112:336])
     assert np.array_equal(crops[1], pixels[168:280, 168:280])
+
+
+# --- Any zoom, by the paper's rule -----------------------------------------------------------------------------------
+
+ROUNDED = [
+    ((2349, 1902), (1820, 1904), (440, 227, 1805, 1530)),
+    ((419, 1162), (420, 588), (50, 17, 406, 266)),
+    ((179, 2617), (168, 2604), (21, 1603, 161, 1812)),
+    ((2032, 1121), (1568, 1120), (262, 1, 1277, 1040)),
+    ((1371, 1584), (1372, 476), (277, 59, 1238, 179)),
+]
+"""Image, view and box of first zooms in which the last digit of a fraction decides about a pixel."""
+
+
+def paper_zoom(image, view, outer, box):
+    """The paper's rule: the position of a box of a view, the pixels that it cuts out, the size that they get."""
+    low, high = outer[:2], outer[2:]
+    place = [low[n % 2] + box[n] / view[n % 2] * (high[n % 2] - low[n % 2]) for n in range(4)]
+    cut = [int(edge * image[n % 2]) for n, edge in enumerate(place)]
+    scale = min(2 * view[0] / ((high[0] - low[0]) * image[0]), 1 / (place[2] - place[0]), 1 / (place[3] - place[1]))
+    return tuple(place), cut, tuple(int((cut[2 + axis] - cut[axis]) * scale) for axis in (0, 1))
+
+
+def our_zoom(source, view, within, position, box):
+    shown = ShownAs.from_parent_view(source, position, view[0])
+    parent = ParentRegion(0, source, within, view, position, shown)
+    return resolve_region(0, RegionCall(0, {"bbox_2d": list(box)}), parent, None)
+
+
+def random_zooms():
+    random = np.random.default_rng(0)
+    for _ in range(400):
+        image = tuple(int(side) for side in random.integers(60, 700, 2))
+        view = tuple(int(max(56, round(side * random.choice([0.3, 0.77, 1]) / 28) * 28)) for side in image)
+        (x1, x2), (y1, y2) = (sorted(random.choice(side + 1, 2, replace=False).tolist()) for side in view)
+        yield image, view, (x1, y1, x2, y2)
+
+
+def test_zooms_are_enlarged_as_in_the_paper_to_the_pixel():
+    compared = 0
+    for image, view, box in [*ROUNDED, *random_zooms()]:
+        source = ImageSource(np.broadcast_to(np.uint8(0), (*image[::-1], 3)), rounding="truncate")
+        place, cut, size = paper_zoom(image, view, (0.0, 0.0, 1.0, 1.0), box)
+        if min(cut[2] - cut[0], cut[3] - cut[1], *size) < 1:
+            continue
+        first = our_zoom(source, view, source.extent, (0.0, 0.0, 1.0, 1.0), box)
+        assert first.shown.position == place and enlarged_size(first.crop(), 2.0) == size, (image, view, box)
+        inner = (1, 1, 20, 27)
+        place, cut, size = paper_zoom(image, (28, 28), place, inner)
+        if min(cut[2] - cut[0], cut[3] - cut[1], *size) < 1:
+            continue
+        second = our_zoom(source, (28, 28), first.extent, first.shown.position, inner)
+        assert second.shown.position == place
+        # An edge of a zoom into a zoom may be cut a pixel off, as docs/vilavt-differences.md says.
+        if second.crop().data.shape[:2] == (cut[3] - cut[1], cut[2] - cut[0]):
+            compared += 1
+            assert enlarged_size(second.crop(), 2.0) == size, (image, view, box)
+    assert compared > 200

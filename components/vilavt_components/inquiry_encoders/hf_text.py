@@ -48,6 +48,7 @@ class HFTextConfig:
         "",
         help="token added after an inquiry encoded by the language model's tokenizer (Qwen3-Embedding: <|endoftext|>)",
     )
+    prefix: str = setting("", help="text before an inquiry (the paper's evaluation with transformers has 'Query: ')")
     frozen: bool = setting(False, help="keep the text model's weights, and train only the linear map after it")
     width: int = setting(0, help="width of the features after a linear map (0: the model's own, no map)", minimum=0)
     max_tokens: int = setting(50, help="most tokens of an inquiry (longer ones are cut)", minimum=1)
@@ -113,10 +114,14 @@ class HFTextInquiryEncoder(Float32RotaryFrequencies, InquiryEncoder):
         return {"encoder": HFTextConfig(config=bert, pooling="last")}
 
     def tokenize(self, text: str) -> list[int]:
-        """Return token ids of the stripped text, at most `max_tokens`, with the special tokens of its own tokenizer."""
+        """Return token ids of the prefix and the stripped text, at most `max_tokens`; [] for a blank text.
+
+        They have the special tokens of its own tokenizer, if it has one.
+        """
         text = text.strip()
         if not text:
             return []
+        text = self.config.prefix + text
         if self.tokenizer is None:
             return self._encode_with_end(self._language_model[0].tokenizer, text)
         ids: list[int] = self.tokenizer.encode(text, truncation=True, max_length=self.max_tokens)

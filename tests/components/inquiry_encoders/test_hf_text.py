@@ -161,6 +161,12 @@ def test_an_end_token_stands_behind_what_is_left_of_an_inquiry(text, ids):
     assert HFTextInquiryEncoder(config, SimpleNamespace(vocab_size=64, tokenizer=Letters())).tokenize(text) == ids
 
 
+@pytest.mark.parametrize(("text", "ids"), [(" abc ", [26, 1, 2, 3, 63]), ("abcdefg", [26, 1, 2, 3, 63]), (" ", [])])
+def test_a_prefix_stands_before_every_inquiry_that_is_not_blank(text, ids):
+    config = HFTextConfig(config=FAMILIES["qwen3"], prefix="z", end_token="<|end|>", max_tokens=5)
+    assert HFTextInquiryEncoder(config, SimpleNamespace(vocab_size=64, tokenizer=Letters())).tokenize(text) == ids
+
+
 def test_an_end_that_is_no_token_is_refused():
     config = HFTextConfig(config=FAMILIES["qwen3"], end_token="end")
     encoder = HFTextInquiryEncoder(config, SimpleNamespace(vocab_size=64, tokenizer=Letters()))

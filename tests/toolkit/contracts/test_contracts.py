@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vilavt_toolkit import contracts
-from vilavt_toolkit.contracts import BlockSpec, Crop, EncoderSpec, Region, ShownAs
+from vilavt_toolkit.contracts import BlockSpec, Crop, EncoderSpec, Region, ShownAs, position_in_source
 from vilavt_toolkit.contracts.pixel_budget import PixelBudget, PixelBudgetConfig
 from vilavt_toolkit.errors import BadConfig
 from vilavt_toolkit.formats.format import CheckpointFormat
@@ -37,5 +37,8 @@ def test_a_region_hands_its_crop_how_it_was_shown_and_its_share_of_the_source():
     source = ImageSource.open(np.zeros((40, 80, 3), np.uint8), ImageConfig())
     region = Region(source, (0, 0, 20, 20), shown=ShownAs(parent_scale=0.5, overview_count=3))
     assert region.crop().shown == ShownAs(0.5, 3, (0.25, 0.5))
-    assert ShownAs.from_parent_view(source, (0, 0, 40, 40), 20) == ShownAs(parent_scale=0.5)
+    assert position_in_source(source, (0, 0, 40, 40)) == (0, 0, 0.5, 1)
+    assert ShownAs.from_parent_view(source, (0, 0, 0.5, 1), 20) == ShownAs(parent_scale=0.5)
+    named = Region(source, (0, 0, 20, 20), shown=ShownAs(position=(0.1, 0, 0.4, 0.5)))
+    assert named.crop().shown.share == (0.4 - 0.1, 0.5), "a position goes before the box"
     assert Crop(None, "image", True).shown is None and source.crop((0, 0, 20, 20)).shown is None

@@ -16,7 +16,7 @@ boxes = st.fixed_dictionaries({"bbox_2d": st.lists(ints, min_size=4, max_size=4)
 calls = st.builds(ToolCall, st.lists(st.builds(RegionCall, ints, boxes)).map(tuple), st.text())
 turns = st.builds(Turn, st.text(), st.none() | calls, st.none() | st.text(), st.text())
 grids = st.tuples(ints, ints)
-shown = st.builds(ShownAs, floats, ints)
+shown = st.builds(ShownAs, floats, ints, position=st.just(()) | box)
 regions = st.builds(ShownRegion, ints, st.none() | box, ints, ints, ints, grids, ints, grids, shown)
 groups = st.builds(InquiryTokens, st.text(), st.lists(ints).map(tuple))
 

@@ -97,9 +97,11 @@ def check_regions(session: Session) -> None:
     for number, region in enumerate(session.trajectory.regions):
         source = session.sources[region.source]
         if region.box is None:
-            _require(region.overview < len(source.overviews()), f"the overview of region {number}")
+            is_known = region.overview < len(source.overviews()) and not region.shown.position
+            _require(is_known, f"the overview of region {number}")
         else:
             sides = len(region.box) == len(source.extent) and all(_is_number(side) for side in region.box)
+            sides = sides and len(region.shown.position) in (0, len(source.extent) // 2 * 2)
             _require(sides and all(math.isfinite(side) for side in region.box), f"the box of region {number}")
 
 
@@ -140,4 +142,5 @@ def _is_region(region: ShownRegion, groups: int) -> bool:
     has_indices = _is_count(region.source) and _is_count(region.group, groups) and _is_count(region.overview)
     scale, count = region.shown.parent_scale, region.shown.overview_count
     has_scale = _is_number(scale) and math.isfinite(scale) and scale >= 0
+    has_scale = has_scale and all(_is_number(edge) and math.isfinite(edge) for edge in region.shown.position)
     return has_grids and has_indices and has_scale and _is_count(count) and math.prod(region.grid) == region.count > 0

@@ -145,6 +145,9 @@ class RLSection(StageSection):
     advantage: Part = part("advantage", "comparison of a reward with those of its prompt group", "grpo")
     policy_loss: Part = part("policy_loss", "loss from advantages", "ppo_clip")
     kl: float = setting(0.0, help="weight of the k3 divergence from the initial weights (0: none)", minimum=0)
+    kl_limit: float | None = setting(
+        None, help="largest k3 divergence of a token, 10 in the paper's code (null: no limit)", minimum=0
+    )
     temperature: float = setting(1.0, help="sampling temperature, also of the update's log-probabilities", minimum=0)
     max_new_tokens: int = setting(64, help="longest turn, in tokens", minimum=1)
     truncated_rollouts: Literal["score", "mask"] = setting(

@@ -28,7 +28,7 @@ from vilavt_toolkit.contracts.optimizer import Optimizer
 from vilavt_toolkit.contracts.pixel_budget import PixelBudget, PixelBudgetConfig, view_size
 from vilavt_toolkit.contracts.projector import Projector
 from vilavt_toolkit.contracts.reinforcement import Advantage, PolicyLoss, Reward, RewardConfig
-from vilavt_toolkit.contracts.source import Crop, Region, ShownAs, Source
+from vilavt_toolkit.contracts.source import Crop, Region, ShownAs, Source, position_in_source
 from vilavt_toolkit.contracts.stopping import GO_ON, NEEDS, Decision, LoopState, Probe, StoppingPolicy, Usage
 from vilavt_toolkit.contracts.task import Conversation, Message, Sample, Task, TraceTurn
 from vilavt_toolkit.contracts.trajectory import AskedQuestion, InquiryTokens, ShownRegion, Trajectory
@@ -103,5 +103,6 @@ __all__ = [
     "TurnTemplate",
     "Usage",
     "View",
+    "position_in_source",
     "view_size",
 ]

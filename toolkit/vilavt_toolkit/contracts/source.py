@@ -29,13 +29,16 @@ class ShownAs:
     """Number of overviews that are shown together with it, itself included."""
     share: tuple[float, ...] = ()
     """Size of its box as a fraction of the source along each axis, x first; empty until it is cut out."""
+    position: tuple[float, ...] = ()
+    """Edges of its box as fractions of the source, computed as in the paper's code; empty: they follow from the box."""
 
     @classmethod
-    def from_parent_view(cls, source: Source, within: Box, units: float) -> ShownAs:
-        """Return the record of a region that was named in a view of the box `within` that is `units` wide."""
+    def from_parent_view(cls, source: Source, position: Sequence[float], units: float) -> ShownAs:
+        """Return the record of a region that was named in a view at `position` of its source that is `units` wide."""
         # Along x alone: views keep the aspect ratio, but for rounding to whole tokens.
         (start, *_), (end, *_) = _split_edges(source.extent)
-        return cls(parent_scale=units / ((end - start) * _fraction_of_source(source, within)[0]))
+        lows, highs = _split_edges(tuple(position))
+        return cls(parent_scale=units / ((end - start) * (highs[0] - lows[0])))
 
 
 @dataclass(frozen=True)
@@ -168,19 +171,19 @@ class Region:
         """Cut the region out of its source."""
         crop = self.source.crop(self.extent, overview=self.box is None)
         # The source knows its own extent, so the share is computed here and never has to be stored.
-        shown = replace(self.shown, share=_fraction_of_source(self.source, self.extent))
-        return replace(crop, shown=shown, max_pixels=self.max_pixels)
+        lows, highs = _split_edges(self.shown.position or position_in_source(self.source, self.extent))
+        share = tuple(high - low for low, high in zip(lows, highs, strict=True))
+        return replace(crop, shown=replace(self.shown, share=share), max_pixels=self.max_pixels)
 
 
-def _fraction_of_source(source: Source, box: Box) -> tuple[float, ...]:
-    """Return the size of a box as a fraction of its source along each axis, x first."""
+def position_in_source(source: Source, box: Box) -> tuple[float, ...]:
+    """Return the edges of a box as fractions of its source: the lower ones along its axes, then the upper ones."""
     (lows, highs), (starts, ends) = _split_edges(box), _split_edges(source.extent)
-    fractions = []
-    for low, high, start, end in zip(lows, highs, starts, ends, strict=True):
-        length = end - start
-        # The paper's sizes are cut to whole pixels later, so the order of these operations is part of the result.
-        fractions.append((high - start) / length - (low - start) / length if length else 1.0)
-    return tuple(fractions)
+    axes = list(zip(lows, highs, starts, ends, strict=True))
+    return (
+        *((low - start) / (end - start) if end > start else 0.0 for low, _, start, end in axes),
+        *((high - start) / (end - start) if end > start else 1.0 for _, high, start, end in axes),
+    )
 
 
 def _split_edges(box: Box) -> tuple[Box, Box]:

@@ -32,7 +32,7 @@ class ShownRegion:
     grid: Grid = ()
     """Grid of its features as the language model sees them."""
     shown: ShownAs = field(default_factory=ShownAs)
-    """Record of how it came to be shown; in JSON its numbers are the flat keys `scale` and `among`."""
+    """Record of how it came to be shown; in JSON its numbers are the flat keys `scale`, `among` and `position`."""
 
     def to_region(self, source: Source, max_pixels: int | None = None) -> Region:
         """Return the region of its opened source, ready to be cut again under the same limit of pixels."""
@@ -43,14 +43,15 @@ class ShownRegion:
         data = asdict(self)
         del data["shown"]
         # `share` is not written: it follows from the box and the source.
-        return data | {"scale": self.shown.parent_scale, "among": self.shown.overview_count}
+        data |= {"scale": self.shown.parent_scale, "among": self.shown.overview_count}
+        return data | ({"position": self.shown.position} if self.shown.position else {})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ShownRegion:
         """Read the data that `to_json` wrote."""
         values = dict(data)
-        # The first chats that were saved have none of these three keys.
-        shown = ShownAs(values.pop("scale", 0.0), values.pop("among", 1))
+        # The first chats that were saved have none of these four keys.
+        shown = ShownAs(values.pop("scale", 0.0), values.pop("among", 1), position=tuple(values.pop("position", ())))
         grid = tuple(values.pop("grid", ()))
         box = None if values["box"] is None else tuple(values["box"])
         return cls(**{**values, "box": box, "size": tuple(values["size"]), "grid": grid, "shown": shown})

@@ -6,8 +6,9 @@ The texts of both errors are feedback that the model reads in its dialogue. Chan
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vilavt_toolkit.contracts import (
@@ -21,8 +22,9 @@ from vilavt_toolkit.contracts import (
     ToolCall,
     Trajectory,
     View,
+    position_in_source,
 )
-from vilavt_toolkit.vision.boxes import BoxError
+from vilavt_toolkit.vision.boxes import BoxError, units_per_axis
 
 if TYPE_CHECKING:
     from vilavt_toolkit.models.model import VisualChatModel
@@ -106,6 +108,8 @@ class ParentRegion(NamedTuple):
     """Its own box in the source's coordinates."""
     units: int | tuple[int, ...]
     """Box units along each of its sides."""
+    position: tuple[float, ...]
+    """Its edges as fractions of the source, from which those of regions named in it are computed."""
     shown: ShownAs
     """`ShownAs` of regions that are named in it; without a scale if the encoder gives no extent."""
 
@@ -118,8 +122,9 @@ def find_parent(
     source = sources[shown.source]
     within = shown.to_region(source).extent
     extent = model.vision.backbone.extent(views[index])
-    named_in = ShownAs.from_parent_view(source, within, extent[0]) if extent else ShownAs()
-    return ParentRegion(shown.source, source, within, model.dialogue.box_units(extent), named_in)
+    position = shown.shown.position or position_in_source(source, within)
+    named_in = ShownAs.from_parent_view(source, position, extent[0]) if extent else ShownAs()
+    return ParentRegion(shown.source, source, within, model.dialogue.box_units(extent), position, named_in)
 
 
 def check_index(number: int, index: int, shown_count: int) -> None:
@@ -135,6 +140,28 @@ def resolve_region(number: int, call: RegionCall, parent: ParentRegion, max_pixe
     """Return the region of the source that region `number` of a call names; raises CallError."""
     try:
         box = parent.source.read_box(call.box, parent.within, parent.units)
-        return Region(parent.source, box, shown=parent.shown, max_pixels=max_pixels)
+        shown = replace(parent.shown, position=_nested_position(call, parent, box))
+        return Region(parent.source, box, shown=shown, max_pixels=max_pixels)
     except BoxError as error:
         raise CallError(f"Region {number}: {error}") from None
+
+
+def _nested_position(call: RegionCall, parent: ParentRegion, box: Box) -> tuple[float, ...]:
+    """Return the edges of a region named in `parent` as fractions of the source, or () if they follow from its `box`.
+
+    In the order of operations of the paper's code, whose sizes are cut to whole pixels afterwards. Fractions computed
+    from the box differ from these in their last digits.
+    """
+    axes, numbers = len(parent.position) // 2, call.box.get(parent.source.box_key)
+    # A source of one's own may write boxes in another way than two corners in units of the region.
+    if not isinstance(numbers, list | tuple) or len(numbers) != len(parent.position):
+        return ()
+    if not all(isinstance(number, int | float) for number in numbers):
+        return ()
+    lows, highs, units = parent.position[:axes], parent.position[axes:], units_per_axis(parent.units, axes)
+    edges = []
+    for place, number in enumerate(numbers):
+        low, high, most = (values[place % axes] for values in (lows, highs, units))
+        edges.append(low + number / most * (high - low))
+    found = zip(edges, position_in_source(parent.source, box), strict=True)
+    return tuple(edges) if all(math.isclose(edge, other, abs_tol=1e-9) for edge, other in found) else ()

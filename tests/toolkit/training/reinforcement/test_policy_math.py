@@ -60,6 +60,14 @@ def test_the_ratio_is_of_probabilities_and_held_at_the_exponential_of_20():
     assert far.tolist() == pytest.approx([math.exp(20), math.exp(-20), math.exp(-19)])
 
 
+def test_a_token_at_the_limit_of_k3_is_not_pulled():
+    logp = torch.zeros(2, requires_grad=True)
+    divergence = k3_divergence(logp, torch.tensor([5.0, 1.0]), limit=10)
+    assert divergence.tolist() == pytest.approx([10, math.exp(1) - 2])
+    divergence.sum().backward()
+    assert logp.grad.tolist() == pytest.approx([0, 1 - math.exp(1)])
+
+
 def test_k3_is_exact_up_to_a_gap_of_20_and_far_beyond_on_the_other_side():
     gaps = torch.tensor([19.0, 20.0, 50.0, -50.0])
     expected = [math.exp(19) - 20, math.exp(20) - 21, math.exp(20) - 21, 49.0]

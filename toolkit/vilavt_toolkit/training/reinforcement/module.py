@@ -222,7 +222,7 @@ class ReinforcementModule(StageModule):
         loss, is_clipped = self._parts.policy_loss.token_losses(logp, buffer.old_logprobs[chunk.tokens], advantages)
         averages.add(len(logp), entropy=entropy, clip_fraction=is_clipped)
         if self.reference is not None:
-            divergence = k3_divergence(logp, buffer.reference_logprobs[chunk.tokens])
+            divergence = k3_divergence(logp, buffer.reference_logprobs[chunk.tokens], self.section.kl_limit)
             averages.add(0, kl=divergence)
             loss = loss + self.section.kl * divergence
         return loss

@@ -19,15 +19,16 @@ def probability_ratio(logp: Tensor, old: Tensor) -> Tensor:
     return (logp - old).clamp(-_LOG_LIMIT, _LOG_LIMIT).exp()
 
 
-def k3_divergence(logp: Tensor, reference: Tensor) -> Tensor:
-    """Estimate KL(policy || reference) from sampled tokens, never below 0; [N], [N] -> [N].
+def k3_divergence(logp: Tensor, reference: Tensor, limit: float | None = None) -> Tensor:
+    """Estimate KL(policy || reference) from sampled tokens, from 0 to `limit`; [N], [N] -> [N].
 
     This is k3 of Schulman, "Approximating KL divergence" (2020): exp(x) - x - 1 with x = reference - logp. x is clamped
-    to 20 from above, so that the result stays finite.
+    to 20 from above, so that the result stays finite. A token at the limit gets no gradient.
     """
     x = (reference - logp).clamp(max=_LOG_LIMIT)
     # `expm1`, since exp(x) - 1 loses all digits for the small x of a policy near its reference.
-    return x.expm1() - x
+    divergence = x.expm1() - x
+    return divergence if limit is None else divergence.clamp(max=limit)
 
 
 def find_flat_groups(rewards: Tensor) -> Tensor:
