@@ -76,7 +76,9 @@ class AdamW(Optimizer):
             for group, decay in ((decayed, config.weight_decay), (others, 0.0))
             if group
         ]
-        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=config.fused)
+        # None, not False: torch then updates many tensors at once on a GPU, and one after another with False.
+        fused = config.fused or None
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
     def _is_decayed(self, name: str, parameter: nn.Parameter) -> bool:
         # Biases and norm scales are the parameters of one dimension, whatever they are called.

@@ -41,3 +41,11 @@ def test_settings_reach_every_group():
 def test_nothing_to_train_is_refused():
     with pytest.raises(BadConfig, match="every part is frozen"):
         AdamW(AdamWConfig()).build(Model().requires_grad_(False).named_parameters())
+
+
+def test_torch_chooses_how_to_update_unless_the_recipe_does():
+    """With False in place of None torch would update one tensor after another on a GPU."""
+    chosen = [
+        AdamW(AdamWConfig(fused=fused)).build(Model().named_parameters()).defaults["fused"] for fused in (False, True)
+    ]
+    assert chosen == [None, True]

@@ -53,6 +53,8 @@ class StageModule(pl.LightningModule):
 
     section_key: ClassVar[str]
     """Name of the recipe's section."""
+    main_metric: ClassVar[str]
+    """Name of the logged metric that says how well the stage learns."""
 
     def __init__(
         self, model: VisualChatModel, optimizer: Optimizer, section: TrainSection | RLSection, total: int, start: int
@@ -69,6 +71,7 @@ class StageModule(pl.LightningModule):
         self.is_between_steps = False
         """True while no weight changes, so that a checkpoint saved after an error is that of the last step."""
         self._optimizer = optimizer
+        self._taken_steps = 0
         self._norm = torch.zeros(())
         self._loss = torch.zeros(())
         self._is_finite = True
@@ -78,7 +81,7 @@ class StageModule(pl.LightningModule):
     @property
     def step(self) -> int:
         """Optimizer steps taken so far, those before a resumed run was stopped included."""
-        return self.start_step + self.global_step
+        return self.start_step + self._taken_steps
 
     def capture_state(self) -> TrainingState:
         """Return what the stage needs to resume exactly, beside weights, optimizer and random state."""
@@ -107,6 +110,14 @@ class StageModule(pl.LightningModule):
         optimizer.zero_grad()
         return optimizer
 
+    def add_gradient(self, loss: Tensor) -> None:
+        """Add the gradient of a part of the step's loss; there is none if the part uses nothing that learns.
+
+        A text without an image uses no encoder, which may be the only part that learns.
+        """
+        if loss.requires_grad:
+            self.manual_backward(loss)
+
     def end_step(self, optimizer: Any, loss: Tensor, find_faulty: Callable[[], Sequence[str]]) -> None:
         """Take the optimizer's step, or leave it out if loss or gradient is NaN or infinite.
 
@@ -114,8 +125,13 @@ class StageModule(pl.LightningModule):
         Raises TrainingError if more steps were left out than the recipe allows.
         """
         step, self._loss = self.step, loss
-        # Calls `on_before_optimizer_step`, which decides whether the step changes anything.
-        optimizer.step()
+        # Either way `on_before_optimizer_step` decides whether the step changes anything. A loss scaler refuses to step
+        # without any gradient.
+        if any(weight.grad is not None for _, weight in trainable_parameters(self.model)):
+            optimizer.step()
+        else:
+            self.on_before_optimizer_step(optimizer)
+        self._taken_steps += 1
         if self._is_finite:
             return
         self.skipped_steps += 1

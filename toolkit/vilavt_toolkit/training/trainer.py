@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import warnings
 from collections.abc import Callable, Iterable
@@ -13,22 +12,27 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from vilavt_toolkit.checkpoints.native import find_checkpoint, load_training_state, read_step, write_recipe
 from vilavt_toolkit.checkpoints.run_lock import RunLock
-from vilavt_toolkit.checkpoints.training_state import TrainingState
 from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.training.callbacks.checkpointing import CheckpointCallback
 from vilavt_toolkit.training.callbacks.interruption import Interruption
 from vilavt_toolkit.training.callbacks.progress_bar import StepProgressBar
 from vilavt_toolkit.training.callbacks.step_timer import StepTimer
+from vilavt_toolkit.training.metric_log import build_metric_log, log_recipe
 from vilavt_toolkit.training.resume import check_state
 from vilavt_toolkit.training.stage import Stage, StageModule
 from vilavt_toolkit.utils.files import write_json
 from vilavt_toolkit.utils.versions import collect_versions
 
 log = logging.getLogger(__name__)
+
+_BF16_TRUE = (
+    "train.precision bf16-true hardly learns: the weights are bfloat16, in which a small step rounds to nothing. At a "
+    "learning rate of 1e-6 only 2% of the weights ever move, at 5e-5 they go half the way. Set train.precision to "
+    "bf16-mixed or 32-true."
+)
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,9 @@ class StageStart:
     folder: Path | None
     """The checkpoint to resume from; None at step 0."""
     step: int
-    state: TrainingState | None
     lock: RunLock
+    checkpointing: CheckpointCallback
+    """Holds the checkpoint's training state until the first step. Nothing else may, for it is as large as the model."""
     interruption: Interruption
     trainer: pl.Trainer
 
@@ -60,10 +65,11 @@ def prepare_stage(stage: Stage, resume: bool, lock: RunLock) -> StageStart | Non
             "%s has taken all %d steps. Raise %s.steps to go on.", stage.run, stage.total_steps, stage.section_key
         )
         return None
-    state = None if folder is None else load_training_state(folder)
+    if settings.precision == "bf16-true":
+        log.warning(_BF16_TRUE)
     interruption = Interruption()
-    trainer = _build_trainer(stage, CheckpointCallback(stage, state, interruption))
-    return StageStart(folder, step, state, lock, interruption, trainer)
+    checkpointing = CheckpointCallback(stage, None if folder is None else load_training_state(folder), interruption)
+    return StageStart(folder, step, lock, checkpointing, interruption, _build_trainer(stage, checkpointing))
 
 
 def run_stage(
@@ -78,8 +84,8 @@ def run_stage(
     `prepare_run` is called once the folder holds nothing of an earlier run. Raises VilavtError.
     """
     optimizer = module.configure_optimizers()
-    if start.state is not None:
-        check_state(start.state, optimizer, stage.section_key)
+    if start.checkpointing.state is not None:
+        check_state(start.checkpointing.state, optimizer, stage.section_key)
     batches, interruption = build_loader(), start.interruption
     with interruption:
         # Last of all: what fails before leaves an earlier run where it was, and no half of a new one.
@@ -89,6 +95,7 @@ def run_stage(
         write_json(stage.run / "versions.json", collect_versions())
         if prepare_run is not None:
             prepare_run()
+        log_recipe(start.trainer.logger, stage.recipe.resolved, module.main_metric)
         _fit_module(start.trainer, module, batches, interruption)
     # A signal during the last step ends the program too: a command that would follow is not wanted.
     if interruption.is_requested:
@@ -140,7 +147,7 @@ def _build_trainer(stage: Stage, checkpointing: CheckpointCallback) -> pl.Traine
             devices=1,
             precision=settings.precision,
             max_epochs=1,
-            logger=_build_logger(stage.run),
+            logger=build_metric_log(stage.run),
             callbacks=[StepProgressBar(), StepTimer(stage.run), checkpointing],
             # The module logs by itself, at the steps of the whole run.
             log_every_n_steps=0,
@@ -151,10 +158,3 @@ def _build_trainer(stage: Stage, checkpointing: CheckpointCallback) -> pl.Traine
     except (MisconfigurationException, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise UsageError(f"train.accelerator {settings.accelerator!r}: {reason}. Use auto, cpu or gpu.") from error
-
-
-def _build_logger(run: Path) -> Logger:
-    if importlib.util.find_spec("tensorboard") is None:
-        log.warning("tensorboard is not installed. Metrics go to %s as CSV.", run / "logs")
-        return CSVLogger(str(run), name="logs", version="")
-    return TensorBoardLogger(str(run), name="logs", version="")

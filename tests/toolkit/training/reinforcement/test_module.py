@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,31 @@ def test_a_step_has_the_same_gradient_in_micro_batches(rl, rl_recipe, loss, micr
     whole = rl.stepped(rl.module_of(rl_recipe, *settings), 1)
     split = rl.stepped(rl.module_of(rl_recipe, *settings, f"rl.micro_batch={micro}"), 1)
     assert split.grads.keys() == whole.grads.keys()
+    for name, expected in whole.grads.items():
+        assert (split.grads[name] - expected).abs().max() < 1e-4 * max(1e-2, expected.abs().max()), name
+
+
+class Texts:
+    """A task without images in every second sample."""
+
+    def __init__(self, task) -> None:
+        self.task = task
+
+    def sample(self, split, index):
+        sample = self.task.sample(split, index)
+        return sample if index % 2 else dataclasses.replace(sample, originals=())
+
+
+def test_a_micro_batch_that_uses_nothing_that_learns_adds_loss_and_no_gradient(rl, rl_recipe):
+    modules = []
+    for micro in (None, 1):
+        module = rl.module_of(rl_recipe, "rl.freeze=[encoder,language_model]", "rl.prompts_per_step=6")
+        module.section = dataclasses.replace(module.section, micro_batch=micro)
+        module.collector.task = Texts(module.collector.task)
+        module.collector._loop = rl.Scripted(module.model, Decoding(40, 1.0), lambda number: ())
+        modules.append(rl.stepped(module, 1))
+    whole, split = modules
+    assert whole.grads and split.grads.keys() == whole.grads.keys()
     for name, expected in whole.grads.items():
         assert (split.grads[name] - expected).abs().max() < 1e-4 * max(1e-2, expected.abs().max()), name
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,10 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 from safetensors.torch import load_file
 
 from vilavt_toolkit.checkpoints.loading import build, load
-from vilavt_toolkit.checkpoints.native import read_step
+from vilavt_toolkit.checkpoints.native import load_training_state, read_step
 from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.errors import RunError, UsageError
+from vilavt_toolkit.training import trainer
 from vilavt_toolkit.training.callbacks import progress_bar as bar
 from vilavt_toolkit.training.callbacks.interruption import Interruption
 from vilavt_toolkit.training.losses import target_logprobs_and_hits
@@ -429,3 +431,32 @@ def test_the_second_interrupt_is_not_waited_for():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_resumed_run_lets_go_of_the_optimizers_state_that_it_read(tiny_recipe, tiny_run, tmp_path, monkeypatch):
+    """It is as large as the model twice, and would otherwise stay in memory to the end."""
+    run, held = Path(shutil.copytree(tiny_run, tmp_path / "run")), []
+
+    def watched(folder):
+        state = load_training_state(folder)
+        held.append(weakref.ref(state))
+        return state
+
+    monkeypatch.setattr(trainer, "load_training_state", watched)
+    taken = SupervisedModule.end_step
+
+    def end_step(self, *arguments):
+        taken(self, *arguments)
+        held.append(held[0]())
+
+    monkeypatch.setattr(SupervisedModule, "end_step", end_step)
+    run_of(tiny_recipe, run, "train.steps=5", resume=True)
+    assert held[1:] == [None]
+
+
+@pytest.mark.parametrize(("precision", "is_told"), [("bf16-true", True), ("bf16-mixed", False)])
+def test_training_of_bfloat16_weights_is_warned_of_with_what_it_loses(
+    tiny_recipe, tmp_path, caplog, precision, is_told
+):
+    run_of(tiny_recipe, tmp_path / "run", "train.steps=1", f"train.precision={precision}")
+    assert ("only 2% of the weights ever move" in caplog.text) is is_told

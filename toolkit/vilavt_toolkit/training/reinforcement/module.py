@@ -53,7 +53,7 @@ class ReinforcementModule(StageModule):
     because both must be of the same policy.
     """
 
-    section_key = "rl"
+    section_key, main_metric = "rl", "reward"
     section: RLSection
 
     def __init__(
@@ -191,7 +191,7 @@ class ReinforcementModule(StageModule):
         for chunk in buffer.split_into_chunks(self.section.micro_batch):
             losses = self._token_losses(buffer, chunk, is_first, averages)
             part = weighted_sum(losses, weights[chunk.rollouts], buffer.lengths[chunk.rollouts])
-            self.manual_backward(part)
+            self.add_gradient(part)
             loss = loss + part.detach()
             chunk_losses.append(losses.detach())
         self.end_step(optimizer, loss, lambda: _find_faulty(buffer, torch.cat(chunk_losses)))

@@ -24,6 +24,7 @@ from vilavt_toolkit.training.reinforcement.module import PolicyParts, Reinforcem
 from vilavt_toolkit.training.reinforcement.rollouts import RolloutCollector
 from vilavt_toolkit.training.stage import Stage
 from vilavt_toolkit.training.trainer import find_initial_checkpoint, prepare_stage, run_stage, weight_dtype
+from vilavt_toolkit.training.world import require_single_process
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class StepNumbers:
 
 def run_reinforcement(recipe: CheckedRecipe, resume: bool = False) -> Path:
     """Train the model of a recipe's run further by reinforcement; return the new run folder. Raises VilavtError."""
+    require_single_process()
     section, run = require_rl_section(recipe), rl_run_folder(recipe)
     stage = Stage(recipe, section, run, section.steps * section.inner_epochs, "rl")
     with RunLock(run, "rl.run", create=not resume) as lock:
@@ -54,8 +56,8 @@ def _reinforce(stage: Stage, section: RLSection, resume: bool, lock: RunLock) ->
     start = prepare_stage(stage, resume, lock)
     if start is None:
         return run
-    if start.state is not None:
-        _check_epochs(start.state, section, start.step)
+    if start.checkpointing.state is not None:
+        _check_epochs(start.checkpointing.state, section, start.step)
     checkpoint = start.folder or _find_policy_checkpoint(stage, section)
     task: Task = recipe.recipe.task.build()
     # Counting opens the data files, so that unusable ones are refused before weights are loaded.

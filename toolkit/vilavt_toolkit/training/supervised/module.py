@@ -25,7 +25,7 @@ StepSampleIds = Callable[[int], Sequence[str]]
 class SupervisedModule(StageModule):
     """Takes one optimizer step per batch; any split into micro-batches gives the same gradient."""
 
-    section_key = "train"
+    section_key, main_metric = "train", "loss"
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class SupervisedModule(StageModule):
             policy_loss = policy_loss / max(1, batch.turns)
             # Divided by the step's counts, not the micro-batch's, so that the parts add up to the step's mean.
             part = policy_loss - logprobs.sum() / batch.produced_tokens
-            self.manual_backward(part)
+            self.add_gradient(part)
             # Sums stay on the device: reading one here would wait for it.
             loss, hits = loss + part.detach(), hits + is_hit.sum()
             stopping_loss = stopping_loss + policy_loss.detach()

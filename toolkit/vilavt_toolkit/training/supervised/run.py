@@ -17,10 +17,12 @@ from vilavt_toolkit.training.stage import Stage
 from vilavt_toolkit.training.supervised.data import build_step_loader, build_step_sampler
 from vilavt_toolkit.training.supervised.module import SupervisedModule
 from vilavt_toolkit.training.trainer import find_initial_checkpoint, prepare_stage, run_stage, weight_dtype
+from vilavt_toolkit.training.world import require_single_process
 
 
 def run_supervised(recipe: CheckedRecipe, resume: bool = False) -> Path:
     """Train a recipe's model on its task's traces and return the run folder; raises VilavtError."""
+    require_single_process()
     section = recipe.recipe.train
     stage = Stage(recipe, section, expand_home(recipe.recipe.run), section.steps, "train")
     with RunLock(stage.run, create=not resume) as lock:
