@@ -131,7 +131,7 @@ def test_training_lists_the_first_twenty_problems_and_counts_the_rest(folder):
         ),
         (b"\xe9\n", r"data.json, line 1: is no UTF-8 text \(byte 0\). Convert the file to UTF-8"),
         (b'{"conversations": [}\n', r"data.json, line 1: is no valid JSON .*. Correct or remove the row"),
-        (b"\x89PNG\0\0", "is no text file. Give a JSON list, JSON lines, or a tar shard"),
+        (b"\x89PNG\0\0", "is no text file. Give a JSON list, JSON lines, a table"),
     ],
 )
 def test_a_file_that_is_no_data_file_is_one_sentence(tmp_path, capsys, content, words):
@@ -165,7 +165,7 @@ def test_every_pixel_is_looked_at_when_asked_for(folder, capsys):
     assert "a.png is damaged or cut off" in problems[0] and "Get the image again" in problems[0]
 
 
-@pytest.mark.parametrize("name", [{"path": "a.png"}, None, ""])
+@pytest.mark.parametrize("name", [{"file": "a.png"}, None, ""])
 def test_a_path_that_is_none_is_complained_of_once(folder, capsys, name):
     problems, _ = refused(capsys, str(lines(folder, {**GOOD, "images": [name]})))
     assert len(problems) == 1 and "line 1, images[0]: is " in problems[0]

@@ -20,7 +20,10 @@ class TraceTurn:
     """Pairs (index of the region that is zoomed into, box); empty in the turn that answers."""
     answer: str | None = None
     demanded: bool = False
-    """True if the regions of a turn that zooms are shown together with the demand for the answer."""
+    """True if the regions of a turn that zooms are shown together with the demand for the answer.
+
+    In a first turn that answers: True if the question demanded the answer at once, whatever `Sample.tool` says.
+    """
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,11 @@ class Sample:
     """Turns without an answer after which it is demanded, in addition to the stopping policies; None: they alone."""
 
     def texts(self) -> Iterator[str]:
-        """Yield the sample's texts: those of its conversation, or its question and answer."""
+        """Yield the sample's texts: those of its conversation, or its question, the texts of its trace, and answer."""
         if self.conversation is None:
-            yield from (self.question, self.answer)
+            yield self.question
+            yield from (text for turn in self.trace for text in (turn.thought, turn.inquiry) if text)
+            yield self.answer
             return
         for message in self.conversation.messages:
             yield from (part for part in message.content if isinstance(part, str))

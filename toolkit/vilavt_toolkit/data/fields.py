@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
+from decimal import Decimal
+from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any
 
 from vilavt_toolkit.utils.text import format_value
 
+_NEAR = 0.75
+"""Likeness of two names, as difflib measures it, from which one is a misspelling of the other."""
+_MOST_DIGITS = 4300
+"""Digits of the longest whole number that Python reads and writes."""
 UTF8_BOM = b"\xef\xbb\xbf"
 """Bytes that Windows editors put before UTF-8 text; JSON does not allow them."""
 
@@ -27,6 +35,16 @@ class Fields:
     def add_problem(self, field: str, what: str) -> None:
         """Note what is wrong with a field."""
         self.problems.append((field, what))
+
+    def add_problems(self, problems: Sequence[tuple[str, str]], prefix: str) -> None:
+        """Note the problems of an object inside the row, whose fields' names begin with `prefix`."""
+        self.problems += [(f"{prefix}{field}", what) for field, what in problems]
+
+    def replace_value(self, key: str, value: Any) -> Fields:
+        """Return the row with another value in one field, and the same list of problems."""
+        other = Fields({**self.row, key: value})
+        other.problems = self.problems
+        return other
 
     def has_value(self, key: str) -> bool:
         """Return True if a field is there and not null."""
@@ -62,8 +80,12 @@ class Fields:
         # bool first: it is an int in Python.
         if isinstance(value, bool):
             return "yes" if value else "no"
-        if isinstance(value, int | float):
-            return str(value)
+        # Tables have decimals too. NaN is how they often write that a value is missing.
+        if isinstance(value, int | float | Decimal):
+            if math.isfinite(value):
+                return str(value)
+            self.add_problem(key, f"is {value}. Write a number or a text, or remove the sample.")
+            return ""
         return self.read_text(key)
 
     def read_texts(self, key: str) -> tuple[str, ...]:
@@ -81,6 +103,24 @@ class Fields:
         if value is None or self._is_int(key, value, minimum):
             return value
         return None
+
+    def read_flag(self, key: str, default: bool) -> bool:
+        """Read true or false; `default` if it is missing or null."""
+        value = self.row.get(key)
+        if value is not None and not isinstance(value, bool):
+            self.add_problem(key, f"is {format_value(value)}. It must be true or false.")
+        return value if isinstance(value, bool) else default
+
+    def find_unknown(self, known: Collection[str]) -> list[str]:
+        """Return the fields that are not `known`; one that is nearly the name of a missing known one is a problem."""
+        unknown = [str(key) for key in self.row if key not in known]
+        present = tuple(key for key in known if self.row.get(key) is not None) if unknown else ()
+        for key in tuple(unknown):
+            near = _find_misspelt(key, tuple(known), present)
+            if near is not None:
+                self.add_problem(key, f"is no field of this format. Did you mean '{near}'? Rename it.")
+                unknown.remove(key)
+        return unknown
 
     def read_ints(self, key: str) -> tuple[int, ...]:
         """Read a list of whole numbers from 0; () if it is missing or null."""
@@ -108,6 +148,22 @@ class Fields:
         return is_right
 
 
+def is_finite_number(value: Any) -> bool:
+    """Return True for a number that is neither infinite, NaN, nor a truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# Files have millions of rows with the same few fields.
+@lru_cache(maxsize=1024)
+def _find_misspelt(name: str, known: tuple[str, ...], present: tuple[str, ...]) -> str | None:
+    """Return the known name that a field is most likely meant as, or None; `present` are those that the row has."""
+    # Names of three letters are near to too many others. And what a row has needs no second name: `image_ids` beside
+    # `image` is no misspelling of `images`.
+    missing = [each for each in known if not get_close_matches(each, present, 1, _NEAR)] if len(name) > 3 else []
+    close = get_close_matches(name.lower(), missing, 1, _NEAR)
+    return close[0] if close else None
+
+
 def hash_parts(*parts: object) -> str:
     """Return 16 hexadecimal digits that depend on every part and its place.
 
@@ -118,12 +174,34 @@ def hash_parts(*parts: object) -> str:
 
 def parse_json(data: bytes) -> Any:
     """Parse one JSON value from UTF-8 bytes; raises BadRow with what is wrong."""
+    text = decode_utf8(data)
     try:
-        return json.loads(decode_utf8(data))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise BadRow(f"is no valid JSON ({error.msg}, column {error.colno}). Correct or remove the row.") from None
     except RecursionError:
         raise BadRow("is nested too deep to be a sample. Correct or remove the row.") from None
+    except ValueError:
+        raise BadRow(f"{locate_long_number(text)}. Write it as text, or remove the row.") from None
+
+
+def locate_long_number(text: str) -> str:
+    """Say where a JSON text has a number with more digits than Python reads: `id is a number of 5,000 digits`."""
+    found = json.loads(text, parse_int=lambda digits: _LongNumber(digits) if len(digits) > _MOST_DIGITS else 0)
+    waiting: list[tuple[str, Any]] = [("", found)]
+    while waiting:
+        where, value = waiting.pop()
+        if isinstance(value, _LongNumber):
+            return f"{where.removeprefix('.')} is a number of {len(value):,} digits".strip()
+        if isinstance(value, dict):
+            waiting += [(f"{where}.{key[:40]}", item) for key, item in value.items()]
+        elif isinstance(value, list):
+            waiting += [(f"{where}[{number}]", item) for number, item in enumerate(value)]
+    return "holds a number of too many digits"
+
+
+class _LongNumber(str):
+    """The digits of a whole number that is too long to be read."""
 
 
 def decode_utf8(data: bytes) -> str:

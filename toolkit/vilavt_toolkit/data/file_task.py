@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vilavt_toolkit.contracts import Sample, Task
 from vilavt_toolkit.data.fields import BadRow, Fields, hash_parts
 from vilavt_toolkit.data.opening import open_rows
-from vilavt_toolkit.data.originals import Inspector
+from vilavt_toolkit.data.originals import Inspector, Size
 from vilavt_toolkit.data.row_checker import RowChecker
 from vilavt_toolkit.data.rows import Rows
 from vilavt_toolkit.data.shards import expand_braces
@@ -56,6 +56,8 @@ class FileTask(Task):
     """The field that names a sample."""
     trains: ClassVar[bool] = True
     """True if `files` are split train; else they are split test."""
+    known_fields: ClassVar[tuple[str, ...]] = ()
+    """The fields of a row that are read. The check names others, and refuses those that look misspelt."""
 
     def __init__(self, config: FilesConfig) -> None:
         self.config = config
@@ -74,6 +76,14 @@ class FileTask(Task):
         Problems are noted with `Fields.add_problem`, and a sample with problems is never used. With `training`, the
         sample is what is learned from; else what is asked.
         """
+
+    def check_sizes(self, fields: Fields, sample: Sample, sizes: Sequence[Size | None]) -> None:
+        """Note what is wrong with a sample whose images have these sizes; None is that of another original."""
+        return
+
+    def vary_sample(self, sample: Sample) -> Sample:
+        """Return a training sample as it is learned from, if that differs from its row; pure in the sample and seed."""
+        return sample
 
     def length(self, split: str) -> int:
         """Return the number of samples of a split; raises InputError with what is wrong with its files."""
@@ -201,14 +211,15 @@ class Corpus:
             if fields.problems:
                 raise BadRow(" ".join(f"{name} {what}" for name, what in fields.problems))
             root = self.task.root_folder(rows)
-            originals = tuple(rows.resolve_original(row, original.name, root) for original in sample.originals)
+            originals = tuple(rows.resolve_original(row, original, root) for original in sample.originals)
         # Every row passed the check when the task was made, so the file has changed while it was in use.
         except (BadRow, OSError) as error:
             raise InputError(
                 f"{rows.path}, {rows.locate_row(row)}: {error} It was right when the file was checked. Start again."
             ) from error
         own = sample.id if sample.id and self.task.config.ids == "given" else str(row)
-        return replace(sample, id=f"{self._stems[number]}/{own}", originals=originals)
+        sample = replace(sample, id=f"{self._stems[number]}/{own}", originals=originals)
+        return self.task.vary_sample(sample) if self.training else sample
 
 
 def _unique_stems(paths: Sequence[Path]) -> list[str]:

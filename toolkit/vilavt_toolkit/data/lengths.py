@@ -103,12 +103,15 @@ def build_meta_model(recipe: CheckedRecipe) -> VisualChatModel:
     return model
 
 
-def check_lengths(model: VisualChatModel, task: Task, split: str) -> None:
-    """Raise InputError with the samples of a split of data files that the model cannot take; other tasks pass."""
+def check_lengths(model: VisualChatModel, task: Task, split: str, traces: bool = True) -> None:
+    """Raise InputError with the samples of a split of data files that the model cannot take; other tasks pass.
+
+    With `traces`, the traces of samples count too.
+    """
     # Other tasks make their samples themselves: there is no file that a user could correct.
     if not isinstance(task, FileTask):
         return
-    meter, size = LengthMeter(model), task.length(split)
+    meter, size = LengthMeter(model, traces), task.length(split)
     for number in track_progress(range(size), size, "measuring samples"):
         meter.measure(number, task.sample(split, number))
     problems = meter.lengths.list_problems()
@@ -123,8 +126,10 @@ def check_lengths(model: VisualChatModel, task: Task, split: str) -> None:
 class LengthMeter:
     """Measures samples as the model would take them; `lengths` grows with every sample."""
 
-    def __init__(self, model: VisualChatModel) -> None:
+    def __init__(self, model: VisualChatModel, traces: bool = True) -> None:
         self.model = model
+        self.traces = traces
+        """True if the traces of samples are learned from and so count, False if only questions are asked."""
         self.lengths = Lengths(model.language_model.context_length)
         self._size_only = cast("VisualChatModel", _SizeOnlyModel(model))
         self._inspector = Inspector()
@@ -152,6 +157,8 @@ class LengthMeter:
         session = TraceSession(self._size_only, sources, sample.max_pixels, sample.max_turns)
         if sample.conversation is not None:
             session.write_conversation(sample.conversation)
+        elif sample.trace and self.traces:
+            session.ask_for_trace(sample)
         else:
             session.ask(sample.question, sample.tool)
         return session

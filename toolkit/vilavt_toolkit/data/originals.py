@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,39 +14,11 @@ from vilavt_toolkit.utils.pillow import MAX_PIXELS, explain_errors, open_picture
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_VIDEOS = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv"})
 
 Size = tuple[int, int]
 """Width and height in pixels, the image upright."""
 
 _NO_SIZE = (0, 0)
-
-
-@dataclass(frozen=True)
-class NamedOriginal:
-    """An image or a video as a row names it, and the field that does."""
-
-    field: str
-    name: str
-    video: bool = False
-
-
-def name_originals(
-    field: str, names: tuple[str, ...], listed: bool = True, video: bool = False
-) -> tuple[NamedOriginal, ...]:
-    """Return the originals named under one field, a list or, if not `listed`, a text.
-
-    All are videos with `video`; else those are whose names end as those of video files.
-    """
-    return tuple(
-        NamedOriginal(f"{field}[{number}]" if listed else field, name, video or is_video(name))
-        for number, name in enumerate(names)
-    )
-
-
-def is_video(name: str) -> bool:
-    """Return True if a name ends as that of a video file."""
-    return Path(name).suffix.lower() in _VIDEOS
 
 
 class Inspector:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vilavt_toolkit.data.fields import BadRow, Fields, hash_parts
-from vilavt_toolkit.data.originals import Inspector, NamedOriginal
+from vilavt_toolkit.data.named_originals import NamedOriginal
+from vilavt_toolkit.data.originals import Inspector, Size
 from vilavt_toolkit.data.rows import Rows
 from vilavt_toolkit.utils.progress import track_progress
 from vilavt_toolkit.utils.text import format_value
@@ -45,6 +47,7 @@ class DataStatistics:
     samples: int = 0
     images: int = 0
     videos: int = 0
+    point_clouds: int = 0
     text_only: int = 0
     turns: int = 0
     # Arrays of 8 bytes a sample: a list of ints would take several times as much, and files have millions of rows.
@@ -52,6 +55,8 @@ class DataStatistics:
     """Words of each sample."""
     patches: array[int] = field(default_factory=lambda: array("q"))
     """Patches of the images of each sample, before any resizing."""
+    unread: Counter[str] = field(default_factory=Counter)
+    """Rows that have each field that nothing reads."""
 
 
 class RowSettings(Protocol):
@@ -74,11 +79,18 @@ class RowReader(Protocol):
         """The field that names a sample."""
 
     @property
+    def known_fields(self) -> tuple[str, ...]:
+        """The fields that are read; empty: no field is called unknown."""
+
+    @property
     def config(self) -> RowSettings:
         """The task's settings."""
 
     def read_sample(self, fields: Fields, training: bool) -> Sample:
         """Read the sample of a row, and note problems in `fields`."""
+
+    def check_sizes(self, fields: Fields, sample: Sample, sizes: Sequence[Size | None]) -> None:
+        """Note what is wrong with a sample whose images have these sizes; None is that of another original."""
 
     def root_folder(self, rows: Rows) -> Path:
         """Return the folder that the paths in a file are relative to."""
@@ -92,6 +104,8 @@ class RowChecker:
         self.statistics = DataStatistics()
         self.groups = array("Q")
         """A number for the group of every row, right or wrong."""
+        self.first_places: dict[str, str] = {}
+        """Where the first original of each kind stands."""
 
     def find_problems(self, rows: Rows) -> Iterator[Problem]:
         """Yield everything that is wrong with the rows, in their order."""
@@ -112,6 +126,8 @@ class RowChecker:
             return [("", f"is {format_value(value)}. It must be a JSON object.")]
         fields = Fields(value)
         sample = self.task.read_sample(fields, self.training)
+        if self.task.known_fields:
+            self.statistics.unread.update(fields.find_unknown(self.task.known_fields))
         self.groups[-1] = int(hash_parts(sample.tags.get("group") or f"{rows.path.name}/{index}"), 16)
         if sample.id and self.task.config.ids == "given":
             # By a hash of 16 characters, since ids may be long paths and all of them are kept.
@@ -126,38 +142,39 @@ class RowChecker:
 
     def _check_originals(self, rows: Rows, index: int, sample: Sample, fields: Fields) -> int:
         """Inspect every original of a sample, and return the number of patches of all of them."""
-        patches = 0
+        sizes: list[Size | None] = []
         for original in sample.originals:
+            sizes.append(None)
             if not original.name:  # `read_sample` has noted this problem
                 continue
+            if original.kind not in self.first_places:
+                self.first_places[original.kind] = f"{rows.path}, {rows.locate_row(index)}, {original.field}"
             try:
-                size = self._check_original(rows, index, original)
+                sizes[-1] = self._check_original(rows, index, original)
             except BadRow as problem:
                 fields.add_problem(original.field, str(problem))
-                continue
-            if size is not None:  # sides are rounded up to whole patches
-                patches += -(-size[0] // PATCH) * -(-size[1] // PATCH)
-        return patches
+        self.task.check_sizes(fields, sample, sizes)
+        # Sides are rounded up to whole patches.
+        return sum(-(-size[0] // PATCH) * -(-size[1] // PATCH) for size in sizes if size is not None)
 
     def _check_original(self, rows: Rows, index: int, original: NamedOriginal) -> tuple[int, int] | None:
-        """Return the width and height of an original, None for a video; raises BadRow."""
-        if "://" in original.name:
-            raise BadRow(f"{original.name} is a web address. Download it and give the path of the file.")
-        if original.video and not self.task.config.videos:
+        """Return the width and height of an image, None for another original; raises BadRow."""
+        if original.kind == "video" and not self.task.config.videos:
             raise BadRow(
                 f"{original.name} is a video. Set task.videos=true and a model.source that opens videos, or give "
                 "frames as images."
             )
-        found = rows.resolve_original(index, original.name, self.task.root_folder(rows))
-        return self.inspector.inspect(found, original.video)
+        found = rows.resolve_original(index, original, self.task.root_folder(rows))
+        return self.inspector.inspect(found, video=original.kind != "image")
 
     def _count_sample(self, sample: Sample, patches: int) -> None:
-        statistics, videos = self.statistics, sum(original.video for original in sample.originals)
+        statistics, kinds = self.statistics, Counter(original.kind for original in sample.originals)
         messages = sample.conversation.messages if sample.conversation is not None else ()
         statistics.samples += 1
-        statistics.videos += videos
-        statistics.images += len(sample.originals) - videos
+        statistics.videos += kinds["video"]
+        statistics.point_clouds += kinds["point_cloud"]
+        statistics.images += kinds["image"]
         statistics.text_only += not sample.originals
-        statistics.turns += sum(message.role == "assistant" for message in messages)
+        statistics.turns += len(sample.trace) + sum(message.role == "assistant" for message in messages)
         statistics.words.append(sum(len(text.split()) for text in sample.texts()))
         statistics.patches.append(patches)

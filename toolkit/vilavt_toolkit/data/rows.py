@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from abc import ABC, abstractmethod
 from array import array
@@ -9,8 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vilavt_toolkit.data.fields import BadRow, decode_utf8, parse_json
+from vilavt_toolkit.data.fields import BadRow, decode_utf8, locate_long_number, parse_json
+from vilavt_toolkit.data.named_originals import NamedOriginal
 from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.utils.embedded import EmbeddedFile
+
+MOST_ROW_BYTES = 1 << 28
+"""Bytes of the longest row, 256 MiB, pictures in it included."""
+_MOST_LIST_BYTES = 1 << 32
+"""Bytes of the longest JSON list, 4 GiB, which takes several times as much memory."""
+_BLANKS = b" \t\r\n\xef\xbb\xbf"
 
 
 class Rows(ABC):
@@ -39,9 +48,11 @@ class Rows(ABC):
             except BadRow as problem:
                 yield problem
 
-    def resolve_original(self, index: int, name: str, root: Path) -> Any:
-        """Return the original called `name` in a row, as `Source.open` takes it; raises BadRow."""
-        return str(root / name)
+    def resolve_original(self, index: int, original: NamedOriginal, root: Path) -> Any:
+        """Return an original that a row names, as `Source.open` takes it; raises BadRow."""
+        if original.content is not None:
+            return EmbeddedFile(f"{original.field} of {self.path}, {self.locate_row(index)}", original.content)
+        return str(root / original.name)
 
 
 class JsonList(Rows):
@@ -49,6 +60,8 @@ class JsonList(Rows):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
+        if path.stat().st_size > _MOST_LIST_BYTES:
+            raise InputError(f"{path} is too long for a JSON list, which is read as a whole. Write JSON lines.")
         # A list is no sequence of lines, so an item cannot be found without parsing all before it.
         try:
             self._items: list[Any] = json.loads(decode_utf8(path.read_bytes()))
@@ -60,6 +73,9 @@ class JsonList(Rows):
             ) from None
         except RecursionError:
             raise InputError(f"{path} is nested too deep to be a list of samples. Write the file again.") from None
+        except ValueError:
+            where = locate_long_number(decode_utf8(path.read_bytes()))
+            raise InputError(f"{path}: {where}. Write it as text, or remove the sample.") from None
 
     def __len__(self) -> int:
         return len(self._items)
@@ -79,11 +95,18 @@ class JsonLines(Rows):
         self._offsets, self._lines = array("q"), array("q")
         offset = 0
         with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
+            for number in itertools.count(1):
+                line = file.readline(MOST_ROW_BYTES + 1)
+                if not line:
+                    break
                 # A line of nothing but spaces or a byte order mark is no row, so numbers of lines are kept too.
-                if line.strip(b" \t\r\n\xef\xbb\xbf"):
+                if line.strip(_BLANKS):
                     self._offsets.append(offset)
                     self._lines.append(number)
+                # The rest of a line that is too long for a row is skipped, and the row refused when it is read.
+                while len(line) > MOST_ROW_BYTES and not line.endswith(b"\n"):
+                    offset += len(line)
+                    line = file.readline(MOST_ROW_BYTES + 1)
                 offset += len(line)
 
     def __len__(self) -> int:
@@ -107,4 +130,7 @@ class JsonLines(Rows):
 
     def _read_line(self, file: BinaryIO, index: int) -> Any:
         file.seek(self._offsets[index])
-        return parse_json(file.readline())
+        line = file.readline(MOST_ROW_BYTES + 1)
+        if len(line) > MOST_ROW_BYTES:
+            raise BadRow(f"is longer than {MOST_ROW_BYTES:,} bytes. Put its pictures into files, or remove it.")
+        return parse_json(line)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from vilavt_toolkit.data.fields import BadRow, parse_json
+from vilavt_toolkit.data.named_originals import NamedOriginal
 from vilavt_toolkit.data.rows import Rows
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.utils.embedded import EmbeddedFile
@@ -99,10 +100,13 @@ class Shard(Rows):
             row = {**row, key: images} if images else row
         return row
 
-    def resolve_original(self, index: int, name: str, root: Path) -> EmbeddedFile:
+    def resolve_original(self, index: int, original: NamedOriginal, root: Path) -> Any:
         """Return an image of a sample, named by its suffix or by its name in the shard; its source decodes it."""
+        if original.content is not None:
+            return super().resolve_original(index, original, root)
         with self._open_sample(index) as tar:
             members = self._members_by_suffix(tar)
+        name = original.name
         # Rows name an image `0.png`, `KEY.0.png` or, if the key has folders, by the last part of it.
         short = name.removeprefix(f"{self._keys[index]}.").removeprefix(f"{Path(self._keys[index]).name}.")
         member = members.get(name.lower()) or members.get(short.lower())

@@ -36,6 +36,12 @@ from vilavt_toolkit.vision.boxes import BoxError, shorten_value
 class TraceSession(Session):
     """A session whose turns come from training data."""
 
+    def ask_for_trace(self, sample: Sample) -> None:
+        """Ask the question of a sample and write its trace. Raises InputError."""
+        demands = any(turn.demanded and not turn.boxes for turn in sample.trace[:1])
+        self.ask(sample.question, sample.tool and not demands)
+        self.write_trace(sample.trace)
+
     def write_trace(self, trace: Sequence[TraceTurn]) -> None:
         """Write a whole trace. Raises InputError naming the turn that cannot be written."""
         for number, turn in enumerate(trace):
@@ -159,8 +165,7 @@ def build_trace_session(model: VisualChatModel, sample: Sample) -> TraceSession:
         if sample.conversation is not None:
             session.write_conversation(sample.conversation)
         else:
-            session.ask(sample.question, sample.tool)
-            session.write_trace(sample.trace)
+            session.ask_for_trace(sample)
     except InputError as error:
         raise InputError(f"sample {sample.id}: {error}") from None
     return session

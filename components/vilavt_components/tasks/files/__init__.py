@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from vilavt_components.tasks.files.benchmark import VilavtBenchmark
 from vilavt_components.tasks.files.conversations import Conversations
+from vilavt_components.tasks.files.question_rows import Questions
 from vilavt_components.tasks.files.rl import VilavtRL
+from vilavt_components.tasks.files.trace_rows import Traces
 
-__all__ = ["Conversations", "VilavtBenchmark", "VilavtRL"]
+__all__ = ["Conversations", "Questions", "Traces", "VilavtBenchmark", "VilavtRL"]

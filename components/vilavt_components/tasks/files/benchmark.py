@@ -14,11 +14,11 @@ from vilavt_components.tasks.files.tiny_files import tiny_questions
 from vilavt_toolkit.contracts import Sample
 from vilavt_toolkit.data.fields import Fields
 from vilavt_toolkit.data.file_task import FilesConfig, FileTask
+from vilavt_toolkit.data.named_originals import ORIGINAL_KEYS
 from vilavt_toolkit.registry import tasks
 from vilavt_toolkit.settings import setting
 
 _FORMAT = QuestionFormat(
-    image_key="images",
     type_key="problem_type",
     id_key="question_id",
     kinds={**BENCHMARK_KINDS, "free-form": "text"},
@@ -53,6 +53,10 @@ class VilavtBenchmark(FileTask):
 
     name: ClassVar[str] = "vilavt_benchmark"
     id_key: ClassVar[str] = "question_id"
+    known_fields: ClassVar[tuple[str, ...]] = (
+        *("question_id", "question", "answer", *ORIGINAL_KEYS, "options", "max_pixels"),
+        *_FORMAT.tag_keys,
+    )
     trains: ClassVar[bool] = False
     config: VilavtBenchmarkConfig
 
@@ -64,9 +68,8 @@ class VilavtBenchmark(FileTask):
 
     @classmethod
     def recognises(cls, row: Mapping[str, Any]) -> bool:
-        """Return True if a row is a question with a problem type or a question's id."""
-        other = "image_path" in row or "question_type" in row
-        return "question" in row and not other and ("problem_type" in row or "question_id" in row)
+        """Return True if a row is a question with a problem type."""
+        return "question" in row and "problem_type" in row and "question_type" not in row
 
     def read_sample(self, fields: Fields, training: bool) -> Sample:
         """Read the sample of a row; adds what is wrong with it to `fields.problems`."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from vilavt_components.tasks.files.questions import TAG, replace_tags
 from vilavt_toolkit.contracts import Conversation, Message, Sample
 from vilavt_toolkit.data.fields import Fields
-from vilavt_toolkit.data.originals import NamedOriginal, is_video, name_originals
+from vilavt_toolkit.data.named_originals import NamedOriginal, OriginalKind, is_video, read_by_kind
 from vilavt_toolkit.utils.text import format_value
 
 Role = Literal["system", "user", "assistant"]
@@ -22,7 +22,7 @@ ROLES: Mapping[str, Role] = {
     "gpt": "assistant",
     "assistant": "assistant",
 }
-_ANSWER = re.compile(r"<answer>(.*)</answer>", re.S)
+_ANSWER_TAGS = "<answer>", "</answer>"
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,17 @@ def read_conversation(fields: Fields, training: bool) -> Sample:
     """
     key = "messages" if "messages" in fields.row and "conversations" not in fields.row else "conversations"
     messages = _read_messages(fields, key)
-    images, videos = _images_and_videos(fields)
+    named = read_by_kind(fields)
     if not messages:
         # Unusable, but the check of the files can still look for its originals.
-        return Sample(fields.read_name("id"), "", "", (*images, *videos))
-    shown = _match_tags(fields, messages, key, images, videos)
+        return Sample(fields.read_name("id"), "", "", tuple(original for those in named.values() for original in those))
+    shown = _match_tags(fields, messages, key, named)
     originals = [original for message_tags in shown for group in message_tags for original in group]
     first_learned = _first_learned_number(fields, key, messages)
     first = next((place for place, message in enumerate(messages) if message.role == "user"), 0)
     tags: dict[str, Any] = {"answer_kind": "text"}
     if originals:
-        tags["group"] = originals[0].name
+        tags["group"] = originals[0].identity
     counts = [len(group) for message_tags in shown for group in message_tags]
     inquiries, groups = _read_inquiries(fields, counts)
     content = tuple(_number_originals(messages, shown, first_learned))
@@ -147,12 +147,15 @@ def _find_answer(fields: Fields, key: str, messages: Sequence[RowMessage]) -> st
     if not replies:
         return ""
     # A dialogue with zooms has its answer in the last reply. Plain ones answer their question in the first.
-    found = _ANSWER.search(replies[-1].text)
-    if found is None:
+    # Not a regular expression: over a long text without the closing tag, `.*` would run once for every opening one.
+    begin, end = _ANSWER_TAGS
+    _, opened, rest = replies[-1].text.partition(begin)
+    answer, closed, _ = rest.rpartition(end)
+    if not opened or not closed:
         return replies[0].text.strip()
-    if not found[1].strip():
+    if not answer.strip():
         fields.add_problem(f"{key}[{replies[-1].number}]", "has an empty <answer>. Write it or remove the sample.")
-    return found[1].strip()
+    return answer.strip()
 
 
 # --- What is shown ----------------------------------------------------------------------------------
@@ -162,54 +165,42 @@ TagOriginals = list[tuple[NamedOriginal, ...]]
 """The originals of each tag of a message: one image, or the frames of a video."""
 
 
-def _images_and_videos(fields: Fields) -> tuple[tuple[NamedOriginal, ...], tuple[NamedOriginal, ...]]:
-    """Read the images and videos of a row, whose fields go by two names each."""
-    image_key = "images" if fields.has_value("images") or not fields.has_value("image") else "image"
-    video_key = "video" if fields.has_value("video") or not fields.has_value("videos") else "videos"
-    # In some data `video: true` only says that the images are frames.
-    videos = () if isinstance(fields.row.get(video_key), bool) else _name_originals(fields, video_key, video=True)
-    return _name_originals(fields, image_key), videos
-
-
 def _match_tags(
     fields: Fields,
     messages: Sequence[RowMessage],
     key: str,
-    images: Sequence[NamedOriginal],
-    videos: Sequence[NamedOriginal],
+    named: Mapping[OriginalKind, tuple[NamedOriginal, ...]],
 ) -> list[TagOriginals]:
     """Return the originals of every message's tags, in order; another number of tags than originals is a problem."""
     kinds = [TAG.findall(message.text) if message.role == "user" else [] for message in messages]
-    flat = [kind for found in kinds for kind in found]
-    waiting: dict[str, list[tuple[NamedOriginal, ...]]] = {"image": [(image,) for image in images]}
-    # Without videos, <video> and <image> mean the same and take the images in order.
-    waiting["video"] = _group_videos(videos, flat.count("video")) if videos else waiting["image"]
-    if videos:
-        _check_tags(fields, key, "video", flat.count("video"), waiting["video"])
-    tags = flat.count("image") if videos else len(flat)
-    _check_tags(fields, key, "image", tags, waiting["image"])
-    return [[waiting[kind].pop(0) for kind in found if waiting[kind]] for found in kinds]
+    # A tag of a kind that the row does not name stands for the first kind that it does: <video> for images, say.
+    other: OriginalKind = next((kind for kind in named if named[kind]), "image")
+    meant: list[list[str]] = [[kind if named.get(kind) else other for kind in found] for found in kinds]
+    counts = Counter(kind for found in meant for kind in found)
+    waiting: dict[str, deque[tuple[NamedOriginal, ...]]] = {other: deque()}
+    for kind, originals in named.items():
+        waiting[kind] = deque(_group_frames(originals, counts[kind]) if kind == "video" else [(o,) for o in originals])
+    for shown, groups in waiting.items():
+        _check_tags(fields, key, shown, counts[shown], groups)
+    return [[waiting[kind].popleft() for kind in found if waiting[kind]] for found in meant]
 
 
-def _name_originals(fields: Fields, key: str, video: bool = False) -> tuple[NamedOriginal, ...]:
-    return name_originals(key, fields.read_texts(key), isinstance(fields.row.get(key), list), video)
-
-
-def _group_videos(videos: Sequence[NamedOriginal], tags: int) -> list[tuple[NamedOriginal, ...]]:
+def _group_frames(videos: Sequence[NamedOriginal], tags: int) -> list[tuple[NamedOriginal, ...]]:
     """Return the videos one by one, or all images as the frames of one video if there is one tag for them."""
     if tags == 1 and len(videos) > 1 and not any(is_video(each.name) for each in videos):
-        return [tuple(NamedOriginal(each.field, each.name) for each in videos)]
+        return [tuple(replace(each, kind="image") for each in videos)]
     return [(each,) for each in videos]
 
 
 def _check_tags(fields: Fields, key: str, kind: str, tags: int, shown: Sequence[tuple[NamedOriginal, ...]]) -> None:
-    there = len(shown)
+    there, kind = len(shown), "image" if kind == "any" else kind
     if tags == there:
         return
-    more = f"more <{kind}> tags than {kind}s" if tags > there else f"fewer <{kind}> tags than {kind}s"
+    noun = kind.replace("_", " ")
+    more = f"more <{kind}> tags than {noun}s" if tags > there else f"fewer <{kind}> tags than {noun}s"
     fields.add_problem(
         shown[0][0].field.partition("[")[0] if shown else key,
-        f"there are {more}: {tags} in the human messages, {there} named. Give each {kind} one tag.",
+        f"there are {more}: {tags} in the human messages, {there} named. Give each {noun} one tag.",
     )
 
 
@@ -256,16 +247,18 @@ def _check_mapping(fields: Fields, mapping: Sequence[int], texts: Sequence[str],
             "Give one number for each image.",
         )
         return
+    begun: set[int] = set()
     for number, query in enumerate(mapping):
         if query >= len(texts):
             fields.add_problem(
                 f"{key}[{number}]", f"is {query}, and the number of queries is {len(texts)}. Add the query."
             )
-        elif query in mapping[:number] and mapping[number - 1] != query:
+        elif query in begun and mapping[number - 1] != query:
             fields.add_problem(
                 f"{key}[{number}]", f"is {query} again after another: not contiguous. Images of one query must be "
                 "neighbours.",
             )  # fmt: skip
+        begun.add(query)
     # With an unknown query, itself a problem, another one may only seem to be unused.
     unmapped = set(range(len(texts))) - set(mapping) if max(mapping, default=0) < len(texts) else set()
     for unused in sorted(unmapped):

@@ -12,6 +12,7 @@ from vilavt_components.tasks.files.tiny_files import tiny_conversations
 from vilavt_toolkit.contracts import Sample
 from vilavt_toolkit.data.fields import Fields
 from vilavt_toolkit.data.file_task import FilesConfig, FileTask
+from vilavt_toolkit.data.named_originals import ORIGINAL_KEYS
 from vilavt_toolkit.registry import tasks
 
 
@@ -29,6 +30,10 @@ class Conversations(FileTask):
     """
 
     name: ClassVar[str] = "conversations"
+    known_fields: ClassVar[tuple[str, ...]] = (
+        *("id", "conversations", "messages", *ORIGINAL_KEYS, "queries", "image_to_query_mapping", "max_pixels"),
+        "mask_history",
+    )
 
     @classmethod
     def tiny(cls) -> ConversationsConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,12 @@ from vilavt_components.common.answers.reading import read_choice
 from vilavt_components.common.answers.scoring import AnswerKind, answer_kind_of, score_answer
 from vilavt_toolkit.contracts import Sample
 from vilavt_toolkit.data.fields import Fields
-from vilavt_toolkit.data.originals import name_originals
+from vilavt_toolkit.data.named_originals import NamedOriginal, read_by_kind
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.utils.text import format_value
 
-TAG = re.compile(r"<(image|video)>")
+TAG = re.compile(r"<(image|video|point_cloud)>")
+"""Stands in a text where an original is shown."""
 _OPTION = re.compile(r"(?:^|(?<=[\s(,;]))\(?([A-Z])[.:)]\s+")
 
 
@@ -24,7 +26,6 @@ _OPTION = re.compile(r"(?:^|(?<=[\s(,;]))\(?([A-Z])[.:)]\s+")
 class QuestionFormat:
     """The keys and question types of a format of questions."""
 
-    image_key: str
     type_key: str
     """The key of the question type, which decides how answers are compared."""
     id_key: str
@@ -37,9 +38,7 @@ class QuestionFormat:
 def read_question(fields: Fields, form: QuestionFormat) -> Sample:
     """Read the question of a row as a sample; adds what is wrong with it to `fields.problems`."""
     question, answer = fields.read_text("question"), fields.read_plain_text("answer")
-    options, key = read_options(fields), form.image_key
-    originals = name_originals(key, fields.read_texts(key), isinstance(fields.row.get(key), list))
-    check_tag_count(fields, "question", question, len(originals))
+    options, originals = read_options(fields), read_row_originals(fields, question)
     tags: dict[str, Any] = {
         **_read_tags(fields.row, form.tag_keys),
         "answer_kind": read_kind(fields, form.type_key, form.kinds),
@@ -47,7 +46,7 @@ def read_question(fields: Fields, form: QuestionFormat) -> Sample:
     }
     if originals:
         # Questions about one image are no independent evidence, so intervals keep them together.
-        tags["group"] = originals[0].name
+        tags["group"] = originals[0].identity
     sample = Sample(
         id=fields.read_name(form.id_key),
         question=append_options(replace_tags(question), options),
@@ -65,18 +64,29 @@ def read_question(fields: Fields, form: QuestionFormat) -> Sample:
 
 def replace_tags(text: str) -> str:
     """Remove the image tags before a question's words; a tag among the words becomes its image's index, "[image 1]"."""
-    number = 0
+    # `split` alternates between texts and the kinds of the tags.
+    first, *rest = TAG.split(text)
+    pieces, has_words = [first], bool(first.strip())
+    for number, (kind, words) in enumerate(zip(rest[::2], rest[1::2], strict=True)):
+        named = f"[{'point cloud' if kind == 'point_cloud' else 'image'} {number}]"
+        pieces += [named if has_words else "", words]
+        has_words = has_words or bool(words.strip())
+    return "".join(pieces).strip()
 
-    def replace_tag(match: re.Match[str]) -> str:
-        nonlocal number
-        number += 1
-        leading = not TAG.sub("", text[: match.start()]).strip()
-        return "" if leading else f"[image {number - 1}]"
 
-    return TAG.sub(replace_tag, text).strip()
+def read_row_originals(fields: Fields, question: str) -> tuple[NamedOriginal, ...]:
+    """Read the originals of all fields, in the order of the question's tags, else in that of the fields."""
+    named = [original for those in read_by_kind(fields).values() for original in those]
+    _check_tag_count(fields, "question", question, len(named))
+    tags = TAG.findall(question)
+    waiting = {kind: deque(each for each in named if each.kind == kind) for kind in tags}
+    # Tags that name the kinds in another proportion only say where originals stand, as <image> for a cloud.
+    if len(tags) != len(named) or any(tags.count(kind) != len(those) for kind, those in waiting.items()):
+        return tuple(named)
+    return tuple(waiting[kind].popleft() for kind in tags)
 
 
-def check_tag_count(fields: Fields, key: str, text: str, images: int) -> None:
+def _check_tag_count(fields: Fields, key: str, text: str, images: int) -> None:
     """Refuse a question that has image tags, but not one for every image."""
     tags = len(TAG.findall(text))
     if tags and tags != images:

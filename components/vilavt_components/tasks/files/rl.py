@@ -12,10 +12,10 @@ from vilavt_components.tasks.files.tiny_files import tiny_questions
 from vilavt_toolkit.contracts import Sample
 from vilavt_toolkit.data.fields import Fields
 from vilavt_toolkit.data.file_task import FilesConfig, FileTask
+from vilavt_toolkit.data.named_originals import ORIGINAL_KEYS
 from vilavt_toolkit.registry import tasks
 
 _FORMAT = QuestionFormat(
-    image_key="image_path",
     type_key="question_type",
     id_key="id",
     kinds=REINFORCEMENT_KINDS,
@@ -36,6 +36,10 @@ class VilavtRL(FileTask):
     """
 
     name: ClassVar[str] = "vilavt_rl"
+    known_fields: ClassVar[tuple[str, ...]] = (
+        *("id", "question", "answer", *ORIGINAL_KEYS, "question_type", "max_pixels", "max_num_steps", "options"),
+        "data_type",
+    )
 
     @classmethod
     def tiny(cls) -> VilavtRLConfig:
@@ -45,8 +49,8 @@ class VilavtRL(FileTask):
 
     @classmethod
     def recognises(cls, row: Mapping[str, Any]) -> bool:
-        """Return True if a row is a question with `image_path` or a question type."""
-        return "question" in row and ("image_path" in row or "question_type" in row)
+        """Return True if a row is a question with a question type."""
+        return "question" in row and "question_type" in row
 
     def read_sample(self, fields: Fields, training: bool) -> Sample:
         """Read the sample of a row; adds what is wrong with it to `fields.problems`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import json
 from collections.abc import Iterable
@@ -37,6 +38,47 @@ def tiny_questions() -> str:
         rows = [benchmark_row(number) for number in numbers]
         (folder / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
     return str(folder)
+
+
+@functools.cache
+def tiny_plain_rows() -> str:
+    """Write traces.jsonl, questions.jsonl and questions.csv into a folder."""
+    folder = make_temporary_folder()
+    _write_images(folder, 12)
+    write_lines(folder / "traces.jsonl", (trace_row(number) for number in range(10)))
+    write_lines(folder / "questions.jsonl", (question_row(number) for number in range(10, 14)))
+    with (folder / "questions.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=("id", "question", "image", "answer", "options"))
+        writer.writeheader()
+        for number in range(10):
+            row = question_row(number)
+            options = {"options": json.dumps(row["options"])} if "options" in row else {}
+            writer.writerow({name: row.get(name) for name in writer.fieldnames} | options)
+    return str(folder)
+
+
+def trace_row(number: int) -> dict[str, Any]:
+    """Make a row of task `traces`: by turns with a zoom, with a zoom into it, and with an answer alone."""
+    colour = _COLOURS[number % len(_COLOURS)]
+    zooms: list[dict[str, Any]] = [
+        {"thought": "too small", "inquiry": "the colour", "boxes": [[0, 0, 8, 8]]},
+        {"thought": "still small", "inquiry": "the middle", "boxes": {"index": 1, "box": [2, 2, 6.5, 6]}},
+    ]
+    turns = [*zooms[: number % 3], {"thought": "it is plain", "answer": colour}]
+    return {
+        "id": number,
+        "image": f"images/{number % 12}.png",
+        "question": f"which colour is {number}?",
+        "turns": turns,
+    }
+
+
+def question_row(number: int) -> dict[str, Any]:
+    """Make a row of task `questions`: by turns with free text and with options."""
+    colour = _COLOURS[number % len(_COLOURS)]
+    row = {"id": number, "image": f"images/{number % 12}.png", "question": f"which colour is {number}?"}
+    # The answer may be an option's letter or its text.
+    return {**row, "answer": colour} | ({"options": list(_COLOURS[:4]), "answer": "A"} if number % 2 else {})
 
 
 def conversation_row(number: int) -> dict[str, Any]:

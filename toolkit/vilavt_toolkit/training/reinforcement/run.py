@@ -64,7 +64,7 @@ def _reinforce(stage: Stage, section: RLSection, resume: bool, lock: RunLock) ->
     task.length(section.split)
     model = _build_model(recipe, checkpoint)
     if start.folder is None:
-        check_lengths(model, task, section.split)
+        check_lengths(model, task, section.split, traces=False)
     model.vision.gradient_checkpointing = recipe.recipe.train.gradient_checkpointing
     collector = RolloutCollector(model, task, section, recipe.recipe.seed)
     collector.should_stop = lambda: start.interruption.is_requested
