@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-WINDOW = 5
+WINDOW = 6
 """Most tokens of an attention window or chunk in a small copy, so that a short text is longer than it."""
 _VOCABULARY = 320
 _LAYER_COUNT = re.compile(r"num_hidden_layers|n_layers?|num_layers|encoder_layers|decoder_layers|num_blocks")
@@ -15,14 +15,17 @@ _KEY_HEADS = re.compile(r"(swa_)?num_(key_value|kv)_heads|n_head_kv|multi_query_
 _TOKEN = re.compile(r".*_(token_id|token_index|token_ids)")
 # The largest value of a setting whose name matches; the first match counts. Other numbers stay, unless they are large.
 _LARGEST: tuple[tuple[str, int], ...] = (
-    (r"(sliding|local|attention)_window(_size)?|window_size|attention_chunk_size", WINDOW),
+    (r"(sliding|local|attention)_window(_size)?|window_size|local_attention|attention_chunk_size", WINDOW),
     (r"vocab_size(_\w+)?", _VOCABULARY),
     (r"max_position_embeddings|n_positions|max_seq_len|n_ctx|seq_length|original_max_position_embeddings", 64),
     (r"((global|swa|attention|qk_nope|qk_rope|v|linear|index)_)*(v_|key_|value_)?head_dim|kv_channels|d_kv|d_head", 16),
     (r"rotary_dim", 8),
     (r"\w*lora_rank", 8),
     (r"\w*(intermediate_size|ffn_dim|ffn_hidden_size|n_inner|d_ff)", 32),
-    (r"hidden_size|n_embd|d_model|dim|embed_dim|embedding_size|word_embed_proj_dim|\w+_hidden_size", 64),
+    (
+        r"hidden_size|n_embd|d_model|dim|embed_dim|embedding_size|word_embed_proj_dim|\w+_hidden_size|intra_bottleneck_size",
+        64,
+    ),
     (r"n_groups?|topk_groups?|\w*experts_per_tok(en)?|top_k_experts|moe_(topk|top_k|k)", 2),
     (r"(n|num)_?\w*experts|moe_num_experts", 4),
     (r"hidden_size_per_layer_input", 8),
@@ -54,7 +57,7 @@ def _shrink_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         elif key == "per_layer_config" and isinstance(value, dict):
             small[key] = {layer: change for layer, change in value.items() if int(layer) < kept}
         elif isinstance(value, dict):
-            small[key] = _shrink_settings(value) if key.endswith("_config") else value
+            small[key] = _shrink_settings(value) if "model_type" in value or key.endswith("_config") else value
         elif isinstance(value, list) and depth and len(value) == depth:
             # Types, ropes and experts are listed layer by layer.
             small[key] = [_shrink_number(key, each, kept) if _is_count(each) else each for each in value[:kept]]

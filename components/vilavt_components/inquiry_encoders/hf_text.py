@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vilavt_components.common.hf_errors import as_input_error, check_known_settings
 from vilavt_components.common.precision import Float32RotaryFrequencies
+from vilavt_components.inquiry_encoders.hf_text_masks import choose_mask, encode_padded, keep_encoder
 from vilavt_toolkit.contracts import InquiryEncoder, LanguageModel
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.packed.tokens import concat_ranges, to_device
@@ -72,9 +73,9 @@ class HFTextInquiryEncoder(Float32RotaryFrequencies, InquiryEncoder):
         source = config.tokenizer or config.path
         self.tokenizer = None if source is None else _load_tokenizer(source, config)
         self._architecture = architecture = _load_architecture(config, language_model.vocab_size)
-        self.model = _build_model(architecture, config)
-        self._causal = _is_causal(self.model)
         self.max_tokens = min(config.max_tokens, _max_length(architecture), _max_length(self.tokenizer))
+        self._takes_mask = choose_mask(architecture, self.max_tokens)
+        self.model = _build_model(architecture, config)
         model_width: int = architecture.hidden_size
         self.width = config.width or model_width
         self.projection = nn.Linear(model_width, config.width) if config.width else nn.Identity()
@@ -152,7 +153,8 @@ class HFTextInquiryEncoder(Float32RotaryFrequencies, InquiryEncoder):
             nothing = self._project_hidden(next(self.model.parameters()).new_zeros(0, self.model.config.hidden_size))
             return nothing, nothing.new_zeros(len(ids), self.width)
         lengths = [len(ids[group]) for group in groups]
-        features = self._project_hidden(self._encode_padded([ids[group] for group in groups], device))  # [N, L, D]
+        hidden = encode_padded(self.model, [ids[group] for group in groups], self._takes_mask)
+        features = self._project_hidden(hidden)  # [N, L, D]
         starts = [row * features.shape[1] for row in range(len(groups))]
         packed = features.flatten(0, 1).index_select(0, to_device(concat_ranges(starts, lengths), device))
         if self.config.pooling == "last":
@@ -187,7 +189,7 @@ class HFTextInquiryEncoder(Float32RotaryFrequencies, InquiryEncoder):
             missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
             if missing:
                 raise ValueError(f"its weights lack {missing[0]} and {len(missing) - 1} others")
-        self.model = _encoder_without_pooler(model)
+        self.model = keep_encoder(model)
         self._freeze_model()
 
     def _project_hidden(self, hidden: Tensor) -> Tensor:
@@ -196,39 +198,6 @@ class HFTextInquiryEncoder(Float32RotaryFrequencies, InquiryEncoder):
             hidden = hidden.to(self.projection.weight.dtype)
         projected: Tensor = self.projection(hidden)
         return projected
-
-    def _encode_padded(self, ids: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-        """Encode N inquiries, none of them empty, padded to one length; last hidden states [N, L, D]."""
-        longest = max(len(tokens) for tokens in ids)
-        pad = self.model.config.pad_token_id or 0
-        padded = torch.tensor([[*tokens, *[pad] * (longest - len(tokens))] for tokens in ids], device="cpu")
-        dtype = next(self.model.parameters()).dtype
-        mask = _attention_mask([len(tokens) for tokens in ids], longest, self._causal, dtype)
-        output = self.model(
-            input_ids=padded.to(device, non_blocking=True), attention_mask=mask.to(device, non_blocking=True)
-        )
-        hidden: Tensor = output.last_hidden_state
-        return hidden
-
-
-def _attention_mask(lengths: Sequence[int], longest: int, causal: bool, dtype: torch.dtype) -> Tensor:
-    """Return the mask to be added to attention logits; [N, 1, L, L]."""
-    # Four axes, built on the CPU: transformers reads a mask [N, L] to see if anything is padded, which waits for the
-    # device. The smallest number stands for -inf, as in transformers' own masks.
-    columns = torch.arange(longest, device="cpu")
-    visible = (columns < torch.tensor(lengths, device="cpu").unsqueeze(1)).view(-1, 1, 1, longest)
-    if causal:
-        visible = visible & (columns <= columns.unsqueeze(1))
-    mask = torch.zeros((), dtype=dtype, device="cpu").masked_fill(~visible, torch.finfo(dtype).min)
-    return mask.expand(-1, -1, longest, -1)
-
-
-def _is_causal(model: Any) -> bool:
-    """Return True if tokens see only those before them, by the configuration or else by the attention modules."""
-    configured = getattr(model.config, "is_causal", None)
-    if configured is not None:
-        return bool(configured)
-    return any(getattr(module, "is_causal", False) for module in model.modules())
 
 
 def _loading_errors(path: str) -> contextlib.AbstractContextManager[None]:
@@ -291,15 +260,4 @@ def _build_model(architecture: Any, config: HFTextConfig) -> Any:
     dtype = torch.get_default_dtype() if is_new else getattr(torch, config.dtype)
     with errors, contextlib.nullcontext() if is_new else no_init_weights():
         build: Any = AutoModel.from_config  # untyped
-        return _encoder_without_pooler(build(architecture, dtype=dtype))
-
-
-def _encoder_without_pooler(model: Any) -> Any:
-    """Return the part of a model that reads text: of a pair the encoder, and no pooler."""
-    # Left in, decoder and pooler would be saved, and counted among the weights that learn, without a gradient.
-    if model.config.is_encoder_decoder:
-        model = model.get_encoder()
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None
-    model.config.use_cache = False
-    return model
+        return keep_encoder(build(architecture, dtype=dtype))

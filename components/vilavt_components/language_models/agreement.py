@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from contextvars import Context
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vilavt_components.common.hf_errors import first_sentence
-from vilavt_components.common.quiet import quiet_transformers
-from vilavt_components.common.small_copies import shrink_config
+from vilavt_components.common.architecture_trials import (
+    Architecture,
+    build_small_copy,
+    describe_failure,
+    run_trial,
+)
 from vilavt_components.language_models.causal_base import OTHER_FAMILY, CausalConfig, CausalModel
 from vilavt_components.language_models.layer_windows import read_layer_windows
 from vilavt_components.language_models.tokenizer import HFTokenizer, train_tokenizer
@@ -30,34 +31,23 @@ _ROUNDS: tuple[tuple[list[int], tuple[int, ...]], ...] = (
     ([0, 1], (1, 2)),
 )
 _TOLERANCE = 1e-3
-_MOST_PARAMETERS = 20_000_000
 
 
 class SmallCopy(CausalModel):
-    """A language model of a small configuration with random weights, to try an architecture."""
+    """A language model around a small copy of a transformers model, to try its architecture."""
 
     label = "hf_causal"
 
-    def __init__(self, architecture: Any, attention: str | None) -> None:
-        from transformers import AutoModelForCausalLM
-
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.config = self.tiny()
         self._use_tokenizer(_tiny_tokenizer())
-        build: Any = AutoModelForCausalLM.from_config  # untyped
-        with torch.device("meta"):
-            size = sum(weight.numel() for weight in build(architecture).parameters())
-        if size > _MOST_PARAMETERS:
-            raise ValueError(f"its small copy has {size:,} parameters, which takes too long")
-        self.model = build(architecture, attn_implementation=attention, dtype=torch.float32).eval()
-        self._read_sizes(self.model.config.get_text_config())
-        # Weights as they are drawn are small, and layers of small weights hide their mistakes.
-        for weight in self.model.parameters():
-            weight.add_(0.1 * torch.randn_like(weight))
+        self.model = model
+        self._read_sizes(model.config.get_text_config())
 
     @classmethod
     def tiny(cls) -> CausalConfig:
-        """Return settings that name nothing: the architecture is given."""
+        """Return settings that name nothing: the model is given."""
         return CausalConfig()
 
 
@@ -66,51 +56,40 @@ def _tiny_tokenizer() -> HFTokenizer:
     return train_tokenizer(["a"], [], 300, "<|feature|>")
 
 
-class _Architecture:
-    """A configuration of transformers that equals another one if its settings are the same."""
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
-        self._key = type(config), json.dumps(config.to_dict(), sort_keys=True, default=str)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Architecture) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-
 def refuse_disagreement(label: str, config: Any, attention: str | None) -> None:
     """Raise InputError if the toolkit cannot read with the model of transformers' `config` as transformers does."""
-    if reason := _find_disagreement(_Architecture(config), attention):
+    # Kernels for GPUs cannot be tried here. They differ in speed only.
+    attention = attention if attention in ("eager", "sdpa") else None
+    if reason := _find_disagreement(Architecture(config), attention):
         raise InputError(f"{label}: models of type {config.model_type!r} cannot be used ({reason}). {OTHER_FAMILY}")
 
 
 @cache
-def _find_disagreement(architecture: _Architecture, attention: str | None) -> str:
+def _find_disagreement(architecture: Architecture, attention: str | None) -> str:
     """Return why the toolkit cannot read with an architecture, or an empty text."""
-    # Kernels for GPUs cannot be tried here. They differ in speed only.
-    attention = attention if attention in ("eager", "sdpa") else None
-    # A context of its own, in which parameters are real even while a checkpoint's model is built on the meta device.
-    with torch.device("cpu"), torch.random.fork_rng(devices=[]), quiet_transformers():
-        torch.manual_seed(0)
-        return Context().run(_try_architecture, architecture.config, attention)
+    return run_trial(lambda: _try_architecture(architecture.config, attention))
 
 
-@torch.no_grad()
 def _try_architecture(config: Any, attention: str | None) -> str:
     """Return what differs between transformers' logits and the toolkit's in a small copy, or an empty text."""
+    from transformers import AutoModelForCausalLM
+
+    def build(config: Any) -> nn.Module:
+        made: Any = AutoModelForCausalLM.from_config  # untyped
+        model: nn.Module = made(config, attn_implementation=attention, dtype=torch.float32)
+        return model
+
     try:
         read_layer_windows(config.get_text_config(decoder=True))
-        copy, ids = _make_copy(config, attention), torch.arange(3, 3 + 2 * _LENGTH).view(2, _LENGTH)
+        copy = SmallCopy(build_small_copy(config, build))
+        ids = (torch.arange(3, 3 + 2 * _LENGTH) % copy.vocab_size).view(2, _LENGTH)
         embedded = copy.embed(ids)
         # Columns of features are the embeddings of no token.
         features = embedded + 0.5 * torch.randn_like(embedded)
         plain = copy.model(input_ids=ids, use_cache=False).logits
         expected = copy.model(inputs_embeds=features, use_cache=False).logits
     except Exception as error:
-        # A model may raise anything.
-        return _describe(error)
+        return describe_failure(error)
     trials = {
         "of padded text": (_read_padded, embedded, plain),
         "of features": (_read_padded, features, expected),
@@ -120,27 +99,10 @@ def _try_architecture(config: Any, attention: str | None) -> str:
         try:
             problem = _compare(read(copy, columns), wanted)
         except Exception as error:
-            problem = f"fail: {_describe(error)}"
+            problem = f"fail: {describe_failure(error)}"
         if problem:
             return f"its logits {what} {problem}"
     return ""
-
-
-def _make_copy(config: Any, attention: str | None) -> SmallCopy:
-    try:
-        return SmallCopy(shrink_config(config), attention)
-    except Exception as error:
-        failure = error
-    # A family may not allow the sizes of the small copy, and then the model itself may be small enough.
-    try:
-        return SmallCopy(config, attention)
-    except Exception:
-        raise ValueError(f"no small copy of it can be tried: {_describe(failure)}") from failure
-
-
-def _describe(error: Exception) -> str:
-    text = first_sentence(str(error))
-    return text if isinstance(error, ValueError) else f"{type(error).__name__} {text}".strip()
 
 
 def _compare(found: Tensor, expected: Tensor) -> str:

@@ -16,6 +16,10 @@ FAMILIES = {
     "roberta": {"model_type": "roberta", **SMALL, "pad_token_id": 1, "max_position_embeddings": 66},
     "modernbert": {"model_type": "modernbert", **SMALL, "pad_token_id": 0},
     "gpt2": {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64},
+    "deberta-v2": {"model_type": "deberta-v2", **SMALL, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+    "opt": {"model_type": "opt", "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 24, "num_attention_heads": 2},
+    "esm": {"model_type": "esm", **SMALL, "pad_token_id": 1, "max_position_embeddings": 66},
+    "xlm": {"model_type": "xlm", "emb_dim": 16, "n_layers": 2, "n_heads": 2, "pad_index": 0},
     "t5": {"model_type": "t5", "d_model": 16, "d_ff": 24, "d_kv": 8, "num_layers": 2, "num_heads": 2},
 }
 IDS = [[5, 9, 12, 7, 30], [], [8], [40, 41, 42]]
@@ -52,6 +56,19 @@ def test_features_are_the_models_last_hidden_states(family):
     bench.assert_close(features, torch.cat(alone), family)
     assert not pooled[1].any()
     bench.assert_close(pooled[[0, 2, 3]], torch.stack([x.mean(0) for x in alone]), "mean")
+
+
+def test_a_model_that_mixes_padding_into_an_inquiry_is_refused_by_name():
+    with pytest.raises(InputError, match=r"type 'fnet' cannot be used .*from itself alone.*Choose another text model"):
+        encoder_of(config={"model_type": "fnet", **{k: v for k, v in SMALL.items() if k != "num_attention_heads"}})
+
+
+@torch.no_grad()
+def test_an_inquiry_that_is_longer_than_a_window_is_read_through_it():
+    config = {**FAMILIES["modernbert"], "local_attention": 4, "layer_types": ["sliding_attention", "full_attention"]}
+    encoder = encoder_of(config=config)
+    ids = list(range(5, 25))
+    bench.assert_close(encoder([ids, [7]])[0][:20], encoder.model(torch.tensor([ids])).last_hidden_state[0], "windows")
 
 
 @torch.no_grad()

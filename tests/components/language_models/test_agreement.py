@@ -78,4 +78,4 @@ def test_the_trial_changes_no_random_number_and_works_while_weights_have_no_memo
 def test_a_small_copy_has_every_type_of_layer_and_short_windows():
     small = shrink_config(architecture("gemma3_text", RIGHT["gemma3_text"]))
     assert set(small.layer_types) == {"sliding_attention", "full_attention"} and small.num_hidden_layers == 6
-    assert small.sliding_window == 5 and small.num_key_value_heads == 1
+    assert small.sliding_window == 6 and small.num_key_value_heads == 1
