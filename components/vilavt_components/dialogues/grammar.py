@@ -24,9 +24,12 @@ ANY: /(?s:.*)/
 TAG: /<\/?(think|tool|answer)>/
 PLAIN: ANY & ~(ANY TAG ANY)
 THOUGHT: "<think>" PLAIN "</think>"
+OPENED_THOUGHT: PLAIN "</think>"
 ANSWER: "<answer>" (PLAIN & /(?s:.*)[^\s\x1c-\x1f](?s:.*)/) "</answer>"
 QUERY: PLAIN & /([^"\\\x00-\x1f]|\\(["\\\/bfnrt]|u([0-9a-cA-CefEF][0-9a-fA-F]{3}|[dD][0-7][0-9a-fA-F]{2})))*/
 """
+OPENED = "<think>"
+"""The tag that some chat templates open for the model."""
 _REGION = '{"index": '
 _UNFINISHED_BOX = re.compile(r'\{"index": (?P<index>\d+), "[^"]*": \[(?P<numbers>[\d, ]*),$')
 
@@ -44,8 +47,8 @@ class TurnSyntax:
 
 def build_turn_grammar(syntax: TurnSyntax, written: str, boxes: Sequence[BoxSchema], call: bool) -> str:
     """Build the grammar of how a turn may continue after `written`; see `Dialogue.grammar`."""
-    if not written:
-        return _GrammarBuilder(syntax, boxes).start_turn(call)
+    if written in ("", OPENED):
+        return _GrammarBuilder(syntax, boxes).start_turn(call, bool(written))
     # Grammars end only at the end of a turn or after the comma in a box, so the text says which of them it was.
     unfinished = _UNFINISHED_BOX.search(written)
     if unfinished is None:
@@ -63,13 +66,17 @@ class _GrammarBuilder:
         self.boxes = boxes
         self.rules: list[str] = []
 
-    def start_turn(self, call: bool) -> str:
-        """Return the grammar from the thought to the first number of a box, or to the end of an answer."""
+    def start_turn(self, call: bool, is_opened: bool = False) -> str:
+        """Return the grammar from the thought to the first number of a box, or to the end of an answer.
+
+        With `is_opened` the tag of the thought has been written.
+        """
         region = self._begin_region() if call else ""
         call_start = _quote(f'{self.syntax.tool_tags[0]}{{"region": [{_REGION}')
         ending = f"(ANSWER | {call_start} {region})" if region else "ANSWER"
         after_thought = _quote(self.syntax.after_thought) if self.syntax.after_thought else ""
-        return self._join_rules(f"THOUGHT {after_thought} {ending}")
+        thought = "OPENED_THOUGHT" if is_opened else "THOUGHT"
+        return self._join_rules(f"{thought} {after_thought} {ending}")
 
     def continue_box(self, index: int, begun: tuple[int, ...], regions: int) -> str:
         """Return the grammar after a comma in a box of region `index`: its next number, then what depends on none.

@@ -105,10 +105,10 @@ def _compare_masks(config: Any, longest: int) -> tuple[bool, str]:
         try:
             hidden = encode_padded(model, ids, takes_mask)
             found = [row[: len(tokens)] for row, tokens in zip(hidden, ids, strict=True)]
-            error = max((a - b).abs().max().item() for a, b in zip(found, alone, strict=True))
-            if error <= _TOLERANCE * max(1.0, *(part.abs().max().item() for part in alone)):
+            difference = max((a - b).abs().max().item() for a, b in zip(found, alone, strict=True))
+            if difference <= _TOLERANCE * max(1.0, *(part.abs().max().item() for part in alone)):
                 return takes_mask, ""
-            reasons[takes_mask] = f"a padded inquiry is encoded {error:.2g} from itself alone"
+            reasons[takes_mask] = f"a padded inquiry is encoded {difference:.2g} from itself alone"
         except Exception as error:
             reasons[takes_mask] = describe_failure(error)
     return False, reasons[False]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vilavt_components.common.hf_errors import as_input_error
 from vilavt_components.common.precision import Float32RotaryFrequencies
+from vilavt_components.language_models.chat_templates import save_turn_template
 from vilavt_components.language_models.layer_windows import causal_mask, number_columns, read_layer_windows
 from vilavt_components.language_models.tokenizer import HFTokenizer, load_tokenizer, train_tokenizer
 from vilavt_toolkit.contracts import CacheView, LanguageModel, TurnTemplate
@@ -40,6 +41,9 @@ class CausalConfig:
     vocab_size: int = setting(1024, help="from scratch: most tokens of the tokenizer trained on the task", minimum=300)
     tokenizer: str | None = setting(
         None, help="folder or hub name of a tokenizer to use instead of `path`'s or a trained one", is_path=True
+    )
+    chat_template: str | None = setting(
+        None, help="name of the chat template, of a tokenizer with several (null: its default; plain: none of them)"
     )
     placeholder: str = setting("<|feature|>", help="token in place of each feature (added if missing)")
     attention: str | None = setting(None, help="transformers' attention implementation (null: its own choice)")
@@ -79,6 +83,7 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
                 config.local_files_only,
                 self.template,
                 None if config.tokenizer else self._tokenizer_config(),
+                config.chat_template,
             )
             self._use_tokenizer(tokenizer)
             # The placeholder may be new, and needs a row in the table of embeddings.
@@ -107,6 +112,8 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
         """Write the architecture and the tokenizer into `folder`."""
         self.model.config.save_pretrained(folder)
         self.tokenizer.backend.save_pretrained(folder)
+        # A template that writes the date would frame turns in another way tomorrow.
+        save_turn_template(folder, self.turn_template, self.end_of_turn)
 
     def fit_tokenizer(self, corpus: Iterable[str], fixed: Sequence[str]) -> None:
         """Train the tokenizer, unless one was loaded; `fixed` strings become single tokens."""

@@ -20,8 +20,8 @@ from vilavt_components.common.qwen_checkpoint_files import (
 )
 from vilavt_components.common.weights import load_weights_into
 from vilavt_components.language_models.causal_base import CausalConfig, CausalModel, config_errors
+from vilavt_components.language_models.chat_templates import CHATML
 from vilavt_components.language_models.single_token_attention import register_single_token_attention
-from vilavt_components.language_models.tokenizer import CHATML
 from vilavt_toolkit.contracts import CacheView, Grid
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.registry import language_models

@@ -5,26 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from vilavt_components.common.hf_errors import as_input_error
 from vilavt_components.common.quiet import quiet_transformers
+from vilavt_components.language_models.chat_templates import (
+    PLAIN_TEMPLATE,
+    TURN_END,
+    load_turn_template,
+    read_turn_template,
+)
 from vilavt_toolkit.contracts import TurnTemplate
-from vilavt_toolkit.errors import InputError
 
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}<|end|>{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-"""The chat template of a trained tokenizer, whose special tokens are `SPECIAL_TOKENS`."""
-TURN_END = "<|im_end|>"
-CHATML = (
-    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-"""The chat template of Qwen's models."""
 SPECIAL_TOKENS = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 """The name of a token that is a byte, in vocabularies that fall back to bytes."""
@@ -33,12 +26,18 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 class HFTokenizer:
     """Turns text into ids and back, without adding special tokens, and knows the text around its model's turns."""
 
-    def __init__(self, backend: Any, placeholder: str) -> None:
+    def __init__(
+        self,
+        backend: Any,
+        placeholder: str,
+        frames: tuple[TurnTemplate, int] | None = None,
+        chat_template: str | None = None,
+    ) -> None:
         self.backend = backend
         if placeholder not in backend.get_vocab():
             backend.add_special_tokens({"additional_special_tokens": [placeholder]}, replace_extra_special_tokens=False)
         self.placeholder: int = backend.convert_tokens_to_ids(placeholder)
-        self.turn_template, self.end_of_turn = _read_turn_template(backend)
+        self.turn_template, self.end_of_turn = frames or read_turn_template(backend, chat_template)
         # transformers would warn of every long text; the toolkit's own error says which sample is too long.
         backend.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
         # Not len(backend), since ids may have gaps.
@@ -103,11 +102,13 @@ def load_tokenizer(
     local_files_only: bool,
     template: str | None = None,
     family: Any = None,
+    chat_template: str | None = None,
 ) -> HFTokenizer:
     """Load the tokenizer of a folder or hub name; raises InputError.
 
     A tokenizer without a chat template gets `template` if it has the token that ends turns there, `TURN_END`. `family`
-    is a transformers configuration that tells the class of the tokenizer, instead of the folder's own.
+    is a transformers configuration that tells the class of the tokenizer, instead of the folder's own. `chat_template`
+    names one of several templates. The text around turns that a run has kept comes before all of them.
     """
     from transformers import AutoTokenizer
 
@@ -121,7 +122,7 @@ def load_tokenizer(
             raise ValueError("it holds none that knows the letter a")
     if template and not backend.chat_template and TURN_END in backend.get_vocab():
         backend.chat_template = template
-    return HFTokenizer(backend, placeholder)
+    return HFTokenizer(backend, placeholder, load_turn_template(Path(path)), chat_template)
 
 
 def train_tokenizer(corpus: Iterable[str], fixed: Sequence[str], size: int, placeholder: str) -> HFTokenizer:
@@ -146,78 +147,3 @@ def train_tokenizer(corpus: Iterable[str], fixed: Sequence[str], size: int, plac
     make: Any = PreTrainedTokenizerFast  # untyped
     backend = make(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", chat_template=PLAIN_TEMPLATE)
     return HFTokenizer(backend, placeholder)
-
-
-def _read_turn_template(backend: Any) -> tuple[TurnTemplate, int]:
-    """Return the text around turns and the id of the end-of-turn token, from the chat template or plain without one."""
-    from jinja2.exceptions import TemplateError
-
-    if not getattr(backend, "chat_template", None):
-        return _plain_turn_template(backend)
-    # A dialogue of known words is rendered, and the text between these words is what the template puts around turns.
-    # Reading the template's own source would need a parser for every family.
-    asked, said, next_asked, system = "ASKED0", "SAID0", "ASKED1", "SYSTEM0"
-    user, assistant = {"role": "user", "content": asked}, {"role": "assistant", "content": said}
-    again = {"role": "user", "content": next_asked}
-    try:
-        text = _render_template(backend, [user, assistant, again])
-    except TemplateError as error:
-        raise InputError(
-            f"the chat template of {backend.name_or_path!r} cannot be used ({error}). Name another `tokenizer`."
-        ) from error
-    found = re.fullmatch(f"(.*?){asked}.*?{said}(.*?){next_asked}(.*)", text, re.S)
-    if found is None:
-        raise InputError(
-            f"the chat template of {backend.name_or_path!r} leaves out messages. Name another `tokenizer`."
-        )
-    first, between, reply = found.groups()
-    end = _end_of_turn(backend, between)
-    mark = backend.convert_ids_to_tokens(end)
-    # A template without an end of turn: the end-of-text token ends it, and all text in between follows that token.
-    following = between.partition(mark)[2] if mark in between else between
-    return TurnTemplate(first, _system_template(backend, user, system, asked), reply, following), end
-
-
-def _system_template(backend: Any, user: dict[str, str], system: str, asked: str) -> tuple[str, str] | None:
-    """Return the text before and after a system prompt, or None if the template refuses or drops one."""
-    from jinja2.exceptions import TemplateError
-
-    try:
-        text = _render_template(backend, [{"role": "system", "content": system}, user])
-    except TemplateError:
-        return None
-    if system not in text:
-        return None
-    before, _, rest = text.partition(system)
-    return before, rest.partition(asked)[0]
-
-
-def _render_template(backend: Any, messages: list[dict[str, str]]) -> str:
-    text: str = backend.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return text
-
-
-def _end_of_turn(backend: Any, between: str) -> int:
-    """Return the first special token after the assistant's words, or the end-of-text token if there is none."""
-    special = set(backend.all_special_ids) | set(backend.added_tokens_decoder)
-    for token in backend.encode(between, add_special_tokens=False):
-        if token in special:
-            return int(token)
-    return _end_of_text(backend)
-
-
-def _end_of_text(backend: Any) -> int:
-    if backend.eos_token_id is None:
-        raise InputError(
-            f"the tokenizer {backend.name_or_path!r} has no end-of-text token. Set eos_token in its "
-            "tokenizer_config.json."
-        )
-    return int(backend.eos_token_id)
-
-
-def _plain_turn_template(backend: Any) -> tuple[TurnTemplate, int]:
-    # The begin-of-text token belongs there only if the tokenizer itself would add it.
-    ids = backend.encode("a", add_special_tokens=True)
-    begin = backend.bos_token if backend.bos_token_id is not None and ids[0] == backend.bos_token_id else ""
-    template = TurnTemplate(f"{begin}User: ", (begin, "\n\nUser: "), "\nAssistant: ", "\nUser: ")
-    return template, _end_of_text(backend)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vilavt_components.language_models import tokenizer as hf_tokenizer
 from vilavt_components.language_models.hf_causal import HFCausal, HFCausalConfig
-from vilavt_toolkit.errors import InputError, VilavtError
+from vilavt_toolkit.errors import VilavtError
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 GROUPED = {**SMALL, "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.3}
@@ -27,61 +27,14 @@ FAMILIES = {
 CORPUS = ["what digit is on the red square?", "a blue circle left of it", "0 1 2 3 4 5 6 7 8 9", "User: Assistant:"] * 8
 FIXED = ["<answer>", "</answer>"]
 
-QWEN = (
-    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are helpful.<|im_end|>\n{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-LLAMA = (
-    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
-    "{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-)
-GEMMA = (
-    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('No system role') }}"
-    "{% endif %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else 'user' }}\n{{ m['content'] }}"
-    "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
-)
-VICUNA = (
-    "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}\n{% elif m['role'] == 'user' %}"
-    "USER: {{ m['content'] }}\n{% else %}ASSISTANT: {{ m['content'] }}\n{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}ASSISTANT: {% endif %}"
-)
-SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-SPECIAL += ["<start_of_turn>", "<end_of_turn>"]
-# template, the token that ends a turn, whether there is a system role
-TEMPLATES = {
-    "qwen": (QWEN, "<|im_end|>", True),
-    "llama": (LLAMA, "<|eot_id|>", True),
-    "gemma": (GEMMA, "<end_of_turn>", False),
-    "vicuna": (VICUNA, "</s>", True),
-}
-
-
-def backend(template: str | None):
-    """A tokenizer as others make them."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
-    core.train_from_iterator(CORPUS, trainer)
-    core.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL])
-    made = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
-    made.chat_template = template
-    return made
-
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory, make_backend) -> Path:
     """A pretrained model as transformers saves it, with a tokenizer that has no chat template."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     path = tmp_path_factory.mktemp("pretrained")
-    tokenizer = backend(None)
+    tokenizer = make_backend(None)
     torch.manual_seed(1)
     settings = {**FAMILIES["qwen2"], "vocab_size": len(tokenizer), "tie_word_embeddings": True}
     AutoModelForCausalLM.from_config(AutoConfig.for_model(settings.pop("model_type"), **settings)).save_pretrained(path)
@@ -174,49 +127,6 @@ def test_a_token_the_tokenizer_has_can_be_the_placeholder(folder):
     model = loaded(folder, placeholder="<|im_end|>")
     assert model.tokenizer.decode([model.placeholder]) == "<|im_end|>"
     assert "<|feature|>" not in model.tokenizer.backend.get_vocab()
-
-
-def conversation(system: str | None) -> list[dict[str, str]]:
-    said = [("user", "what is it?"), ("assistant", "a circle"), ("user", "which one?"), ("assistant", "the red one")]
-    messages = [{"role": role, "content": content} for role, content in [*said, ("user", "sure?")]]
-    return [{"role": "system", "content": system}, *messages] if system else messages
-
-
-def framed(tokenizer: hf_tokenizer.HFTokenizer, system: str | None) -> str:
-    frames, end = tokenizer.turn_template, tokenizer.decode([tokenizer.end_of_turn])
-    messages = [m["content"] for m in conversation(None)]
-    text = f"{frames.system[0]}{system}{frames.system[1]}" if system else frames.first
-    for asked, said in zip(messages[::2], messages[1::2], strict=False):
-        text += f"{asked}{frames.reply}{said}{end}{frames.following}"
-    return text + messages[-1] + frames.reply
-
-
-@pytest.mark.parametrize("system", [None, "Be brief."], ids=["no-system", "system"])
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_frames_and_texts_in_a_row_are_the_templates_own_rendering(name, system):
-    template, end, has_system = TEMPLATES[name]
-    tokenizer = hf_tokenizer.HFTokenizer(backend(template), "<|feature|>")
-    assert tokenizer.decode([tokenizer.end_of_turn]) == end
-    assert (tokenizer.turn_template.system is not None) is has_system
-    if system and not has_system:
-        return
-    rendered = tokenizer.backend.apply_chat_template(conversation(system), tokenize=False, add_generation_prompt=True)
-    # Where the template ends no turn, our end-of-text token is all that differs.
-    found = framed(tokenizer, system)
-    assert (found if end in rendered else found.replace(end, "")) == rendered
-
-
-def test_without_a_template_turns_are_plain_and_end_with_the_end_of_text():
-    tokenizer = hf_tokenizer.HFTokenizer(backend(None), "<|feature|>")
-    assert tokenizer.decode([tokenizer.end_of_turn]) == "</s>"
-    assert framed(tokenizer, "Be brief.").startswith("Be brief.\n\nUser: what is it?\nAssistant: a circle</s>\nUser: ")
-
-
-def test_a_template_that_leaves_out_what_is_said_is_refused_in_a_sentence():
-    with pytest.raises(InputError, match="chat template"):
-        hf_tokenizer.HFTokenizer(backend("{% for m in messages %}x{% endfor %}"), "<|feature|>")
-    with pytest.raises(InputError, match="chat template"):
-        hf_tokenizer.HFTokenizer(backend("{{ raise_exception('never') }}"), "<|feature|>")
 
 
 TRAINED = hf_tokenizer.train_tokenizer(CORPUS, FIXED, 400, "<|feature|>")

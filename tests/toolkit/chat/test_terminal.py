@@ -127,14 +127,15 @@ WORDS = st.text(st.characters(codec="utf-8", exclude_characters="<"), min_size=1
     WORDS,
     st.one_of(WORDS, st.none()),
     st.lists(st.integers(0, 200), max_size=8),
+    st.sampled_from(["", "<think>"]),
 )
-def test_thought_and_answer_are_shown_as_parsed_however_the_turn_is_split(dialogue, thought, answer, cuts):
+def test_thought_and_answer_are_shown_as_parsed_however_the_turn_is_split(dialogue, thought, answer, cuts, opened):
     call = LOOK.call if answer is None else None
-    text = dialogue.write(Turn(thought, call=call, answer=answer))
-    parts = StreamedTurn(dialogue)
+    text = dialogue.write(Turn(thought, call=call, answer=answer)).removeprefix(opened)
+    parts = StreamedTurn(dialogue, opened)
     edges = [0, *sorted(cuts), len(text)]
     added = [piece for start, end in pairwise(edges) for piece in parts.add_text(text[start:end])]
-    parsed = dialogue.parse(text)
+    parsed = dialogue.parse(opened + text)
     assert parts.texts == {"thought": parsed.thought.strip(), "answer": (parsed.answer or "").strip()}
     for kind, whole in parts.texts.items():
         assert "".join(piece for of, piece in added if of == kind) == whole

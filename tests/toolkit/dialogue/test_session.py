@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -54,6 +55,28 @@ def test_the_loss_covers_exactly_the_models_own_words_and_its_end_of_turn(tiny_m
     for written, turn in zip(runs, trajectory.turns, strict=True):
         assert written[-1] == language.end_of_turn
         assert language.tokenizer.decode(written[:-1]) == tiny_model.dialogue.write(turn)
+
+
+@pytest.fixture
+def thinking_model(tiny_model, monkeypatch):
+    """The tiny model behind a chat template that opens the thought for it."""
+    frames = tiny_model.language_model.turn_template
+    opening = dataclasses.replace(frames, reply=f"{frames.reply}<think>\n", opened="<think>")
+    monkeypatch.setattr(tiny_model.language_model, "turn_template", opening)
+    return tiny_model
+
+
+def test_a_thought_that_the_prompt_opens_is_in_no_target_and_read_as_written(thinking_model):
+    session = build_trace_session(thinking_model, sample())
+    decode, end = thinking_model.language_model.tokenizer.decode, thinking_model.language_model.end_of_turn
+    text = decode(session.trajectory.ids)
+    assert text.count("<think>\n") == len(TRACE) and text.count("<think>") == len(TRACE)
+    produced = zip(session.trajectory.ids, session.trajectory.produced, strict=True)
+    said = decode([token for token, own in produced if own]).split(decode([end]))[:-1]
+    assert [f"<think>{turn}" for turn in said] == [thinking_model.dialogue.write(t) for t in session.trajectory.turns]
+    sampled = opened(thinking_model)
+    turn = sampled.add_sampled_turn(thinking_model.language_model.tokenizer.encode(said[-1]), [0.0] * 99)
+    assert turn == session.trajectory.turns[-1] and not turn.problem
 
 
 def test_every_region_stands_where_the_placeholders_are_and_nowhere_else(tiny_model):

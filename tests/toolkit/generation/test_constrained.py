@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import sys
 import weakref
@@ -90,6 +91,21 @@ class Babbler:
             constraint.accept_token(token)
             ids.append(token)
         return ids
+
+
+def test_a_thought_that_the_chat_template_opens_is_not_opened_again(opened, monkeypatch):
+    for kind in ("images in four steps", "pixels of what was shown"):
+        session = opened(kind)
+        frames = session.model.language_model.turn_template
+        monkeypatch.setattr(
+            session.model.language_model, "turn_template", dataclasses.replace(frames, opened="<think>")
+        )
+        written = session.model.dialogue.write(Turn("why", answer="7"))
+        assert allowed(session, written.removeprefix("<think>")) and not allowed(session, written)
+        decode, babbler = session.model.language_model.tokenizer.decode, Babbler(session.model, 1)
+        for _ in range(3):
+            assert not session.model.dialogue.parse(f"<think>{decode(babbler.turn(session))}").problem
+        monkeypatch.undo()
 
 
 def allowed(session: Session, text: str) -> bool:

@@ -42,13 +42,14 @@ class StreamedTurn:
     says which of the two it is. If a dialogue has no such tags, all text is thought.
     """
 
-    def __init__(self, dialogue: Dialogue) -> None:
+    def __init__(self, dialogue: Dialogue, opened: str = "") -> None:
         self._dialogue = dialogue
         closing = (re.fullmatch(r"</(\w+)>", stop) for stop in dialogue.stop_strings)
         names = [found[1] for found in closing if found is not None]
         self._opening = re.compile(f"<({'|'.join(names)})>") if names else None
         self._is_answer: bool | None = None
-        self._text = ""
+        # The tag that the chat template has opened for the model belongs to the turn.
+        self._text = opened
         self.texts: dict[TurnPart, str] = {"thought": "", "answer": ""}
         """The text of each part so far."""
 
@@ -135,7 +136,7 @@ class ConsolePrinter:
         if event.id == self._model.language_model.end_of_turn:
             return
         if self._turn is None:
-            self._turn = StreamedTurn(self._model.dialogue)
+            self._turn = StreamedTurn(self._model.dialogue, self._model.language_model.turn_template.opened)
         for part, text in self._turn.add_text(event.text):
             label = "" if part == self._open_part else _LABELS[part]
             if self._open_part not in (None, part):

@@ -138,7 +138,8 @@ class Dialogue(Component, ABC):
 
         It describes turns in which `parse` finds no problem. A call, if `call` allows one, names regions that exist,
         with boxes that `boxes`, by the region's index, allow. The grammar may end where the rest depends on the text
-        to come: once the text matches it, the next grammar is asked for. Empty: the turn is complete. None: the
+        to come: once the text matches it, the next grammar is asked for. At the beginning `written` is empty, or the
+        tag that the chat template opens for the model (`TurnTemplate.opened`). Empty: the turn is complete. None: the
         dialogue has no grammar.
         """
         return None

@@ -27,6 +27,16 @@ class TurnTemplate:
     """Text between a user turn's content and the assistant's, which ends with `end_of_turn`."""
     following: str
     """Text between the end-of-turn token and the next user turn's content; the model never writes it."""
+    opened: str = ""
+    """Tag at the end of `reply` that begins the model's turn for it, as `<think>`; empty if the model writes it all."""
+
+    def text_to_write(self, turn: str) -> str:
+        """Return what the model still writes of a turn, after the tag that has been opened for it."""
+        if not self.opened:
+            return turn
+        rest = turn.lstrip()
+        # A turn without that part leaves it empty.
+        return rest.removeprefix(self.opened) if rest.startswith(self.opened) else f"</{self.opened[1:]}\n{turn}"
 
 
 class Tokenizer(Protocol):

@@ -52,7 +52,8 @@ class TrajectoryWriter:
     def _add_turn_text(self, turn: Turn, text: str, produced: bool) -> None:
         """Record a turn that is given as text."""
         language_model = self.model.language_model
-        ids = [*language_model.tokenizer.encode(text), language_model.end_of_turn]
+        written = language_model.turn_template.text_to_write(text)
+        ids = [*language_model.tokenizer.encode(written), language_model.end_of_turn]
         if len(ids) > self.tokens_left:
             raise ContextFull(f"{len(ids)} tokens are needed and {self.tokens_left} remain.")
         if language_model.placeholder in ids:
@@ -70,7 +71,8 @@ class TrajectoryWriter:
         # The sampled ids are kept as they are. Encoding their text again could split it into other tokens.
         language_model = self.model.language_model
         has_ended = bool(ids) and ids[-1] == language_model.end_of_turn
-        turn = self.model.dialogue.parse(language_model.tokenizer.decode(ids[:-1] if has_ended else ids))
+        text = language_model.tokenizer.decode(ids[:-1] if has_ended else ids)
+        turn = self.model.dialogue.parse(language_model.turn_template.opened + text)
         self._record_turn(turn)
         self.trajectory.add_produced(ids, logprobs)
         if not has_ended:

@@ -43,7 +43,8 @@ def turn_constraint(model: VisualChatModel, session: Session, answer_only: bool)
     boxes = [] if answer_only or not session.can_call_tool else _collect_box_schemas(model, session)
 
     def next_grammar(written: str) -> str:
-        grammar = dialogue.grammar(written, boxes, bool(boxes))
+        # A tag that the chat template opens for the model counts as written.
+        grammar = dialogue.grammar(language_model.turn_template.opened + written, boxes, bool(boxes))
         if grammar is None:
             name = type(dialogue).__name__
             raise UsageError(f"dialogue {name} has no grammar. Set grammar=False or choose another dialogue.")

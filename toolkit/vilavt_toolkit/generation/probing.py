@@ -15,8 +15,8 @@ def read_probe(model: VisualChatModel, draft: TurnDraft) -> Probe:
     ended = draft.ids[-1] == model.language_model.end_of_turn
     ids = draft.ids[:-1] if ended else draft.ids
     tokenizer = model.language_model.tokenizer
-    text = tokenizer.decode(ids)
-    turn = model.dialogue.parse(text)
+    text, opened = tokenizer.decode(ids), model.language_model.turn_template.opened
+    turn = model.dialogue.parse(opened + text)
     if turn.answer is None:
         return Probe(None, 0.0, math.exp(sum(draft.logprobs)))
     # The last occurrence: the thought before the answer may contain the same words.
