@@ -221,3 +221,70 @@ def test_a_conversation_is_trained_on(folder, capsys, tiny_recipe, tmp_path):
     )
     assert run(["train", str(tiny_recipe), "train.steps=2", "train.batch_size=2", f"run={tmp_path / 'run'}"]) == 0
     assert list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+# --- What is told of a right file -------------------------------------------------------------------
+
+
+def recipe_for(recipe: Path, task: str) -> str:
+    """The tiny recipe with another task."""
+    text = recipe.read_text()
+    recipe.write_text(text[: text.index("task:")] + f"task: {task}\n" + text[text.index("train:") :])
+    return str(recipe)
+
+
+def test_plain_replies_are_told_and_shown_as_the_model_will_see_them(folder, capsys, tiny_recipe):
+    path = lines(folder, GOOD)
+    assert "plain replies in 1 of 1 sample: they have no <answer>" in (said := passes(capsys, str(path)))
+    assert "the first sample as it is read" in said and "user: [a.png]\nWhat?\nmodel: A cat.\n" in said
+    recipe = recipe_for(tiny_recipe, f"{{name: conversations, files: {path}, replies: answer}}")
+    said = passes(capsys, str(path), "--recipe", recipe)
+    assert "plain replies" not in said
+    assert re.search(r"\[a\.png: \d+ features\]\[0\]\n  What\?\n  Answer now\.", said)
+    assert "\n> <think></think><answer>A cat.</answer><|end|>\n" in said
+
+
+def test_fields_that_nothing_reads_are_named_and_misspelt_ones_refused(folder, capsys):
+    said = passes(capsys, str(lines(folder, {**GOOD, "source": "x"}, {**GOOD, "id": 2, "source": "x", "split": 1})))
+    assert "fields that task conversations does not read: source, split" in said
+    for wrong, right in (("querys", "queries"), ("mask_histroy", "mask_history"), ("point_clod", "point_cloud")):
+        problems, _ = refused(capsys, str(lines(folder, {**GOOD, wrong: 1})))
+        assert f"line 1, {wrong}: is no field of this format. Did you mean '{right}'? Rename it." in problems[0]
+
+
+def test_no_terminal_obeys_what_a_file_holds_and_no_error_prints_much_of_it(folder, capsys):
+    evil, long = "\x1b[2J\x9b\r", "x" * 100_000
+    said = passes(capsys, str(lines(folder, {**GOOD, "id": evil, "conversations": [
+        {"from": "human", "value": f"<image>{evil}"}, TURNS[1]]})))  # fmt: skip
+    assert r"\x1b[2J\x9b\r" in said and evil[0] not in said and evil[4] not in said
+    rows = [
+        {**GOOD, "id": long}, {**GOOD, "id": long}, {**GOOD, "id": evil, long: 1, "images": [evil]},
+        {**GOOD, "images": [long]}, {**GOOD, "conversations": long}, {**GOOD, "images": [f"http://{long}"]},
+        {**GOOD, "id": {long: long}}, {**GOOD, "mask_history": long}, {**GOOD, "images": [f"{long[:4000]}.png"]},
+    ]  # fmt: skip
+    assert run(["data", "check", str(lines(folder, *rows))]) == 1
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.out + shown.err
+    assert max(map(len, (shown.out + shown.err).splitlines())) < 700
+
+
+# --- A recipe's source ------------------------------------------------------------------------------
+
+
+def test_what_the_recipes_source_cannot_open_is_told_before_anything_is_built(folder, capsys, tiny_recipe):
+    (folder / "clip.mp4").write_bytes(b"x")
+    (folder / "room.ply").write_bytes(b"ply")
+    question = {"question": "what?", "answer": "x"}
+    path = lines(folder, {**question, "image": "a.png"}, {**question, "point_cloud": "room.ply"})
+    recipe = recipe_for(tiny_recipe, f"{{name: questions, files: {path}, test_files: {path}}}")
+    words = "line 2, point_cloud is a point cloud, and model.source 'image' opens none. Set model.source=point_cloud."
+    for command in (["check", recipe], ["train", recipe], ["data", "check", str(path), "--recipe", recipe]):
+        assert run(command) != 0
+        assert words in capsys.readouterr().err
+    lines(folder, {**question, "video": "clip.mp4"})
+    assert run(["check", recipe, "task.videos=true"]) == 2
+    told = "task.videos is true, and model.source 'image' opens no videos. Set model.source=video, or task.videos=false"
+    assert told in capsys.readouterr().err
+    lines(folder, {**question, "image": "a.png"})
+    assert run(["check", recipe]) == 0
+    assert run(["check", recipe, "task.videos=true", "model.source=video"]) == 0

@@ -17,12 +17,15 @@ from vilavt_toolkit.data.opening import open_rows
 from vilavt_toolkit.data.originals import Inspector
 from vilavt_toolkit.data.row_checker import PATCH, DataStatistics, RowChecker
 from vilavt_toolkit.data.rows import Rows
+from vilavt_toolkit.data.sample_text import describe_row, describe_tokens
 from vilavt_toolkit.data.shards import expand_braces
+from vilavt_toolkit.data.source_check import check_sources
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.registry import Entry, Part, tasks
 from vilavt_toolkit.registry.plugins import load_builtin
 from vilavt_toolkit.utils.console import make_console
 from vilavt_toolkit.utils.progress import track_progress
+from vilavt_toolkit.utils.text import shorten_list, shorten_text
 
 _FIRST_ROWS = 100
 """One of so many rows must be of a known format."""
@@ -49,9 +52,13 @@ def check_data(name: str, root: str, recipe: str | None, decode: bool) -> None:
     files = [open_rows(path) for path in expand_braces(name)]
     task = _build_task(files, name, root, checked)
     found = _print_problems(console, task, files, decode)
-    # Lengths are measured on prepared samples, which wrong rows do not give.
+    # Samples are prepared only from files without wrong rows.
     if checked is not None and not found.problems:
+        check_sources(task, checked.recipe.model.source, _split_of(task))
         found = replace(found, problems=_measure_lengths(console, checked, task))
+    elif not found.problems:
+        _print_first_sample(console, "the first sample as it is read (with --recipe: as the model will see it)",
+                            describe_row(task.sample(_split_of(task), 0)))  # fmt: skip
     if found.problems:
         effect = "would stop at them" if decode else "does not start on this file"
         raise InputError(
@@ -74,7 +81,9 @@ def _build_task(files: Sequence[Rows], name: str, root: str, recipe: CheckedReci
     if part is not None and part.entry is entry:
         config = replace(part.config, files=name, root=root or part.config.root)
     else:
-        config = entry.config(files=name, root=root, videos=True)
+        # Without a recipe nobody knows whether its source will open videos.
+        videos = recipe is None or "video" in recipe.recipe.model.source.entry.cls.opens
+        config = entry.config(files=name, root=root, videos=videos)
     task: FileTask = Part(entry.kind, entry.name, config).build()
     return task
 
@@ -93,13 +102,13 @@ def _find_task(rows: Rows) -> Entry[Any]:
             continue
         if not isinstance(row, Mapping):
             continue
-        keys = keys or [str(key) for key in row]
+        keys = keys or [shorten_text(str(key), 40) for key in row]
         for entry, reader in known:
             if reader.recognises(row):
                 return entry
     if wrong and not keys:
         raise InputError(wrong)
-    has = f"has the fields {', '.join(keys[:12])}" if keys else "has no JSON object"
+    has = f"has the fields {shorten_list(keys, 12)}" if keys else "has no JSON object"
     names = ", ".join(entry.name for entry, _ in known)
     raise InputError(
         f"{rows.path}: {has} where its samples should begin, and no task here reads those. Write one of these formats: "
@@ -120,7 +129,7 @@ def _print_problems(console: Console, task: FileTask, files: Sequence[Rows], dec
 def _measure_lengths(console: Console, recipe: CheckedRecipe, task: FileTask) -> int:
     """Print lengths as the recipe's model counts them, and return the number of samples that do not fit."""
     # No weight is read: only sizes are counted, with the recipe's tokenizer and pixel budget.
-    meter, split = LengthMeter(build_meta_model(recipe)), "train" if task.trains else "test"
+    meter, split = LengthMeter(build_meta_model(recipe)), _split_of(task)
     size = task.length(split)
     for number in track_progress(range(size), size, "measuring"):
         meter.measure(number, task.sample(split, number))
@@ -129,7 +138,16 @@ def _measure_lengths(console: Console, recipe: CheckedRecipe, task: FileTask) ->
     for number, why in problems:
         console.print(f"{task.locate_sample(split, number)}: {why}")
     _print_lengths(console, recipe.name, lengths)
+    if not problems:
+        sample = task.sample(split, 0)
+        title = "the first sample as the model will see it (it learns to write the lines with >)"
+        _print_first_sample(console, title, describe_tokens(meter.build_session(sample), sample))
     return len(problems)
+
+
+def _split_of(task: FileTask) -> str:
+    """Return the split that the setting `files` is."""
+    return "train" if task.trains else "test"
 
 
 # --- Printing ---------------------------------------------------------------------------------------
@@ -141,16 +159,36 @@ def _count(count: int, noun: str) -> str:
 
 def _print_statistics(console: Console, name: str, samples: int, statistics: DataStatistics) -> None:
     images, videos = _count(statistics.images, "image"), _count(statistics.videos, "video")
+    clouds = f", {_count(statistics.point_clouds, 'point cloud')}" if statistics.point_clouds else ""
     console.print(
-        f"format {name}: {_count(samples, 'sample')}, {statistics.samples:,} of them right, with {images}, {videos}, "
-        f"{statistics.text_only:,} of text alone"
+        f"format {name}: {_count(samples, 'sample')}, {statistics.samples:,} of them right, with {images}, {videos}"
+        f"{clouds}, {statistics.text_only:,} of text alone"
         + (f", {_count(statistics.turns, 'turn')} of the model" if statistics.turns else "")
     )
+    _print_notes(console, name, statistics)
     _print_histogram(console, "words a sample", statistics.words)
     if statistics.images:
         _print_histogram(
             console, f"patches of {PATCH} x {PATCH} pixels a sample, images as they are", statistics.patches
         )
+
+
+def _print_notes(console: Console, name: str, statistics: DataStatistics) -> None:
+    """Print what is right and yet unlikely to be meant."""
+    if statistics.unread:
+        fields = [shorten_text(field, 40) for field, _ in statistics.unread.most_common()]
+        console.print(f"fields that task {name} does not read: {shorten_list(fields, 12)}")
+    if statistics.unreadable:
+        console.print(
+            f"plain replies in {statistics.unreadable:,} of {_count(statistics.samples, 'sample')}: they have no "
+            "<answer>, so an evaluation would read none. To put the dialogue's form around them, set "
+            "task.replies=answer."
+        )
+
+
+def _print_first_sample(console: Console, title: str, text: str) -> None:
+    console.print(f"{title}:")
+    console.print(text)
 
 
 def _print_lengths(console: Console, name: str, lengths: Lengths) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from rich.table import Table
 from vilavt_toolkit.config.recipe import CheckedRecipe
 from vilavt_toolkit.config.schema import Recipe, RLSection
 from vilavt_toolkit.contracts import Task
+from vilavt_toolkit.data.source_check import check_sources
 from vilavt_toolkit.formats import foreign
 from vilavt_toolkit.models.assemble import ErrorCollector, assemble_model
 from vilavt_toolkit.models.model import VisualChatModel
@@ -50,7 +52,9 @@ def _check_task(collect: ErrorCollector, sections: Recipe) -> None:
     if sections.rl is not None:
         splits["rl.split"] = sections.rl.split
     for key, split in splits.items():
-        collect.try_build(key, lambda split=split: task.length(split))  # type: ignore[misc]
+        if collect.try_build(key, lambda split=split: task.length(split)) is not None:  # type: ignore[misc]
+            check = functools.partial(check_sources, task, sections.model.source, split)
+            collect.try_build(key, check)
 
 
 def _check_training(collect: ErrorCollector, sections: Recipe, model: VisualChatModel | None) -> None:

@@ -66,6 +66,8 @@ class Source(Component, ABC):
         "boxes are in {steps} steps from its left and top edge.",
     )
     """An example of a box for a system prompt, and what explains it; a dialogue fills in `{steps}`."""
+    opens: ClassVar[tuple[str, ...]] = ()
+    """Kinds of files that it opens, of image, video and point_cloud; empty: those of its modality alone."""
     suffix: ClassVar[str] = ".png"
     """Suffix of the files that `save` writes."""
 

@@ -46,6 +46,8 @@ class Conversation:
     """Inquiry of each group of originals, empty for none."""
     groups: tuple[int, ...] = ()
     """Index of the inquiry of every original. Empty: each original is encoded alone, without an inquiry."""
+    led: bool = False
+    """True if it is not word by word: the dialogue asks the user's questions, and writes the replies as its answers."""
 
 
 @dataclass(frozen=True)

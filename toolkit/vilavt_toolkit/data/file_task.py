@@ -81,6 +81,10 @@ class FileTask(Task):
         """Note what is wrong with a sample whose images have these sizes; None is that of another original."""
         return
 
+    def is_unreadable(self, sample: Sample) -> bool:
+        """Return True if a training sample, as it is, teaches a form in which no dialogue finds an answer."""
+        return False
+
     def vary_sample(self, sample: Sample) -> Sample:
         """Return a training sample as it is learned from, if that differs from its row; pure in the sample and seed."""
         return sample
@@ -95,6 +99,10 @@ class FileTask(Task):
         if not 0 <= index < len(rows):
             raise IndexError(f"split '{split}' of '{self.name}' has {len(rows)} samples, so there is no {index}.")
         return self._load_corpus(self._split_source(split)).read_sample(int(rows[index]))
+
+    def first_places(self, split: str) -> Mapping[str, str]:
+        """Return where the first original of each kind stands in the files of a split; raises InputError."""
+        return self._load_corpus(self._split_source(split)).first_places
 
     def locate_sample(self, split: str, index: int) -> str:
         """Return the file of the sample at `index`, and its line there."""
@@ -154,6 +162,8 @@ class Corpus:
         # Entry k is the number of rows before file k.
         self._starts = np.cumsum([0, *map(len, self.files)])
         self._stems = _unique_stems([rows.path for rows in self.files])
+        self.first_places: Mapping[str, str] = {}
+        """Where the first original of each kind stands."""
         self.groups = self._check_rows()
 
     def __len__(self) -> int:
@@ -178,6 +188,7 @@ class Corpus:
                 + "\n".join(lines)
                 + more
             )
+        self.first_places = checker.first_places
         return np.frombuffer(checker.groups, dtype=np.uint64)
 
     def select_held_out(self, share: float, seed: int) -> NDArray[np.bool_]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from array import array
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from vilavt_toolkit.models.model import VisualChatModel
 
 
+log = logging.getLogger(__name__)
+
+
 @dataclass
 class Lengths:
     """Lengths of the samples that the model can take, one number for each, and why it cannot take the others."""
@@ -39,6 +43,8 @@ class Lengths:
     """Images that the pixel budget makes smaller."""
     refused: list[tuple[int, str]] = field(default_factory=list)
     """Pairs (index of the sample, why the model cannot take it)."""
+    unreadable: int = 0
+    """Conversations whose last reply holds no answer in the dialogue's form."""
 
     def list_too_long(self) -> list[tuple[int, int]]:
         """Return pairs (index, tokens) of the samples that are longer than the context."""
@@ -115,6 +121,11 @@ def check_lengths(model: VisualChatModel, task: Task, split: str, traces: bool =
     for number in track_progress(range(size), size, "measuring samples"):
         meter.measure(number, task.sample(split, number))
     problems = meter.lengths.list_problems()
+    if traces and 2 * meter.lengths.unreadable > size:
+        log.warning(
+            "%s of %s samples have replies without an answer in the dialogue's form, and an evaluation will read none. "
+            "If they are plain answers, set task.replies=answer.", f"{meter.lengths.unreadable:,}", f"{size:,}",
+        )  # fmt: skip
     if problems:
         lines = [f"{task.locate_sample(split, number)}: {why}" for number, why in problems[:MOST_LISTED]]
         more = f"\n  and {len(problems) - MOST_LISTED:,} more" if len(problems) > MOST_LISTED else ""
@@ -137,10 +148,13 @@ class LengthMeter:
     def measure(self, number: int, sample: Sample) -> None:
         """Measure a sample, or note why the model cannot take it."""
         try:
-            session = self._build_session(sample)
+            session = self.build_session(sample)
         except InputError as error:
             self.lengths.refused.append((number, str(error)))
             return
+        # Answers that the dialogue cannot read are right in training, and count as none in an evaluation.
+        is_conversation = sample.conversation is not None
+        self.lengths.unreadable += is_conversation and session.trajectory.turns[-1].answer is None
         encoder = self.model.vision.backbone
         self.lengths.numbers.append(number)
         self.lengths.tokens.append(len(session.trajectory.ids))
@@ -152,7 +166,8 @@ class LengthMeter:
             if len(extent) == 2 and len(whole) == 4:
                 self.lengths.smaller += extent[0] * extent[1] < 0.9 * whole[2] * whole[3]
 
-    def _build_session(self, sample: Sample) -> TraceSession:
+    def build_session(self, sample: Sample) -> TraceSession:
+        """Return the session of a sample as in training, its views right but for their pixels; raises InputError."""
         sources = [self._open_source(original) for original in sample.originals]
         session = TraceSession(self._size_only, sources, sample.max_pixels, sample.max_turns)
         if sample.conversation is not None:

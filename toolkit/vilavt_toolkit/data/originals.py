@@ -10,6 +10,7 @@ from vilavt_toolkit.data.fields import BadRow, hash_parts
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.utils.embedded import EmbeddedFile
 from vilavt_toolkit.utils.pillow import MAX_PIXELS, explain_errors, open_picture, upright_size
+from vilavt_toolkit.utils.text import shorten_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,9 +54,11 @@ class Inspector:
         try:
             is_folder, size = os.path.isdir(path), os.stat(path).st_size
         except (OSError, ValueError) as error:
-            what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+            reason = getattr(error, "strerror", None) or error
+            what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({reason})"
             raise BadRow(
-                f"{path} {what}. Check the path, or set task.root (--root) to the folder that it is relative to."
+                f"{shorten_text(path)} {what}. Check the path, or set task.root (--root) to the folder that it "
+                "is relative to."
             ) from None
         if not size and not is_folder:
             raise BadRow(f"{path} is empty (0 bytes). Get the file again.")

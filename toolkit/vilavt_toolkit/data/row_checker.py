@@ -14,7 +14,7 @@ from vilavt_toolkit.data.named_originals import NamedOriginal
 from vilavt_toolkit.data.originals import Inspector, Size
 from vilavt_toolkit.data.rows import Rows
 from vilavt_toolkit.utils.progress import track_progress
-from vilavt_toolkit.utils.text import format_value
+from vilavt_toolkit.utils.text import format_value, shorten_text
 
 if TYPE_CHECKING:
     from vilavt_toolkit.contracts import Sample
@@ -37,7 +37,9 @@ class Problem:
     """The problem and what to do; its subject is the field, or the row if `field` is empty."""
 
     def __str__(self) -> str:
-        return f"{self.path}, {self.place}{f', {self.field}' if self.field else ''}: {self.what}"
+        # The name of a field may be anything in a row, and so may the key of a sample in a shard.
+        place, field = shorten_text(self.place, 100), shorten_text(self.field, 100)
+        return f"{self.path}, {place}{f', {field}' if field else ''}: {self.what}"
 
 
 @dataclass
@@ -57,6 +59,8 @@ class DataStatistics:
     """Patches of the images of each sample, before any resizing."""
     unread: Counter[str] = field(default_factory=Counter)
     """Rows that have each field that nothing reads."""
+    unreadable: int = 0
+    """Samples that teach replies in which no dialogue finds an answer."""
 
 
 class RowSettings(Protocol):
@@ -88,6 +92,9 @@ class RowReader(Protocol):
 
     def read_sample(self, fields: Fields, training: bool) -> Sample:
         """Read the sample of a row, and note problems in `fields`."""
+
+    def is_unreadable(self, sample: Sample) -> bool:
+        """Return True if a training sample teaches a form in which no dialogue finds an answer."""
 
     def check_sizes(self, fields: Fields, sample: Sample, sizes: Sequence[Size | None]) -> None:
         """Note what is wrong with a sample whose images have these sizes; None is that of another original."""
@@ -133,7 +140,7 @@ class RowChecker:
             # By a hash of 16 characters, since ids may be long paths and all of them are kept.
             first = places.setdefault(hash_parts(sample.id), index)
             if first != index:
-                what = f"'{sample.id}' is that of {rows.locate_row(first)} too."
+                what = f"'{shorten_text(sample.id, 60)}' is that of {rows.locate_row(first)} too."
                 fields.add_problem(self.task.id_key, f"{what} Give each its own, or set task.ids=place.")
         patches = self._check_originals(rows, index, sample, fields)
         if not fields.problems:
@@ -161,8 +168,8 @@ class RowChecker:
         """Return the width and height of an image, None for another original; raises BadRow."""
         if original.kind == "video" and not self.task.config.videos:
             raise BadRow(
-                f"{original.name} is a video. Set task.videos=true and a model.source that opens videos, or give "
-                "frames as images."
+                f"{shorten_text(original.name)} is a video. Set task.videos=true and a model.source that opens "
+                "videos, or give frames as images."
             )
         found = rows.resolve_original(index, original, self.task.root_folder(rows))
         return self.inspector.inspect(found, video=original.kind != "image")
@@ -175,6 +182,7 @@ class RowChecker:
         statistics.point_clouds += kinds["point_cloud"]
         statistics.images += kinds["image"]
         statistics.text_only += not sample.originals
+        statistics.unreadable += self.task.is_unreadable(sample)
         statistics.turns += len(sample.trace) + sum(message.role == "assistant" for message in messages)
         statistics.words.append(sum(len(text.split()) for text in sample.texts()))
         statistics.patches.append(patches)

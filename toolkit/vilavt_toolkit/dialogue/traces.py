@@ -78,15 +78,21 @@ class TraceSession(Session):
         # Its boxes are read back from what was written, not taken from the trace. See the module's docstring.
         self.carry_out(call, demand=given.demanded)
 
-    def _add_checked_turn(self, turn: Turn) -> None:
+    def _add_checked_turn(self, turn: Turn, learned: bool = True) -> None:
         """Add a turn that parses back without a problem, so that no stray tag or empty answer is learned."""
         problem = self.model.dialogue.parse(self.model.dialogue.write(turn)).problem
         if problem:
             raise CallError(problem)
-        self.add_given_turn(turn)
+        self.add_given_turn(turn, learned)
 
     def write_conversation(self, conversation: Conversation) -> None:
-        """Write a dialogue word by word, with its crops as they were cut. Raises InputError naming the message."""
+        """Write a dialogue, word by word with its crops as they were cut, or led. Raises InputError naming the message.
+
+        A conversation that is led is asked without the tool, as its replies show no zoom.
+        """
+        if conversation.led:
+            self._lead_conversation(conversation.messages)
+            return
         for inquiry in conversation.inquiries:
             self.trajectory.groups.append(InquiryTokens(inquiry, tuple(self.model.tokenize_inquiry(inquiry))))
         template, system, has_user_turn = self.model.language_model.turn_template, "", False
@@ -104,6 +110,26 @@ class TraceSession(Session):
                 has_user_turn = has_user_turn or message.role == "user"
             except (CallError, ContextFull) as error:
                 raise InputError(f"message {number}: {error} Shorten or correct it, or remove the sample.") from None
+
+    def _lead_conversation(self, messages: Sequence[Message]) -> None:
+        """Ask the questions of a conversation, and write its replies as answers. Raises InputError."""
+        # `ask` shows all sources that were not shown yet, so each is added with the message that shows it.
+        given, self.sources = self.sources, []
+        for number, message in enumerate(messages):
+            text = "".join(part for part in message.content if isinstance(part, str))
+            try:
+                if message.role == "user":
+                    self.sources += [given[part] for part in message.content if isinstance(part, int)]
+                    self.ask(text, tool=False)
+                elif message.role == "assistant":
+                    self._add_checked_turn(self._read_reply(text), message.learned)
+            except (CallError, ContextFull, InputError) as error:
+                raise InputError(f"message {number}: {error} Shorten or correct it, or remove the sample.") from None
+
+    def _read_reply(self, text: str) -> Turn:
+        """Return a reply that is in the dialogue's form as it is, any other one as the answer of a turn."""
+        turn = self.model.dialogue.parse(text)
+        return turn if turn.answer is not None and not turn.problem else Turn(answer=text.strip())
 
     def _write_user_message(self, beginning: str, content: Sequence[str | int], groups: Sequence[int]) -> None:
         """Write a user's message with its originals in place. `groups` holds the inquiry group of every original."""

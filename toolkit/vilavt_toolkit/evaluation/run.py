@@ -23,6 +23,7 @@ from vilavt_toolkit.checkpoints.native import (
 from vilavt_toolkit.checkpoints.run_folder import expand_home
 from vilavt_toolkit.config.recipe import CheckedRecipe
 from vilavt_toolkit.contracts import Task
+from vilavt_toolkit.data.source_check import check_sources
 from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.evaluation.arms import EvaluatedItem, evaluate_arms, write_items
@@ -91,6 +92,7 @@ def _evaluate_model(
     model: VisualChatModel, recipe: CheckedRecipe, out: Path, provenance: dict[str, Any], console: Console
 ) -> dict[str, Any]:
     task: Task = recipe.recipe.task.build()
+    check_sources(task, recipe.recipe.model.source, recipe.recipe.eval.split)
     arms = recipe.recipe.eval.arms
     example = _ExampleKeeper("modulated" if "modulated" in arms else arms[0])
     # The example is chosen on the way, because sessions with their images are not kept.

@@ -91,6 +91,7 @@ class VideoSource(Source):
     """
 
     modality: ClassVar[str] = "image"
+    opens: ClassVar[tuple[str, ...]] = ("video", "image")
     box_key: ClassVar[str] = "bbox_2d"
     time_key: ClassVar[str] = "time"
     box_help: ClassVar[tuple[str, str]] = (

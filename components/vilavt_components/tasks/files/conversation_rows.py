@@ -35,10 +35,11 @@ class RowMessage:
     text: str
 
 
-def read_conversation(fields: Fields, training: bool) -> Sample:
+def read_conversation(fields: Fields, training: bool, led: bool = False) -> Sample:
     """Read the sample of a row, its originals `NamedOriginal`; adds what is wrong with it to `fields.problems`.
 
-    With `training` the sample is the whole conversation, else only its first question.
+    With `training` the sample is the whole conversation, else only its first question. With `led`, its replies are
+    answers that the dialogue puts into its own form.
     """
     key = "messages" if "messages" in fields.row and "conversations" not in fields.row else "conversations"
     messages = _read_messages(fields, key)
@@ -55,7 +56,11 @@ def read_conversation(fields: Fields, training: bool) -> Sample:
         tags["group"] = originals[0].identity
     counts = [len(group) for message_tags in shown for group in message_tags]
     inquiries, groups = _read_inquiries(fields, counts)
-    content = tuple(_number_originals(messages, shown, first_learned))
+    content = tuple((_ask_questions if led else _number_originals)(messages, shown, first_learned))
+    if led and inquiries:
+        fields.add_problem(
+            "queries", "cannot stand in a row with task.replies=answer, which shows no crops. Remove it."
+        )
     first_originals = [original for group in shown[first] for original in group]
     return Sample(
         id=fields.read_name("id"),
@@ -63,7 +68,8 @@ def read_conversation(fields: Fields, training: bool) -> Sample:
         answer=_find_answer(fields, key, messages),
         originals=tuple(originals if training else first_originals),
         tags=tags,
-        conversation=Conversation(content, inquiries, groups) if training else None,
+        tool=not led,
+        conversation=Conversation(content, inquiries, groups, led) if training else None,
         max_pixels=fields.read_int("max_pixels", 1),
     )
 
@@ -279,3 +285,21 @@ def _number_originals(messages: Sequence[RowMessage], shown: Sequence[TagOrigina
                 content += range(number, number + len(groups[place]))
                 number += len(groups[place])
         yield Message(message.role, tuple(content), learned=message.number >= first)
+
+
+def _ask_questions(messages: Sequence[RowMessage], shown: Sequence[TagOriginals], first: int) -> Iterator[Message]:
+    """Yield the messages for a dialogue that is led: the originals of a message, then its words without their tags."""
+    number = 0
+    for message, groups in zip(messages, shown, strict=False):
+        count = sum(len(group) for group in groups)
+        text = replace_tags(message.text, number) if message.role == "user" else message.text
+        yield Message(message.role, (*range(number, number + count), text), learned=message.number >= first)
+        number += count
+
+
+def has_plain_reply(sample: Sample) -> bool:
+    """Return True if the last reply of a conversation is plain text, in which a dialogue finds no answer."""
+    if sample.conversation is None or sample.conversation.led or not sample.conversation.messages:
+        return False
+    last = "".join(part for part in sample.conversation.messages[-1].content if isinstance(part, str))
+    return _ANSWER_TAGS[1] not in last

@@ -62,12 +62,15 @@ def read_question(fields: Fields, form: QuestionFormat) -> Sample:
 # --- Tags and options ---------------------------------------------------------------------------------
 
 
-def replace_tags(text: str) -> str:
-    """Remove the image tags before a question's words; a tag among the words becomes its image's index, "[image 1]"."""
+def replace_tags(text: str, first: int = 0) -> str:
+    """Remove the image tags before a question's words; a tag among the words becomes its image's index, "[image 1]".
+
+    The first tag is that of image `first`.
+    """
     # `split` alternates between texts and the kinds of the tags.
-    first, *rest = TAG.split(text)
-    pieces, has_words = [first], bool(first.strip())
-    for number, (kind, words) in enumerate(zip(rest[::2], rest[1::2], strict=True)):
+    start, *rest = TAG.split(text)
+    pieces, has_words = [start], bool(start.strip())
+    for number, (kind, words) in enumerate(zip(rest[::2], rest[1::2], strict=True), first):
         named = f"[{'point cloud' if kind == 'point_cloud' else 'image'} {number}]"
         pieces += [named if has_words else "", words]
         has_words = has_words or bool(words.strip())

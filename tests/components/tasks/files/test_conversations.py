@@ -21,7 +21,9 @@ from vilavt_components.tasks.files.conversations import Conversations, Conversat
 from vilavt_components.tasks.files.tiny_files import write_lines
 from vilavt_toolkit.contracts import Conversation, Message, Sample
 from vilavt_toolkit.data.fields import Fields
+from vilavt_toolkit.data.lengths import check_lengths
 from vilavt_toolkit.data.rows import JsonLines
+from vilavt_toolkit.dialogue.session import session_for
 from vilavt_toolkit.dialogue.traces import build_trace_session
 from vilavt_toolkit.errors import InputError, UsageError
 from vilavt_toolkit.models.batch import collate
@@ -166,6 +168,74 @@ def test_a_video_in_a_conversation_shows_all_its_first_views_under_one_inquiry(t
     sample = Sample("v", "what?", "rain", (film,), conversation=Conversation(said, ("the sky",), (0,)))
     trajectory = build_trace_session(tiny_model, sample).trajectory
     assert [(region.overview, region.group) for region in trajectory.regions] == [(0, 0), (1, 0), (2, 0)]
+
+
+# --- Plain replies ----------------------------------------------------------------------------------
+
+PLAIN = {
+    "images": ["a.png", "b.png"],
+    "conversations": [
+        {"from": "human", "value": "<image>\nWhat is it?"},
+        {"from": "gpt", "value": " A cat. "},
+        {"from": "human", "value": "And in this <image>?"},
+        {"from": "gpt", "value": "<think>seen</think><answer>A dog.</answer>"},
+    ],
+}
+
+
+def test_plain_replies_are_led_by_the_dialogue_as_an_evaluation_leads_them(tmp_path, tiny_model):
+    sample = sample_of(tmp_path, PLAIN, replies="answer")
+    trajectory = build_trace_session(tiny_model, sample).trajectory
+    assert [(turn.thought, turn.answer) for turn in trajectory.turns] == [("", "A cat."), ("seen", "A dog.")]
+    assert [question.text for question in trajectory.questions] == ["What is it?", "And in this [image 1]?"]
+    assert [region.source for region in trajectory.regions] == [0, 1]
+    # The prompt is the one that is asked in the other splits, whose answer is compared with the plain reply.
+    asked = sample_of(tmp_path, PLAIN, "test", replies="answer")
+    session = session_for(tiny_model, asked)
+    session.ask(asked.question, asked.tool)
+    assert trajectory.ids[: len(session.trajectory.ids)] == session.trajectory.ids
+    masked = sample_of(tmp_path, {**PLAIN, "mask_history": True}, replies="answer")
+    produced = build_trace_session(tiny_model, masked).trajectory
+    learned = [token for token, own in zip(produced.ids, produced.produced, strict=True) if own]
+    assert tiny_model.language_model.tokenizer.decode(learned[:-1]) == "<think>seen</think><answer>A dog.</answer>"
+
+
+def test_plain_replies_as_given_are_warned_of_when_training_measures_them(tmp_path, tiny_model, caplog):
+    check_lengths(tiny_model, task_of(tmp_path, PLAIN), "train")
+    assert not caplog.records
+    plain = {**PLAIN, "conversations": [*PLAIN["conversations"][:3], {"from": "gpt", "value": "A dog."}]}
+    check_lengths(tiny_model, task_of(tmp_path, plain), "train")
+    assert "1 of 1 samples have replies without an answer in the dialogue's form" in caplog.text
+    caplog.clear()
+    check_lengths(tiny_model, task_of(tmp_path, plain, replies="answer"), "train")
+    assert not caplog.records
+
+
+def test_crops_have_no_place_beside_plain_replies(tmp_path):
+    with pytest.raises(InputError, match=r"queries: cannot stand in a row with task.replies=answer"):
+        task_of(tmp_path, TRACE, replies="answer").length("train")
+
+
+# --- Work without bound -----------------------------------------------------------------------------
+
+
+def test_very_many_tags_take_no_time_and_are_one_problem():
+    said = [{"from": "human", "value": "<image>" * 100_000}, {"from": "gpt", "value": "<answer>" * 100_000}]
+    row = {"images": ["a.png"] * 1000, "conversations": said, "queries": ["x"] * 1000}
+    for training in (True, False):
+        fields = Fields(row)
+        read_conversation(fields, training)
+        assert ("images", "there are more <image> tags than images: 100000 in the human messages, 1000 named. Give "
+                "each image one tag.") in fields.problems  # fmt: skip
+
+
+def test_point_clouds_stand_in_conversations_by_their_own_tag_or_any_other(tmp_path):
+    (tmp_path / "room.ply").write_bytes(b"ply")
+    for tag in ("point_cloud", "image"):
+        said = [{"from": "human", "value": f"<{tag}>\nWhat?"}, {"from": "gpt", "value": "A bed."}]
+        sample = sample_of(tmp_path, {"point_cloud": "room.ply", "conversations": said})
+        assert sample.originals == (str(tmp_path / "room.ply"),)
+        assert sample.conversation.messages[0].content == (0, "\nWhat?")
 
 
 # --- Splits -----------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from vilavt_toolkit.config.recipe import CheckedRecipe
 from vilavt_toolkit.config.schema import RLSection
 from vilavt_toolkit.contracts import Task
 from vilavt_toolkit.data.lengths import check_lengths
+from vilavt_toolkit.data.source_check import check_sources
 from vilavt_toolkit.errors import InputError, RunError, UsageError
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.reinforcement.module import PolicyParts, ReinforcementModule
@@ -62,6 +63,7 @@ def _reinforce(stage: Stage, section: RLSection, resume: bool, lock: RunLock) ->
     task: Task = recipe.recipe.task.build()
     # Counting opens the data files, so that unusable ones are refused before weights are loaded.
     task.length(section.split)
+    check_sources(task, recipe.recipe.model.source, section.split)
     model = _build_model(recipe, checkpoint)
     if start.folder is None:
         check_lengths(model, task, section.split, traces=False)

@@ -11,6 +11,7 @@ from vilavt_toolkit.config.recipe import CheckedRecipe
 from vilavt_toolkit.config.schema import TrainSection
 from vilavt_toolkit.contracts import Task
 from vilavt_toolkit.data.lengths import check_lengths
+from vilavt_toolkit.data.source_check import check_sources
 from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.stage import Stage
@@ -38,6 +39,7 @@ def _train(stage: Stage, section: TrainSection, resume: bool, lock: RunLock) -> 
     # Counting opens the data files, so that unusable ones are refused before weights are loaded.
     if not task.length("train"):
         raise UsageError(f"split 'train' of {recipe.recipe.task} has no samples. Choose another task or files.")
+    check_sources(task, recipe.recipe.model.source, "train")
     model = _build_model(recipe, stage, start.folder)
     if start.folder is None:
         check_lengths(model, task, "train")
