@@ -69,16 +69,25 @@ def write_bbox(box: Box, within: Box, box_units: int | tuple[int, ...]) -> list[
     """
     axes, part = len(box) // 2, relative_box(within, box)
     starts, ends = [], []
-    for start, end, units in zip(part[:axes], part[axes:], units_per_axis(box_units, axes), strict=True):
+    for axis, (start, end, units) in enumerate(
+        zip(part[:axes], part[axes:], units_per_axis(box_units, axes), strict=True)
+    ):
         if start >= 1 or end <= 0 or start >= end:
             raise BoxError(f"box {shorten_value(box)} has no part in the region {shorten_value(within)}.")
-        first = max(0, math.floor(start * units + _ROUNDING))
-        last = min(units, math.ceil(end * units - _ROUNDING))
+        slack = _ROUNDING + _rounding_share(within[axis], within[axes + axis]) * units
+        first = max(0, math.floor(start * units + slack))
+        last = min(units, math.ceil(end * units - slack))
         # A box thinner than a unit still gets one, or `read_box` would refuse what was written.
         first = min(first, units - 1)
         starts.append(first)
         ends.append(max(last, first + 1))
     return [*starts, *ends]
+
+
+def _rounding_share(low: float, high: float) -> float:
+    """Return the largest rounding error of a coordinate between two others, as a share of their distance."""
+    # On a map, a small object lies at coordinates of millions, which have few digits left behind the point.
+    return 4 * math.ulp(max(abs(low), abs(high))) / (high - low)
 
 
 def compose_box(within: Box, part: Box) -> Box:

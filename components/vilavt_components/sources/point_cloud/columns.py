@@ -1,7 +1,8 @@
-"""The columns that every reader of point clouds returns, and tables of numbers in text files."""
+"""What every reader of point clouds returns, and tables of numbers in text files."""
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ _MAX_QUOTED = 30
 """Most letters of a file that an error quotes."""
 _MAX_DIGITS = 18
 """Most digits of a count; Python itself refuses to parse thousands of them."""
-_BYTE_ORDER_MARK = "\xef\xbb\xbf"
-"""The byte order mark that some spreadsheets write, as it looks in Latin-1."""
+_MAX_LINE = 2**20
+"""Most letters of a line that is no comment."""
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""Bytes that some spreadsheets write before a text."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,21 @@ class PointTable:
     """A table in a text file."""
 
     path: Path
+    start: int = 0
+    """First byte of the lines that hold the table."""
+    first_line: int = 1
+    """Number of the line there, counted from 1."""
     skipped_lines: int = 0
-    """Lines before the table."""
+    """Lines before the table, with content or without."""
+    skipped_rows: int = 0
+    """Lines with content before the table, behind those."""
     row_count: int | None = None
     """Number of rows; None: all lines that follow."""
     comments: str | None = "#"
     delimiter: str | None = None
     """The character between two numbers; None: blanks."""
-    ends_file: bool = False
-    """True if the file must end with the table's last row."""
+    rows_after: int | None = None
+    """Number of lines with content that must follow the table; None: any."""
 
     def read_numbers(self, max_rows: int) -> Numbers:
         """Read the table, [rows, columns]; raises InputError naming the line, also for more than `max_rows` rows."""
@@ -71,15 +80,27 @@ class PointTable:
         return table
 
     def table_lines(self, max_rows: int) -> Iterator[tuple[int, str]]:
-        """Yield (line number, text) of at most `max_rows` + 1 rows; raises InputError for a line after them."""
+        """Yield (line number, text) of at most `max_rows` + 1 rows; raises InputError unless the rest is as promised."""
         # One more than allowed, so that `check_point_count` sees that there are too many.
         numbered = self.numbered_lines()
         yield from islice(numbered, max_rows + 1 if self.row_count is None else self.row_count)
-        after = next(numbered, None) if self.ends_file else None
-        if after is not None:
+        if self.rows_after is not None:
+            self._check_rest(numbered, self.rows_after)
+
+    def _check_rest(self, numbered: Iterator[tuple[int, str]], promised: int) -> None:
+        """Raise InputError unless as many lines follow as the header promises."""
+        # The faces are counted too: a vertex too many would be taken for one of them, and the other way round.
+        after = [number for number, _ in islice(numbered, promised + 1)]
+        behind = f" and {promised:,} lines behind them" if promised else ""
+        if len(after) > promised:
             raise InputError(
-                f"{self.path}, line {after[0]}: the header promises {self.row_count:,} vertices and more follow. "
+                f"{self.path}, line {after[-1]}: the header promises {self.row_count:,} vertices{behind} and more follow. "
                 "Get the file again."
+            )
+        if len(after) < promised:
+            raise InputError(
+                f"{self.path}: its header promises {self.row_count:,} vertices{behind}, and {len(after):,} lines follow the "
+                "vertices. Get the file again."
             )
 
     def describe_row(self, index: int) -> str:
@@ -88,12 +109,16 @@ class PointTable:
         return f"row {index}" if number is None else f"line {number}"
 
     def numbered_lines(self) -> Iterator[tuple[int, str]]:
-        """Yield the lines of the table as (line number from 1, text), without comments and empty lines."""
-        with open_text(self.path) as file:
-            for number, line in islice(enumerate(file, 1), self.skipped_lines, None):
-                text = (line.partition(self.comments)[0] if self.comments else line).strip()
-                if text:
-                    yield number, text
+        """Yield the lines of the table as (line number, text), without comments and empty lines."""
+        with open_text(self.path, self.start) as file:
+            yield from islice(self._content_lines(file), self.skipped_rows, None)
+
+    def _content_lines(self, file: TextIO) -> Iterator[tuple[int, str]]:
+        lines = read_lines(file, self.path, self.comments or "", self.first_line)
+        for number, line in islice(lines, self.skipped_lines, None):
+            text = (line.partition(self.comments)[0] if self.comments else line).strip()
+            if text:
+                yield number, text
 
     def _find_error(self, max_rows: int) -> InputError:
         """Return an error about the first line that is wrong."""
@@ -134,13 +159,33 @@ def parse_count(path: Path, number: int, text: str) -> int:
     return int(text)
 
 
-def open_text(path: Path) -> TextIO:
-    """Open a text after its byte order mark, if it has one."""
+def open_text(path: Path, start: int = 0) -> TextIO:
+    """Open a text from byte `start` on, after its byte order mark if it has one there."""
+    file = path.open("rb")
+    file.seek(start)
+    if start or file.read(len(BYTE_ORDER_MARK)) != BYTE_ORDER_MARK:
+        file.seek(start)
     # Latin-1 decodes any bytes: numbers are ASCII in every usual encoding, and comments are skipped.
-    file = path.open(encoding="latin-1")
-    if file.read(len(_BYTE_ORDER_MARK)) != _BYTE_ORDER_MARK:
-        file.seek(0)
-    return file
+    return io.TextIOWrapper(file, encoding="latin-1")
+
+
+def read_lines(file: TextIO, path: Path, comments: str, first: int = 1) -> Iterator[tuple[int, str]]:
+    """Yield (line number, text) of every line; of a very long comment only the beginning.
+
+    Raises InputError for any other line as long, as in a binary file, where a line may have gigabytes.
+    """
+    number = first
+    while line := file.readline(_MAX_LINE):
+        if len(line) == _MAX_LINE and not line.endswith("\n"):
+            if not comments or not (comments in line or line.lstrip().startswith("//")):
+                raise InputError(
+                    f"{path}, line {number}: it has more than {_MAX_LINE:,} letters, so it is no row of numbers. Check "
+                    "the file's suffix."
+                )
+            while (rest := file.readline(_MAX_LINE)) and not rest.endswith("\n"):
+                pass
+        yield number, line
+        number += 1
 
 
 def missing_vertices_error(path: Path, promised: int, found: str) -> InputError:

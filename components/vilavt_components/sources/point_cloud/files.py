@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vilavt_components.sources.point_cloud.columns import Numbers, PointColumns, check_point_count
+from vilavt_components.sources.point_cloud.names import Places, find_named_columns
 from vilavt_components.sources.point_cloud.ply import read_ply
 from vilavt_components.sources.point_cloud.text_formats import read_off, read_xyz
 from vilavt_components.sources.regular_file import check_regular_file
 from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.utils.text import shorten_list, shorten_text
 
 Points = NDArray[np.float32]
 """[N, 3 + F]"""
@@ -25,6 +29,10 @@ _WIDTHS = {"colour": 3, "normal": 3, "ignored": 1}
 _DEFAULT_COLUMNS: dict[int, tuple[Column, ...]] = {3: (), 6: ("colour",), 9: ("colour", "normal")}
 """Columns after x, y, z by the number of all columns, if nobody names them."""
 _COLOUR_RANGES = (1.0, 255.0, 65535.0)
+_MAX_ROUNDING_SHARE = 1e-3
+"""Largest step between neighbouring coordinates of a file, as a share of the longest side."""
+_FAR = 100
+"""Distance from the origin, in lengths of the cloud, from which on 32 bits would hold too few digits."""
 
 
 def read_file(path: Path, columns: Sequence[Column] | None, max_points: int) -> PointColumns:
@@ -38,29 +46,78 @@ def read_file(path: Path, columns: Sequence[Column] | None, max_points: int) -> 
             case ".off":
                 return read_off(path, max_points)
             case ".npy":
-                table, place = _read_npy(path, max_points), _describe_point
+                return columns_from_array(_read_npy(path, max_points), columns, str(path))
             case _:
-                table, rows = read_xyz(path, max_points)
-                place = rows.describe_row
+                table, rows, names = read_xyz(path, max_points)
     except PermissionError as error:
         raise InputError(f"{path} cannot be read: permission denied. Change its permissions.") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}). Check its path.") from error
-    return PointColumns(*split_columns(table, columns, str(path)), place)
+    except MemoryError as error:
+        raise InputError(
+            f"{path} needs more memory than is free. Thin it out, or lower model.source.max_points to refuse it."
+        ) from error
+    return split_columns(table, columns, str(path), rows.describe_row, names)
+
+
+def columns_from_array(array: NDArray[Any], columns: Sequence[Column] | None, name: str) -> PointColumns:
+    """Split an array of numbers [N, columns], or a structured one [N] whose fields are named; raises InputError."""
+    fields = array.dtype.names
+    if fields is not None and array.ndim == 1 and all(array.dtype[field].kind in "fiu" for field in fields):
+        named = find_named_columns(fields, name)
+        if named is None:
+            raise InputError(f"{name} has the fields {shorten_list(fields, 8)}, without x, y and z. Rename them.")
+        parts = {kind: np.stack([array[fields[k]] for k in three], axis=1) for kind, three in named.items()}
+        return PointColumns(parts["xyz"], parts.get("colour"), parts.get("normal"), describe_point)
+    if array.ndim != 2 or array.dtype.kind not in "fiu":
+        raise InputError(f"{name} holds {array.dtype} {list(array.shape)}, not numbers [points, columns]. Convert it.")
+    return split_columns(array, columns, name, describe_point)
 
 
 def split_columns(
-    table: Numbers, columns: Sequence[Column] | None, name: str
-) -> tuple[Numbers, Numbers | None, Numbers | None]:
-    """Split a table [N, columns] into coordinates, colours and normals by its columns' names; raises InputError."""
-    width = table.shape[1]
+    table: Numbers,
+    columns: Sequence[Column] | None,
+    name: str,
+    describe: Callable[[int], str],
+    names: Sequence[str] | None = None,
+) -> PointColumns:
+    """Split a table [N, columns] into coordinates, colours and normals; raises InputError.
+
+    The names of its columns decide, where it has them, and else the setting `columns` or their number.
+    """
+    named = find_named_columns(names, name) if names is not None else None
+    places = named
+    if named is None or columns is not None:
+        places = _place_columns(table.shape[1], columns, name, names)
+    if named is not None and _is_contradicted(places, named):
+        raise InputError(
+            f"{name} names its columns {shorten_list(names or [], 9)}, and model.source.columns says otherwise. Set it "
+            "to null, or correct the names."
+        )
+    parts = {kind: table[:, list(three)] for kind, three in places.items()}
+    return PointColumns(parts["xyz"], parts.get("colour"), parts.get("normal"), describe)
+
+
+def _is_contradicted(places: Places, named: Places) -> bool:
+    """Return True if columns are placed where their names are those of another feature."""
+    owners = {column: kind for kind, three in named.items() for column in three}
+    return any(
+        named.get(kind, three) != three or any(owners.get(column, kind) != kind for column in three)
+        for kind, three in places.items()
+    )
+
+
+def _place_columns(width: int, columns: Sequence[Column] | None, name: str, names: Sequence[str] | None) -> Places:
+    """Return the columns of each kind of feature by the setting, or by their number; raises InputError."""
     if width < 3:
         raise InputError(f"{name} has {width} columns, and a point needs three, x, y and z. Give another cloud.")
     given = _DEFAULT_COLUMNS.get(width) if columns is None else columns
-    if given is None:
+    # Columns with names of their own are what the names say, not what their number suggests.
+    if given is None or (names is not None and columns is None and given):
+        said = "does not say what they are" if names is None else f"calls them {shorten_list(names, 9)}"
         raise InputError(
-            f"{name} has {width} columns and does not say what they are. Name those after x, y, z in "
-            "model.source.columns, from colour, normal (3 each) and ignored (1)."
+            f"{name} has {width} columns and {said}. Name those after x, y, z in model.source.columns, from colour, "
+            "normal (3 each) and ignored (1)."
         )
     # Exactly, so that columns that nobody named are never taken for something else.
     wanted = 3 + sum(_WIDTHS[column] for column in given)
@@ -69,18 +126,35 @@ def split_columns(
             f"{name} has {width} columns, and model.source.columns ({', '.join(given) or 'none'}) makes it {wanted}. "
             "Correct that setting."
         )
-    found: dict[str, Numbers] = {}
+    found: Places = {"xyz": (0, 1, 2)}
     start = 3
     for column in given:
-        found[column] = table[:, start : start + _WIDTHS[column]]
+        if column != "ignored":
+            found[column] = start, start + 1, start + 2
         start += _WIDTHS[column]
-    return table[:, :3], found.get("colour"), found.get("normal")
+    return found
 
 
-# Numbers too large for float32 become infinite without a warning: `_handle_nonfinite` finds them with the others.
+@dataclass(frozen=True)
+class Cloud:
+    """The points of a cloud in 32 bits, and their coordinates in 64 bits where 32 are not enough."""
+
+    points: Points
+    """Coordinates from `offset` on, then the features in their order."""
+    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    exact: NDArray[np.float64] | None = None
+    """Coordinates as in the file, [N, 3]; None if `points` holds them as they are."""
+
+    @property
+    def xyz(self) -> Numbers:
+        """Coordinates as in the file, [N, 3]."""
+        return self.points[:, :3] if self.exact is None else self.exact
+
+
+# Numbers too large for float32 become infinite without a warning: they are found with the others.
 @np.errstate(over="ignore", invalid="ignore")
-def to_points(given: PointColumns, features: Sequence[Feature], drop: bool, name: str) -> Points:
-    """Convert columns to points, float32 [N, 3 + F], with the features in their order; raises InputError.
+def to_cloud(given: PointColumns, features: Sequence[Feature], drop: bool, name: str) -> Cloud:
+    """Convert columns to points with the features in their order; raises InputError.
 
     Points with NaN or infinite numbers are dropped with `drop`, and refused otherwise.
     """
@@ -97,16 +171,20 @@ def to_points(given: PointColumns, features: Sequence[Feature], drop: bool, name
                 f"[{', '.join(kind for kind in features if kind in there)}] before training."
             )
         parts.append(_scale_colours(part, name) if feature == "colour" else part)
-    points = np.concatenate([np.asarray(part, dtype=np.float32) for part in parts], axis=1)
-    return _handle_nonfinite(np.ascontiguousarray(points), given, drop, name)
+    points = np.ascontiguousarray(np.concatenate([np.asarray(part, dtype=np.float32) for part in parts], axis=1))
+    good = _find_finite(points, given, drop, name)
+    if good is None:
+        return _keep_precision(points, given.xyz, name)
+    return _keep_precision(np.ascontiguousarray(points[good]), given.xyz[good], name)
 
 
-def _handle_nonfinite(points: Points, given: PointColumns, drop: bool, name: str) -> Points:
+def _find_finite(points: Points, given: PointColumns, drop: bool, name: str) -> NDArray[np.bool_] | None:
+    """Return a mask of the points whose numbers are finite, None for all; raises InputError if they must be all."""
     # One sum is much cheaper than a mask of all points. It is finite if all numbers are, except for overflow,
     # and then the mask below finds no bad point.
     if not len(points) or np.isfinite(points.sum(dtype=np.float64)):
-        return points
-    good = np.isfinite(points).all(axis=1)
+        return None
+    good: NDArray[np.bool_] = np.isfinite(points).all(axis=1)
     if not drop and not good.all():
         index = int((~good).argmax())
         values = ", ".join(f"{value:g}" for value in points[index])
@@ -114,7 +192,31 @@ def _handle_nonfinite(points: Points, given: PointColumns, drop: bool, name: str
             f"{name}, {given.describe_point(index)}: a point is not finite ({values}). Correct it, or set "
             "model.source.invalid to drop."
         )
-    return np.ascontiguousarray(points[good])
+    return good
+
+
+def _keep_precision(points: Points, xyz: Numbers, name: str) -> Cloud:
+    """Move points to their middle if 32 bits lose some of their coordinates, or if they are far from the origin.
+
+    Raises InputError for coordinates that have lost too much in the file.
+    """
+    if not len(points):
+        return Cloud(points)
+    low, high = (np.array(edge, dtype=np.float64) for edge in (xyz.min(axis=0), xyz.max(axis=0)))
+    farthest, longest = float(max(abs(low).max(), abs(high).max())), float((high - low).max())
+    if xyz.dtype.kind == "f" and np.spacing(xyz.dtype.type(farthest)) > _MAX_ROUNDING_SHARE * longest > 0:
+        bits = 8 * xyz.dtype.itemsize
+        raise InputError(
+            f"{name} lies {farthest:g} from the origin and is {longest:g} long, so that its {bits}-bit numbers cannot "
+            "tell its points apart. Write it anew with 64-bit numbers, or from its middle on."
+        )
+    if farthest <= _FAR * longest and (xyz.dtype == np.float32 or np.array_equal(points[:, :3], xyz)):
+        return Cloud(points)
+    # A copy of its own: the array may be mapped from a file, or belong to a caller who writes into it.
+    exact = np.array(xyz, dtype=np.float64)
+    middle = (low + high) / 2
+    points[:, :3] = exact - middle
+    return Cloud(points, (float(middle[0]), float(middle[1]), float(middle[2])), exact)
 
 
 def _scale_colours(colours: Numbers, name: str) -> Numbers:
@@ -143,30 +245,33 @@ def _check_file(path: Path) -> None:
 
 
 def _read_npy(path: Path, max_points: int) -> Numbers:
-    """Read an array [N, columns] of numbers from a .npy file; raises InputError."""
-    # Mapped rather than read, so that a false header cannot make us allocate more than the file holds.
+    """Read an array from a .npy file; raises InputError."""
     try:
-        table: Any = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about headers that Python 2 wrote
+            # Mapped rather than read, so that a false header cannot make us allocate more than the file holds.
+            table: Any = np.lib.format.open_memmap(path, mode="r")
+    except OSError:
+        raise
+    except Exception as error:
+        # NumPy parses headers with Python's own parser, and malformed ones make it raise almost anything.
         raise InputError(
-            f"{path} is no whole .npy file of numbers ({error}). Save it again with numpy.save."
+            f"{path} is no whole .npy file of numbers ({shorten_text(str(error), 100)}). Save it again with numpy.save."
         ) from error
-    if table.dtype.kind not in "fiu" or table.ndim != 2:
-        raise InputError(
-            f"{path} holds {table.dtype} {list(table.shape)}, not numbers [points, columns]. Save it again."
-        )
-    check_point_count(path, len(table), max_points)
+    check_point_count(path, len(table) if table.ndim else 0, max_points)
     return np.asarray(table)
 
 
-def _describe_point(index: int) -> str:
+def describe_point(index: int) -> str:
+    """Say which point it is, where nothing better is known."""
     return f"point {index}"
 
 
-def write_ply(path: Path, xyz: Points, colour: Points | None, normal: Points | None) -> None:
+def write_ply(path: Path, xyz: Numbers, colour: Points | None, normal: Points | None) -> None:
     """Write a binary PLY, with colours as bytes, the form that all programs read."""
-    fields: list[tuple[str, str]] = [("x", "<f4"), ("y", "<f4"), ("z", "<f4")]
-    values = [*xyz.T]
+    kind = "<f8" if xyz.dtype == np.float64 else "<f4"
+    fields: list[tuple[str, str]] = [("x", kind), ("y", kind), ("z", kind)]
+    values: list[Numbers] = [*xyz.T]
     if normal is not None:
         fields += [("nx", "<f4"), ("ny", "<f4"), ("nz", "<f4")]
         values += [*normal.T]
@@ -177,7 +282,7 @@ def write_ply(path: Path, xyz: Points, colour: Points | None, normal: Points | N
     table = np.empty(len(xyz), dtype=fields)
     for (name, _), column in zip(fields, values, strict=True):
         table[name] = column
-    kinds = {"<f4": "float", "u1": "uchar"}
+    kinds = {"<f8": "double", "<f4": "float", "u1": "uchar"}
     lines = ["ply", "format binary_little_endian 1.0", f"element vertex {len(xyz)}"]
     lines += [f"property {kinds[kind]} {name}" for name, kind in fields]
     path.write_bytes("\n".join([*lines, "end_header\n"]).encode() + table.tobytes())

@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vilavt_components.sources.box_schema import box_array_schema, coordinate_functions, object_schema
-from vilavt_components.sources.point_cloud.columns import PointColumns
+from vilavt_components.sources.point_cloud.columns import Numbers, PointColumns
 from vilavt_components.sources.point_cloud.files import (
+    Cloud,
     Column,
     Feature,
     Points,
+    columns_from_array,
     read_file,
-    split_columns,
-    to_points,
+    to_cloud,
     write_ply,
 )
 from vilavt_components.sources.point_cloud.rendering import draw_cloud
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 _IN_MEMORY = "the point cloud in memory"
 _MIN_SIDE_SHARE = 0.01
 """Shortest side of the extent as a share of the longest: a plane has no volume to cut boxes from."""
-_MAX_ROUNDING_SHARE = 1e-3
-"""Largest step between neighbouring float32 coordinates, as a share of the longest side."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +80,19 @@ class PointCloudSource(Source):
     )
     suffix: ClassVar[str] = ".ply"
 
-    def __init__(self, points: Points, features: Sequence[Feature] = (), name: str = _IN_MEMORY) -> None:
-        self.points, self.features = points, tuple(features)
-        self._name = name
-        self._extent = _bounding_box(points, name)
+    def __init__(self, cloud: Cloud, features: Sequence[Feature] = (), name: str = _IN_MEMORY) -> None:
+        self._cloud, self.features = cloud, tuple(features)
+        self._name, self._extent = name, _bounding_box(cloud.xyz, name)
+
+    @property
+    def points(self) -> Points:
+        """All points, float32 [N, 3 + F]; from the middle of the cloud on if 32 bits do not hold their coordinates."""
+        return self._cloud.points
+
+    @property
+    def xyz(self) -> Numbers:
+        """The coordinates of all points as in the file, [N, 3]."""
+        return self._cloud.xyz
 
     @property
     def name(self) -> str:
@@ -110,7 +118,7 @@ class PointCloudSource(Source):
     def open(cls, original: Any, config: PointCloudSourceConfig) -> PointCloudSource:
         """Open a path, or an array [N, columns] of numbers; raises InputError naming the file and line or byte.
 
-        Colours become 0 to 1, and all numbers become float32.
+        Colours become 0 to 1, and all numbers become float32. Coordinates that lose by it are kept in float64.
         """
         if isinstance(original, np.ndarray):
             name, given = _IN_MEMORY, _columns_from_array(original, config)
@@ -122,7 +130,7 @@ class PointCloudSource(Source):
                 f"a point cloud must be a path or an array [points, columns], not {type(original).__name__}."
             )
         # Files and arrays share this last step, so the same checks hold for both.
-        return cls(to_points(given, config.features, config.invalid == "drop", name), config.features, name)
+        return cls(to_cloud(given, config.features, config.invalid == "drop", name), config.features, name)
 
     @property
     def extent(self) -> Box:
@@ -162,7 +170,7 @@ class PointCloudSource(Source):
         axis = len(numbers) % 3
         known = [coordinate_of(number, place % 3) for place, number in enumerate(numbers)]
         # The points that the box holds if its remaining faces lie on those of the region.
-        candidates = self.points[self._points_inside((*known, *within[len(known) :])), axis]
+        candidates = self.xyz[self._points_inside((*known, *within[len(known) :])), axis]
         if not len(candidates):
             return range(0)
         if len(numbers) < 3:
@@ -170,13 +178,13 @@ class PointCloudSource(Source):
             starts, last = range(units[axis]), candidates.max()
 
             def is_above(number: int) -> bool:
-                return bool(_round_up_to_float32(coordinate_of(number, axis)) > last)
+                return bool(self._lowest(coordinate_of(number, axis)) > last)
 
             return starts[: bisect_left(starts, True, key=is_above)]
         ends, first = range(numbers[axis] + 1, units[axis] + 1), candidates.min()
 
         def reaches(number: int) -> bool:
-            return bool(_round_down_to_float32(coordinate_of(number, axis)) >= first)
+            return bool(-self._lowest(-coordinate_of(number, axis)) >= first)
 
         return ends[bisect_left(ends, True, key=reaches) :]
 
@@ -185,17 +193,27 @@ class PointCloudSource(Source):
         return {self.box_key: write_bbox(box, within, box_units)}
 
     def crop(self, box: Box, overview: bool = False) -> Crop:
-        """Cut out all original points in `box`; data float32 [N, 3 + F]. Raises BoxError if there are none."""
+        """Cut out all original points in `box`; data float32 [N, 3 + F]. Raises BoxError if there are none.
+
+        Coordinates are those of the file, or from the middle of the box on if 32 bits do not hold them.
+        """
         inside = self._points_inside(box)
         if not len(inside):
             raise BoxError(
                 f"the box {shorten_value(box)} of {self.name} holds no points; choose a box that holds some."
             )
-        return Crop(self.points[inside], self.modality, overview)
+        data = self.points[inside]
+        if self._cloud.exact is not None:
+            # Anew for each box, so that the error is small beside the side of a deep zoom, and not of the cloud.
+            middle = (np.array(box[:3]) + np.array(box[3:])) / 2
+            data[:, :3] = self._cloud.exact[inside] - middle
+        return Crop(data, self.modality, overview)
 
     def draw(self, boxes: Sequence[Box], size: int | None = None) -> Image:
         """Draw the cloud from above its front, the boxes as numbered wire frames; 640 pixels if `size` is None."""
-        return draw_cloud(self.points[:, :3], self._point_colours(self.points), self._extent, boxes, size or 640)
+        # All from the middle of the cloud on, as its points are.
+        extent, *others = (tuple(np.subtract(box, 2 * self._cloud.offset).tolist()) for box in (self._extent, *boxes))
+        return draw_cloud(self.points[:, :3], self._point_colours(self.points), extent, others, size or 640)
 
     def draw_crop(self, data: Any, size: int) -> Image:
         """Draw the points of a crop, `data` [N, 3 + F], from the same direction as `draw`."""
@@ -205,11 +223,11 @@ class PointCloudSource(Source):
 
     def save(self, path: Path) -> None:
         """Write all points with their features as binary PLY; colours become bytes."""
-        xyz, start, found = self.points[:, :3], 3, dict[str, Points]()
+        start, found = 3, dict[str, Points]()
         for feature in self.features:
             found[feature] = self.points[:, start : start + 3]
             start += 3
-        write_ply(path, xyz, found.get("colour"), found.get("normal"))
+        write_ply(path, self.xyz, found.get("colour"), found.get("normal"))
 
     def _point_colours(self, points: Points) -> Points | None:
         if "colour" not in self.features:
@@ -217,29 +235,31 @@ class PointCloudSource(Source):
         start = 3 + 3 * self.features.index("colour")
         return points[:, start : start + 3]
 
+    def _lowest(self, value: float) -> float | np.float32:
+        """Return the smallest number of the coordinates' type that is not below `value`."""
+        return value if self._cloud.exact is not None else _round_up_to_float32(value)
+
     def _points_inside(self, box: Box) -> NDArray[np.int64]:
         """Return the indices of the points in a box, in their order."""
         # One axis after another, so that each has fewer points to compare.
         inside = np.arange(len(self.points))
         for axis in range(3):
-            values = self.points[inside, axis]
-            low, high = _round_up_to_float32(box[axis]), _round_down_to_float32(box[3 + axis])
+            values = self.xyz[inside, axis]
+            low, high = self._lowest(box[axis]), -self._lowest(-box[3 + axis])
             inside = inside[(values >= low) & (values <= high)]
         return inside
 
 
 def _columns_from_array(array: NDArray[Any], config: PointCloudSourceConfig) -> PointColumns:
-    if array.ndim != 2 or array.dtype.kind not in "fiu":
-        raise InputError(f"a point cloud must be numbers [points, columns], not {array.dtype} {list(array.shape)}.")
-    if len(array) > config.max_points:
+    if array.ndim and len(array) > config.max_points:
         raise InputError(
             f"{_IN_MEMORY} has {len(array):,} points and at most {config.max_points:,} are taken. Thin it out or raise "
             "model.source.max_points."
         )
-    return PointColumns(*split_columns(array, config.columns, _IN_MEMORY), lambda index: f"point {index}")
+    return columns_from_array(array, config.columns, _IN_MEMORY)
 
 
-def _bounding_box(points: Points, name: str, allow_single_place: bool = False) -> Box:
+def _bounding_box(points: Numbers, name: str, allow_single_place: bool = False) -> Box:
     """Return the box around points; raises InputError for no points, or for points that no box can divide.
 
     With `allow_single_place` the points may all be one, as in a crop.
@@ -249,24 +269,12 @@ def _bounding_box(points: Points, name: str, allow_single_place: bool = False) -
     axes = np.ascontiguousarray(points[:, :3].T, dtype=np.float64)
     low, high = axes.min(axis=1), axes.max(axis=1)
     longest = float((high - low).max())
-    if not allow_single_place:
-        _check_extent(low, high, longest, len(points), name)
+    if not longest and not allow_single_place:
+        what = "one point" if len(points) == 1 else f"{len(points):,} points, all in one place"
+        raise InputError(f"{name} has {what}. A cloud needs at least two places. Get it again.")
     # A plane or a line gets some thickness, or all its boxes would be empty.
     more = np.maximum(0, (longest or 1.0) * _MIN_SIDE_SHARE - (high - low)) / 2
     return (*(low - more).tolist(), *(high + more).tolist())
-
-
-def _check_extent(low: Any, high: Any, longest: float, count: int, name: str) -> None:
-    """Refuse points in one place, and points so far from the origin that float32 merges them; raises InputError."""
-    if longest == 0:
-        what = "one point" if count == 1 else f"{count:,} points, all in one place"
-        raise InputError(f"{name} has {what}. A cloud needs at least two places. Get it again.")
-    farthest = float(max(abs(low).max(), abs(high).max()))
-    if np.spacing(np.float32(farthest)) > _MAX_ROUNDING_SHARE * longest:
-        raise InputError(
-            f"{name} lies {farthest:g} from the origin and is {longest:g} long, so that 32-bit numbers cannot tell its "
-            "points apart. Subtract its middle from its points."
-        )
 
 
 def _round_up_to_float32(value: float) -> np.float32:
@@ -275,8 +283,3 @@ def _round_up_to_float32(value: float) -> np.float32:
     with np.errstate(over="ignore"):
         near = np.float32(value)
     return np.nextafter(near, np.float32(np.inf)) if float(near) < value else near
-
-
-def _round_down_to_float32(value: float) -> np.float32:
-    """Return the largest float32 that is not above `value`."""
-    return -_round_up_to_float32(-value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from vilavt_components.sources.point_cloud.columns import (
     Numbers,
@@ -15,64 +16,116 @@ from vilavt_components.sources.point_cloud.columns import (
     missing_vertices_error,
     open_text,
     parse_count,
+    read_lines,
 )
+from vilavt_components.sources.point_cloud.names import normalise_name
 from vilavt_toolkit.errors import InputError
 
 _OFF = re.compile(r"(?P<texture>ST)?(?P<colour>C)?(?P<normal>N)?(?P<other>4?n?)OFF(?P<rest>.*)")
-_HEADER_LINES = 1000
-"""Lines searched for the beginning of a table."""
+_BETWEEN = re.compile(r"[\s,;]+")
 
 
-def read_xyz(path: Path, max_points: int) -> tuple[Numbers, PointTable]:
-    """Read a table of numbers, one point a line; returns [N, columns] and the table's place. Raises InputError.
+class _Line(NamedTuple):
+    """A line of a text."""
+
+    number: int
+    text: str
+    """What is no comment."""
+    comment: str
+
+
+class NamedTable(NamedTuple):
+    """A table of numbers with what its file says about it."""
+
+    numbers: Numbers
+    """[N, columns]"""
+    rows: PointTable
+    names: list[str] | None
+    """Names of the columns; None if no line has them."""
+
+
+def read_xyz(path: Path, max_points: int) -> NamedTable:
+    """Read a table of numbers, one point a line; raises InputError.
 
     Numbers are separated by blanks, commas or semicolons. Comments (# or //) are skipped, and so is one line before
     the table that counts its points or names its columns.
     """
-    skip, counted, delimiter = 0, None, None
-    for number, line in _content_lines(path):
-        parts = re.split(r"[\s,;]+", line.strip(" \t,;"))
-        numbers = [is_number(part) for part in parts]
+    counted, header, first = None, None, None
+    comments: list[str] = []
+    for line in _read_text(path):
+        parts = _BETWEEN.split(line.text.strip(" \t,;"))
+        if not line.text:
+            comments.append(line.comment)
         # A single number on the first line is the count of points (pts), words are the names of the columns (csv).
-        if counted is None and skip == 0 and len(parts) == 1 and parts[0].isdecimal():
-            skip, counted = number, parse_count(path, number, parts[0])
-        elif skip == 0 and not any(numbers):
-            skip = number
+        elif counted is None and header is None and len(parts) == 1 and parts[0].isdecimal():
+            counted = parse_count(path, line.number, parts[0])
+        elif counted is None and header is None and not any(is_number(part) for part in parts):
+            header = line
         else:
-            skip = number - 1
-            delimiter = next((mark for mark in ",;" if mark in line), None)
+            first = line
             break
-    else:
+    if first is None:
         raise InputError(f"{path} has no points. Give another cloud.")
-    rows = PointTable(path, skip, delimiter=delimiter)
+    delimiter = next((mark for mark in ",;" if mark in first.text), None)
+    rows = PointTable(path, skipped_lines=first.number - 1, delimiter=delimiter)
     table = rows.read_numbers(max_points)
     if counted is not None and counted != len(table):
         raise InputError(
             f"{path}: its first line promises {counted:,} points and it has {len(table):,}. Get the file again."
         )
-    return table, rows
+    return NamedTable(table, rows, _find_names(path, header, comments, delimiter, table.shape[1]))
+
+
+def _find_names(
+    path: Path, header: _Line | None, comments: list[str], delimiter: str | None, width: int
+) -> list[str] | None:
+    """Return the names of the columns from the line before the table, or from a comment with x, y and z."""
+    if header is not None:
+        names = _split_names(header.text, delimiter)
+        if len(names) == width:
+            return names
+        # Anything else is a title.
+        if {"x", "y", "z"} <= {normalise_name(name) for name in names}:
+            raise InputError(
+                f"{path}, line {header.number}: it names {len(names)} columns and the rows have {width}. Correct the "
+                "line."
+            )
+        return None
+    for comment in reversed(comments):
+        names = _split_names(comment, delimiter)
+        if len(names) == width and {"x", "y", "z"} <= {normalise_name(name) for name in names}:
+            return names
+    return None
+
+
+def _split_names(text: str, delimiter: str | None) -> list[str]:
+    if delimiter is not None and delimiter in text:
+        return text.strip().split(delimiter)
+    return _BETWEEN.split(text.strip(" \t\r\n,;"))
 
 
 def read_off(path: Path, max_points: int) -> PointColumns:
     """Read the vertices of an ascii OFF, with normals (NOFF) and colours (COFF) if it has them; raises InputError."""
-    lines = _content_lines(path)
-    number, first = next(lines, (0, ""))
-    match = _OFF.match(first)
+    lines = (line for line in _read_text(path) if line.text)
+    first = next(lines, _Line(0, "", ""))
+    match = _OFF.match(first.text)
     if match is None:
         raise InputError(f"{path} is no OFF file: it does not begin with OFF. Check its suffix.")
     if match["other"] or match["rest"].split()[:1] == ["BINARY"]:
-        raise InputError(f"{path}, line {number}: {first[:20]!r} is a kind of OFF that cannot be read. Save it as PLY.")
+        raise InputError(
+            f"{path}, line {first.number}: {first.text[:20]!r} is a kind of OFF that cannot be read. Save it as PLY."
+        )
     # The counts are on the first line after OFF, or on the next line.
-    counts = match["rest"].split()
+    counts, number = match["rest"].split(), first.number
     if not counts:
-        number, second = next(lines, (number, ""))
-        counts = second.split()
+        second = next(lines, _Line(number, "", ""))
+        counts, number = second.text.split(), second.number
     if not counts or not counts[0].isdecimal():
         raise InputError(f"{path}, line {number}: the number of vertices is missing here. Get the file again.")
     count = parse_count(path, number, counts[0])
     check_point_count(path, count, max_points)
-    # A file without faces must end with its vertices, any other goes on with the faces.
-    rows = PointTable(path, number, count, ends_file=counts[1:2] == ["0"])
+    faces = parse_count(path, number, counts[1]) if len(counts) > 1 and counts[1].isdecimal() else None
+    rows = PointTable(path, skipped_lines=number, row_count=count, rows_after=faces)
     return _split_vertices(
         path, rows, rows.read_numbers(max_points), match["normal"] is not None, match["colour"] is not None
     )
@@ -96,16 +149,15 @@ def _split_vertices(path: Path, rows: PointTable, table: Numbers, normal: bool, 
     )
 
 
-def _content_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the first lines of a text as (line number, text), without comments and empty lines; raises InputError."""
+def _read_text(path: Path) -> Iterator[_Line]:
+    """Yield the lines of a text that are not empty; raises InputError for a file that is no text."""
     with open_text(path) as file:
-        for number in range(1, _HEADER_LINES + 1):
-            # With a limit, since a binary file may have no line end for gigabytes.
-            line = file.readline(10_000)
+        for number, line in read_lines(file, path, "#"):
             if "\0" in line:
                 raise InputError(f"{path}, line {number}: it is not text. Check the file's suffix.")
-            text = line.partition("#")[0].strip()
-            if text and not text.startswith("//"):
-                yield number, text
-            if not line:
-                return
+            text, _, comment = line.partition("#")
+            text = text.strip()
+            if text.startswith("//"):
+                text, comment = "", text[2:]
+            if text or comment:
+                yield _Line(number, text, comment.strip())

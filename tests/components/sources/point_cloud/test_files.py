@@ -30,7 +30,9 @@ unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.function_
 
 
 def read(path: Path, config: PointCloudSourceConfig = PLAIN) -> np.ndarray:
-    return PointCloudSource.open(path, config).points
+    """The points of a file, with coordinates as they are there."""
+    cloud = PointCloudSource.open(path, config)
+    return np.concatenate([cloud.xyz, cloud.points[:, 3:]], axis=1)
 
 
 def refusal(path: Path, config: PointCloudSourceConfig = PLAIN) -> str:
@@ -125,8 +127,9 @@ def test_an_array_reads_as_its_32_bit_numbers_from_a_file_as_from_memory(
     np.save(tmp_path / "a.npy", array)
     expected = array.astype(np.float32)
     assert np.array_equal(read(tmp_path / "a.npy"), expected)
-    given = PointCloudSource.open(array, PLAIN).points
-    assert np.array_equal(given, expected) and given.flags.c_contiguous and given.dtype == np.float32
+    cloud = PointCloudSource.open(array, PLAIN)
+    given = cloud.points
+    assert np.array_equal(cloud.xyz, expected) and given.flags.c_contiguous and given.dtype == np.float32
 
 
 OFF = "0 0 0{}\n1 0 0{}\n0 2 0{}\n3 0 1 2\n"
@@ -219,7 +222,10 @@ BAD = {
         (HEADER.format("ascii", "²"), r"line 3: .* is no valid declaration"),
         (HEADER.format("ascii", 2).replace("float z", "float x"), "line 6: 'property float x' repeats a name"),
         (HEADER.format("ascii", 2).replace("float z", "quad z"), "line 6: 'property quad z' is no valid declaration"),
-        (HEADER.format("ascii", 2).replace("float z", "float w"), "no x, y, z, only x, y, w"),
+        (
+            HEADER.format("ascii", 2).replace("float z", "float w"),
+            "columns x, y, w, without x, y and z. Call",
+        ),
         (HEADER.format("ascii", 2).replace("vertex", "corner"), "has no vertices, only corner"),
         (HEADER.format("ascii", 2).replace("end_header\n", ""), "has no end"),
         (
@@ -258,7 +264,7 @@ BAD = {
         ("# nothing\n", "has no points"),
         ("1 2 3\n", "has one point"),
         ("1 2 3\n" * 5, "5 points, all in one place"),
-        ("4000000 5 0\n4000000.5 5 0\n", "Subtract its middle"),
+        ("4e18 5 0\n4000000000000001024 5 0\n", "its 64-bit numbers cannot tell its points apart"),
         (b"\x00\x01\x02", "is not text"),
     ],
     "a.npy": [

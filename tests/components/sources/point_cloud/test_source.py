@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -140,10 +141,69 @@ def test_a_feature_named_twice_is_refused() -> None:
         PointCloudSourceConfig(columns=["normal", "ignored", "normal"])
 
 
-def test_clouds_too_far_away_for_32_bits_are_refused() -> None:
-    with pytest.raises(InputError, match="lies 4e\\+06 from the origin and is 1 long"):
-        source(np.array([[4e6, 0, 0], [4e6, 1, 0]]))
-    source(np.array([[4e6, 0, 0], [4e6, 1000, 0]]))
+def test_clouds_that_lost_too_much_in_32_bits_are_refused() -> None:
+    near = np.array([[4e6, 0, 0], [4e6, 1, 0]])
+    with pytest.raises(InputError, match=r"lies 4e\+06 from the origin and is 1 long, so that its 32-bit numbers"):
+        source(near.astype(np.float32))
+    source(near)
+    source(np.array([[4e6, 0, 0], [4e6, 1000, 0]], dtype=np.float32))
+
+
+# A scan of 50 m and a tile of 1 km in UTM, heights above the sea; and a small object far away.
+PLACES = {"scan": (50.0, 5e5, 5.4e6), "tile": (1000.0, 3.3e5, 5.8e6), "pebble": (0.05, 7e5, 9.9e6), "near": (3.0, 0, 0)}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_zooms_in_map_coordinates_are_exact_to_a_millionth_of_their_side(place: str, data: st.DataObject) -> None:
+    side, east, north = PLACES[place]
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    xyz = np.array((east, north, 312.0)) + side * rng.random((400, 3)) * (1, 1, 0.3)
+    cloud, box = source(xyz), None
+    for _ in range(data.draw(st.integers(0, 4))):
+        within = cloud.extent if box is None else box
+        start = [data.draw(st.integers(0, 499)) for _ in range(3)]
+        value = {"bbox_3d": [*start, *(number + 500 for number in start)]}
+        try:
+            box = cloud.read_box(value, within, 1000)
+        except BoxError:
+            break
+        # Of the file's own coordinates, and written as it was read.
+        assert np.all(np.array(box[:3]) >= within[:3]) and np.all(np.array(box[3:]) <= within[3:])
+        assert cloud.write_box(box, within, 1000) == value
+    box = cloud.extent if box is None else box
+    inside = xyz[((xyz >= box[:3]) & (xyz <= box[3:])).all(axis=1)]
+    crop = cloud.crop(box).data
+    assert crop.dtype == np.float32 and len(crop) == len(inside)
+    error = np.abs(np.diff(crop.astype(np.float64), axis=0) - np.diff(inside, axis=0))
+    assert not len(error) or error.max() <= 1e-6 * max(np.array(box[3:]) - box[:3])
+    assert np.abs(crop).max() <= max(np.array(box[3:]) - box[:3]), "the encoder sees numbers of the zoom's size"
+
+
+def test_the_schema_of_a_far_cloud_bounds_what_can_be_read() -> None:
+    xyz = np.array((5e5, 5.4e6, 300.0)) + np.random.default_rng(0).random((30, 3)) * 50
+    cloud = source(xyz)
+    begun: list[int] = []
+    for _ in range(6):
+        schema = cloud.box_schema(cloud.extent, 8, tuple(begun))
+        bounds = schema["properties"]["bbox_3d"]["prefixItems"][len(begun)]
+        begun.append(bounds["minimum"])
+    cloud.crop(cloud.read_box({"bbox_3d": begun}, cloud.extent, 8))
+
+
+def test_a_far_cloud_is_drawn_and_saved_as_a_near_one(tmp_path: Path) -> None:
+    xyz = np.random.default_rng(0).random((2000, 3)) * 64
+    far = np.array((2.0**19, 2.0**22, 2.0**8))
+    near, moved = source(xyz.astype(np.float32)), source(xyz.astype(np.float32) + far)
+    box = (10.0, 10.0, 10.0, 40.0, 40.0, 40.0)
+    shifted = tuple(np.add(box, np.tile(far, 2)).tolist())
+    pictures = [np.asarray(near.draw([box], 200)).astype(int), np.asarray(moved.draw([shifted], 200)).astype(int)]
+    assert np.abs(pictures[0] - pictures[1]).mean() < 1
+    moved.save(tmp_path / "a.ply")
+    again = PointCloudSource.open(tmp_path / "a.ply", PLAIN)
+    assert again.extent == moved.extent
+    assert np.array_equal(again.crop(shifted).data, moved.crop(shifted).data)
 
 
 def test_a_cloud_of_100_000_points_is_cropped_in_milliseconds() -> None:
