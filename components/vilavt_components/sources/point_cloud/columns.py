@@ -80,7 +80,7 @@ class PointTable:
         return table
 
     def table_lines(self, max_rows: int) -> Iterator[tuple[int, str]]:
-        """Yield (line number, text) of at most `max_rows` + 1 rows; raises InputError unless the rest is as promised."""
+        """Yield (line number, text) of at most `max_rows` + 1 rows; raises InputError for a wrong number of others."""
         # One more than allowed, so that `check_point_count` sees that there are too many.
         numbered = self.numbered_lines()
         yield from islice(numbered, max_rows + 1 if self.row_count is None else self.row_count)
@@ -91,17 +91,12 @@ class PointTable:
         """Raise InputError unless as many lines follow as the header promises."""
         # The faces are counted too: a vertex too many would be taken for one of them, and the other way round.
         after = [number for number, _ in islice(numbered, promised + 1)]
-        behind = f" and {promised:,} lines behind them" if promised else ""
+        what = f"the header promises {self.row_count:,} vertices"
+        what += f" and {promised:,} lines behind them" if promised else ""
         if len(after) > promised:
-            raise InputError(
-                f"{self.path}, line {after[-1]}: the header promises {self.row_count:,} vertices{behind} and more follow. "
-                "Get the file again."
-            )
+            raise InputError(f"{self.path}, line {after[-1]}: {what} and more follow. Get the file again.")
         if len(after) < promised:
-            raise InputError(
-                f"{self.path}: its header promises {self.row_count:,} vertices{behind}, and {len(after):,} lines follow the "
-                "vertices. Get the file again."
-            )
+            raise InputError(f"{self.path}: {what}, and {len(after):,} lines follow the vertices. Get the file again.")
 
     def describe_row(self, index: int) -> str:
         """Say on which line a row is."""

@@ -86,9 +86,7 @@ def split_columns(
     The names of its columns decide, where it has them, and else the setting `columns` or their number.
     """
     named = find_named_columns(names, name) if names is not None else None
-    places = named
-    if named is None or columns is not None:
-        places = _place_columns(table.shape[1], columns, name, names)
+    places = named if named is not None and columns is None else _place_columns(table.shape[1], columns, name, names)
     if named is not None and _is_contradicted(places, named):
         raise InputError(
             f"{name} names its columns {shorten_list(names or [], 9)}, and model.source.columns says otherwise. Set it "
@@ -184,7 +182,7 @@ def _find_finite(points: Points, given: PointColumns, drop: bool, name: str) -> 
     # and then the mask below finds no bad point.
     if not len(points) or np.isfinite(points.sum(dtype=np.float64)):
         return None
-    good: NDArray[np.bool_] = np.isfinite(points).all(axis=1)
+    good = np.asarray(np.isfinite(points).all(axis=1))
     if not drop and not good.all():
         index = int((~good).argmax())
         values = ", ".join(f"{value:g}" for value in points[index])
