@@ -72,6 +72,7 @@ def holds(heading, row_key, paper, ours):
 def test_every_row_that_is_listed_is_in_the_vectors_and_differs():
     keys = {
         "Outcome in reinforcement": {key(row) for row in GOLDEN["rows"]},
+        "More outcomes in reinforcement": LISTED["More outcomes in reinforcement"].keys(),
         "Score in evaluation": {key(row) for row in GOLDEN["rows"] + GOLDEN["vci_rows"]},
         "Mean relative accuracy in reinforcement": {accuracy_key(row) for row in GOLDEN["mean_relative_accuracy"]},
         "Format": {(row["name"],) for row in GOLDEN["format_rows"]},
@@ -94,6 +95,17 @@ def test_the_outcome_reward(row, ask, answering):
     holds("Outcome in reinforcement", key(row), row["reward"], ours)
 
 
+@pytest.mark.parametrize("row", LISTED["More outcomes in reinforcement"], ids=" | ".join)
+def test_more_outcomes_are_those_of_the_page(row, ask, answering):
+    answer, truth, question_type = (cell.strip("`") for cell in row)
+    kind = answer_kind_of(question_type, REINFORCEMENT_KINDS, "row")
+    try:
+        ours = number(AnswerReward(AnswerConfig(strict=True)).score(ask(kind, truth), answering(answer)))
+    except InputError:
+        ours = "refused"
+    assert ours == LISTED["More outcomes in reinforcement"][row][1]
+
+
 @pytest.fixture(scope="module")
 def benchmark():
     """The task that scores the paper's benchmarks."""
@@ -104,7 +116,7 @@ def benchmark():
 def test_the_score_in_evaluation(row, ask, benchmark):
     try:
         kind = answer_kind_of(row["question_type"], BENCHMARK_KINDS, "row")
-        ours = benchmark.score(ask(kind, bare(row["ground_truth"])), bare(row["model_output"]))
+        ours = benchmark.score_turn(ask(kind, row["ground_truth"]), row["model_output"] or "", None)
     except InputError:
         ours = "refused"
     holds("Score in evaluation", key(row), row["evaluation"], ours)

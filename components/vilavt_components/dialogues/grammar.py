@@ -30,6 +30,8 @@ QUERY: PLAIN & /([^"\\\x00-\x1f]|\\(["\\\/bfnrt]|u([0-9a-cA-CefEF][0-9a-fA-F]{3}
 """
 OPENED = "<think>"
 """The tag that some chat templates open for the model."""
+# A query that says something begins with a character that is neither blank nor an escape.
+_WORDS = r"WORDS: QUERY & /[^\s\x1c-\x1f\\](?s:.*)/"
 _REGION = '{"index": '
 _UNFINISHED_BOX = re.compile(r'\{"index": (?P<index>\d+), "[^"]*": \[(?P<numbers>[\d, ]*),$')
 
@@ -43,6 +45,8 @@ class TurnSyntax:
     tool_tags: tuple[str, str]
     """Text before and after a call."""
     max_regions: int
+    blank_inquiries: bool = True
+    """False if a call with a blank query is refused."""
 
 
 def build_turn_grammar(syntax: TurnSyntax, written: str, boxes: Sequence[BoxSchema], call: bool) -> str:
@@ -96,7 +100,8 @@ class _GrammarBuilder:
 
     def _end_region(self, regions: int) -> str:
         """Return the rest of a call after a region: another region, or the query."""
-        query = f'{_quote("], " + json.dumps("query") + ": ")} /"/ QUERY /"/ {_quote("}" + self.syntax.tool_tags[1])}'
+        text = "QUERY" if self.syntax.blank_inquiries else "WORDS"
+        query = f'{_quote("], " + json.dumps("query") + ": ")} /"/ {text} /"/ {_quote("}" + self.syntax.tool_tags[1])}'
         another = self._begin_region() if regions < self.syntax.max_regions else ""
         return f"({_quote(', ' + _REGION)} {another} | {query})" if another else query
 
@@ -132,7 +137,8 @@ class _GrammarBuilder:
         return name
 
     def _join_rules(self, start: str) -> str:
-        return "\n".join([f"start: {start}", *self.rules, _TERMINALS])
+        words = [] if self.syntax.blank_inquiries else [_WORDS]
+        return "\n".join([f"start: {start}", *self.rules, _TERMINALS, *words])
 
 
 def _quote(text: str) -> str:

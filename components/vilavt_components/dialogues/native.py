@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vilavt_components.dialogues.grammar import TurnSyntax
-from vilavt_components.dialogues.tagged_turns import TAGS, TaggedDialogue
+from vilavt_components.dialogues.tagged_turns import BLANK_INQUIRIES_HELP, TaggedDialogue, TaggedText
 from vilavt_toolkit.contracts import AnnouncedRegion, Slot, Turn
 from vilavt_toolkit.registry import dialogues
 from vilavt_toolkit.settings import setting
@@ -20,8 +19,6 @@ mind. Every turn is a thought and then either one tool call or one answer:
 <think>what you found</think><answer>your answer</answer>
 "index" is the number that stands after what you were shown; {boxes}"""
 
-# To match the whole text, `.*?` may run over a closing tag. So `parse` also refuses tags within a part.
-_TURN = re.compile(r"\s*<think>(?P<thought>.*?)</think>\s*<(?P<tag>tool|answer)>(?P<body>.*?)</(?P=tag)>\s*", re.S)
 _EXPECTED_FORM = "Write one <think>..</think>, then one <tool>..</tool> or one <answer>..</answer>."
 
 
@@ -35,6 +32,7 @@ class NativeConfig:
     system: str = setting(SYSTEM, help="system prompt, '{box}', '{boxes}' and '{steps}' filled in (empty: none)")
     demand: str = setting("Answer now.", help="text that demands the answer")
     max_regions: int = setting(16, help="most regions in one tool call", minimum=1)
+    blank_inquiries: bool = setting(True, help=BLANK_INQUIRIES_HELP)
 
 
 @dialogues.register("native", NativeConfig)
@@ -44,7 +42,7 @@ class Native(TaggedDialogue):
     def __init__(self, config: NativeConfig) -> None:
         self.config = config
         self.units_per_side = config.box_units
-        self.syntax = TurnSyntax("", ("<tool>", "</tool>"), config.max_regions)
+        self.syntax = TurnSyntax("", ("<tool>", "</tool>"), config.max_regions, config.blank_inquiries)
 
     @classmethod
     def tiny(cls) -> NativeConfig:
@@ -85,7 +83,8 @@ class Native(TaggedDialogue):
 
     def parse(self, text: str) -> Turn:
         """Read a turn. A fault in it becomes `Turn.problem`, in words for the model, and never an exception."""
-        match = _TURN.fullmatch(text)
-        if match is None or TAGS.search(match["thought"]) or TAGS.search(match["body"]):
+        split = TaggedText.split(text)
+        action, thought = split.action(), split.thought()
+        if action is None or thought is None:
             return Turn(problem=f"The turn is not in the right form. {_EXPECTED_FORM}")
-        return self.build_turn(match["thought"], match["tag"], match["body"])
+        return self.build_turn(thought, *action)

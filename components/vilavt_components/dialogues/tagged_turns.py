@@ -5,12 +5,47 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from vilavt_components.dialogues.grammar import TurnSyntax, build_turn_grammar
 from vilavt_toolkit.contracts import BoxSchema, Dialogue, Source, Turn
 from vilavt_toolkit.dialogue.tool_calls import CallFormatError, read_call, write_call
 
-TAGS = re.compile(r"</?(?:think|tool|answer)>")
+BLANK_INQUIRIES_HELP = "carry out a tool call with an empty query (false: refuse it in words)"
+_TAGS = re.compile(r"(</?(?:think|tool|answer)>)")
+
+
+@dataclass(frozen=True)
+class TaggedText:
+    """A turn's text, split at its tags."""
+
+    tags: tuple[str, ...]
+    texts: tuple[str, ...]
+    """The texts before each tag, and the text after the last one."""
+
+    @classmethod
+    def split(cls, text: str) -> TaggedText:
+        """Split a text at its tags, in one pass over it."""
+        # Not by one expression for the whole turn: it would scan the rest of the text again from every opened tag.
+        pieces = _TAGS.split(text)
+        return cls(tuple(pieces[1::2]), tuple(pieces[::2]))
+
+    def action(self) -> tuple[str, str] | None:
+        """Return the tag, `tool` or `answer`, that ends the turn, and the text in it.
+
+        None unless it is the only such tag and nothing follows it.
+        """
+        opened = [place for place, tag in enumerate(self.tags) if tag in ("<tool>", "<answer>")]
+        if len(self.tags) < 2 or opened != [len(self.tags) - 2]:
+            return None
+        name = self.tags[-2][1:-1]
+        return (name, self.texts[-2]) if self.tags[-1] == f"</{name}>" and not self.texts[-1].strip() else None
+
+    def thought(self) -> str | None:
+        """Return the thought before the action; None unless there is just one, and blank text around it."""
+        if self.tags[:-2] != ("<think>", "</think>") or self.texts[0].strip() or self.texts[2].strip():
+            return None
+        return self.texts[1]
 
 
 class TaggedDialogue(Dialogue):
@@ -74,6 +109,6 @@ class TaggedDialogue(Dialogue):
             problem = "" if answer else "The answer is empty. Write it between <answer> and </answer>."
             return Turn(thought, answer=answer or None, problem=problem)
         try:
-            return Turn(thought, call=read_call(body, self.syntax.max_regions))
+            return Turn(thought, call=read_call(body, self.syntax.max_regions, self.syntax.blank_inquiries))
         except CallFormatError as problem:
             return Turn(thought, problem=str(problem))

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vilavt_components.dialogues.grammar import TurnSyntax
-from vilavt_components.dialogues.tagged_turns import TAGS, TaggedDialogue
+from vilavt_components.dialogues.tagged_turns import BLANK_INQUIRIES_HELP, TaggedDialogue, TaggedText
 from vilavt_components.dialogues.vilavt_texts import PLACEHOLDERS, fill_text, read_texts
 from vilavt_toolkit.contracts import AnnouncedRegion, Slot, Turn
 from vilavt_toolkit.registry import dialogues
 from vilavt_toolkit.settings import setting
 
-# Unlike in `native`, anything may stand before the call or the answer: `_read_thought` decides what is a thought.
-_TURN = re.compile(r"(?P<before>.*?)<(?P<tag>tool|answer)>(?P<body>.*?)</(?P=tag)>\s*", re.S)
-_THOUGHT = re.compile(r"\s*<think>(?P<thought>.*?)</think>\s*", re.S)
 _EXPECTED_FORM = (
     "Write one <think> .. </think>, then one <tool> .. </tool> or one <answer> .. </answer>, and nothing after it."
 )
@@ -49,6 +45,7 @@ class VilavtDialogueConfig:
         False, help="let the overviews of a question attend to each other if blocks span groups (the paper's do not)"
     )
     max_regions: int = setting(16, help="most regions in one tool call", minimum=1)
+    blank_inquiries: bool = setting(True, help=BLANK_INQUIRIES_HELP)
 
 
 @dialogues.register("vilavt", VilavtDialogueConfig)
@@ -63,7 +60,7 @@ class VilavtDialogue(TaggedDialogue):
         self.texts = read_texts(config.template, {name: getattr(config, name) for name in PLACEHOLDERS})
         self.feature_delimiters = self.texts["features_prefix"], self.texts["features_suffix"]
         self.overviews_together = config.overviews_together
-        self.syntax = TurnSyntax("\n", ("<tool> ", " </tool>"), config.max_regions)
+        self.syntax = TurnSyntax("\n", ("<tool> ", " </tool>"), config.max_regions, config.blank_inquiries)
 
     @classmethod
     def tiny(cls) -> VilavtDialogueConfig:
@@ -126,21 +123,12 @@ class VilavtDialogue(TaggedDialogue):
 
         As in the paper, a turn without a thought is read too: a reward may ask for the thought.
         """
-        match = _TURN.fullmatch(text)
-        if match is None or TAGS.search(match["body"]):
+        split = TaggedText.split(text)
+        action = split.action()
+        if action is None:
             return Turn(problem=f"The turn is not in the right form. {_EXPECTED_FORM}")
-        thought = _read_thought(match["before"])
+        # Text without tags before the call or the answer is not a thought, and no fault either.
+        thought = split.thought() if len(split.tags) > 2 else ""
         if thought is None:
             return Turn(problem=f"The turn does not have one thought. {_EXPECTED_FORM}")
-        return self.build_turn(thought, match["tag"], match["body"])
-
-
-def _read_thought(before: str) -> str | None:
-    """Return the thought in the text before a call or an answer.
-
-    "" if there is none: text without tags is not a thought. None if there are several, or text beside the thought.
-    """
-    if not TAGS.search(before):
-        return ""
-    match = _THOUGHT.fullmatch(before)
-    return match["thought"] if match is not None and not TAGS.search(match["thought"]) else None
+        return self.build_turn(thought, *action)

@@ -15,11 +15,16 @@ class FormatConfig(RewardConfig):
     """Settings of reward `format`."""
 
     empty_thoughts: bool = setting(False, help="allow turns with an empty thought")
+    blank_inquiries: bool = setting(False, help="allow zooms with an empty inquiry")
 
 
 @rewards.register("format", FormatConfig)
 class Format(Reward):
-    """1 if every turn is one thought and either a tool call that was carried out or an answer; the last must answer."""
+    """1 if every turn is one thought and either a tool call that was carried out or an answer; the last must answer.
+
+    A tool call must say what is to be found. Without an inquiry nothing modulates the encoder, and a policy could
+    switch the modulation off at full reward.
+    """
 
     def __init__(self, config: FormatConfig) -> None:
         self.config = config
@@ -43,4 +48,5 @@ class Format(Reward):
             return bool(turn.answer and turn.answer.strip())
         # Feedback is what the dialogue answers to a call it cannot carry out, such as one with a region that does not
         # exist. Checking boxes a second time here could disagree with it.
-        return turn.answer is None and bool(turn.call.regions) and not feedback
+        said = bool(turn.call.inquiry.strip()) or self.config.blank_inquiries
+        return turn.answer is None and bool(turn.call.regions) and said and not feedback

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vilavt_toolkit as vt
+from vilavt_components.dialogues.native import Native
 from vilavt_components.dialogues.vilavt import VilavtDialogue, VilavtDialogueConfig
 from vilavt_components.sources.video.source import VideoSource
 from vilavt_toolkit.checkpoints.loading import build
@@ -108,6 +110,45 @@ EXPLOITS = {
 def test_what_the_papers_format_reward_took_is_refused_in_words(text):
     turn = VILAVT.parse(text)
     assert turn.problem and turn.call is None and turn.answer is None
+
+
+LONG = {
+    "opened answers": "<answer>" * 200_000,
+    "opened calls": "<think></think><tool>" * 100_000,
+    "closed tags": "</tool>" * 200_000,
+    "an unclosed call": "<think></think><tool>" + "{" * 1_000_000,
+    "blanks": "<think>" + " \n" * 500_000 + "</think>" + " \n" * 500_000 + "<answer>",
+    "rows": "<think></think><answer>" + "a row\n" * 160_000 + "</answer>",
+    "less-than signs": "<" * 1_000_000,
+}
+
+
+# Each takes milliseconds in one pass, and hours where every tag starts another pass over the rest.
+@pytest.mark.parametrize("dialogue", [VILAVT, Native(Native.tiny())], ids=["vilavt", "native"])
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+def test_a_turn_is_read_in_one_pass_over_its_text(dialogue, text):
+    turn = dialogue.parse(text)
+    assert bool(turn.problem) != (text is LONG["rows"])
+    assert len(turn.problem) < 300
+
+
+def test_a_call_without_a_query_is_carried_out_or_refused_in_words():
+    blank = "<think>a</think><tool>" + CALL.replace('"q"', '" "') + "</tool>"
+    strict = VilavtDialogue(replace(VilavtDialogue.tiny(), blank_inquiries=False))
+    assert VILAVT.parse(blank).call.inquiry == " "
+    assert strict.parse(blank).problem == '"query" is empty. Say in words what you want to know.'
+    assert strict.parse(blank.replace('" "', '"x"')).call.inquiry == "x"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        CALL.replace('"index": 0', '"index": 0, "index": 1'),
+        CALL.replace('{"region"', '{"query": "a", "region"'),
+    ],
+)
+def test_a_call_that_names_a_key_twice_is_refused_in_words(call):
+    assert "the same key twice" in VILAVT.parse(f"<think>a</think><tool>{call}</tool>").problem
 
 
 def test_a_turn_without_a_thought_is_read_and_its_text_is_no_thought():

@@ -32,6 +32,14 @@ def test_a_blank_thought_counts_only_where_it_may(play, ask):
     assert Format(FormatConfig(empty_thoughts=True)).score(ask("choice", "B"), blank) == 1
 
 
+@pytest.mark.parametrize("inquiry", ["", "  ", "\\n\\t"])
+def test_a_zoom_without_an_inquiry_has_no_form_unless_allowed(play, ask, inquiry):
+    zoomed = play([LOOK.replace('"q"', f'"{inquiry}"') % BOX, ANSWER])
+    assert len(zoomed.regions) == 2  # the call was carried out
+    assert Format(FormatConfig()).score(ask("choice", "B"), zoomed) == 0
+    assert Format(FormatConfig(blank_inquiries=True)).score(ask("choice", "B"), zoomed) == 1
+
+
 def test_format_says_nothing_about_being_right(play, ask):
     assert Format(FormatConfig()).score(ask("choice", "C"), play([ANSWER])) == 1
 

@@ -50,3 +50,13 @@ def test_a_regions_places_are_given_and_never_produced():
     assert trajectory.ids == [1, 2, 9, 9, 9, 9] and not any(trajectory.produced)
     assert trajectory.regions[0].start == 2
     assert len(trajectory.logprobs) == len(trajectory.ids)
+
+
+def test_the_ids_of_a_turn_are_the_model_s_own():
+    trajectory = Trajectory()
+    for before, produced in (([1, 2], [3, 4]), ([5], [6]), ([7], [])):
+        trajectory.add_given(before)
+        trajectory.starts.append(len(trajectory.ids))
+        trajectory.add_produced(produced)
+        trajectory.add_given([9])
+    assert [trajectory.turn_ids(turn) for turn in (0, 1, 2, -1, -2)] == [[3, 4], [6], [], [], [6]]

@@ -41,7 +41,7 @@ IMAGES = (noise(64, 48, 3), noise(7, 1000, 3), noise(1500, 9, 3), noise(1, 3, 3)
 FINE = "model.dialogue.box_units=1000"
 KINDS = {
     "images in a thousand steps": ("tiny", (FINE,), IMAGES),
-    "images in four steps": ("tiny", (), IMAGES),
+    "images in four steps": ("tiny", ("model.dialogue.blank_inquiries=false",), IMAGES),
     "images cut as the paper's": ("tiny", (FINE, "model.source.rounding=truncate"), IMAGES),
     "pixels of what was shown": ("mrope", ("model.dialogue={name: vilavt, system: ''}",), (IMAGES[0], IMAGES[3])),
     "videos": ("tiny", (FINE, "model.source.name=video", "model.source.frames=3"), (noise(13, 9, 400, 3),)),

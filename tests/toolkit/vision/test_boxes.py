@@ -111,6 +111,13 @@ def test_whatever_a_model_writes_reads_as_a_box_or_a_short_refusal(value: object
         assert 0 <= box[0] < box[2] <= 256 and 0 <= box[1] < box[3] <= 256
 
 
+def test_fractions_of_units_are_refused_and_fractions_of_a_view_s_pixels_are_read() -> None:
+    with pytest.raises(BoxError, match=r"must hold whole numbers from 0 to 1000"):
+        read_bbox([0, 0, 500.5, 500], (0, 0, 100, 100), 1000)
+    assert read_bbox([0, 0, 500.0, 500], (0, 0, 100, 100), 1000) == (0, 0, 50, 50)
+    assert read_bbox([0, 0, 50.5, 50], (0, 0, 100, 100), (100, 100)) == (0, 0, 50.5, 50)
+
+
 def test_writing_a_box_outside_its_region_is_refused() -> None:
     with pytest.raises(BoxError, match="has no part in the region"):
         write_bbox((0, 0, 10, 10), (10, 0, 20, 10), (8, 8))

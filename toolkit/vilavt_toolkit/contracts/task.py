@@ -105,6 +105,14 @@ class Task(Component, ABC):
     def score(self, sample: Sample, answer: str | None) -> float:
         """Return the official score of an answer, in [0, 1]; a missing answer scores 0."""
 
+    def score_turn(self, sample: Sample, text: str, answer: str | None) -> float:
+        """Return the score of the last turn, from what the model wrote in it. By default that of `answer`.
+
+        `answer` is what the dialogue read in `text`: None if the turn is malformed or does not answer. A benchmark
+        whose own scorer reads texts differently does so here.
+        """
+        return self.score(sample, answer)
+
     def metrics(self, samples: Sequence[Sample], scores: Sequence[float]) -> Mapping[str, Sequence[float]]:
         """Return official metrics over groups of items, besides the mean score: name -> one score in [0, 1] per group.
 

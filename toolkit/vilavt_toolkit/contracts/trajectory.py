@@ -103,6 +103,14 @@ class Trajectory:
         """The answer of the last turn, or None."""
         return self.turns[-1].answer if self.turns else None
 
+    def turn_ids(self, turn: int) -> list[int]:
+        """Return the ids that the model produced in a turn; `turn` is its number, or -1 for the last one."""
+        start = self.starts[turn]
+        later = [begin for begin in self.starts if begin > start]
+        end = later[0] if later else len(self.ids)
+        # A sampled turn may be followed by feedback, regions and a demand. They are not the model's.
+        return [self.ids[place] for place in range(start, end) if self.produced[place]]
+
     def add_given(self, ids: Sequence[int]) -> None:
         """Append tokens that the model did not produce."""
         self._extend(ids, False, [0.0] * len(ids))

@@ -45,10 +45,10 @@ def write_call(call: ToolCall) -> str:
     return json.dumps({"region": regions, "query": call.inquiry}, ensure_ascii=False)
 
 
-def read_call(body: str, max_regions: int) -> ToolCall:
-    """Read a call; the inverse of `write_call`. Raises CallFormatError."""
+def read_call(body: str, max_regions: int, blank_inquiries: bool = True) -> ToolCall:
+    """Read a call; the inverse of `write_call`. Raises CallFormatError, also for a blank query if none is allowed."""
     try:
-        call = json.loads(body)
+        call = json.loads(body, object_pairs_hook=_refuse_repeated_keys)
         # Python reads NaN, Infinity and lone surrogates, which no file or tokenizer accepts.
         json.dumps(call, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
@@ -58,9 +58,20 @@ def read_call(body: str, max_regions: int) -> ToolCall:
     regions, inquiry = call["region"], call["query"]
     if not isinstance(inquiry, str):
         raise CallFormatError('"query" must be a text.')
+    if not blank_inquiries and not inquiry.strip():
+        raise CallFormatError('"query" is empty. Say in words what you want to know.')
     if not isinstance(regions, list) or not 1 <= len(regions) <= max_regions:
         raise CallFormatError(f'"region" must be a list of 1 to {max_regions} regions.')
     return ToolCall(tuple(_read_region(number, region) for number, region in enumerate(regions)), inquiry)
+
+
+def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object from its keys and values; raises CallFormatError if a key stands twice."""
+    # Of two values json takes the last without a word, and a model cannot have meant both.
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise CallFormatError("The tool call has the same key twice in one object. Write each key once.")
+    return found
 
 
 def _read_region(number: int, region: Any) -> RegionCall:

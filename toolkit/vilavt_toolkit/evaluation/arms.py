@@ -126,10 +126,20 @@ def _open_sessions(
 
 
 def _score_item(task: Task, arm: str, sample: Sample, session: Session) -> EvaluatedItem:
-    score = task.score(sample, session.trajectory.answer)
+    trajectory = session.trajectory
+    score = task.score_turn(sample, _read_last_turn(session), trajectory.answer)
     # Originals, sources and views of thousands of items would fill the memory.
     light = replace(sample, originals=(), trace=(), conversation=None)
-    return EvaluatedItem(arm, light, session.trajectory, session.calls, score)
+    return EvaluatedItem(arm, light, trajectory, session.calls, score)
+
+
+def _read_last_turn(session: Session) -> str:
+    """Return the text of the last turn, without the token that ends it; empty without a turn."""
+    if not session.trajectory.turns:
+        return ""
+    language_model = session.model.language_model
+    ids = session.trajectory.turn_ids(-1)
+    return language_model.tokenizer.decode([token for token in ids if token != language_model.end_of_turn])
 
 
 def _inquiry_rewrite(arm: Arm, modulated: Sequence[EvaluatedItem], seed: int) -> InquiryRewrite | None:

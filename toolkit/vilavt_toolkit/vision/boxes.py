@@ -48,6 +48,9 @@ def read_box(value: Any, within: Box, box_units: int | tuple[int, ...], key: str
     numbers, units = _check_numbers(value, key, axes), units_per_axis(box_units, len(axes))
     lows, highs = numbers[: len(axes)], numbers[len(axes) :]
     name = f"{key} {shorten_value(value)}"
+    # Units of a region are counted. Pixels of a view are measured, and the paper's code reads fractions of them.
+    if isinstance(box_units, int) and any(number != int(number) for number in numbers):
+        raise BoxError(f"{name} must hold whole numbers from 0 to {box_units}.")
     # One clear fault at a time, in the order in which a model can fix it: order, emptiness, then range.
     for axis, low, high in zip(axes, lows, highs, strict=True):
         if low > high:

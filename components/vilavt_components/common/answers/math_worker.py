@@ -14,9 +14,14 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 _MEMORY = 4 << 30
 """Limit of its address space in bytes, so that huge integers fail instead of filling the machine."""
+_DIGITS = 30
+"""Digits to which a number that is not rational is worked out."""
+_RELATIVE_ERROR = 1e-6
+"""Largest error of such a number, relative to the truth: as many digits as the library asks of numbers around 1."""
 
 
 def _limit_cpu_time(seconds: int) -> None:
@@ -50,9 +55,39 @@ def _load_comparison() -> Callable[[str, str], bool]:
     def equal(truth: str, answer: str) -> bool:
         # Framed as one formula from the first to the last letter, so that the library picks nothing out of the text.
         read = [parse(f"${t}$", whole, fallback_mode="no_fallback", parsing_timeout=None) for t in (truth, answer)]
-        return bool(verify(*read, timeout_seconds=None))
+        return bool(verify(*read, timeout_seconds=None)) and not _are_far_apart(*(each[:1] for each in read))
 
     return equal
+
+
+def _are_far_apart(truth: Any, answer: Any) -> bool:
+    """Return True if two expressions of the library, or parts of them at the same place, are different numbers.
+
+    The library compares rounded to six decimals, so that any two very small numbers are equal to it.
+    """
+    parts = [_list_parts(each) for each in (truth, answer)]
+    if parts[0] is not None and parts[1] is not None and len(parts[0]) == len(parts[1]):
+        return any(_are_far_apart(*pair) for pair in zip(*parts, strict=True))
+    if not (getattr(truth, "is_number", False) and getattr(answer, "is_number", False)):
+        return False
+    if truth.is_Rational and answer.is_Rational:
+        return bool(truth != answer)
+    wanted, found = truth.evalf(_DIGITS), answer.evalf(_DIGITS)
+    # `not <=` also holds for what has no value.
+    return not abs(found - wanted) <= _RELATIVE_ERROR * abs(wanted)
+
+
+def _list_parts(value: Any) -> list[Any] | None:
+    """Return the elements of a list, tuple, set, matrix, interval or relation; None for a single expression."""
+    from sympy import FiniteSet, Interval, MatrixBase, Tuple
+    from sympy.core.relational import Relational
+
+    if isinstance(value, list | tuple):
+        return list(value)
+    if isinstance(value, MatrixBase):
+        return list(value)
+    # sympy sorts the elements of a set by itself, the same way for equal ones.
+    return list(value.args) if isinstance(value, FiniteSet | Tuple | Interval | Relational) else None
 
 
 def main() -> None:

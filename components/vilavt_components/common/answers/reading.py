@@ -9,14 +9,23 @@ import re
 import unicodedata
 from collections.abc import Collection, Sequence
 from fractions import Fraction
+from itertools import pairwise
 
 _MAX_LENGTH = 1000
 """A longer text is not read, so that regular expressions and fractions stay quick."""
+_MAX_FRAMES = 100
+"""Frames, quotes and full stops around an answer that are removed."""
 _DECIMAL = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)"
 _NUMBER = re.compile(
     rf"(?P<sign>[-+]?) ?(?:(?P<whole>[0-9]+) (?=[0-9]+ ?/))?(?P<top>{_DECIMAL})(?:[eE](?P<exponent>[-+]?[0-9]{{1,3}}))?"
     rf"(?: ?/ ?(?P<bottom>{_DECIMAL}))? ?(?P<percent>%?)"
 )
+_CURRENCY = re.compile(r"^([-+]?) ?\\?\$ ?(?=[-+.0-9])")
+_SCIENTIFIC = re.compile(
+    rf"(?P<sign>[-+]?) ?(?:(?P<factor>{_DECIMAL}) ?(?:\\times|\\cdot|[*x\u00d7\u00b7]) ?)?"
+    r"10 ?(?:\^|\*\*) ?(?:\{ ?(?P<braced>[-+]?[0-9]{1,4}) ?\}|(?P<bare>[-+]?[0-9]{1,4}))"
+)
+_SUPERSCRIPT = re.compile("10([\u207a\u207b]?[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+)")
 _FRACTION = re.compile(r"\\[dt]?frac ?(?:\{([^{}]*)\} ?\{([^{}]*)\}|([0-9]) ?([0-9]))")
 _BOXED = re.compile(r"\\boxed\{(.*)\}", re.S)
 _LETTER = re.compile(r"(?:\(([a-z])\)|([a-z])\)?)[.:]?")
@@ -29,10 +38,12 @@ def normalise_text(text: str) -> str:
 
     Frames are `$...$` and `\\boxed{...}`, in any nesting.
     """
-    plain = unicodedata.normalize("NFC", "".join(map(_strip_style, text)))
+    # Plain letters have no style, and a long text of them is read a letter at a time for nothing.
+    plain = text if text.isascii() else unicodedata.normalize("NFC", "".join(map(_strip_style, text)))
     plain = " ".join(plain.casefold().split())
-    # Until nothing changes: quotes, full stop and frames stand in any order, as in "\boxed{B}." in quotes.
-    while True:
+    # Until nothing changes: quotes, full stop and frames stand in any order, as in "\boxed{B}." in quotes. Only so
+    # often, since each round copies the text and a text of frames alone would take time with its square.
+    for _ in range(_MAX_FRAMES):
         bare = plain.strip(" \"'")
         boxed = _BOXED.fullmatch(bare)
         if boxed is not None:
@@ -43,8 +54,9 @@ def normalise_text(text: str) -> str:
         elif len(bare) > 1 and bare[-1] == "." and bare[-2] != ".":
             bare = bare[:-1]
         if bare == plain:
-            return plain
+            break
         plain = bare
+    return plain
 
 
 def _strip_style(character: str) -> str:
@@ -66,11 +78,17 @@ def is_same_text(truth: str, answer: str) -> bool:
 def read_number(text: str) -> tuple[Fraction, bool] | None:
     """Return the exact value of a decimal, fraction or percentage, and True if it is a percentage; None otherwise.
 
-    A whole number before a fraction is added to it: 1 1/2, like 1\\frac{1}{2}, is 3/2.
+    A whole number before a fraction is added to it: 1 1/2, like 1\\frac{1}{2}, is 3/2. A power of ten is read too, as
+    in 1.6\\times 10^{-19}. A dollar sign before a number is left out.
     """
     if len(text) > _MAX_LENGTH:
         return None
-    plain = _FRACTION.sub(lambda found: f" {found[1] or found[3]}/{found[2] or found[4]} ", normalise_text(text))
+    plain = _CURRENCY.sub(r"\1", normalise_text(text), count=1)
+    power = _SCIENTIFIC.fullmatch(_SUPERSCRIPT.sub(_write_exponent, plain))
+    if power is not None:
+        value = _parse_decimal(power["factor"] or "1") * Fraction(10) ** int(power["braced"] or power["bare"])
+        return -value if power["sign"] == "-" else value, False
+    plain = _FRACTION.sub(lambda found: f" {found[1] or found[3]}/{found[2] or found[4]} ", plain)
     match = _NUMBER.fullmatch(" ".join(plain.replace("\\%", "%").split()))
     if match is None:
         return None
@@ -96,6 +114,11 @@ def is_same_number(truth: tuple[Fraction, bool], found: tuple[Fraction, bool], t
     return any(abs(reading - wanted) <= allowed for reading in readings)
 
 
+def _write_exponent(match: re.Match[str]) -> str:
+    """Return 10 and a raised exponent as 10^{exponent}."""
+    return f"10^{{{unicodedata.normalize('NFKC', match[1]).replace(chr(0x2212), '-')}}}"
+
+
 def _parse_decimal(figures: str) -> Fraction:
     return Fraction(figures.replace(",", ""))
 
@@ -108,34 +131,41 @@ def read_yes_no(text: str) -> bool | None:
 def read_choice(text: str, options: Sequence[str]) -> str | None:
     """Return the letter that an answer names: alone, with its own option's text, or by the text of exactly one option.
 
-    Without `options` any letter counts, and nothing may follow it. None for anything else.
+    Options have the letters that are written before them, else a, b, c and so on. Without `options` any letter counts,
+    and nothing may follow it. None for anything else.
     """
     if len(text) > _MAX_LENGTH:
         return None
-    plain, texts = normalise_text(text), _option_texts(options)
+    plain, texts = normalise_text(text), label_options(options)
     letter = _LETTER.fullmatch(plain)
     if letter is not None:
         named = letter[1] or letter[2]
-        # A letter beyond the options is not an answer to this question.
-        if not texts or ord(named) - ord("a") < len(texts):
+        # A letter that no option has is not an answer to this question.
+        if not texts or named in texts:
             return named
     labelled = _LABELLED.fullmatch(plain)
     if labelled is not None:
         named = labelled[1] or labelled[2]
-        index = ord(named) - ord("a")
-        if index < len(texts) and texts[index] == normalise_text(labelled[3]):
+        if named in texts and texts[named] == normalise_text(labelled[3]):
             return named
     # Two options of the same text: naming it names neither.
-    meant = [chr(ord("a") + index) for index, option in enumerate(texts) if option == plain]
+    meant = [label for label, option in texts.items() if option == plain]
     return meant[0] if len(meant) == 1 else None
 
 
-def _option_texts(options: Sequence[str]) -> list[str]:
-    """Return the options without the letters before them, if every option has its own."""
+def label_options(options: Sequence[str]) -> dict[str, str]:
+    """Return the normalised text of each option by its letter, in lower case.
+
+    The letters are those before the options if every option has one and they ascend, else a, b, c and so on.
+    """
     texts = [normalise_text(option) for option in options]
     labels = [_LABELLED.fullmatch(text) for text in texts]
-    own = [label is not None and (label[1] or label[2]) == chr(ord("a") + index) for index, label in enumerate(labels)]
-    return [normalise_text(label[3]) for label in labels if label is not None] if all(own) else texts
+    found = [(label[1] or label[2], normalise_text(label[3])) for label in labels if label is not None]
+    letters = [letter for letter, _ in found]
+    # Initials of names look like letters too, but seldom all of them, and in order.
+    if len(found) == len(texts) and all(first < second for first, second in pairwise(letters)):
+        return dict(found)
+    return {chr(ord("a") + place): text for place, text in enumerate(texts)}
 
 
 def read_moves(text: str, names: Collection[str]) -> dict[str, Fraction] | None:

@@ -87,24 +87,24 @@ def mean_relative_accuracy(found: Fraction, truth: Fraction, strict: bool = Fals
 def view_change_accuracy(found: Mapping[str, Fraction], truth: Mapping[str, Fraction]) -> float:
     """Return the mean over five axes of the mean relative accuracy of the movement along each.
 
-    The metric of SPAR-Bench (arXiv 2503.22976). On an axis without true movement the error is absolute, in the units of
-    the answer.
+    The metric of SPAR-Bench (arXiv 2503.22976). On an axis without true movement any movement scores 0.
     """
     scores = []
-    for ahead, back in _AXES:
+    for ahead, back in MOVE_AXES:
         moved, wanted = (each.get(ahead, Fraction()) - each.get(back, Fraction()) for each in (found, truth))
-        scores.append(_share_of_thresholds(abs(moved - wanted), abs(wanted) or Fraction(1), strict=False))
+        scores.append(mean_relative_accuracy(moved, wanted))
     return sum(scores) / len(scores)
 
 
-_AXES = (
+MOVE_AXES = (
     ("move_right", "move_left"),
     ("move_up", "move_down"),
     ("move_forward", "move_backward"),
     ("rotate_right", "rotate_left"),
     ("rotate_up", "rotate_down"),
 )
-_MOVES = frozenset(name for axis in _AXES for name in axis)
+"""Opposite moves of SPAR-Bench, whose difference is the movement along an axis."""
+_MOVES = frozenset(name for axis in MOVE_AXES for name in axis)
 
 
 def _share_of_thresholds(error: Fraction, unit: Fraction, strict: bool) -> float:

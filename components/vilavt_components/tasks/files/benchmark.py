@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+from vilavt_components.common.answers.official import score_official
 from vilavt_components.common.answers.reading import read_number
 from vilavt_components.common.answers.scoring import BENCHMARK_KINDS, score_answer
 from vilavt_components.tasks.files.benchmark_tables import TABLES, detect_table, score_by_category
@@ -33,6 +34,11 @@ class VilavtBenchmarkConfig(FilesConfig):
     train_files: list[str] | str = setting(
         help="data files of split train, of which benchmarks usually have none", factory=list, is_path=True
     )
+    scoring: Literal["official", "strict"] = setting(
+        "official",
+        help="rule of scores, where official is that of the paper's evaluation and strict accepts an answer only if it "
+        "is one, as in reinforcement",
+    )
     table: Literal["auto", "vsibench", "sparbench", "category"] = setting(
         "auto", help="table of scores, where auto goes by the question types, or else shows one number a category"
     )
@@ -49,6 +55,7 @@ class VilavtBenchmark(FileTask):
 
     Official metrics: VSI-Bench's and SPAR-Bench's tables, of the others the accuracy of every category. Numbers of
     problem type `numerical` are right where they agree to two decimals, of `regression` by mean relative accuracy.
+    Answers are read as the paper's evaluation reads them; `scoring: strict` reads them as reinforcement does.
     """
 
     name: ClassVar[str] = "vilavt_benchmark"
@@ -73,16 +80,22 @@ class VilavtBenchmark(FileTask):
 
     def read_sample(self, fields: Fields, training: bool) -> Sample:
         """Read the sample of a row; adds what is wrong with it to `fields.problems`."""
-        return read_question(fields, _FORMAT)
+        return read_question(fields, replace(_FORMAT, score=self.score))
 
     def score(self, sample: Sample, answer: str | None) -> float:
         """Return the score of an answer by the problem's type; 0 if it cannot be read."""
+        if self.config.scoring == "official":
+            return score_official(sample, answer)
         # The benchmarks round numbers to two decimals, which `score_answer`, exact, does not.
         if sample.tags.get("answer_kind") == "number" and answer is not None:
             truth, found = read_number(sample.answer), read_number(answer)
             if truth is not None and found is not None and round(float(truth[0]), 2) == round(float(found[0]), 2):
                 return 1.0
         return score_answer(sample, answer)
+
+    def score_turn(self, sample: Sample, text: str, answer: str | None) -> float:
+        """Return the score of the last turn: officially of its first answer, even if the turn is malformed."""
+        return score_official(sample, text) if self.config.scoring == "official" else self.score(sample, answer)
 
     def metrics(self, samples: Sequence[Sample], scores: Sequence[float]) -> Mapping[str, Sequence[float]]:
         """Return the rows of the benchmark's table, from name to scores."""

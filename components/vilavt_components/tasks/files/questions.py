@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
+import string
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from vilavt_components.common.answers.reading import read_choice
+from vilavt_components.common.answers.reading import label_options, read_choice
 from vilavt_components.common.answers.scoring import AnswerKind, answer_kind_of, score_answer
 from vilavt_toolkit.contracts import Sample
 from vilavt_toolkit.data.fields import Fields
@@ -19,6 +20,8 @@ from vilavt_toolkit.utils.text import format_value
 
 TAG = re.compile(r"<(image|video|point_cloud)>")
 """Stands in a text where an original is shown."""
+_LETTERS = string.ascii_uppercase
+_LABEL = re.compile(r"\(?[A-Za-z][.:)]")
 _OPTION = re.compile(r"(?:^|(?<=[\s(,;]))\(?([A-Z])[.:)]\s+")
 
 
@@ -31,6 +34,8 @@ class QuestionFormat:
     id_key: str
     kinds: Mapping[str, AnswerKind]
     """The kind of answer for each question type."""
+    score: Callable[[Sample, str], float] = field(default=score_answer, kw_only=True)
+    """The score of an answer, by which a right one is checked against itself."""
     tag_keys: Sequence[str]
     """Keys whose values evaluation can group by."""
 
@@ -55,7 +60,7 @@ def read_question(fields: Fields, form: QuestionFormat) -> Sample:
         tags=tags,
         max_pixels=fields.read_int("max_pixels", 1),
     )
-    check_answer(fields, "answer", sample)
+    check_answer(fields, "answer", sample, form.score)
     return sample
 
 
@@ -115,17 +120,23 @@ def read_options(fields: Fields) -> tuple[str, ...]:
     if not isinstance(value, list):
         fields.add_problem("options", f"is {format_value(value)}. It must be a list of texts.")
         return ()
+    if len(value) > len(_LETTERS):
+        fields.add_problem("options", f"has {len(value)} options. Each needs a letter, so give at most 26.")
+        return ()
     plain = [str(each) if isinstance(each, int | float) else each for each in value]
     return tuple(fields.check_text(f"options[{number}]", each) for number, each in enumerate(plain))
 
 
 def append_options(question: str, options: Sequence[str]) -> str:
-    """Write a question with its options below it, one a line with its letter, unless it contains them all."""
-    if not options or all(option in question for option in options):
+    """Write a question with its options below it, one a line with its letter, unless it lists them already."""
+    wanted = label_options(options)
+    # The bare texts are no list: in "is it left or right of the plate?" they are the question's own words.
+    listed = all(_LABEL.match(option) and option in question for option in options)
+    if listed or wanted == label_options(find_options(question)):
         return question
     lines = [
-        option if re.match(rf"\(?{letter}[.:)]", option) else f"{letter}. {option}"
-        for letter, option in zip(_option_letters(len(options)), options, strict=True)
+        option if re.match(rf"\(?{letter}[.:)]", option, re.IGNORECASE) else f"{letter.upper()}. {option}"
+        for letter, option in zip(wanted, options, strict=True)
     ]
     return "\n".join([question, *lines])
 
@@ -160,10 +171,6 @@ def _last_option(text: str, sentence: bool) -> str:
     return first + stop if sentence else line
 
 
-def _option_letters(count: int) -> list[str]:
-    return [chr(ord("A") + number) for number in range(count)]
-
-
 def read_kind(fields: Fields, key: str, kinds: Mapping[str, AnswerKind]) -> AnswerKind:
     """Read the question type and return its kind of answer; an unknown type is a problem."""
     given = fields.read_text(key)
@@ -174,13 +181,15 @@ def read_kind(fields: Fields, key: str, kinds: Mapping[str, AnswerKind]) -> Answ
         return "text"
 
 
-def check_answer(fields: Fields, key: str, sample: Sample) -> None:
+def check_answer(
+    fields: Fields, key: str, sample: Sample, score: Callable[[Sample, str], float] = score_answer
+) -> None:
     """Refuse an answer that cannot be read as its kind, which would stop a run when it is compared with."""
     if not sample.answer.strip() or any(name == key for name, _ in fields.problems):
         return
     # The right answer must score 1 against itself, by the very reading that will be used on the model's.
     try:
-        right = score_answer(sample, sample.answer)
+        right = score(sample, sample.answer)
     except InputError:
         right = 0.0
     if right != 1:

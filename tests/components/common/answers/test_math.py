@@ -124,3 +124,19 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch, tmp_pat
             is_same_value("w+1", "1+w")
     finally:
         _math._worker_of_process.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("truth", "answer"),
+    [
+        (r"1.6\times 10^{-19}", r"9.1\times 10^{-31}"),
+        (r"\frac{-1}{2^{99}}", r"\frac{1}{2^{99}}"),
+        (r"\frac{1}{2006!}", r"\frac{1}{2004!}"),
+        (r"\sqrt{2}\times 10^{-9}", r"\sqrt{3}\times 10^{-9}"),
+        (r"(1,\frac{1}{10^{9}})", r"(1,\frac{2}{10^{9}})"),
+        (r"e^{-50}", r"e^{-60}"),
+    ],
+)
+def test_very_small_values_are_compared_relative_to_the_truth(truth, answer):
+    assert not is_same_value(truth, answer)
+    assert is_same_value(truth, truth)

@@ -4,9 +4,11 @@ from fractions import Fraction
 
 import pytest
 
+from vilavt_components.common.answers import reading
 from vilavt_components.common.answers.reading import (
     is_same_number,
     is_same_text,
+    label_options,
     normalise_text,
     read_choice,
     read_moves,
@@ -156,3 +158,49 @@ def test_what_is_no_list_of_moves_is_none(text):
 
 def test_moves_are_read_in_any_order_and_exactly():
     assert read_moves(" LEFT : 1/2 , up:-20 ", {"up", "left"}) == {"left": HALF, "up": Fraction(-20)}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (r"1.6\times 10^{-19}", Fraction(16, 10**20)),
+        ("1.6 \u00d7 10\u207b\u00b9\u2079", Fraction(16, 10**20)),
+        (r"-2\cdot10^3", Fraction(-2000)),
+        ("3*10**2", Fraction(300)),
+        ("10^{-2}", Fraction(1, 100)),
+        ("$18.90", Fraction(189, 10)),
+        (r"\$18.90", Fraction(189, 10)),
+        ("-$5", Fraction(-5)),
+        ("$1,200.5$", Fraction(12005, 10)),
+        ("9/2", Fraction(9, 2)),
+    ],
+)
+def test_powers_of_ten_and_amounts_of_dollars_are_numbers(text, value):
+    assert read_number(text) == (value, False)
+
+
+@pytest.mark.parametrize("text", ["2^{10}", r"10^{x}", "$", "$$5", "1.6x", "10^99999", "5$5"])
+def test_what_only_looks_like_one_is_no_number(text):
+    assert read_number(text) is None
+
+
+def test_options_keep_the_letters_before_them_if_these_ascend():
+    assert label_options(["B. bee", "C. sea", "F. eff"]) == {"b": "bee", "c": "sea", "f": "eff"}
+    assert label_options(["red", "blue"]) == {"a": "red", "b": "blue"}
+    assert label_options(["J. Smith", "A. Brown"]) == {"a": "j. smith", "b": "a. brown"}
+    assert label_options([]) == {}
+    assert read_choice("B", ["B. bee", "C. sea"]) == read_choice("bee", ["B. bee", "C. sea"]) == "b"
+    assert read_choice("A", ["B. bee", "C. sea"]) is None
+
+
+@pytest.mark.parametrize("text", ['"' * 5000 + "B", "." * 5000, "\\boxed{" * 3000 + "}" * 3000, "$" * 9999])
+def test_frames_around_an_answer_are_removed_a_bounded_number_of_times(text, monkeypatch):
+    class Counted:
+        calls = 0
+
+        def fullmatch(self, plain):
+            Counted.calls += 1
+
+    monkeypatch.setattr(reading, "_BOXED", Counted())
+    normalise_text(text)
+    assert Counted.calls <= 100

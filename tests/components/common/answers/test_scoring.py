@@ -112,10 +112,11 @@ def test_every_axis_of_a_view_change_is_a_fifth_and_has_two_directions(ask, ahea
     assert score_answer(truth, f"{back}:-4") == 1
 
 
-def test_on_an_axis_without_motion_the_error_is_absolute(ask):
+def test_on_an_axis_without_motion_any_motion_is_wrong(ask):
     still = ask("view_change", "move_right:4")
-    assert score_answer(still, "move_right:4,move_up:0.25") == pytest.approx(0.8 + 0.6 / 5)
-    assert score_answer(still, "move_right:4,move_up:0.5") == pytest.approx(0.8 + 0.1 / 5)
+    assert score_answer(still, "move_right:4,move_up:0.25") == 0.8
+    assert score_answer(still, "move_right:4,move_up:0") == 1
+    assert score_answer(ask("view_change", "move_down:2.6"), "rotate_down:0.3,rotate_right:2.3") == 0.4
 
 
 @pytest.mark.parametrize(

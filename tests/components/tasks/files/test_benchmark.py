@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from vilavt_components.common.answers.reading import read_choice
 from vilavt_components.tasks.files.benchmark import VilavtBenchmark, VilavtBenchmarkConfig
 from vilavt_components.tasks.files.benchmark_tables import (
     detect_table,
@@ -77,6 +78,20 @@ def test_relative_directions_are_the_mean_of_three_levels_as_published():
     assert sum(score_vsibench(types, scores, True)["Rel. Dir"]) / 5 == pytest.approx(0.7)
 
 
+def test_a_truth_that_only_the_official_rule_reads_needs_that_rule(tmp_path):
+    official = task_of(tmp_path, row(answer="B. chair"))
+    assert official.score(official.sample("test", 0), "b") == 1
+    with pytest.raises(InputError, match="cannot be read as kind 'choice'"):
+        task_of(tmp_path, row(answer="B. chair"), scoring="strict").sample("test", 0)
+
+
+def test_the_text_of_the_turn_counts_officially_and_the_answer_strictly(tmp_path):
+    text = "<answer>A</answer><answer>B</answer>"
+    official, strict = task_of(tmp_path, row()), task_of(tmp_path, row(), scoring="strict")
+    assert official.score_turn(official.sample("test", 0), text, None) == 1
+    assert strict.score_turn(strict.sample("test", 0), text, None) == 0
+
+
 def test_the_table_is_told_by_the_question_types():
     assert detect_table(items("vsibench")[0]) == "vsibench" and detect_table(items("sparbench")[0]) == "sparbench"
     assert detect_table(["Motion (Cam.)", "MSR"]) == "category"
@@ -117,6 +132,30 @@ def test_options_follow_the_question_unless_they_stand_in_it(tmp_path):
     assert asked(tmp_path, question="Which? A. red B. blue", options=["red", "blue"]).question.count("red") == 1
 
 
+def test_options_are_listed_though_their_words_stand_in_the_question(tmp_path):
+    question = "Is the cup to the left or right of the plate?"
+    found = asked(tmp_path, question=question, options=["left", "right"])
+    assert found.question == f"{question}\nA. left\nB. right"
+
+
+def test_options_keep_their_own_letters(tmp_path):
+    options = {"B": "bee", "C": "cee", "D": "dee"}
+    sample = asked(tmp_path, options=options, answer="D")
+    assert sample.question == "Which?\nB. bee\nC. cee\nD. dee"
+    assert [read_choice(answer, sample.tags["options"]) for answer in ("D", "dee", "B. bee", "A")] == [
+        "d",
+        "d",
+        "b",
+        None,
+    ]
+
+
+def test_more_options_than_letters_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"options: has 30 options\. Each needs a letter, so give at most 26"):
+        asked(tmp_path, options=[f"option {number}" for number in range(30)])
+    assert asked(tmp_path, options=[f"option {number}" for number in range(26)]).question.endswith("Z. option 25")
+
+
 @pytest.mark.parametrize(
     ("question", "options"),
     [
@@ -154,7 +193,7 @@ def test_letters_in_a_question_that_are_no_options_forbid_no_answer(tmp_path):
     ],
 )
 def test_answers_are_scored_by_the_type_of_the_problem(tmp_path, changed, right, wrong):
-    task = task_of(tmp_path, row(**changed))
+    task = task_of(tmp_path, row(**changed), scoring="strict")
     sample = task.sample("test", 0)
     assert [task.score(sample, answer) for answer in right] == [1.0] * len(right)
     assert [task.score(sample, answer) for answer in (*wrong, None)] == [0.0] * (len(wrong) + 1)
