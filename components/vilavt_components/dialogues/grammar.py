@@ -30,8 +30,11 @@ QUERY: PLAIN & /([^"\\\x00-\x1f]|\\(["\\\/bfnrt]|u([0-9a-cA-CefEF][0-9a-fA-F]{3}
 """
 OPENED = "<think>"
 """The tag that some chat templates open for the model."""
-# A query that says something begins with a character that is neither blank nor an escape.
-_WORDS = r"WORDS: QUERY & /[^\s\x1c-\x1f\\](?s:.*)/"
+# A query of which `str.strip` leaves something: behind blanks, escaped or not, stands a character that is none.
+_WORDS = (
+    r"WORDS: QUERY & /(\s|[\x1c-\x1f]|\\[fnrt]|\\u00(0[bB]|1[c-fC-F]))*"
+    r"([^\s\x1c-\x1f\\]|\\[\"\\\/b]|\\u00(0[0-8eEfF]|1[0-9abAB]))(?s:.*)/"
+)
 _REGION = '{"index": '
 _UNFINISHED_BOX = re.compile(r'\{"index": (?P<index>\d+), "[^"]*": \[(?P<numbers>[\d, ]*),$')
 

@@ -141,6 +141,18 @@ def test_thought_and_answer_are_shown_as_parsed_however_the_turn_is_split(dialog
         assert "".join(piece for of, piece in added if of == kind) == whole
 
 
+# Each takes a second in one pass, and hours where each piece is split with all before it.
+@pytest.mark.parametrize(
+    "pieces", [[" ", "\n"] * 50_000, ["<"] * 100_000, ["<a", "> "] * 50_000, ["<", *["a"] * 100_000]]
+)
+def test_a_turn_of_any_length_is_split_in_one_pass(pieces):
+    parts = StreamedTurn(NATIVE)
+    for piece in ("<think>", *pieces):
+        parts.add_text(piece)
+    parts.add_text("so</think><answer>7</answer>")
+    assert parts.texts["thought"].endswith("so") and parts.texts["answer"] == "7"
+
+
 def test_a_dialogue_without_tags_is_shown_as_it_is_written():
     parts = StreamedTurn(Exotic(NativeConfig()))
     assert parts.add_text("I see 1 < 2, so ") == [("thought", "I see 1 < 2, so")]

@@ -27,10 +27,9 @@ TurnPart = Literal["thought", "answer"]
 
 _STYLES = {"thought": "dim", "answer": "bold"}
 _LABELS = {"thought": "thought: ", "answer": ""}
-# Tags at the end of the text so far, whole or begun: a thought is held back from where one may begin.
-_TRAILING_TAGS = re.compile(r"(?:\s*</?\w*>?)*\s*$")
-_LEADING_TAG = re.compile(r"\s*<\w+>\s*")
-_BEGUN_TAG = re.compile(r"</?\w*$")
+_OPENING_TAG = re.compile(r"<\w+>")
+_LONGEST_TAG = 40
+"""A longer text after < is no tag, and is not held back."""
 # A model's text and the names of files may hold control characters, which could move a terminal's cursor, or worse.
 _CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {9, 10}, "\N{REPLACEMENT CHARACTER}")
 
@@ -45,41 +44,78 @@ class StreamedTurn:
     def __init__(self, dialogue: Dialogue, opened: str = "") -> None:
         self._dialogue = dialogue
         closing = (re.fullmatch(r"</(\w+)>", stop) for stop in dialogue.stop_strings)
-        names = [found[1] for found in closing if found is not None]
-        self._opening = re.compile(f"<({'|'.join(names)})>") if names else None
-        self._is_answer: bool | None = None
-        # The tag that the chat template has opened for the model belongs to the turn.
-        self._text = opened
+        self._opening = {f"<{found[1]}>" for found in closing if found is not None}
+        self._pieces: list[str] = []
+        """The turn so far, which `parse` needs once."""
+        self._part: TurnPart | None = "thought"
+        """The part that is being written; None: a call, or what follows the answer."""
+        self._closing = ""
+        self._held: list[str] = []
+        """Blanks and tags since the last text. They belong to the part only if text follows."""
+        self._tag = ""
+        """The tag that has begun, as far as it is written."""
+        self._begun: set[TurnPart] = set()
         self.texts: dict[TurnPart, str] = {"thought": "", "answer": ""}
         """The text of each part so far."""
+        # The tag that the chat template has opened for the model belongs to the turn.
+        self.add_text(opened)
 
     def add_text(self, text: str) -> list[tuple[TurnPart, str]]:
         """Add a piece of the turn, and return what it adds to each part."""
-        self._text += text
-        added: list[tuple[TurnPart, str]] = []
-        # The whole turn is split again each time: a tag may come in pieces, and turns are short.
-        for part, known in self._split_text().items():
-            if len(known) > len(self.texts[part]):
-                added.append((part, known[len(self.texts[part]) :]))
-                self.texts[part] = known
-        return added
+        # Letter by letter, each looked at once: a turn may be long, and splitting all of it for each token takes time
+        # with its square.
+        added: dict[TurnPart, list[str]] = {"thought": [], "answer": []}
+        for character in text:
+            self._pieces.append(character)
+            if self._part is not None:
+                added[self._part] += self._add_character(character, self._part)
+        found: list[tuple[TurnPart, str]] = [(part, "".join(texts)) for part, texts in added.items() if any(texts)]
+        for part, new in found:
+            self.texts[part] += new
+        return found
 
-    def _split_text(self) -> dict[TurnPart, str]:
-        opened = self._opening.search(self._text) if self._opening is not None else None
-        thought = self._text if opened is None else self._text[: opened.start()]
-        thought = _TRAILING_TAGS.sub("", _LEADING_TAG.sub("", thought, count=1)).lstrip()
-        return {"thought": thought, "answer": self._read_answer(opened) if opened is not None else ""}
+    def _add_character(self, character: str, part: TurnPart) -> list[str]:
+        """Add a letter of a part, and return the texts that are certain to belong to it now."""
+        is_name = character.isalnum() or character == "_" or (character == "/" and self._tag == "<")
+        if self._tag and len(self._tag) < _LONGEST_TAG and (is_name or character == ">"):
+            self._tag += character
+            return self._end_tag(part) if character == ">" else []
+        texts = self._release(part, self._tag) if self._tag else []
+        self._tag = ""
+        if character == "<":
+            self._tag = character
+        elif character.isspace():
+            self._held.append(character)
+        else:
+            texts += self._release(part, character)
+        return texts
 
-    def _read_answer(self, opened: re.Match[str]) -> str:
-        """Return the text in the opened tag so far if the tag is the answer's, else ""."""
-        closing = f"</{opened[1]}>"
-        if self._is_answer is None:
+    def _end_tag(self, part: TurnPart) -> list[str]:
+        tag, self._tag = self._tag, ""
+        if part == "thought" and tag in self._opening:
+            self._closing, self._held = f"</{tag[1:-1]}>", []
             # Only the dialogue knows its tags: the turn is parsed as if it ended in this one, with one letter in it.
-            self._is_answer = self._dialogue.parse(f"{self._text[: opened.end()]}x{closing}").answer is not None
-        if not self._is_answer:
-            return ""
-        body, closed, _ = self._text[opened.end() :].partition(closing)
-        return (body if closed else _BEGUN_TAG.sub("", body)).strip()
+            answers = self._dialogue.parse(f"{''.join(self._pieces)}x{self._closing}").answer is not None
+            self._part = "answer" if answers else None
+        elif part == "answer" and tag == self._closing:
+            self._part = None
+        elif part == "thought":
+            self._held.append(tag)
+        else:
+            return self._release(part, tag)
+        return []
+
+    def _release(self, part: TurnPart, text: str) -> list[str]:
+        """Return what was held back and `text`. At the start of a part nothing stands before its text."""
+        held, self._held = self._held, []
+        if part not in self._begun:
+            self._begun.add(part)
+            # The first tag opens the thought. Another one before any text is the model's own.
+            tags = [each for each in held if not each.isspace()]
+            if tags and _OPENING_TAG.fullmatch(tags[0]):
+                tags = tags[1:]
+            held = held[held.index(tags[0]) :] if tags else []
+        return [*held, text]
 
 
 class ConsolePrinter:
