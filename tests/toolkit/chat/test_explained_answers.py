@@ -7,6 +7,7 @@ from PIL import Image
 
 from vilavt_toolkit.chat.answer import build_answer
 from vilavt_toolkit.checkpoints.loading import build_model
+from vilavt_toolkit.cli import commands
 from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.dialogue.traces import build_trace_session
 from vilavt_toolkit.errors import InputError
@@ -46,3 +47,8 @@ def test_a_modulator_that_attends_to_nothing_says_so_and_draws_nothing(tiny_reci
     with pytest.raises(InputError, match="No modulator attends to the words"):
         answer.draw(tmp_path / "trace.png", explain=True)
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_the_command_draws_no_picture_of_what_cannot_be_explained(tiny_recipe):
+    with pytest.raises(InputError, match="No modulator attends to the words"):
+        commands._explain_answer(answered(tiny_recipe, "film"))

@@ -97,8 +97,21 @@ def test_what_cannot_be_explained_still_has_its_answer_and_its_trace(tiny_run, s
     assert "Add `--trace trace.png`" in told(["ask", str(tiny_run), str(scene), "what?", "--explain"], 2, capsys)
     trace = tmp_path / "trace.png"
     assert run(["ask", str(tiny_run), str(scene), "what?", "--trace", str(trace), "--explain"]) == 0
-    assert "Ask a question that the model zooms for." in caplog.text
+    assert "the model did not zoom" in caplog.text
     assert trace.is_file() and "stopped: " in capsys.readouterr().out
+
+
+def test_an_answer_is_one_line_of_json_and_a_seed_gives_it_again(tiny_run, scene, tmp_path, capsys):
+    def asked(*options: str) -> dict:
+        assert run(["ask", str(tiny_run), str(scene), "what?", "--json", "--max-new-tokens", "8", *options]) == 0
+        (line,) = capsys.readouterr().out.splitlines()
+        return json.loads(line)
+
+    sampled = asked("--temperature", "1", "--seed", "3", "--trace", str(tmp_path / "trace.png"))
+    assert sampled["turns"][0]["malformed"] and (tmp_path / "trace.png").is_file()
+    again, other = (asked("--temperature", "1", "--seed", seed) for seed in ("3", "4"))
+    assert again["turns"] == sampled["turns"] != other["turns"]
+    assert "finite" in told(["ask", str(tiny_run), str(scene), "what?", "--temperature", "-1"], 2, capsys)
 
 
 @pytest.mark.parametrize("command", [["eval"], ["ask"]], ids=str)

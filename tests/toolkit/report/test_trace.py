@@ -88,3 +88,11 @@ def test_wrapping_keeps_every_visible_character_and_the_width(text: str, width: 
             "".join(c if c.isprintable() else " " for c in text[:400]).split()
         )
         assert all(len(line) <= width for line in lines)
+
+
+@pytest.mark.parametrize(("is_right", "colour"), [(None, (17, 17, 17)), (True, (11, 107, 43)), (False, (163, 21, 21))])
+def test_an_answer_is_green_only_if_it_is_known_to_be_right(is_right: bool | None, colour: tuple[int, ...]) -> None:
+    answered = Trace("", (), (DrawnTurn("", answer="7777"),), is_right=is_right)
+    pixels = np.asarray(render_trace(answered))
+    inked = {tuple(pixel) for pixel in pixels.reshape(-1, 3).tolist()} & {(17, 17, 17), (11, 107, 43), (163, 21, 21)}
+    assert inked == {colour}

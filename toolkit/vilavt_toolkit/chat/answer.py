@@ -5,19 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from vilavt_toolkit.contracts import Trajectory
 from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.generation.model_lock import eval_mode, model_lock
-from vilavt_toolkit.report.trace import DrawnTurn, Trace, TraceRegion, draw_trace, zoomed_regions
+from vilavt_toolkit.report.trace import DrawnTurn, Trace, TraceRegion, draw_trace, render_trace, zoomed_regions
 from vilavt_toolkit.vision.explain import Explanation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Answer:
-    """The answer to a question, how it was found, and what it cost; `print` shows the answer."""
+    """The answer to a question, how it was found, and what it cost; `print` shows the answer.
+
+    In a notebook it is shown as the picture that `draw` makes.
+    """
 
     text: str | None
     """None if the loop ended without an answer; `why` says why."""
@@ -29,11 +34,48 @@ class Answer:
     """Turns, tokens read and written, regions, patches and features encoded, gflops, seconds: of this question only."""
     trajectory: Trajectory
     """The whole dialogue up to here."""
-    session: Session = field(repr=False, compare=False)
+    session: Session = field(compare=False)
     """The dialogue that led to the answer, with its model; a copy, if the chat can go on."""
 
     def __str__(self) -> str:
         return self.text if self.text is not None else f"(no answer: {self.why})"
+
+    def __repr__(self) -> str:
+        # Without trace and trajectory, which hold pixels and thousands of ids.
+        zooms = sum(len(turn.regions) for turn in self.trace.turns)
+        return f"Answer({self.text!r}, why={self.why!r}, turns={len(self.trace.turns)}, zooms={zooms})"
+
+    def _repr_png_(self) -> bytes:
+        """Return the picture of the trace, as notebooks ask for it."""
+        picture = BytesIO()
+        render_trace(self.trace).save(picture, format="PNG")
+        return picture.getvalue()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return answer, reason, question, turns and cost as plain data."""
+        turns = [
+            {
+                "thought": turn.thought,
+                "inquiry": turn.inquiry,
+                "regions": [
+                    {"index": region.index, "source": region.source_index, "box": list(region.box)}
+                    for region in turn.regions
+                ],
+                "malformed": turn.malformed,
+                "feedback": turn.feedback,
+                "answer": turn.answer,
+            }
+            for turn in self.trace.turns
+        ]
+        sources = [source.name for source in self.trace.sources]
+        return {
+            "answer": self.text,
+            "why": self.why,
+            "question": self.trace.question,
+            "sources": sources,
+            "turns": turns,
+            "cost": dict(self.cost),
+        }
 
     @property
     def logprobs(self) -> list[tuple[str, float]]:
@@ -117,14 +159,24 @@ def _trace_turns(session: Session) -> list[DrawnTurn]:
     # not have been: the loop can end before. So each call that was carried out takes its regions from the front.
     calls_left = session.calls - session.calls_before
     turns = []
-    for turn, feedback in zip(
-        trajectory.turns[last_question.turn :], trajectory.feedback[last_question.turn :], strict=True
-    ):
+    for number in range(last_question.turn, len(trajectory.turns)):
+        turn, feedback = trajectory.turns[number], trajectory.feedback[number]
         regions: tuple[TraceRegion, ...] = ()
         if turn.call is not None and not feedback and calls_left > 0:
             # `zip` asks the call's own regions first, so that it takes no region too many.
             regions = tuple(region for _, region in zip(turn.call.regions, zooms, strict=False))
             calls_left -= 1
         inquiry = turn.call.inquiry if turn.call is not None else ""
-        turns.append(DrawnTurn(turn.thought, inquiry, regions, feedback, turn.answer))
+        # Nobody answers the last turn of a dialogue, so that its problem is no feedback.
+        malformed = _decode_turn(session, number) if turn.problem else ""
+        turns.append(DrawnTurn(turn.thought, inquiry, regions, feedback or turn.problem, turn.answer, malformed))
     return turns
+
+
+def _decode_turn(session: Session, number: int) -> str:
+    """Return the words of a turn of the model without its end-of-turn token."""
+    trajectory, language_model = session.trajectory, session.model.language_model
+    start = trajectory.starts[number]
+    return language_model.tokenizer.decode(
+        trajectory.ids[start : trajectory.ids.index(language_model.end_of_turn, start)]
+    )

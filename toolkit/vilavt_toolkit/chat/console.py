@@ -30,8 +30,6 @@ _LABELS = {"thought": "thought: ", "answer": ""}
 _OPENING_TAG = re.compile(r"<\w+>")
 _LONGEST_TAG = 40
 """A longer text after < is no tag, and is not held back."""
-# A model's text and the names of files may hold control characters, which could move a terminal's cursor, or worse.
-_CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {9, 10}, "\N{REPLACEMENT CHARACTER}")
 
 
 class StreamedTurn:
@@ -130,7 +128,7 @@ class ConsolePrinter:
     def print_line(self, text: str, style: str = "dim") -> None:
         """Print a line of its own, after whatever is being written."""
         self.end_line()
-        self._console.print(text.translate(_CONTROLS), style=style, soft_wrap=True)
+        self._console.print(text, style=style, soft_wrap=True)
 
     def end_line(self) -> None:
         """End the line that is being written, if there is one."""
@@ -178,7 +176,7 @@ class ConsolePrinter:
             if self._open_part not in (None, part):
                 self.end_line()
             self._open_part = part
-            self._console.print(f"{label}{text.translate(_CONTROLS)}", style=_STYLES[part], end="", soft_wrap=True)
+            self._console.print(label + text, style=_STYLES[part], end="", soft_wrap=True)
 
 
 def _describe_region(region: TraceRegion) -> str:

@@ -56,6 +56,10 @@ DtypeOption = Annotated[
 MaxNewTokensOption = Annotated[
     int, typer.Option("--max-new-tokens", min=1, help="Longest turn in tokens. The paper's model needs 2048.")
 ]
+TemperatureOption = Annotated[
+    float, typer.Option("--temperature", help="Sampling temperature. 0 always takes the likeliest token.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the sampling. The same seed gives the same tokens.")]
 RevisionOption = Annotated[
     str | None, typer.Option("--revision", help="Revision of a hub name. Default: the newest one.")
 ]
@@ -188,6 +192,11 @@ def ask_question(
     explain: Annotated[
         bool, typer.Option("--explain", help="Add to the picture where the encoder attended, for each word.")
     ] = False,
+    temperature: TemperatureOption = 0.0,
+    seed: SeedOption = 0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print answer, reason, turns and cost as one line of JSON.")
+    ] = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     max_new_tokens: MaxNewTokensOption = 256,
@@ -213,8 +222,7 @@ def ask_question(
         commands.ModelOptions(run, device, dtype, max_new_tokens, revision, local_files_only, trust_plugins),
         [Path(image) for image in images],
         question,
-        trace=trace,
-        explain=explain,
+        commands.AskOptions(temperature, seed, trace, explain, as_json),
     )
 
 
@@ -223,13 +231,11 @@ def chat_with_model(
     run: ModelArgument,
     images: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Images to begin with.")] = None,
     load: Annotated[Path | None, typer.Option("--load", metavar="DIR", help="Continue a saved conversation.")] = None,
-    temperature: Annotated[
-        float, typer.Option("--temperature", help="Sampling temperature. 0 always takes the likeliest token.")
-    ] = 0.0,
+    temperature: TemperatureOption = 0.0,
     top_p: Annotated[
         float, typer.Option("--top-p", help="Sample from the likeliest tokens of this total probability.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling. The same seed gives the same chat.")] = 0,
+    seed: SeedOption = 0,
     grammar: Annotated[
         bool, typer.Option("--grammar", help="Constrain turns to those that can be carried out.")
     ] = False,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,6 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from vilavt_toolkit.config.recipe import CheckedRecipe, recipe_names
-from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.utils.console import make_console
 
 if TYPE_CHECKING:
@@ -134,23 +135,48 @@ class ModelOptions:
         )
 
 
-def ask(
-    options: ModelOptions, images: Sequence[Path], question: str, trace: Path | None, explain: bool = False
-) -> None:
+@dataclass(frozen=True)
+class AskOptions:
+    """How one question is asked, and what is printed of its answer."""
+
+    temperature: float = 0.0
+    seed: int = 0
+    trace: Path | None = None
+    explain: bool = False
+    as_json: bool = False
+
+
+def ask(options: ModelOptions, images: Sequence[Path], question: str, asking: AskOptions) -> None:
     """Ask a model about images and print the answer; raises VilavtError."""
-    from vilavt_toolkit.chat.ask import ask as ask_model
-    from vilavt_toolkit.chat.console import format_cost
+    from vilavt_toolkit.chat.chat import Chat
+    from vilavt_toolkit.generation.sampling import Decoding
     from vilavt_toolkit.report.trace import draw_trace
     from vilavt_toolkit.utils.pictures import check_picture_name
 
-    # A name that no picture can have is refused before the model spends minutes on an answer.
-    if trace is not None:
-        check_picture_name(trace)
-    model = options.load()
-    answer = ask_model([str(image) for image in images], question, model=model, max_new_tokens=options.max_new_tokens)
+    # What no model is needed for is refused before one spends minutes on an answer.
+    decoding = Decoding(options.max_new_tokens, asking.temperature, asking.seed)
+    if asking.trace is not None:
+        check_picture_name(asking.trace)
+    answer = Chat(options.load(), [str(image) for image in images], decoding).ask(question)
+    if asking.as_json:
+        # Escapes of JSON, so that no terminal obeys what a model wrote.
+        sys.stdout.write(f"{json.dumps(answer.to_json())}\n")
+    else:
+        _print_answer(answer)
+    if asking.trace is not None:
+        draw_trace(answer.trace, asking.trace, _explain_answer(answer) if asking.explain else None)
+        make_console(stderr=asking.as_json).print(f"trace: {asking.trace}")
+
+
+def _print_answer(answer: Answer) -> None:
+    """Print the turns that led to an answer, the answer, why it ended, and what it cost."""
+    from vilavt_toolkit.chat.console import format_cost
+
     console = make_console()
     for turn in answer.trace.turns:
-        if turn.thought:
+        if turn.malformed:
+            console.print(f"malformed: {turn.malformed}", style="dim")
+        elif turn.thought:
             console.print(f"thought: {turn.thought}", style="dim")
         if turn.inquiry or turn.regions:
             console.print(f"inquiry: {turn.inquiry} ({len(turn.regions)} regions)", style="dim")
@@ -158,9 +184,6 @@ def ask(
             console.print(f"rejected: {turn.feedback}", style="dim")
     console.print(str(answer), style="bold")
     console.print(f"stopped: {answer.why}; cost: {format_cost(answer.cost)}", style="dim")
-    if trace is not None:
-        draw_trace(answer.trace, trace, _explain_answer(answer) if explain else None)
-        console.print(f"trace: {trace}")
 
 
 def chat(
@@ -190,13 +213,14 @@ def chat(
 
 
 def _explain_answer(answer: Answer) -> Mapping[int, Explanation]:
-    """Return the answer's heat maps, or none with a warning if the model has nothing to show."""
-    try:
-        return answer.explain()
-    except InputError as error:
-        # The question has been answered: a picture without heat maps is worth more than a failed command.
-        logging.getLogger(__name__).warning(error)
+    """Return the answer's heat maps, or none with a warning if it has no zoom; raises InputError if none can be."""
+    # A picture without heat maps is right for an answer without a zoom. Modulators that attend to no word would give
+    # the same picture for every answer, so that it would say what is not so.
+    trajectory = answer.trajectory
+    if not any(trajectory.groups[region.group].ids for region in trajectory.regions):
+        logging.getLogger(__name__).warning("the model did not zoom, so that the picture has no heat maps.")
         return {}
+    return answer.explain()
 
 
 def _read_recipe(name: str, overrides: Sequence[str]) -> CheckedRecipe:

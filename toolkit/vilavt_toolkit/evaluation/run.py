@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.evaluation.arms import EvaluatedItem, evaluate_arms, write_items
 from vilavt_toolkit.evaluation.summary import build_summary_table, format_differences, summarise_results
 from vilavt_toolkit.models.model import VisualChatModel
+from vilavt_toolkit.report.trace import draw_trace
 from vilavt_toolkit.training.trainer import weight_dtype
 from vilavt_toolkit.utils.files import atomic_write, write_json
 from vilavt_toolkit.utils.text import shorten_list
@@ -150,7 +152,7 @@ class _ExampleKeeper:
         if not session.sources:
             return
         answer = build_answer(session)
-        answer.draw(file)
+        draw_trace(replace(answer.trace, is_right=item.score >= 1), file)
         # The originals without drawing, so that a user has files to ask about at once.
         for number, source in enumerate(session.sources):
             with atomic_write(out / f"scene{number or ''}{source.suffix}") as scene:

@@ -44,7 +44,8 @@ _LINE, _MOST_LINES, _MOST_CHARACTERS = 26, 30, 4000
 """Height of a line in pixels; lines and characters of one text before it is cut."""
 _INDENT = 120
 """Width of the labels beside the text, in pixels."""
-_COLOURS = {"question": "#111111", "inquiry": "#0b5394", "answer": "#0b6b2b", "feedback": "#a31515"}
+_RIGHT, _WRONG = "#0b6b2b", "#a31515"
+_COLOURS = {"question": "#111111", "inquiry": "#0b5394", "answer": "#111111", "malformed": _WRONG, "feedback": _WRONG}
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class TraceRegion:
     source_index: int
     source: Source
     box: Box
-    crop: Any
+    crop: Any = field(repr=False)
     """The data of the crop, as the source cut it: for images uint8 [h, w, 3]."""
 
 
@@ -70,6 +71,8 @@ class DrawnTurn:
     feedback: str = ""
     """Feedback on a turn that could not be carried out."""
     answer: str | None = None
+    malformed: str = ""
+    """All that the model wrote in a turn that is not in the right form, tags included."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ class Trace:
     why: str = ""
     """The reason why the dialogue stopped."""
     cost: Mapping[str, float | int] = field(default_factory=dict)
+    is_right: bool | None = None
+    """Whether the answer is right, which decides its colour; None if nobody knows."""
 
 
 def draw_trace(trace: Trace, path: str | os.PathLike[str], explained: Mapping[int, Explanation] | None = None) -> None:
@@ -151,6 +156,7 @@ def _draw_text(trace: Trace, width: int) -> Image:
 
     # Wrapped before drawing: the height of the page is the number of lines.
     letters, lines = load_font(), []
+    colours = _COLOURS if trace.is_right is None else {**_COLOURS, "answer": _RIGHT if trace.is_right else _WRONG}
     for label, text in _text_entries(trace):
         for number, line in enumerate(wrap_text(text, width - _INDENT, letters.getlength)):
             lines.append((label, line, number == 0))
@@ -159,7 +165,7 @@ def _draw_text(trace: Trace, width: int) -> Image:
     for row, (label, line, first) in enumerate(lines):
         if first:
             drawing.text((0, row * _LINE), label, fill="#777777", font=letters)
-        drawing.text((_INDENT, row * _LINE), line, fill=_COLOURS.get(label, "#333333"), font=letters)
+        drawing.text((_INDENT, row * _LINE), line, fill=colours.get(label, "#333333"), font=letters)
     return page
 
 
@@ -168,7 +174,8 @@ def _text_entries(trace: Trace) -> list[tuple[str, str]]:
     # Empty texts are added too and left out once, at the end.
     entries = [("question", trace.question)]
     for turn in trace.turns:
-        entries.append(("thought", turn.thought))
+        # A malformed turn is shown as it was written, and a thought in it is not shown twice.
+        entries.append(("malformed", turn.malformed) if turn.malformed else ("thought", turn.thought))
         if turn.inquiry or turn.regions:
             names = ", ".join(_region_name(trace, region) for region in turn.regions)
             entries.append(("inquiry", f"{turn.inquiry} ({names})" if names else turn.inquiry))

@@ -79,6 +79,8 @@ def test_a_run_says_what_it_cost(tiny_run):
     model = load(tiny_run)
     assert cost["parameters"]["encoder"] == sum(weight.numel() for weight in model.vision.backbone.parameters())
     assert cost["parameters"]["all"] == sum(weight.numel() for weight in model.parameters())
+    assert cost["parameters"].keys() == {*model.parts(), "all"} and cost["parameters"]["inquiry_encoder"] > 0
+    assert sum(cost["parameters"].values()) == 2 * cost["parameters"]["all"], "parts share nothing here"
     assert cost["steps"] == 4 and 0 < cost["seconds_per_step"] < 60
     assert cost["device"] == "cpu" and cost["threads"] >= 1
 

@@ -50,11 +50,8 @@ class StepTimer(pl.Callback):
 
 
 def count_parameters(model: VisualChatModel) -> dict[str, int]:
-    """Count the parameters of a model's parts, and of the whole as `all`, where shared ones count once."""
-    # An inquiry encoder may be the language model's own layers, which would count twice.
-    uncounted = ("inquiry_encoder", "stopping")
-    modules: dict[str, nn.Module] = {kind: part for kind, part in model.parts().items() if kind not in uncounted}
-    modules["all"] = model
+    """Count the parameters of a model's parts, and of the whole as `all`, where those that parts share count once."""
+    modules: dict[str, nn.Module] = {**model.parts(), "all": model}
     return {name: sum(weight.numel() for weight in module.parameters()) for name, module in modules.items()}
 
 
