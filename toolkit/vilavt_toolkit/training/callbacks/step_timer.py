@@ -51,7 +51,7 @@ class StepTimer(pl.Callback):
 
 def count_parameters(model: VisualChatModel) -> dict[str, int]:
     """Count the parameters of a model's parts, and of the whole as `all`, where those that parts share count once."""
-    modules: dict[str, nn.Module] = {**model.parts(), "all": model}
+    modules: dict[str, nn.Module] = dict(model.parts()) | {"all": model}
     return {name: sum(weight.numel() for weight in module.parameters()) for name, module in modules.items()}
 
 
