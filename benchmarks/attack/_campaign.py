@@ -1,0 +1,129 @@
+"""Campaigns: many hostile inputs, one after another in this process, each within limits of time and memory."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import io
+import json
+import signal
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+SECONDS = 10.0
+"""Time after which a case counts as a hang."""
+GROWTH = 1_000_000_000
+"""Bytes of memory by which a case may grow the process."""
+
+
+class _Hang(BaseException):
+    """The time of a case is over. No `except Exception` of the tested code may catch it."""
+
+
+@dataclass
+class Finding:
+    """A case that did not end as it should."""
+
+    case: str
+    """What finds the input again, like `seed 0, case 17`."""
+    outcome: str
+    detail: str
+
+
+@dataclass
+class Campaign:
+    """The outcomes of all cases of a campaign."""
+
+    name: str
+    outcomes: Counter[str] = field(default_factory=Counter)
+    findings: list[Finding] = field(default_factory=list)
+    slowest: float = 0.0
+    largest_growth: int = 0
+
+    def run_case(self, case: str, attempt: Callable[[], str]) -> None:
+        """Run one case, and record the outcome that `attempt` returns, or what went wrong."""
+        memory, started = _resident_bytes(), time.monotonic()
+        try:
+            with _time_limit(SECONDS):
+                outcome = attempt()
+        except _Hang as error:
+            outcome = "hang"
+            self.findings.append(Finding(case, outcome, _shorten_trace("".join(traceback.format_exception(error)))))
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            outcome = "traceback"
+            self.findings.append(Finding(case, outcome, _shorten_trace("".join(traceback.format_exception(error)))))
+        growth = _resident_bytes() - memory
+        if growth > GROWTH:
+            self.findings.append(Finding(case, "growth", f"{growth:,} bytes"))
+            outcome = "growth"
+        self.outcomes[outcome] += 1
+        self.slowest = max(self.slowest, time.monotonic() - started)
+        self.largest_growth = max(self.largest_growth, growth)
+
+    def report(self, file: Path | None) -> int:
+        """Print the outcomes and findings, write them as JSON, and return the exit code: 1 if anything was found."""
+        total = sum(self.outcomes.values())
+        print(f"\n{self.name}: {total} cases, slowest {self.slowest:.1f} s, growth {self.largest_growth / 1e6:,.0f} MB")
+        for outcome, count in self.outcomes.most_common():
+            print(f"  {count:>6}  {outcome}")
+        for finding in self.findings:
+            print(f"\n{finding.case}: {finding.outcome}\n{finding.detail}")
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            facts = {**asdict(self), "outcomes": dict(self.outcomes)}
+            file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        return 1 if self.findings else 0
+
+
+def parse_options(description: str, count: int) -> argparse.Namespace:
+    """Parse the options that all campaigns have."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--count", type=int, default=count, help=f"number of cases (default {count})")
+    parser.add_argument("--first", type=int, default=0, help="number of the first case, to run one again")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the cases")
+    parser.add_argument("--json", type=Path, help="write the outcomes into this file")
+    return parser.parse_args()
+
+
+def run_quietly(command: Callable[[], Any]) -> str:
+    """Run a command with its output captured, and return the output."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+        command()
+    return shown.getvalue()
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    def end(number: int, frame: FrameType | None) -> None:
+        raise _Hang
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # Native code does not see the signal. Then the whole campaign ends, with the place where it stands.
+    faulthandler.dump_traceback_later(6 * seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _resident_bytes() -> int:
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text().split()[1]) * 4096 if pages.is_file() else 0
+
+
+def _shorten_trace(text: str) -> str:
+    # A value of the input may be in it, as long as the input.
+    return "\n".join(line[:300] for line in text.splitlines()[-40:])
