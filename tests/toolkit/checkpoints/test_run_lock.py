@@ -123,7 +123,7 @@ def test_a_lock_left_by_a_start_that_was_killed_is_no_run(tmp_path):
 def test_a_folder_that_cannot_be_written_is_told_before_anything_is_built(tiny_recipe, tmp_path):
     task = "task={name: conversations, files: [missing.json]}"
     for run in ("/proc/run", tmp_path / "tiny.yaml" / "run"):
-        with pytest.raises(RunError, match=r"cannot be written|cannot be read"):
+        with pytest.raises(RunError, match=r"cannot be written|is a file"):
             run_supervised(load_recipe(tiny_recipe, [f"run={run}", task]))
     assert not (tmp_path / "run").exists()
 
@@ -166,11 +166,11 @@ def test_only_a_run_is_moved_out_of_the_way(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "photos")
     refused(Path("."), "no run")
     refused(Path(".."), "no run")
-    for kind in ("recipe.yaml", "checkpoints"):
+    for kind in ("recipe.yaml", "checkpoints", "eval"):
         (tmp_path / "run" / kind).mkdir(parents=True)
         move_aside(Path("../run"))
         assert not (tmp_path / "run").exists()
-    assert {path.name for path in tmp_path.iterdir()} == {"photos", "file", "run.old-1", "run.old-2"}
+    assert {path.name for path in tmp_path.iterdir()} == {"photos", "file", "run.old-1", "run.old-2", "run.old-3"}
 
 
 def test_the_folder_one_is_in_is_not_moved_away(run, tmp_path, monkeypatch):

@@ -32,9 +32,10 @@ from vilavt_toolkit.checkpoints.run_folder import expand_home
 from vilavt_toolkit.checkpoints.training_state import TrainingState
 from vilavt_toolkit.checkpoints.weights import RenameWeight, describe_mismatch, fill_weights
 from vilavt_toolkit.config.parsing import to_plain
-from vilavt_toolkit.config.recipe import CheckedRecipe, ConvertRecipe, dump_recipe, load_recipe
+from vilavt_toolkit.config.recipe import CheckedRecipe, ConvertRecipe, dump_recipe, load_recipe, read_yaml
 from vilavt_toolkit.config.recipe_plugins import PLUGIN_FOLDER
 from vilavt_toolkit.config.schema import PARTS_WITH_WEIGHTS
+from vilavt_toolkit.contracts import Dialogue
 from vilavt_toolkit.errors import InputError, RunError, UntrustedPlugins, VilavtError
 from vilavt_toolkit.models.assemble import INQUIRY_ENCODER, LANGUAGE_MODEL, STOPPING, assemble_model
 from vilavt_toolkit.models.model import VisualChatModel
@@ -94,7 +95,7 @@ def write_model(folder: Path, model: VisualChatModel, recipe: CheckedRecipe, ste
         model.vision.inquiry_encoder.save_assets(folder / INQUIRY_ENCODER)
     # `save_model` writes tensors that share memory once, which safetensors otherwise refuses.
     save_model(model, str(folder / "model.safetensors"))
-    write_recipe(folder, _without_base_checkpoint(_with_dialogue_texts(recipe, model)))
+    write_recipe(folder, contain_recipe(recipe, model.dialogue))
     write_json(folder / "checkpoint.json", checkpoint_facts(step))
 
 
@@ -103,15 +104,24 @@ def checkpoint_facts(step: int) -> dict[str, Any]:
     return {"format": FORMAT, "step": step, "versions": collect_versions()}
 
 
+def contain_recipe(recipe: CheckedRecipe, dialogue: Dialogue | None = None) -> CheckedRecipe:
+    """Return the recipe as a checkpoint holds it: no base checkpoint, and the dialogue's texts in place of their file.
+
+    Without `dialogue` the recipe's is built.
+    """
+    section = recipe.recipe.model
+    return _without_base_checkpoint(_with_dialogue_texts(recipe, dialogue or section.dialogue.build()))
+
+
 def _without_base_checkpoint(recipe: CheckedRecipe) -> CheckedRecipe:
     """Clear `model.checkpoint`: the resolved recipe spells out every shape, and the weights are in the folder."""
     section = {**recipe.resolved["model"], "checkpoint": ""}
     return replace(recipe, resolved={**recipe.resolved, "model": section})
 
 
-def _with_dialogue_texts(recipe: CheckedRecipe, model: VisualChatModel) -> CheckedRecipe:
+def _with_dialogue_texts(recipe: CheckedRecipe, own: Dialogue) -> CheckedRecipe:
     """Put the dialogue's texts into the recipe, where its settings name a file of them."""
-    settings = model.dialogue.self_contained_config()
+    settings = own.self_contained_config()
     if settings is None:
         return recipe
     section = recipe.resolved["model"]
@@ -210,6 +220,13 @@ def _recipe_converter(folder: Path) -> ConvertRecipe | None:
 def load_checkpoint_recipe(folder: Path, overrides: Sequence[str] = ()) -> CheckedRecipe:
     """Read the recipe of a checkpoint, of whatever format; raises RunError, RecipeErrors, BadRecipe."""
     return load_recipe(folder / "recipe.yaml", overrides, _recipe_converter(folder))
+
+
+def read_saved_recipe(folder: Path) -> dict[str, Any]:
+    """Read the recipe of a checkpoint as plain data with today's keys, its plugins not imported; raises BadRecipe."""
+    found = read_yaml(folder / "recipe.yaml")
+    convert = _recipe_converter(folder)
+    return convert(found) if convert is not None else found
 
 
 def load_run_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> CheckedRecipe:

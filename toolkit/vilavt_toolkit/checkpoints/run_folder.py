@@ -26,18 +26,20 @@ def has_run(run: Path, key: str = "run") -> bool:
     folder. `key` is the key of the recipe that names the folder.
     """
     try:
-        if not run.exists():
-            return False
-        if not run.is_dir():
-            raise RunError(f"{run} is a file. Choose another folder with `{key}=`.")
         # A lock alone was left by a run that was killed before it began.
         names = {path.name for path in run.iterdir() if not path.name.startswith(LOCK_FILE)}
         is_inside = Path.cwd().is_relative_to(run.resolve())
+    # Not asked for beforehand: another process may move the folder away at any moment.
+    except FileNotFoundError:
+        return False
+    except NotADirectoryError as error:
+        raise RunError(f"{run} is a file or lies in one. Choose another folder with `{key}=`.") from error
     except OSError as error:
         raise RunError(f"{run} cannot be read ({error.strerror}). Choose another folder with `{key}=`.") from error
     if not names:
         return False
-    if not names & {"recipe.yaml", "checkpoints"}:
+    # A recipe that was evaluated before it was trained has its evaluation there.
+    if not names & {"recipe.yaml", "checkpoints"} and names != {"eval"}:
         raise RunError(f"{run} holds files that are no run. Choose another folder with `{key}=`.")
     # The run would be moved with the folder that the user is in, and relative paths of the recipe would break.
     if is_inside:

@@ -50,8 +50,9 @@ class RunLock:
             return self
         try:
             self._acquire()
+            self._check_writable()
         except BaseException:
-            self._remove_made()
+            self.__exit__(None, None, None)
             raise
         return self
 
@@ -132,8 +133,10 @@ class RunLock:
                 self._made.append(path)
         except OSError as error:
             raise self._refuse_writing(error) from error
+
+    def _check_writable(self) -> None:
         # The folder of an earlier run may be ours, and the folders in it another user's.
-        for path in (self._folder, self._folder / "checkpoints", self._folder / "logs"):
+        for path in (self._folder / "checkpoints", self._folder / "logs"):
             if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
                 raise RunError(f"{path} cannot be written. Choose another folder with `{self.key}=`.")
 

@@ -47,6 +47,12 @@ ModelArgument = Annotated[
     ),
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")]
+AllowChangesOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-changes", help="With --resume: go on although settings or data files that count have changed."
+    ),
+]
 DeviceOption = Annotated[
     str, typer.Option("--device", help="Device: auto, cpu, cuda or mps. auto takes a GPU if there is one.")
 ]
@@ -105,14 +111,16 @@ def train_model(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     resume: ResumeOption = False,
+    allow_changes: AllowChangesOption = False,
     trust_plugins: TrustOption = False,
 ) -> None:
     """Train the model of a recipe on its task."""
+    _check_resume(resume, allow_changes)
     _check_recipe_argument(recipe, overrides)
     from vilavt_toolkit.cli import commands
 
     with trusting_plugins(trust_plugins):
-        commands.train(recipe, overrides or [], resume=resume)
+        commands.train(recipe, overrides or [], resume, allow_changes)
 
 
 @app.command("rl")
@@ -120,17 +128,19 @@ def reinforce_model(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     resume: ResumeOption = False,
+    allow_changes: AllowChangesOption = False,
     trust_plugins: TrustOption = False,
 ) -> None:
     """Improve a trained run by reinforcement learning.
 
     The recipe's section `rl` says how. The stage starts from the run of the recipe, or from rl.init_from.
     """
+    _check_resume(resume, allow_changes)
     _check_recipe_argument(recipe, overrides)
     from vilavt_toolkit.cli import commands
 
     with trusting_plugins(trust_plugins):
-        commands.reinforce(recipe, overrides or [], resume=resume)
+        commands.reinforce(recipe, overrides or [], resume, allow_changes)
 
 
 @app.command("eval")
@@ -326,6 +336,11 @@ def check_data(
 
     with trusting_plugins(trust_plugins):
         data_check.check_data(file, root, recipe, decode)
+
+
+def _check_resume(resume: bool, allow_changes: bool) -> None:
+    if allow_changes and not resume:
+        raise UsageError("--allow-changes belongs to --resume: a new run may have any settings. Leave it out.")
 
 
 def _check_overrides(overrides: list[str] | None) -> None:

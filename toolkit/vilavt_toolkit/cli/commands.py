@@ -35,21 +35,21 @@ def check(name: str, overrides: Sequence[str]) -> None:
     )
 
 
-def train(name: str, overrides: Sequence[str], resume: bool) -> None:
+def train(name: str, overrides: Sequence[str], resume: bool, allow_changes: bool = False) -> None:
     """Run the supervised stage of a recipe; raises VilavtError."""
     recipe = _read_recipe(name, overrides)
     from vilavt_toolkit.training.supervised.run import run_supervised
 
-    run = run_supervised(recipe, resume)
+    run = run_supervised(recipe, resume, allow_changes)
     make_console().print(f"the run is in {run}; evaluate it with: vilavt eval {run}")
 
 
-def reinforce(name: str, overrides: Sequence[str], resume: bool) -> None:
+def reinforce(name: str, overrides: Sequence[str], resume: bool, allow_changes: bool = False) -> None:
     """Run the reinforcement stage of a recipe; raises VilavtError."""
     recipe = _read_recipe(name, overrides)
     from vilavt_toolkit.training.reinforcement.run import run_reinforcement
 
-    run = run_reinforcement(recipe, resume)
+    run = run_reinforcement(recipe, resume, allow_changes)
     make_console().print(f"the run is in {run}; evaluate it with: vilavt eval {run}")
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "find_recipe",
     "load_recipe",
     "parse_config",
+    "read_yaml",
     "recipe_names",
     "split_override",
 ]
@@ -74,7 +75,7 @@ def load_recipe(
     own: list[tuple[dict[str, Any], str]] = []
     lineage = _find_lineage(path)
     for file, folder in reversed(lineage):
-        mapping = _read_yaml(file)
+        mapping = read_yaml(file)
         mapping.pop("inherits", None)
         plugins.add_layer(mapping.pop("plugins", None), file.parent, display_path(file), folder)
         absolutise_checkpoint(mapping, file.parent)
@@ -218,7 +219,7 @@ def _find_lineage(path: Path) -> list[tuple[Path, Path | None]]:
     chain = [(path, find_checkpoint_folder(path))]
     while True:
         child, checkpoint = chain[-1]
-        parent = _read_yaml(child).get("inherits")
+        parent = read_yaml(child).get("inherits")
         if parent is None:
             return chain
         if not isinstance(parent, str):
@@ -265,7 +266,7 @@ def _find_parent(name_or_path: str, child: Path) -> Path:
 # --- Reading -------------------------------------------------------------------------------------------
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds one mapping; raises BadRecipe naming the line."""
     label = display_path(path)
     try:

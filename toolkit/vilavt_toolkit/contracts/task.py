@@ -101,6 +101,13 @@ class Task(Component, ABC):
     def corpus(self) -> Iterator[str]:
         """Return texts to train a tokenizer on: questions, thoughts, inquiries and answers."""
 
+    def fingerprint(self, split: str) -> str:
+        """Return a text that changes with the samples of a split; empty if its settings alone decide them.
+
+        A run that is resumed compares it. A task that reads files returns their hashes.
+        """
+        return ""
+
     @abstractmethod
     def score(self, sample: Sample, answer: str | None) -> float:
         """Return the official score of an answer, in [0, 1]; a missing answer scores 0."""

@@ -20,6 +20,7 @@ from vilavt_toolkit.data.rows import Rows
 from vilavt_toolkit.data.shards import expand_braces
 from vilavt_toolkit.errors import InputError, UsageError
 from vilavt_toolkit.settings import setting
+from vilavt_toolkit.utils.files import hash_file
 
 MOST_LISTED = 20
 """Problems listed one by one in the error that refuses a file."""
@@ -92,6 +93,11 @@ class FileTask(Task):
     def length(self, split: str) -> int:
         """Return the number of samples of a split; raises InputError with what is wrong with its files."""
         return len(self._split_rows(split))
+
+    def fingerprint(self, split: str) -> str:
+        """Return a hash of the data files of a split; of large files, of their ends and length."""
+        files = self._load_corpus(self._split_source(split)).files
+        return hash_parts(*(hash_file(rows.path) for rows in files))
 
     def sample(self, split: str, index: int) -> Sample:
         """Read the sample at `index`, in the order of the files; raises IndexError or InputError."""

@@ -22,6 +22,7 @@ from vilavt_toolkit.training.callbacks.progress_bar import StepProgressBar
 from vilavt_toolkit.training.callbacks.step_timer import StepTimer
 from vilavt_toolkit.training.metric_log import build_metric_log, log_recipe
 from vilavt_toolkit.training.resume import check_state
+from vilavt_toolkit.training.resume_changes import check_settings
 from vilavt_toolkit.training.stage import Stage, StageModule
 from vilavt_toolkit.utils.files import write_json
 from vilavt_toolkit.utils.versions import collect_versions
@@ -49,10 +50,11 @@ class StageStart:
     trainer: pl.Trainer
 
 
-def prepare_stage(stage: Stage, resume: bool, lock: RunLock) -> StageStart | None:
+def prepare_stage(stage: Stage, resume: bool, lock: RunLock, allow_changes: bool = False) -> StageStart | None:
     """Seed all random numbers and find where the stage starts; None if all steps are taken. Raises VilavtError.
 
-    `lock` is that of the stage's run folder, held until the stage has ended.
+    `lock` is that of the stage's run folder, held until the stage has ended. A run is resumed under other settings that
+    count only with `allow_changes`.
     """
     settings = stage.recipe.recipe.train
     if settings.threads:
@@ -65,10 +67,14 @@ def prepare_stage(stage: Stage, resume: bool, lock: RunLock) -> StageStart | Non
             "%s has taken all %d steps. Raise %s.steps to go on.", stage.run, stage.total_steps, stage.section_key
         )
         return None
+    state = None
+    if folder is not None:
+        check_settings(stage.recipe, folder, stage.section_key, allow_changes)
+        state = load_training_state(folder)
     if settings.precision == "bf16-true":
         log.warning(_BF16_TRUE)
     interruption = Interruption()
-    checkpointing = CheckpointCallback(stage, None if folder is None else load_training_state(folder), interruption)
+    checkpointing = CheckpointCallback(stage, state, interruption)
     return StageStart(folder, step, lock, checkpointing, interruption, _build_trainer(stage, checkpointing))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -54,3 +55,17 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON, atomically; raises InputError."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def hash_file(path: Path, most: int = 1 << 26) -> str:
+    """Return a hash of a file; of one above `most` bytes, a hash of its length and of `most` bytes at its ends."""
+    digest, size = hashlib.sha256(), path.stat().st_size
+    with path.open("rb") as file:
+        if size <= most:
+            digest.update(file.read())
+        else:
+            # Shards may hold hundreds of gigabytes. An edit nearly always changes length or ends.
+            digest.update(f"{size} ".encode() + file.read(most // 2))
+            file.seek(-(most // 2), os.SEEK_END)
+            digest.update(file.read())
+    return digest.hexdigest()

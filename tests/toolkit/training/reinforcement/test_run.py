@@ -27,8 +27,8 @@ def start(tiny_run, tmp_path) -> Path:
     return Path(shutil.copytree(tiny_run, tmp_path / "run"))
 
 
-def reinforced(recipe: Path, start: Path, *overrides: str, resume: bool = False) -> Path:
-    return run_reinforcement(load_recipe(recipe, [f"run={start}", *overrides]), resume)
+def reinforced(recipe: Path, start: Path, *overrides: str, resume: bool = False, allow_changes: bool = False) -> Path:
+    return run_reinforcement(load_recipe(recipe, [f"run={start}", *overrides]), resume, allow_changes)
 
 
 def tensors(run: Path, step: int, name: str = "model") -> dict[str, torch.Tensor]:
@@ -92,8 +92,11 @@ def test_metrics_of_rollouts_are_logged_in_later_inner_epochs_too(rl_recipe, sta
 
 def test_a_resumed_run_is_checked_against_its_own_section(rl_recipe, start):
     run = reinforced(rl_recipe, start, "rl.steps=1")
+    settings = ["rl.steps=2", "rl.freeze=[encoder]", "train.batch_size=4"]
+    with pytest.raises(RunError, match=r'other settings: rl\.freeze=\["encoder"\] \(was \[\]\)\. Resume with the same'):
+        reinforced(rl_recipe, start, *settings, resume=True)
     with pytest.raises(RunError, match=r"with the same rl\.freeze and rl\.optimizer\."):
-        reinforced(rl_recipe, start, "rl.steps=2", "rl.freeze=[encoder]", resume=True)
+        reinforced(rl_recipe, start, *settings, resume=True, allow_changes=True)
     assert find_checkpoint(run).name == "step-00000002"
 
 
@@ -103,7 +106,7 @@ def test_a_run_that_is_held_to_its_start_keeps_it(rl_recipe, start):
     shutil.rmtree(run / "reference")
     with pytest.raises(RunError, match=r"Resume with rl\.kl=0"):
         reinforced(rl_recipe, start, "rl.kl=0.1", "rl.steps=2", resume=True)
-    reinforced(rl_recipe, start, "rl.steps=2", resume=True)
+    reinforced(rl_recipe, start, "rl.steps=2", resume=True, allow_changes=True)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +145,7 @@ def test_resuming_with_other_inner_epochs_is_one_sentence_and_changes_nothing(rl
     run = reinforced(rl_recipe, start, "rl.steps=1")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(RunError, match=r"rl\.inner_epochs 2 and the recipe has 3"):
-        reinforced(rl_recipe, start, "rl.inner_epochs=3", resume=True)
+        reinforced(rl_recipe, start, "rl.inner_epochs=3", resume=True, allow_changes=True)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 

@@ -36,8 +36,8 @@ from vilavt_toolkit.vision import dynamic_encoder
 ROOT = Path(__file__).parents[4]
 
 
-def run_of(recipe: Path, run: Path, *overrides: str, resume: bool = False) -> Path:
-    return run_supervised(load_recipe(recipe, [f"run={run}", *overrides]), resume)
+def run_of(recipe: Path, run: Path, *overrides: str, resume: bool = False, allow_changes: bool = False) -> Path:
+    return run_supervised(load_recipe(recipe, [f"run={run}", *overrides]), resume, allow_changes)
 
 
 def tensors(run: Path, step: int, name: str = "model") -> dict[str, torch.Tensor]:
@@ -271,7 +271,7 @@ def test_resuming_what_was_never_trained_or_trained_otherwise_is_one_sentence(ti
     with pytest.raises(
         RunError, match=r"of another architecture \(mis-shaped: projector.* Set `model` as in .*recipe"
     ) as told:
-        run_of(tiny_recipe, run, "train.steps=6", "model.projector.hidden_dim=48", resume=True)
+        run_of(tiny_recipe, run, "train.steps=6", "model.projector.hidden_dim=48", resume=True, allow_changes=True)
     assert len(str(told.value)) < 600
     with pytest.raises(RunError, match=r"of another architecture \(missing: vision.*; unexpected: vision"):
         run_of(

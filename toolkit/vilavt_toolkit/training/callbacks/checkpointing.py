@@ -25,6 +25,8 @@ class CheckpointCallback(pl.Callback):
 
     def __init__(self, stage: Stage, state: TrainingState | None, interruption: Interruption) -> None:
         self.stage, self.state, self.interruption = stage, state, interruption
+        self.facts: dict[str, Any] = {}
+        """Plain data that every checkpoint keeps with its training state, by key."""
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -55,6 +57,7 @@ class CheckpointCallback(pl.Callback):
 
     def _save_checkpoint(self, trainer: pl.Trainer, module: StageModule) -> None:
         state = capture_state(trainer.optimizers[0], _grad_scaler(trainer), module.capture_state())
+        state.data.update(self.facts)
         folder = save_checkpoint(self.stage.run, module.model, self.stage.recipe, module.step, state)
         if self.interruption.is_requested or module.is_between_steps:
             log.warning("%s is saved. Go on from it with --resume.", folder)

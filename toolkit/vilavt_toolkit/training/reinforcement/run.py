@@ -23,8 +23,9 @@ from vilavt_toolkit.errors import InputError, RunError, UsageError
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.reinforcement.module import PolicyParts, ReinforcementModule
 from vilavt_toolkit.training.reinforcement.rollouts import RolloutCollector
+from vilavt_toolkit.training.resume_changes import check_data
 from vilavt_toolkit.training.stage import Stage
-from vilavt_toolkit.training.trainer import find_initial_checkpoint, prepare_stage, run_stage, weight_dtype
+from vilavt_toolkit.training.trainer import StageStart, find_initial_checkpoint, prepare_stage, run_stage, weight_dtype
 from vilavt_toolkit.training.world import require_single_process
 
 log = logging.getLogger(__name__)
@@ -43,26 +44,27 @@ class StepNumbers:
         return iter(self._numbers)
 
 
-def run_reinforcement(recipe: CheckedRecipe, resume: bool = False) -> Path:
-    """Train the model of a recipe's run further by reinforcement; return the new run folder. Raises VilavtError."""
+def run_reinforcement(recipe: CheckedRecipe, resume: bool = False, allow_changes: bool = False) -> Path:
+    """Train the model of a recipe's run further by reinforcement; return the new run folder. Raises VilavtError.
+
+    With `resume` the run's newest checkpoint is continued, with `allow_changes` under other settings or samples too.
+    """
     require_single_process()
     section, run = require_rl_section(recipe), rl_run_folder(recipe)
     stage = Stage(recipe, section, run, section.steps * section.inner_epochs, "rl")
     with RunLock(run, "rl.run", create=not resume) as lock:
-        return _reinforce(stage, section, resume, lock)
+        start = prepare_stage(stage, resume, lock, allow_changes)
+        return run if start is None else _reinforce(stage, section, start, allow_changes)
 
 
-def _reinforce(stage: Stage, section: RLSection, resume: bool, lock: RunLock) -> Path:
+def _reinforce(stage: Stage, section: RLSection, start: StageStart, allow_changes: bool) -> Path:
     recipe, run = stage.recipe, stage.run
-    start = prepare_stage(stage, resume, lock)
-    if start is None:
-        return run
     if start.checkpointing.state is not None:
         _check_epochs(start.checkpointing.state, section, start.step)
     checkpoint = start.folder or _find_policy_checkpoint(stage, section)
     task: Task = recipe.recipe.task.build()
     # Counting opens the data files, so that unusable ones are refused before weights are loaded.
-    task.length(section.split)
+    start.checkpointing.facts["data"] = check_data(start.checkpointing.state, task, section.split, allow_changes)
     check_sources(task, recipe.recipe.model.source, section.split)
     model = _build_model(recipe, checkpoint)
     if start.folder is None:
@@ -122,8 +124,8 @@ def _find_reference(run: Path) -> Path:
     """Find the weights that a run to be resumed started from; raises RunError."""
     if not (run / "reference").is_dir():
         raise RunError(
-            f"{run} holds no weights to measure rl.kl from, because it was started with rl.kl=0. Resume with rl.kl=0, "
-            "or start a new run."
+            f"{run} holds no weights to measure rl.kl from, because it was started with rl.kl=0. Resume with rl.kl=0 "
+            "--allow-changes, or start a new run."
         )
     return run / "reference"
 

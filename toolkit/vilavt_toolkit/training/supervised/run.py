@@ -14,31 +14,34 @@ from vilavt_toolkit.data.lengths import check_lengths
 from vilavt_toolkit.data.source_check import check_sources
 from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.models.model import VisualChatModel
+from vilavt_toolkit.training.resume_changes import check_data
 from vilavt_toolkit.training.stage import Stage
 from vilavt_toolkit.training.supervised.data import build_step_loader, build_step_sampler
 from vilavt_toolkit.training.supervised.module import SupervisedModule
-from vilavt_toolkit.training.trainer import find_initial_checkpoint, prepare_stage, run_stage, weight_dtype
+from vilavt_toolkit.training.trainer import StageStart, find_initial_checkpoint, prepare_stage, run_stage, weight_dtype
 from vilavt_toolkit.training.world import require_single_process
 
 
-def run_supervised(recipe: CheckedRecipe, resume: bool = False) -> Path:
-    """Train a recipe's model on its task's traces and return the run folder; raises VilavtError."""
+def run_supervised(recipe: CheckedRecipe, resume: bool = False, allow_changes: bool = False) -> Path:
+    """Train a recipe's model on its task's traces and return the run folder; raises VilavtError.
+
+    With `resume` the run's newest checkpoint is continued, with `allow_changes` under other settings or samples too.
+    """
     require_single_process()
     section = recipe.recipe.train
     stage = Stage(recipe, section, expand_home(recipe.recipe.run), section.steps, "train")
     with RunLock(stage.run, create=not resume) as lock:
-        return _train(stage, section, resume, lock)
+        start = prepare_stage(stage, resume, lock, allow_changes)
+        return stage.run if start is None else _train(stage, section, start, allow_changes)
 
 
-def _train(stage: Stage, section: TrainSection, resume: bool, lock: RunLock) -> Path:
+def _train(stage: Stage, section: TrainSection, start: StageStart, allow_changes: bool) -> Path:
     recipe, seed = stage.recipe, stage.recipe.recipe.seed
-    start = prepare_stage(stage, resume, lock)
-    if start is None:
-        return stage.run
     task: Task = recipe.recipe.task.build()
     # Counting opens the data files, so that unusable ones are refused before weights are loaded.
     if not task.length("train"):
         raise UsageError(f"split 'train' of {recipe.recipe.task} has no samples. Choose another task or files.")
+    start.checkpointing.facts["data"] = check_data(start.checkpointing.state, task, "train", allow_changes)
     check_sources(task, recipe.recipe.model.source, "train")
     model = _build_model(recipe, stage, start.folder)
     if start.folder is None:
