@@ -384,7 +384,7 @@ def test_every_error_comes_at_once_each_with_its_own_file_and_path(base: Path, t
         ("train.optimizer.ratio=1.5", "train.optimizer.ratio: 1.5 is above the most, 1 (how much)."),
         ("train.optimizer.ratio=.nan", "train.optimizer.ratio: expected a finite float, got nan."),
         ("train.precision=bf16", "one of 32-true, bf16-mixed, 16-mixed, bf16-true, got 'bf16' (str)."),
-        ("run=3", "run: expected text, got 3 (int). Put it in quotes."),
+        ("run=3", "run: expected text, got 3 (int). Put the text in quotes, on a command line within others: 'run="),
         ("train.gradient_clip=x", "train.gradient_clip: expected a float, got 'x' (str)."),
         (
             "model.encoder.blocks=3",
@@ -414,6 +414,21 @@ def test_a_wrong_value_is_told_in_one_sentence_at_its_path(base: Path, override:
     errors = complaints(base, override)
     assert said in errors[0]
     assert "command line" in errors[0] or "base.yaml" in errors[0] or errors[0].startswith("UsageError")
+
+
+@pytest.mark.parametrize("value", ["0", "no", "off", "false", "0.0", "null", "~", "", "-0", "[]", "{}"])
+@pytest.mark.parametrize("key", ["run", "train.init_from", "model.checkpoint"])
+def test_what_yaml_reads_as_empty_is_refused_as_text_and_never_the_default(base: Path, key: str, value: str) -> None:
+    (told,) = complaints(base, f"{key}={value}")
+    assert f"{key}: expected text, got" in told
+    if "." not in key:
+        own = write(base.parent / "own.yaml", f"inherits: base.yaml\n{key}: {value}\n")
+        assert complaints(own)[0].startswith(told.split(": ")[0])
+
+
+def test_an_empty_text_is_the_default_and_quotes_make_any_word_a_text(base: Path) -> None:
+    assert load_recipe(base, ['run=""']).recipe.run == "runs/base"
+    assert [load_recipe(base, [f'run="{word}"']).recipe.run for word in ("0", "no", "null")] == ["0", "no", "null"]
 
 
 def test_a_part_that_must_be_named_lists_what_there_is(base: Path) -> None:

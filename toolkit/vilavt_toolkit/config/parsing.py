@@ -300,8 +300,8 @@ class Parser:
                 hint = ", which is too large"
         if annotation is int and type(value) is float and value.is_integer():
             hint = f". Write {int(value)}"
-        if annotation is str and type(value) in (int, float, bool):
-            hint = ". Put it in quotes"
+        if annotation is str and (value is None or type(value) in (int, float, bool)):
+            hint = f". Put the text in quotes, on a command line within others: '{format_path(path)}=\"...\"'"
         return self.add_error(path, f"expected {describe_type(annotation)}, got {format_value(value)}{hint}.")
 
     def _parse_union(self, annotation: Any, value: Any, path: KeyPath) -> Any:

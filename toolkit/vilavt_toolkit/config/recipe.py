@@ -97,7 +97,9 @@ def load_recipe(
         except UsageError as error:
             errors.append(BadConfig(f"{COMMAND_LINE}: {error}"))
     layers.tree["plugins"] = [plugin.name for plugin in plugins.found]
-    layers.tree["run"] = layers.tree.get("run") or f"runs/{_recipe_name(path)}"
+    # Compared with the empty text: YAML reads `run: 0`, `run: no` and `run:` as values that Python takes for empty too.
+    if layers.tree.get("run", "") == "":
+        layers.tree["run"] = f"runs/{_recipe_name(path)}"
     folders = {display_path(file): file.parent for file, _ in lineage}
     return replace(_check_layers(layers, path, folders, errors), plugins=tuple(plugins.found))
 
