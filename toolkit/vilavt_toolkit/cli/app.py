@@ -10,6 +10,21 @@ from typing import Annotated, cast
 
 import typer
 
+from vilavt_toolkit.cli.options import (
+    AllowChangesOption,
+    DeviceOption,
+    DtypeOption,
+    LocalFilesOption,
+    MaxNewTokensOption,
+    ModelArgument,
+    Overrides,
+    RecipeArgument,
+    ResumeOption,
+    RevisionOption,
+    SeedOption,
+    TemperatureOption,
+    TrustOption,
+)
 from vilavt_toolkit.errors import INTERRUPTED, TERMINATED, UsageError, VilavtError
 from vilavt_toolkit.registry.trust import trusting_plugins
 from vilavt_toolkit.utils.text import PlainFormatter, escape_controls
@@ -33,48 +48,6 @@ app.add_typer(data_app, name="data")
 
 # Listed from the files, since importing the registries for a help text would slow every command down.
 _TEMPLATE_KINDS = sorted(file.stem for file in (Path(__file__).parent / "templates").glob("[!_]*.py"))
-
-RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="Name of an installed recipe, or path of a YAML file.")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to change: train.steps=100.")
-]
-ModelArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL", help="Folder of a run, folder of ViLaVT or Qwen2.5-VL weights, or hub name like owner/name."
-    ),
-]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")]
-AllowChangesOption = Annotated[
-    bool,
-    typer.Option(
-        "--allow-changes", help="With --resume: go on although settings or data files that count have changed."
-    ),
-]
-DeviceOption = Annotated[
-    str, typer.Option("--device", help="Device: auto, cpu, cuda or mps. auto takes a GPU if there is one.")
-]
-DtypeOption = Annotated[
-    str | None, typer.Option("--dtype", help="Type of the weights: float32, bfloat16 or float16. Default: as stored.")
-]
-MaxNewTokensOption = Annotated[
-    int, typer.Option("--max-new-tokens", min=1, help="Longest turn in tokens. The paper's model needs 2048.")
-]
-TemperatureOption = Annotated[
-    float, typer.Option("--temperature", help="Sampling temperature. 0 always takes the likeliest token.")
-]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the sampling. The same seed gives the same tokens.")]
-RevisionOption = Annotated[
-    str | None, typer.Option("--revision", help="Revision of a hub name. Default: the newest one.")
-]
-LocalFilesOption = Annotated[
-    bool, typer.Option("--local-files-only", help="Never download: use the files that were downloaded before.")
-]
-TrustOption = Annotated[
-    bool, typer.Option("--trust-plugins", help="Run plugins of a checkpoint that have not run here before. Read them.")
-]
 
 
 @app.command("list")

@@ -1,0 +1,49 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Name of an installed recipe, or path of a YAML file.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to change: train.steps=100.")
+]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="Folder of a run, folder of ViLaVT or Qwen2.5-VL weights, or hub name like owner/name."
+    ),
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")]
+AllowChangesOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-changes", help="With --resume: go on although settings or data files that count have changed."
+    ),
+]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="Device: auto, cpu, cuda or mps. auto takes a GPU if there is one.")
+]
+DtypeOption = Annotated[
+    str | None, typer.Option("--dtype", help="Type of the weights: float32, bfloat16 or float16. Default: as stored.")
+]
+MaxNewTokensOption = Annotated[
+    int, typer.Option("--max-new-tokens", min=1, help="Longest turn in tokens. The paper's model needs 2048.")
+]
+TemperatureOption = Annotated[
+    float, typer.Option("--temperature", help="Sampling temperature. 0 always takes the likeliest token.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the sampling. The same seed gives the same tokens.")]
+RevisionOption = Annotated[
+    str | None, typer.Option("--revision", help="Revision of a hub name. Default: the newest one.")
+]
+LocalFilesOption = Annotated[
+    bool, typer.Option("--local-files-only", help="Never download: use the files that were downloaded before.")
+]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-plugins", help="Run plugins of a checkpoint that have not run here before. Read them.")
+]
