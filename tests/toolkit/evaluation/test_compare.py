@@ -31,7 +31,7 @@ def summary(modulators, modulated=0.8, **task):
         "step": 1500,
         "versions": {"torch": "2.11"},
         "recipe": {
-            "model": {"modulator": modulators},
+            "model": {"encoder": {"name": "timm"}, "modulator": modulators},
             "task": {"name": "digit_scenes", **task},
             "eval": {"items": 20, "batch_size": len(modulators)},
         },

@@ -9,7 +9,12 @@ from rich.console import Console
 
 from vilavt_toolkit.contracts import Sample, Trajectory, Turn
 from vilavt_toolkit.evaluation.arms import EvaluatedItem
-from vilavt_toolkit.evaluation.summary import build_summary_table, format_differences, summarise_results
+from vilavt_toolkit.evaluation.summary import (
+    build_summary_table,
+    format_differences,
+    format_warnings,
+    summarise_results,
+)
 
 
 def item(model, arm: str, number: int, score: float, **tags: object) -> EvaluatedItem:
@@ -109,3 +114,18 @@ def test_metrics_over_groups_stand_beside_the_accuracy_with_their_own_intervals(
     shown = io.StringIO()
     Console(file=shown, width=200).print(build_summary_table(summary))
     assert "consistency" in shown.getvalue() and "80.0 [" in shown.getvalue() and "cycles" not in shown.getvalue()
+
+
+def test_replies_that_cannot_be_read_are_told_before_the_table(tiny_model, tiny_task):
+    found = results(tiny_model)
+    assert format_warnings(summarise_results({"modulated": found["modulated"]}, tiny_task)) == []
+    unread = [item(tiny_model, "modulated", n, float(n < 8)) for n in range(40)]
+    (line,) = format_warnings(summarise_results({"modulated": unread}, tiny_task))
+    assert line.startswith("Few replies hold an answer") and "modulated 20%" in line and "task.replies=answer" in line
+
+
+def test_an_arm_that_was_never_taught_is_told_and_has_no_difference(tiny_model, tiny_task):
+    summary = summarise_results(results(tiny_model), tiny_task, untaught=("single_pass", "blind"))
+    assert summary["untaught"] == ["single_pass"]
+    assert all("single_pass" not in (row["first"], row["second"]) for row in summary["differences"])
+    assert any(line.startswith("The arm single_pass means nothing here") for line in format_warnings(summary))

@@ -123,18 +123,21 @@ def evaluate_model(
         typer.Argument(metavar="RUN", help="Folder of a run, or a recipe with model.checkpoint."),
     ],
     overrides: Overrides = None,
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help="Write into RUN/eval-NAME in place of RUN/eval.")
+    ] = "",
     trust_plugins: TrustOption = False,
 ) -> None:
     """Evaluate a run, or a recipe's checkpoint.
 
-    Every arm of eval.arms answers the same items, so the arms can be compared.
+    Every arm of eval.arms answers the same items, so the arms can be compared. An earlier evaluation is moved aside.
     """
     # RUN may be a folder or a recipe, which only the command can tell apart.
     _check_overrides(overrides)
     from vilavt_toolkit.cli import commands
 
     with trusting_plugins(trust_plugins):
-        commands.evaluate(run, overrides or [])
+        commands.evaluate(run, overrides or [], name)
 
 
 @app.command("compare")

@@ -53,7 +53,7 @@ def reinforce(name: str, overrides: Sequence[str], resume: bool, allow_changes: 
     make_console().print(f"the run is in {run}; evaluate it with: vilavt eval {run}")
 
 
-def evaluate(run: str, overrides: Sequence[str]) -> None:
+def evaluate(run: str, overrides: Sequence[str], name: str = "") -> None:
     """Evaluate a run, or the checkpoint of a recipe, under every arm; raises VilavtError.
 
     Items, summary and an example are written into the run's folder, or into the one that the recipe would train in.
@@ -62,9 +62,9 @@ def evaluate(run: str, overrides: Sequence[str]) -> None:
 
     # `runs/quickstart` is a folder and may also end like a recipe's name: what exists on disk comes first.
     if not Path(run).is_dir() and (run.endswith((".yaml", ".yml")) or run in recipe_names()):
-        evaluate_recipe(_read_recipe(run, overrides), make_console())
+        evaluate_recipe(_read_recipe(run, overrides), make_console(), name)
     else:
-        evaluate_run(run, overrides, make_console())
+        evaluate_run(run, overrides, make_console(), name)
 
 
 def export(run: str, to: Path, format: str | None, dtype: str | None) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vilavt_toolkit.config.renamed_keys import rename_old_keys
 from vilavt_toolkit.errors import RunError, UsageError
+from vilavt_toolkit.evaluation.saved import read_summary
 from vilavt_toolkit.evaluation.statistics import Estimate
 from vilavt_toolkit.utils.files import write_text
 
@@ -68,8 +67,8 @@ class RunSummary:
 
     def count_items(self, subset: str) -> int:
         """Return the number of items of a subset."""
-        count: int = self.summary["arms"][ARMS[0]]["accuracy"][subset]["items"]
-        return count
+        found = self.find_accuracy(ARMS[0], subset)
+        return 0 if found is None else found.items
 
 
 def read_summaries(runs: Sequence[Path]) -> list[RunSummary]:
@@ -77,7 +76,7 @@ def read_summaries(runs: Sequence[Path]) -> list[RunSummary]:
 
     Raises RunError for a run without one, and UsageError if the runs were asked different questions.
     """
-    found = [RunSummary(str(run), _read_summary(run)) for run in runs]
+    found = [RunSummary(str(run), _read_all_arms(run)) for run in runs]
     # Other questions would make two runs differ by their items rather than by their encoders.
     for other in found[1:]:
         for key in ("task", "eval"):
@@ -89,23 +88,11 @@ def read_summaries(runs: Sequence[Path]) -> list[RunSummary]:
     return found
 
 
-def _read_summary(run: Path) -> Mapping[str, Any]:
-    file = run / "eval" / "summary.json"
-    try:
-        summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        missing = [arm for arm in ARMS if arm not in summary["arms"]]
-        # Read here what the tables need, so that a damaged file is named before anything is printed.
-        _join_names(summary["recipe"]["model"]["modulator"])
-        summary["differences"], summary["step"], summary["seed"], summary["versions"]
-    except FileNotFoundError as error:
-        raise RunError(f"{run} has not been evaluated. Do that first: vilavt eval {run}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file} cannot be read ({error}). Evaluate the run again: vilavt eval {run}") from error
+def _read_all_arms(run: Path) -> Mapping[str, Any]:
+    summary = read_summary(run)
+    missing = [arm for arm in ARMS if arm not in summary["arms"]]
     if missing:
         raise RunError(f"{run} was evaluated without the arm '{missing[0]}'. Evaluate it with all of eval.arms.")
-    if "format" not in summary:
-        # Written under checkpoint format 1, with the keys of its time. Under today's, its questions can be compared.
-        summary["recipe"] = rename_old_keys(summary["recipe"])
     return summary
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vilavt_toolkit.errors import RunError
 from vilavt_toolkit.evaluation.compare import RunSummary, TextTable, describe_provenance, read_summaries
-from vilavt_toolkit.utils.files import COST_FILE
+from vilavt_toolkit.evaluation.saved import read_cost
 
 _ZOOM, _NO_ZOOM = "needs a zoom", "needs none"
 HEADER = (
@@ -48,19 +46,7 @@ class EncoderRun:
 
 def read_encoder_runs(runs: Sequence[Path]) -> list[EncoderRun]:
     """Read evaluations and costs of runs; raises RunError, or UsageError if they were asked different questions."""
-    return [EncoderRun(found, _read_cost(run)) for run, found in zip(runs, read_summaries(runs), strict=True)]
-
-
-def _read_cost(run: Path) -> Mapping[str, Any]:
-    file = run / COST_FILE
-    try:
-        cost: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        cost["parameters"]["encoder"], cost["seconds_per_step"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(
-            f"{file} cannot be read ({error}). `vilavt train` writes it when a run ends. Train {run} to its end."
-        ) from error
-    return cost
+    return [EncoderRun(found, read_cost(run)) for run, found in zip(runs, read_summaries(runs), strict=True)]
 
 
 def build_encoder_table(runs: Sequence[EncoderRun]) -> TextTable:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vilavt_toolkit.errors import RunError, UsageError
+from vilavt_toolkit.evaluation.saved import read_items
 from vilavt_toolkit.evaluation.statistics import Estimate, bootstrap_mean, cluster_of, paired_difference
 
 ARM, BASE = "modulated", "single_pass"
@@ -73,18 +73,11 @@ def read_stage_items(runs: Sequence[Path]) -> list[ArmItems]:
 
 
 def _read_arms(run: Path, arms: Sequence[str]) -> list[ArmItems]:
-    file = run / "eval" / "items.jsonl"
     # The items rather than the summary, which has no differences between runs.
     items: dict[str, dict[str, Any]] = {arm: {} for arm in arms}
-    try:
-        for line in file.read_text(encoding="utf-8").splitlines():
-            item = json.loads(line)
-            if item["arm"] in items:
-                items[item["arm"]][item["id"]] = item
-    except FileNotFoundError as error:
-        raise RunError(f"{run} has not been evaluated. Do that first: vilavt eval {run}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file} cannot be read ({error}). Evaluate the run again: vilavt eval {run}") from error
+    for item in read_items(run):
+        if item["arm"] in items:
+            items[item["arm"]][item["id"]] = item
     missing = next((arm for arm in arms if not items[arm]), None)
     if missing:
         raise RunError(f"{run} was evaluated without the arm '{missing}'. Add it to eval.arms and evaluate again.")

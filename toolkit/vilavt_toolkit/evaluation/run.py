@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,14 @@ from vilavt_toolkit.data.source_check import check_sources
 from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.evaluation.arms import EvaluatedItem, evaluate_arms, write_items
-from vilavt_toolkit.evaluation.summary import build_summary_table, format_differences, summarise_results
+from vilavt_toolkit.evaluation.folder import ITEMS_FILE, SUMMARY_FILE, EvaluationFolder, name_evaluation_folder
+from vilavt_toolkit.evaluation.summary import (
+    build_summary_table,
+    format_differences,
+    format_warnings,
+    summarise_results,
+)
+from vilavt_toolkit.evaluation.untaught import find_untaught_arms
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.report.trace import draw_trace
 from vilavt_toolkit.training.trainer import weight_dtype
@@ -41,30 +49,38 @@ log = logging.getLogger(__name__)
 _STOPPING = ("model.stopping=", "model.stopping.", "model.stopping[")
 
 
-def evaluate_run(run: str | os.PathLike[str], overrides: Sequence[str], console: Console) -> dict[str, Any]:
-    """Evaluate the newest checkpoint of a run and return the summary; raises VilavtError."""
+def evaluate_run(
+    run: str | os.PathLike[str], overrides: Sequence[str], console: Console, name: str = ""
+) -> dict[str, Any]:
+    """Evaluate the newest checkpoint of a run and return the summary; raises VilavtError.
+
+    The files are written into the run's folder `eval`, or into `eval-NAME`.
+    """
+    out = name_evaluation_folder(Path(run), name)
     # Overrides of `task` and `eval` reach the recipe but not the model, which is read as it was trained.
     folder, allowed = find_checkpoint(run), _check_overrides(overrides)
     stopping = [override for override in allowed if override.startswith(_STOPPING)]
     model, _ = load_checkpoint(folder, best_device(), overrides=stopping)
     recipe = load_checkpoint_recipe(folder, allowed)
-    return _evaluate_model(model, recipe, Path(run) / "eval", _describe_provenance(folder, recipe), console)
+    taught = load_checkpoint_recipe(folder, ())
+    return _evaluate_model(model, recipe, out, _describe_provenance(folder, recipe), console, taught)
 
 
-def evaluate_recipe(recipe: CheckedRecipe, console: Console) -> dict[str, Any]:
+def evaluate_recipe(recipe: CheckedRecipe, console: Console, name: str = "") -> dict[str, Any]:
     """Evaluate the model that a recipe starts training from, and return the summary; raises VilavtError.
 
     That is another project's checkpoint, which `model.checkpoint` names, its weights in the type of `train.precision`;
     or the run that `train.init_from` names.
     """
-    name = recipe.recipe.model.checkpoint
+    checkpoint = recipe.recipe.model.checkpoint
     run = expand_home(recipe.recipe.run)
-    if not name and (run / "checkpoints").is_dir():
+    out = name_evaluation_folder(run, name)
+    if not checkpoint and (run / "checkpoints").is_dir():
         # What `train.init_from` names is then no longer its model, and its summary would replace the trained run's.
         raise UsageError(f"{recipe.path} has been trained. Evaluate its run: vilavt eval {run}")
-    if not name and recipe.recipe.train.init_from:
-        return _evaluate_initial_run(recipe, console)
-    if not name:
+    if not checkpoint and recipe.recipe.train.init_from:
+        return _evaluate_initial_run(recipe, out, console)
+    if not checkpoint:
         raise UsageError(
             f"{recipe.path} names nothing to evaluate. Set model.checkpoint or train.init_from, or train it and "
             f"evaluate its run: vilavt eval {run}"
@@ -72,11 +88,11 @@ def evaluate_recipe(recipe: CheckedRecipe, console: Console) -> dict[str, Any]:
     # Parts that the checkpoint does not hold are drawn at random, as training would draw them.
     torch.manual_seed(recipe.recipe.seed)
     model = build_model(recipe, weight_dtype(recipe.recipe.train.precision)).to(best_device()).eval()
-    facts = {"checkpoint": name, "step": 0, **_describe_settings(recipe)}
-    return _evaluate_model(model, recipe, run / "eval", facts, console)
+    facts = {"checkpoint": checkpoint, "step": 0, **_describe_settings(recipe)}
+    return _evaluate_model(model, recipe, out, facts, console)
 
 
-def _evaluate_initial_run(recipe: CheckedRecipe, console: Console) -> dict[str, Any]:
+def _evaluate_initial_run(recipe: CheckedRecipe, out: Path, console: Console) -> dict[str, Any]:
     """Evaluate the run that a recipe would start training from, under the recipe's own stopping policies."""
     folder = find_checkpoint(recipe.recipe.train.init_from)
     model, new = load_matching_weights(recipe, folder, other_stopping=True)
@@ -86,27 +102,46 @@ def _evaluate_initial_run(recipe: CheckedRecipe, console: Console) -> dict[str, 
             f"first: vilavt train {recipe.name}"
         )
     log.warning("%s is evaluated untrained, with the weights of %s.", recipe.path, folder)
-    out = expand_home(recipe.recipe.run) / "eval"
     return _evaluate_model(model.to(best_device()).eval(), recipe, out, _describe_provenance(folder, recipe), console)
 
 
 def _evaluate_model(
-    model: VisualChatModel, recipe: CheckedRecipe, out: Path, provenance: dict[str, Any], console: Console
+    model: VisualChatModel,
+    recipe: CheckedRecipe,
+    out: Path,
+    provenance: dict[str, Any],
+    console: Console,
+    taught: CheckedRecipe | None = None,
 ) -> dict[str, Any]:
+    """Evaluate a model, print the table and write the files; `taught` is the recipe that it was trained by."""
     task: Task = recipe.recipe.task.build()
     check_sources(task, recipe.recipe.model.source, recipe.recipe.eval.split)
     arms = recipe.recipe.eval.arms
-    example = _ExampleKeeper("modulated" if "modulated" in arms else arms[0])
-    # The example is chosen on the way, because sessions with their images are not kept.
-    results = evaluate_arms(model, task, recipe.recipe.eval, recipe.recipe.seed, on_item=example.keep_better)
-    summary = {**summarise_results(results, task, recipe.recipe.seed), **provenance}
-    write_items(out / "items.jsonl", results)
-    write_json(out / "summary.json", summary)
-    console.print(build_summary_table(summary))
-    for line in format_differences(summary):
+    example, folder = _ExampleKeeper("modulated" if "modulated" in arms else arms[0]), EvaluationFolder(out)
+
+    def keep_item(item: EvaluatedItem, session: Session) -> None:
+        folder.add_item(item)
+        # The example is chosen on the way, because sessions with their images are not kept.
+        example.keep_better(item, session)
+
+    try:
+        results = evaluate_arms(model, task, recipe.recipe.eval, recipe.recipe.seed, on_item=keep_item)
+    finally:
+        folder.close()
+        if sys.exc_info()[0] is not None and folder.path is not None:
+            log.warning("the evaluation did not end. The items that did are in %s.", folder.path / ITEMS_FILE)
+    untaught = find_untaught_arms(taught) if taught is not None else ()
+    summary = {**summarise_results(results, task, recipe.recipe.seed, untaught), **provenance}
+    # Printed first: what took hours to measure is shown even if the disk is full.
+    for line in [*format_warnings(summary), build_summary_table(summary), *format_differences(summary)]:
         console.print(line)
-    example.draw_and_print(out, console)
-    console.print(f"run: {out.parent}   items: {out / 'items.jsonl'}   summary: {out / 'summary.json'}")
+    unfinished = folder.require_writable()
+    # In the task's order, in place of the order in which they ended.
+    write_items(unfinished / ITEMS_FILE, results)
+    write_json(unfinished / SUMMARY_FILE, summary)
+    shown = example.draw_and_describe(unfinished, out)
+    folder.finish()
+    console.print(f"{shown}run: {out.parent}   items: {out / ITEMS_FILE}   summary: {out / SUMMARY_FILE}")
     return summary
 
 
@@ -143,19 +178,22 @@ class _ExampleKeeper:
         if item.arm == self.arm and (self.example is None or (item.calls and not self.example[0].calls)):
             self.example = item, session
 
-    def draw_and_print(self, out: Path, console: Console) -> None:
-        """Draw the example's trace into `out`, save its originals beside it, and print question and answer."""
+    def draw_and_describe(self, folder: Path, target: Path) -> str:
+        """Draw the example's trace into `folder`, save its originals beside it, and return a line about it.
+
+        `target` is the name that the folder will have. Empty if there is nothing to draw.
+        """
         if self.example is None:
-            return
-        (item, session), file = self.example, out / "example.png"
+            return ""
+        item, session = self.example
         # Without images there is nothing to draw.
         if not session.sources:
-            return
+            return ""
         answer = build_answer(session)
-        draw_trace(replace(answer.trace, is_right=item.score >= 1), file)
+        draw_trace(replace(answer.trace, is_right=item.score >= 1), folder / "example.png")
         # The originals without drawing, so that a user has files to ask about at once.
         for number, source in enumerate(session.sources):
-            with atomic_write(out / f"scene{number or ''}{source.suffix}") as scene:
+            with atomic_write(folder / f"scene{number or ''}{source.suffix}") as scene:
                 source.save(scene)
         sample = item.sample
-        console.print(f"{sample.question} -> {answer} (right: {sample.answer}); its trace: {file}")
+        return f"{sample.question} -> {answer} (right: {sample.answer}); its trace: {target / 'example.png'}\n"

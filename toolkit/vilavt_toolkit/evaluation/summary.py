@@ -28,6 +28,9 @@ DIFFERENCES = (
     ("modulated", "shuffled", "several to read"),
 )
 
+_FEW_ANSWERS = 0.5
+"""A share of readable answers below this is told before the table."""
+
 Results = Mapping[str, Sequence[EvaluatedItem]]
 
 
@@ -62,8 +65,11 @@ def estimate_metrics(task: Task, items: Sequence[EvaluatedItem], seed: int = 0) 
     return {name: bootstrap_mean(scores, range(len(scores)), seed) for name, scores in found.items() if scores}
 
 
-def summarise_results(results: Results, task: Task, seed: int = 0) -> dict[str, Any]:
-    """Return the whole summary as plain data: `arms` by name, and a list of `differences`."""
+def summarise_results(results: Results, task: Task, seed: int = 0, untaught: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the whole summary as plain data: `arms` by name, a list of `differences`, and the arms `untaught`.
+
+    There is no difference to an arm of `untaught`, which the model was not trained for.
+    """
     arms: dict[str, Any] = {}
     for arm, items in results.items():
         found = {subset: estimate_accuracy(results, arm, subset, seed) for subset in SUBSETS}
@@ -76,10 +82,29 @@ def summarise_results(results: Results, task: Task, seed: int = 0) -> dict[str, 
         }
     differences = []
     for first, second, subset in DIFFERENCES:
+        if first in untaught or second in untaught:
+            continue
         estimate = estimate_difference(results, first, second, subset, seed)
         if estimate is not None:
             differences.append({"first": first, "second": second, "subset": subset, **asdict(estimate)})
-    return {"arms": arms, "differences": differences}
+    return {"arms": arms, "differences": differences, "untaught": [arm for arm in untaught if arm in arms]}
+
+
+def format_warnings(summary: Mapping[str, Any]) -> list[str]:
+    """Write what a reader must know before the numbers: answers that cannot be read, arms that mean nothing."""
+    lines = []
+    unread = {name: arm["answered"] for name, arm in summary["arms"].items() if arm["answered"] < _FEW_ANSWERS}
+    if unread:
+        shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in unread.items())
+        lines.append(
+            f"Few replies hold an answer that the dialogue can read: {shares}. The accuracy below is about their form. "
+            "If the training data has plain replies, train with `task.replies=answer` (docs/data.md)."
+        )
+    for name in summary.get("untaught", ()):
+        lines.append(
+            f"The arm {name} means nothing here: no training sample answers as it asks, so the model never learnt to."
+        )
+    return lines
 
 
 def build_summary_table(summary: Mapping[str, Any]) -> Table:
