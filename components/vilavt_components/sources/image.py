@@ -21,7 +21,7 @@ from vilavt_components.sources.box_schema import (
     object_schema,
 )
 from vilavt_components.sources.picture_decoding import Pixels, check_size, decode_picture
-from vilavt_components.sources.regular_file import check_regular_file
+from vilavt_components.sources.regular_file import check_regular_file, to_path
 from vilavt_toolkit.contracts import Box, Crop, Source
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.registry import sources
@@ -100,7 +100,7 @@ class ImageSource(Source):
         if isinstance(original, EmbeddedFile):
             return cls(_read_file(original, config.max_pixels), original.name, config.rounding)
         if isinstance(original, str | os.PathLike):
-            path = Path(os.fspath(original))
+            path = to_path(original)
             return cls(_read_file(path, config.max_pixels), str(path), config.rounding)
         raise InputError(
             f"an image must be a path, a PIL image or an array of uint8 [h, w, 3], not {type(original).__name__}."

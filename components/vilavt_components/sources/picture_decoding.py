@@ -141,7 +141,9 @@ def _strip_to_rgb(image: Image.Image, limits: tuple[float, float]) -> Pixels:
         deep = np.asarray(image).astype(np.uint32)
         return ((deep + 128) // 257).astype(np.uint8)[..., None]
     if image.mode in ("I", "F"):
-        return _scale_to_bytes(np.asarray(image, dtype=np.float64), limits)[..., None]
+        with np.errstate(invalid="ignore"):  # some kinds of NaN
+            values = np.asarray(image, dtype=np.float64)
+        return _scale_to_bytes(values, limits)[..., None]
     if image.has_transparency_data:
         solid = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", solid.size, "white"), solid)

@@ -74,6 +74,16 @@ class _EndlessContext:
         return getattr(self._language_model, name)
 
 
+class _NamedSource:
+    """A source under the name of the file that it stands for, which errors tell."""
+
+    def __init__(self, source: Source, name: str) -> None:
+        self._source, self.name = source, name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+
 class _SizeOnlyModel:
     """A stand-in for the model in sessions that only count tokens. All but two things go to the model itself.
 
@@ -187,5 +197,9 @@ class LengthMeter:
         if size is None or self.model.vision.backbone.spec.modality != "image":
             return self.model.open_source(original)
         width, height = size
-        # One byte, seen as a black image of any size: nothing is allocated.
-        return self.model.open_source(np.broadcast_to(np.uint8(0), (height, width, 3)))
+        try:
+            # One byte, seen as a black image of any size: nothing is allocated.
+            source = self.model.open_source(np.broadcast_to(np.uint8(0), (height, width, 3)))
+        except InputError:
+            return self.model.open_source(original)  # whose error names the file, and decodes no more
+        return cast("Source", _NamedSource(source, str(original)))

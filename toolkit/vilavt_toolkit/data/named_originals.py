@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote
 
 from vilavt_toolkit.data.data_uri import decode_data_uri, is_data_uri
 from vilavt_toolkit.data.fields import BadRow, Fields, hash_parts
+from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.utils.files import resolve_address
 from vilavt_toolkit.utils.text import format_value, shorten_text
 
 OriginalKind = Literal["image", "video", "point_cloud", "any"]
@@ -109,11 +110,10 @@ def _check_path(name: str) -> str:
             f"is {format_value(name)} of {len(name):,} characters, which is no path. If it is a picture in base64, "
             "write data:image/png;base64, before it."
         )
-    if name.startswith("file://"):
-        return unquote(name.removeprefix("file://").removeprefix("localhost"))
-    if "://" in name:
-        raise BadRow(f"{shorten_text(name)} is a web address. Download it and give the path of the file.")
-    return name
+    try:
+        return resolve_address(name)
+    except InputError as error:
+        raise BadRow(str(error)) from None
 
 
 def _kind_by_suffix(name: str, kind: OriginalKind) -> OriginalKind:

@@ -21,6 +21,7 @@ from vilavt_toolkit.data.named_originals import NamedOriginal
 from vilavt_toolkit.data.rows import Rows
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.utils.embedded import EmbeddedFile
+from vilavt_toolkit.utils.files import resolve_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,9 +41,9 @@ def is_shard(path: Path) -> bool:
 def expand_braces(name: str) -> list[Path]:
     """Return the files that a name with braces stands for, as `shard-{000..010}.tar`; raises InputError."""
     if "{" not in name:
-        return [Path(name).expanduser()]
+        return [Path(resolve_address(name)).expanduser()]
     expanded = _import_webdataset("shardlists", "expand_urls")(name)
-    return [Path(each).expanduser() for each in expanded]
+    return [Path(resolve_address(each)).expanduser() for each in expanded]
 
 
 def _import_webdataset(module: str, name: str) -> Callable[..., Any]:

@@ -10,11 +10,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.utils.text import shorten_text
 
 COST_FILE = "cost.json"
 """The file of a run with the cost of its training."""
+
+
+def resolve_address(name: str) -> str:
+    """Return the path that a text names, also as `file:///path`; raises InputError for a web address."""
+    if name[:7].lower() == "file://":
+        return unquote(name[7:].removeprefix("localhost"))
+    if "://" in name:
+        raise InputError(f"{shorten_text(name)} is a web address. Download it and give the path of the file.")
+    return name
 
 
 @contextmanager

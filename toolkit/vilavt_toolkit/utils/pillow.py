@@ -52,10 +52,15 @@ def limit_pixels(max_pixels: int | None) -> Iterator[None]:
         # Pillow only warns up to twice its limit.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         previous, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
+        # What it logs as an error it also raises, in words that name no file.
+        logger = logging.getLogger("PIL")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)
         try:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS = previous
+            logger.setLevel(level)
 
 
 @contextmanager

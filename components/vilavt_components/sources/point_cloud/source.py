@@ -25,6 +25,7 @@ from vilavt_components.sources.point_cloud.files import (
     write_ply,
 )
 from vilavt_components.sources.point_cloud.rendering import draw_cloud
+from vilavt_components.sources.regular_file import to_path
 from vilavt_toolkit.contracts import Box, Crop, Source
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.registry import sources
@@ -123,7 +124,7 @@ class PointCloudSource(Source):
         if isinstance(original, np.ndarray):
             name, given = _IN_MEMORY, _columns_from_array(original, config)
         elif isinstance(original, str | os.PathLike):
-            path = Path(os.fspath(original))
+            path = to_path(original)
             name, given = str(path), read_file(path, config.columns, config.max_points)
         else:
             raise InputError(

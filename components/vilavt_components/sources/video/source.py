@@ -23,7 +23,7 @@ from vilavt_components.sources.box_schema import (
     object_schema,
 )
 from vilavt_components.sources.picture_decoding import Pixels, decode_picture
-from vilavt_components.sources.regular_file import check_regular_file
+from vilavt_components.sources.regular_file import check_regular_file, to_path
 from vilavt_components.sources.video.animations import AnimationFrames, is_picture
 from vilavt_components.sources.video.decoding import FileFrames
 from vilavt_components.sources.video.frame_selection import end_time, nearest_frame, select_frames, shortest_time
@@ -147,7 +147,7 @@ class VideoSource(Source):
                 f"a video must be a path, an image or an array of uint8 [n, h, w, 3], not {type(original).__name__}."
             )
         # The readers report bad content themselves. What is left here is that a file cannot be read at all.
-        path = Path(os.fspath(original))
+        path = to_path(original)
         try:
             return cls(_open_frames(path, config), config)
         except PermissionError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from vilavt_toolkit.data.lengths import LengthMeter
 from vilavt_toolkit.dialogue.session import session_for
 from vilavt_toolkit.dialogue.traces import build_trace_session
 from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.training.supervised.data import TraceDataset
 
 ZOOM = {"thought": "small", "inquiry": "its digit", "boxes": [[8, 8, 24, 24]]}
 TRACE = {"id": "t", "image": "a.png", "question": "Which digit?", "turns": [ZOOM, {"thought": "seen", "answer": 7}]}
@@ -119,6 +121,17 @@ def test_a_trace_that_the_model_cannot_take_is_measured_with_its_zooms(folder, t
         meter.measure(number, task.sample("train", number))
     with_zoom, without = meter.lengths.tokens
     assert with_zoom == len(build_trace_session(tiny_model, task.sample("train", 0)).trajectory.ids) > without
+
+
+def test_an_image_that_can_be_no_view_is_named_with_its_file_and_its_row(folder, tiny_model):
+    Image.new("RGB", (3000, 10)).save(folder / "strip.png")
+    turns = [{**ZOOM, "boxes": [[0, 0, 10, 10]]}, TRACE["turns"][1]]
+    task = traces(folder, {**TRACE, "image": "strip.png", "turns": turns})
+    meter = LengthMeter(tiny_model)
+    meter.measure(0, task.sample("train", 0))
+    assert re.search(r"strip\.png: a region of 3000 x 10 pixels cannot be used", meter.lengths.refused[0][1])
+    with pytest.raises(InputError, match=r"sample traces/t: .*strip\.png: a region of 3000 x 10 pixels"):
+        TraceDataset(tiny_model, task, 1)[0]
 
 
 def test_texts_of_thoughts_and_inquiries_train_the_tokenizer(folder):
