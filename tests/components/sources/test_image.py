@@ -263,10 +263,12 @@ def test_crops_are_pixels_of_the_original() -> None:
     assert np.array_equal(source.crop(source.extent, overview=True).data, array)
 
 
-def test_a_box_may_have_fractions() -> None:
+def test_a_box_may_have_fractions_of_pixels_and_none_of_units() -> None:
     source = ImageSource.open(np.zeros((20, 30, 3), np.uint8), CONFIG)
-    half = source.read_box({"bbox_2d": [2.5, 0, 7.5, 10]}, source.extent, 10)
+    half = source.read_box({"bbox_2d": [2.5, 0, 7.5, 10]}, source.extent, (10, 10))
     assert half == source.read_box({"bbox_2d": [25, 0, 75, 100]}, source.extent, 100)
+    with pytest.raises(BoxError, match="must hold whole numbers from 0 to 10"):
+        source.read_box({"bbox_2d": [2.5, 0, 7.5, 10]}, source.extent, 10)
 
 
 def test_boxes_are_cut_outward_or_as_the_paper_cuts_them() -> None:

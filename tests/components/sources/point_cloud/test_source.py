@@ -83,7 +83,7 @@ def test_boxes_are_relative_to_the_region_and_crops_come_from_the_original() -> 
 
 def test_a_box_may_have_fractions() -> None:
     cloud = spread()
-    half = cloud.read_box({"bbox_3d": [2.5, 0, 0, 7.5, 10, 10]}, cloud.extent, 10)
+    half = cloud.read_box({"bbox_3d": [2.5, 0, 0, 7.5, 10, 10]}, cloud.extent, (10, 10, 10))
     assert half == cloud.read_box({"bbox_3d": [25, 0, 0, 75, 100, 100]}, cloud.extent, 100)
 
 
