@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from vilavt_toolkit.config.schema import TrainSection
 from vilavt_toolkit.contracts import LanguageModel, Task, Trajectory, View
 from vilavt_toolkit.dialogue.traces import build_trace_session
-from vilavt_toolkit.errors import InputError, UsageError, VilavtError
+from vilavt_toolkit.errors import UsageError, VilavtError
 from vilavt_toolkit.models.batch import Batch, collate
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.utils.progress import track_progress
@@ -37,11 +37,7 @@ class TraceDataset(Dataset[PreparedSample]):
         return self.size
 
     def __getitem__(self, index: int) -> PreparedSample:
-        sample = self.task.sample("train", index)
-        try:
-            session = build_trace_session(self.model, sample)
-        except InputError as error:
-            raise InputError(f"sample {sample.id}: {error}") from None
+        session = build_trace_session(self.model, self.task.sample("train", index))
         return session.trajectory, session.views
 
 
