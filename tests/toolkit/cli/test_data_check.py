@@ -12,7 +12,9 @@ from PIL import Image
 
 from vilavt_components.tasks.files.conversations import Conversations, ConversationsConfig
 from vilavt_toolkit.cli.app import run
-from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.config.schema import EvalSection
+from vilavt_toolkit.errors import InputError, UsageError
+from vilavt_toolkit.evaluation.arms import evaluate_arms
 
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
 TWO = [{"from": "human", "value": "<image><image>\nWhat?"}, TURNS[1]]
@@ -288,3 +290,32 @@ def test_what_the_recipes_source_cannot_open_is_told_before_anything_is_built(fo
     lines(folder, {**question, "image": "a.png"})
     assert run(["check", recipe]) == 0
     assert run(["check", recipe, "task.videos=true", "model.source=video"]) == 0
+
+
+def test_a_share_that_can_hold_nothing_out_is_told_before_training_and_evaluation(
+    folder, capsys, tiny_recipe, tiny_run, tmp_path
+):
+    """All samples show one image, which no two splits may share."""
+    path = lines(folder, *({**GOOD, "id": number} for number in range(3)))
+    assert "all samples show the same first image" in passes(capsys, str(path)).replace("\n", " ")
+    task = f"{{name: conversations, files: {path}, val_share: 0.2}}"
+    recipe, split = recipe_for(tiny_recipe, task), "eval.split=val"
+    commands = {
+        "check": ["check", recipe, split],
+        "data check": ["data", "check", str(path), "--recipe", recipe],
+        "train": ["train", recipe, split, f"run={tmp_path / 'run'}"],
+        "eval": ["eval", str(tiny_run), split, "task.name=conversations", f"task.files={path}", "task.val_share=0.2"],
+    }
+    for name, command in commands.items():
+        capsys.readouterr()
+        assert run(command) in (1, 2), name
+        told = " ".join(capsys.readouterr().err.split())
+        assert "leaves split 'val' empty: all 3 samples" in told and "task.val_files" in told, name
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_empty_split_of_any_task_is_a_sentence(tiny_model, tiny_task, monkeypatch):
+    section = EvalSection(split="val")
+    monkeypatch.setattr(tiny_task, "length", lambda split: 0)
+    with pytest.raises(UsageError, match="split 'val' of the task has no samples"):
+        evaluate_arms(tiny_model, tiny_task, section, 0)

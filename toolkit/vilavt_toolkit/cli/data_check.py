@@ -123,6 +123,8 @@ def _print_problems(console: Console, task: FileTask, files: Sequence[Rows], dec
         console.print(problem)
     samples = sum(map(len, files))
     _print_statistics(console, task.name, samples, checker.statistics)
+    if task.trains and samples > 1 and len(set(checker.groups)) == 1:
+        console.print("all samples show the same first image, so task.val_share can hold none of them out")
     return _CheckResult(len(problems), samples)
 
 

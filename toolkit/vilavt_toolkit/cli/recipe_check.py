@@ -12,6 +12,7 @@ from vilavt_toolkit.config.recipe import CheckedRecipe
 from vilavt_toolkit.config.schema import Recipe, RLSection
 from vilavt_toolkit.contracts import Task
 from vilavt_toolkit.data.source_check import check_sources
+from vilavt_toolkit.data.splits import require_samples
 from vilavt_toolkit.formats import foreign
 from vilavt_toolkit.models.assemble import ErrorCollector, assemble_model
 from vilavt_toolkit.models.model import VisualChatModel
@@ -52,7 +53,7 @@ def _check_task(collect: ErrorCollector, sections: Recipe) -> None:
     if sections.rl is not None:
         splits["rl.split"] = sections.rl.split
     for key, split in splits.items():
-        if collect.try_build(key, lambda split=split: task.length(split)) is not None:  # type: ignore[misc]
+        if collect.try_build(key, functools.partial(require_samples, task, str(sections.task), split)) is not None:
             check = functools.partial(check_sources, task, sections.model.source, split)
             collect.try_build(key, check)
 

@@ -198,8 +198,16 @@ class Corpus:
         return np.frombuffer(checker.groups, dtype=np.uint64)
 
     def select_held_out(self, share: float, seed: int) -> NDArray[np.bool_]:
-        """Return a mask of the rows that are held out: whole groups, `share` of them, never all and never none."""
+        """Return a mask of the rows that are held out: whole groups, `share` of them, never all and never none.
+
+        Raises UsageError if there is one group only.
+        """
         groups = np.unique(self.groups)
+        if len(groups) == 1:
+            raise UsageError(
+                f"task.val_share {share} leaves split 'val' empty: all {len(self):,} samples of {self.files[0].path} "
+                "show the same first image, and no image is in two splits. Set task.val_files, or task.val_share=0."
+            )
         # Ordered by a hash, not shuffled: a row that is added later changes the split of few others.
         order = np.array([int(hash_parts(seed, int(group)), 16) for group in groups], dtype=np.uint64)
         count = min(max(1, round(share * len(groups))), len(groups) - 1)

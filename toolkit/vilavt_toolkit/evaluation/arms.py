@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from vilavt_toolkit.config.schema import EvalSection
 from vilavt_toolkit.contracts import Sample, Task, Trajectory
+from vilavt_toolkit.data.splits import require_samples
 from vilavt_toolkit.dialogue.session import Session, session_for
 from vilavt_toolkit.errors import InputError, add_context
 from vilavt_toolkit.generation.loop import Decoding, InquiryRewrite, Loop
@@ -80,10 +81,11 @@ def evaluate_arms(
 ) -> dict[str, list[EvaluatedItem]]:
     """Ask every item under every arm, and return the items of each arm in the task's order.
 
-    `on_item` is called with each item as it ends. Raises InputError naming an item that cannot be asked.
+    `on_item` is called with each item as it ends. Raises InputError naming an item that cannot be asked, and UsageError
+    for a split without samples.
     """
     # Every arm asks the first items of the split, so that arms can be compared item by item.
-    size = task.length(section.split)
+    size = require_samples(task, "the task", section.split)
     count = min(section.items or size, size)
     decoding = Decoding(section.max_new_tokens, seed=seed)
     results: dict[str, list[EvaluatedItem]] = {}

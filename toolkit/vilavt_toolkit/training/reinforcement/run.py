@@ -19,6 +19,7 @@ from vilavt_toolkit.config.schema import RLSection
 from vilavt_toolkit.contracts import Task
 from vilavt_toolkit.data.lengths import check_lengths
 from vilavt_toolkit.data.source_check import check_sources
+from vilavt_toolkit.data.splits import require_samples
 from vilavt_toolkit.errors import InputError, RunError, UsageError
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.reinforcement.module import PolicyParts, ReinforcementModule
@@ -64,6 +65,7 @@ def _reinforce(stage: Stage, section: RLSection, start: StageStart, allow_change
     checkpoint = start.folder or _find_policy_checkpoint(stage, section)
     task: Task = recipe.recipe.task.build()
     # Counting opens the data files, so that unusable ones are refused before weights are loaded.
+    require_samples(task, str(recipe.recipe.task), section.split)
     start.checkpointing.facts["data"] = check_data(start.checkpointing.state, task, section.split, allow_changes)
     check_sources(task, recipe.recipe.model.source, section.split)
     model = _build_model(recipe, checkpoint)

@@ -12,7 +12,7 @@ from vilavt_toolkit.config.schema import TrainSection
 from vilavt_toolkit.contracts import Task
 from vilavt_toolkit.data.lengths import check_lengths
 from vilavt_toolkit.data.source_check import check_sources
-from vilavt_toolkit.errors import UsageError
+from vilavt_toolkit.data.splits import require_samples
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.resume_changes import check_data
 from vilavt_toolkit.training.stage import Stage
@@ -39,8 +39,7 @@ def _train(stage: Stage, section: TrainSection, start: StageStart, allow_changes
     recipe, seed = stage.recipe, stage.recipe.recipe.seed
     task: Task = recipe.recipe.task.build()
     # Counting opens the data files, so that unusable ones are refused before weights are loaded.
-    if not task.length("train"):
-        raise UsageError(f"split 'train' of {recipe.recipe.task} has no samples. Choose another task or files.")
+    require_samples(task, str(recipe.recipe.task), "train")
     start.checkpointing.facts["data"] = check_data(start.checkpointing.state, task, "train", allow_changes)
     check_sources(task, recipe.recipe.model.source, "train")
     model = _build_model(recipe, stage, start.folder)
