@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vilavt_toolkit.errors import RunError
+from vilavt_toolkit.errors import RunError, VilavtError
 from vilavt_toolkit.evaluation.compare import RunSummary, build_modulator_table, read_summaries
 from vilavt_toolkit.evaluation.compare_encoders import EncoderRun, build_encoder_table, read_encoder_runs
 from vilavt_toolkit.evaluation.compare_stages import read_stage_items
@@ -76,7 +76,7 @@ def test_a_damaged_evaluation_gives_its_tables_or_a_sentence(run, data):
     ):
         try:
             build()
-        except RunError as error:
+        except VilavtError as error:
             assert str(run) in str(error) and len(str(error)) < 700
 
 

@@ -24,7 +24,7 @@ def read_summary(run: Path) -> dict[str, Any]:
     """Read the summary of a run's evaluation; raises RunError if there is none or it is damaged."""
     file = find_evaluation_folder(run) / SUMMARY_FILE
     try:
-        summary = _require(json.loads(file.read_text(encoding="utf-8")), dict, "the file")
+        summary: dict[str, Any] = _require(json.loads(file.read_text(encoding="utf-8")), dict, "the file")
         _check_summary(summary)
     except FileNotFoundError as error:
         raise RunError(f"{run} has not been evaluated. Do that first: vilavt eval {run}") from error
@@ -58,7 +58,7 @@ def read_cost(run: Path) -> dict[str, Any]:
     """Read the cost of a run's training; raises RunError if there is none or it is damaged."""
     file = run / COST_FILE
     try:
-        cost = _require(json.loads(file.read_text(encoding="utf-8")), dict, "the file")
+        cost: dict[str, Any] = _require(json.loads(file.read_text(encoding="utf-8")), dict, "the file")
         for name, count in _require(cost.get("parameters"), dict, "parameters").items():
             _require(count, float, f"parameters.{name}")
         _require(cost["parameters"].get("encoder"), float, "parameters.encoder")
@@ -104,12 +104,12 @@ def _check_estimate(value: Any, where: str) -> None:
         _require(_require(value, dict, where).get(field.name), kind, f"{where}.{field.name}")
 
 
-def _require(value: Any, kind: type, where: str) -> Any:
+def _require(value: Any, kind: type[Any], where: str) -> Any:
     """Return a value of a kind, `float` for any number of a sensible size; raises _Damage that says where it stands."""
-    wanted = (int, float) if kind is float else kind
+    wanted: Any = (int, float) if kind is float else kind
     # JSON true is an int to Python, and NaN a number.
     is_number = kind in (int, float) and isinstance(value, int | float)
-    if not isinstance(value, wanted) or isinstance(value, bool) or (is_number and not abs(value) < _LARGEST):
+    if not isinstance(value, wanted) or isinstance(value, bool) or (is_number and not -_LARGEST < value < _LARGEST):
         raise _Damage(f"{where} is {format_value(value)}, and must be {_NAMES[kind]}")
     return value
 
