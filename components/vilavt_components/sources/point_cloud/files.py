@@ -53,10 +53,6 @@ def read_file(path: Path, columns: Sequence[Column] | None, max_points: int) -> 
         raise InputError(f"{path} cannot be read: permission denied. Change its permissions.") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}). Check its path.") from error
-    except MemoryError as error:
-        raise InputError(
-            f"{path} needs more memory than is free. Thin it out, or lower model.source.max_points to refuse it."
-        ) from error
     return split_columns(table, columns, str(path), rows.describe_row, names)
 
 

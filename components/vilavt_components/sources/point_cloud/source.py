@@ -122,16 +122,25 @@ class PointCloudSource(Source):
         Colours become 0 to 1, and all numbers become float32. Coordinates that lose by it are kept in float64.
         """
         if isinstance(original, np.ndarray):
-            name, given = _IN_MEMORY, _columns_from_array(original, config)
+            name = _IN_MEMORY
         elif isinstance(original, str | os.PathLike):
-            path = to_path(original)
-            name, given = str(path), read_file(path, config.columns, config.max_points)
+            name = str(to_path(original))
         else:
             raise InputError(
                 f"a point cloud must be a path or an array [points, columns], not {type(original).__name__}."
             )
-        # Files and arrays share this last step, so the same checks hold for both.
-        return cls(to_cloud(given, config.features, config.invalid == "drop", name), config.features, name)
+        try:
+            given = (
+                _columns_from_array(original, config)
+                if isinstance(original, np.ndarray)
+                else read_file(Path(name), config.columns, config.max_points)
+            )
+            # Files and arrays share the last steps, so the same checks hold for both.
+            return cls(to_cloud(given, config.features, config.invalid == "drop", name), config.features, name)
+        except MemoryError as error:
+            raise InputError(
+                f"{name} needs more memory than is free. Thin it out, or lower model.source.max_points to refuse it."
+            ) from error
 
     @property
     def extent(self) -> Box:

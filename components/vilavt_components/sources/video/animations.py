@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 _FORMATS = ("GIF", "PNG", "WEBP", "AVIF", "JPEG", "BMP", "TIFF")
 _USUAL_DURATION = 0.1
 """Seconds that browsers show a frame without a duration."""
+_LEAST_FRAMES = 10
+"""Frames that an animation counts as at least."""
 _LEAST_COST = 20_000
 """Pixels that a small frame counts as: decoding one has costs of its own."""
 
@@ -58,7 +60,8 @@ class AnimationFrames(FrameReader):
                 width, height = max(width, timeline.sizes[number][0]), max(height, timeline.sizes[number][1])
             check_size(width, height, f"frame {number} of {self.name}", self._max_pixels)
             cost += max(_LEAST_COST, width * height)
-        if len(timeline.durations) > 1 and cost > self._budget:
+        # Decoders hold several copies of a frame, so large ones are refused even if they are few.
+        if len(timeline.durations) > 1 and max(cost, _LEAST_FRAMES * width * height) > self._budget:
             raise InputError(
                 f"{self.name} is too large: {len(timeline.durations):,} frames of {width} x {height} pixels, and at "
                 f"most {self._budget:,} pixels are decoded of an animated image. Scale it down, convert it to a video "

@@ -41,8 +41,8 @@ _DEFAULT_FRAMES = 8
 """Frames shown if neither their number nor their rate is set."""
 _TIME_UNITS = 10**6
 """Parts of a second in which a tool call names a moment."""
-_CACHED_FRAMES = 4
-"""Decoded frames that are kept for further regions."""
+_CACHED_FRAMES, _CACHED_PIXELS = 4, 50_000_000
+"""Most decoded frames that are kept for further regions, and most pixels of them; one is always kept."""
 _MAX_DURATION_UNITS = 65_535
 """Most units that a frame of an animated PNG can last: durations have 16 bits."""
 
@@ -69,7 +69,9 @@ class VideoConfig:
     )
     max_pixels: int = setting(MAX_PIXELS, help="most pixels a frame may have when decoded", minimum=1)
     max_animation_pixels: int = setting(
-        1_000_000_000, help="most pixels of all frames of an animated image together", minimum=1
+        400_000_000,
+        help="most pixels of all frames of an animated image together, counted as ten frames at least",
+        minimum=1,
     )
 
     def __post_init__(self) -> None:
@@ -296,7 +298,7 @@ class VideoSource(Source):
         for index, pixels in zip(wanted, self._reader.read_frames(wanted), strict=True):
             self._check_frame_size(pixels, index)
             self._recent_frames[index] = pixels
-            while len(self._recent_frames) > _CACHED_FRAMES:
+            while len(self._recent_frames) > max(1, min(_CACHED_FRAMES, _CACHED_PIXELS // (self.width * self.height))):
                 # Another thread may have removed the last one since.
                 with suppress(KeyError):
                     self._recent_frames.popitem(last=False)

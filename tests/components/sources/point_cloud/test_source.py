@@ -149,6 +149,17 @@ def test_clouds_that_lost_too_much_in_32_bits_are_refused() -> None:
     source(np.array([[4e6, 0, 0], [4e6, 1000, 0]], dtype=np.float32))
 
 
+def test_too_little_memory_is_called_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savetxt(tmp_path / "a.xyz", np.eye(3))
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(np, "loadtxt", fail)
+    with pytest.raises(InputError, match=r"a\.xyz needs more memory than is free\. Thin it out"):
+        PointCloudSource.open(tmp_path / "a.xyz", PLAIN)
+
+
 # A scan of 50 m and a tile of 1 km in UTM, heights above the sea; and a small object far away.
 PLACES = {"scan": (50.0, 5e5, 5.4e6), "tile": (1000.0, 3.3e5, 5.8e6), "pebble": (0.05, 7e5, 9.9e6), "near": (3.0, 0, 0)}
 

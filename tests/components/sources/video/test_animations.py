@@ -96,8 +96,14 @@ def webp_of(count: int) -> bytes:
 
 @pytest.mark.parametrize(
     "data",
-    [gif_of(9000, 9000, 1000), gif_of(9000, 9000, 1000, screen=(1, 1)), gif_of(1, 1, 90_000), apng_of(9000, 9000, 100)],
-    ids=["gif", "gif of a small screen", "gif of many frames", "apng"],
+    [
+        gif_of(9000, 9000, 1000),
+        gif_of(9000, 9000, 1000, screen=(1, 1)),
+        gif_of(9000, 9000, 2),
+        gif_of(1, 1, 21_000),
+        apng_of(9000, 9000, 100),
+    ],
+    ids=["gif", "gif of a small screen", "gif of two frames", "gif of many frames", "apng"],
 )
 def test_an_animation_of_too_many_pixels_is_refused_before_any_is_decoded(
     data: bytes, monkeypatch: pytest.MonkeyPatch
@@ -115,6 +121,8 @@ def test_the_budget_is_a_setting_and_a_still_image_has_none() -> None:
     for data in (animation("GIF"), animation("PNG"), webp_of(5)):
         with pytest.raises(InputError, match="5 frames of 48 x 32 pixels"):
             opened(data, max_animation_pixels=99_000)
+        with pytest.raises(InputError, match="5 frames of 48 x 32 pixels"):
+            opened(data, max_animation_pixels=10)
         assert len(opened(data, max_animation_pixels=100_000).times) == 5
     assert len(opened(animation("PNG", 1), max_animation_pixels=1).times) == 1
 
