@@ -11,6 +11,10 @@ TERMINATED = 143
 """Exit code of a command that SIGTERM ended, 128 + SIGTERM."""
 
 
+_MOST_SHOWN = 50
+"""Errors of a recipe that are printed."""
+
+
 class VilavtError(Exception):
     """A failure that the user can correct. The command line prints no traceback and exits with `exit_code`."""
 
@@ -52,7 +56,9 @@ class RecipeErrors(UsageError):
 
     def __init__(self, errors: Iterable[VilavtError]) -> None:
         self.errors: tuple[VilavtError, ...] = tuple(errors)
-        super().__init__("\n".join(error.report() for error in self.errors))
+        shown = [error.report() for error in self.errors[:_MOST_SHOWN]]
+        more = len(self.errors) - len(shown)
+        super().__init__("\n".join([*shown, *([f"... and {more} more errors."] if more else [])]))
 
     def report(self) -> str:
         """Return the reports of all errors, one after the other."""

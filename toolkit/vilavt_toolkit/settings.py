@@ -7,6 +7,8 @@ from dataclasses import MISSING, Field, dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
+_LONGEST_NAME = 100
+
 
 def setting(
     default: Any = MISSING,
@@ -70,5 +72,8 @@ class NoSettings:
 
 def did_you_mean(name: object, known: Iterator[str] | list[str] | tuple[str, ...]) -> str:
     """Return " Did you mean 'x'?" for the closest known name, or an empty string."""
+    # Comparing takes time that grows with the square of the length, and no name is that long.
+    if isinstance(name, str) and len(name) > _LONGEST_NAME:
+        return ""
     close = get_close_matches(str(name), list(known), n=1)
     return f" Did you mean '{close[0]}'?" if close else ""

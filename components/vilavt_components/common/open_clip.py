@@ -12,10 +12,12 @@ from typing import Any
 from torch import nn
 
 from vilavt_components.common.hf_errors import as_input_error
+from vilavt_components.common.library_errors import as_bad_config
 from vilavt_components.common.suggestions import unknown_name_message
 from vilavt_components.common.weights import check_safetensors, load_file_into
 from vilavt_toolkit.errors import BadConfig, InputError
 from vilavt_toolkit.settings import did_you_mean, setting
+from vilavt_toolkit.utils.text import format_value
 
 HUB = "hf-hub:"
 CONFIG_FILE = "open_clip_config.json"
@@ -102,11 +104,9 @@ class OpenClipModel:
 
         make = {"vision": library._build_vision_tower, "text": library._build_text_tower}[tower]
         quick_gelu = bool(self.architecture.get("quick_gelu", False))
-        try:
+        shown = format_value(dict(part))
+        with as_bad_config(f"open_clip cannot build the {tower} tower of {self.name} from {shown}", "Correct them."):
             return make(self.architecture["embed_dim"], dict(part), quick_gelu)
-        except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise BadConfig(f"open_clip cannot build the {tower} tower of {self.name} from {part}: {reason}") from error
 
     def load_weights_into(
         self,

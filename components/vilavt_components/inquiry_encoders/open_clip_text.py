@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vilavt_components.common.hf_errors import as_input_error
+from vilavt_components.common.library_errors import LIBRARY_ERRORS
 from vilavt_components.common.open_clip import OpenClipModel, OpenClipSettings, resolve_model
 from vilavt_toolkit.contracts import InquiryEncoder, LanguageModel
 from vilavt_toolkit.errors import BadConfig
@@ -182,7 +183,7 @@ def _build_tokenizer(clip: OpenClipModel, text_config: Mapping[str, Any], local_
             return wrapped, int(wrapped.tokenizer.pad_token_id)
     try:
         simple = SimpleTokenizer(context_length=context, **more)
-    except (TypeError, AssertionError) as error:
+    except LIBRARY_ERRORS as error:
         raise BadConfig(
             f"open_clip's tokenizer does not take tokenizer_kwargs {more} ({error}). Remove what it names."
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vilavt_toolkit.config.limits import LARGEST
 from vilavt_toolkit.config.parsing import to_plain
 from vilavt_toolkit.config.recipe import (
     CheckedRecipe,
@@ -521,11 +523,11 @@ def test_no_data_makes_the_parser_fail_in_any_way_but_its_own(data: Any) -> None
             assert parse_config(cls, to_plain(value)) == value
 
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
 VALID = st.recursive(
     st.none()
     | st.booleans()
-    | st.integers()
+    | st.integers(-LARGEST, LARGEST)
     | st.floats(allow_nan=False, allow_infinity=False)
     | TEXT.filter(lambda text: "${" not in text)
     | st.sampled_from(["1e-3", "no", "~", "???", "12:30", "0x1", "", " a ", "#", "{", "2020-01-01"]),
@@ -574,3 +576,93 @@ def test_a_component_may_hold_components(base: Path) -> None:
     assert [p.config.width for p in policy.config.policies] == [64, 2]
     errors = complaints(base, "model.stopping={name: toy_any_of, policies: [toy_decides, toy_trns]}")
     assert "model.stopping.policies[1].name: no stopping policy named 'toy_trns'" in errors[0]
+
+
+# --- Limits --------------------------------------------------------------------------------------------
+
+DOUBLED = "\n".join(f"x{i + 1}: '{f'${{x{i}}}' * 8}'" for i in range(12))
+ALIASES = "\n".join(f"b{i + 1}: &b{i + 1} [*b{i}, *b{i}]" for i in range(30))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("run: '${x12}'\nx0: aaaaaaaa\n" + DOUBLED, "more than 100,000 values and characters"),
+        ("\n".join(f"x{i}: '${{x{i + 1}}}'" for i in range(60)), "more than 50 references lead to each other"),
+        ("b0: &b0 [1]\n" + ALIASES, "more than 10,000 values"),
+        ("run: " + "[" * 100_000, "more than 50 levels"),
+        ("{a: " * 100_000, "more than 50 levels"),
+        ("#" * 1_000_001, "more than 1,000,000 characters"),
+        ("#" * 4_000_001, "larger than a recipe can be"),
+        ("model: {modulator: [" + "toy_film, " * 200 + "]}", "more than 100 components"),
+    ],
+)
+def test_a_recipe_that_grows_without_bound_is_refused_at_once(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(VilavtError, match=said):
+        load_recipe(write(tmp_path / "large.yaml", text))
+
+
+def test_an_override_has_the_same_limits(base: Path) -> None:
+    assert "more than 50 levels" in complaints(base, "model.encoder.extra=" + "[" * 100_000)[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.batch_size=1000000000", "train.batch_size: 1000000000 is above the most, 100000 (dialogues of an"),
+        ("train.steps=0x" + "f" * 9000, "train.steps: a number that large is above the most, 1000000000"),
+        ("train.batch_size=1e30", "train.batch_size: expected an int, got 1e+30 (float)."),
+        ("model.encoder.extra={depth: 1000000}", "extra.depth: 1000000 is above the most, 256. Write 256 or less."),
+        ("model.encoder.extra={layers: [200, 200]}", "extra.layers: 400 is above the most, 256."),
+        ("model.encoder.extra={a: {num_heads: -1}}", "extra.a.num_heads: -1 is below the least, 1."),
+        ("model.encoder.extra={anything: 1000000000001}", "extra.anything: 1000000000001 is above the most"),
+        ('run="a\\0b"', "run: the text holds a zero byte"),
+        (f"train.init_from={'x' * 300}", "train.init_from: the name is longer than files can have."),
+        (f"run={'x' * 300}", "run: the name is longer than files can have."),
+        (f"{'x' * 3000}=1", "no key"),
+    ],
+)
+def test_a_number_or_name_without_sense_is_refused_at_its_key(base: Path, override: str, said: str) -> None:
+    errors = complaints(base, override)
+    assert said in errors[0]
+    assert len(errors[0]) < 600
+
+
+def test_what_is_no_regular_file_is_no_recipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "device.yaml").symlink_to("/dev/zero")
+    for name in ("pipe.yaml", "device.yaml", "~nobody-at-all/a.yaml"):
+        with pytest.raises(BadRecipe):
+            load_recipe(name if name.startswith("~") else tmp_path / name)
+
+
+def test_only_recipes_are_inherited_so_that_no_error_quotes_another_file(tmp_path: Path) -> None:
+    secret = write(tmp_path / "secret.conf", "password: hunter2\n")
+    (tmp_path / "link.yaml").symlink_to(secret)
+    for name, said in ((secret, r"no \.yaml file"), ("secret.conf", r"no \.yaml file"), ("link", "a link to a file")):
+        with pytest.raises(BadRecipe, match=said) as caught:
+            load_recipe(write(tmp_path / "child.yaml", f"inherits: {name}\n"))
+        assert "hunter2" not in str(caught.value) and "password" not in str(caught.value)
+
+
+def test_many_errors_are_told_in_part(base: Path) -> None:
+    base.write_text(BASE + "\n".join(f"key{i}: 1" for i in range(200)))
+    assert complaints(base)[-1] == "... and 150 more errors."
+
+
+# --- The command line ----------------------------------------------------------------------------------
+
+
+def test_no_value_of_the_command_line_is_cut_at_a_number_sign(base: Path) -> None:
+    for text in ("my data #1", "#1", "a # b"):
+        assert load_recipe(base, [f"run={text}"]).recipe.run == text
+    assert load_recipe(base, ["run='my data #1'"]).recipe.run == "my data #1"
+    assert load_recipe(base, ["run=a#b"]).recipe.run == "a#b"
+    assert "Put the text that holds it in quotes" in complaints(base, "model.encoder.sizes=[1 #2]")[0]
+
+
+def test_an_error_inside_a_section_says_which_values_came_from_the_command_line(base: Path) -> None:
+    assert complaints(base, "train.micro_batch=3", "train.steps=7") == [
+        "BadConfig: base.yaml with command line train.micro_batch, train.steps: train: micro_batch 3 does not divide "
+        "batch_size 8. Write a divisor of it."
+    ]

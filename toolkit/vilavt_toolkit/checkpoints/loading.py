@@ -11,7 +11,7 @@ import torch
 
 from vilavt_toolkit.checkpoints.native import load_checkpoint, load_weights_into
 from vilavt_toolkit.checkpoints.run_folder import expand_home
-from vilavt_toolkit.config.parsing import parse_config
+from vilavt_toolkit.config.parsing import Location, parse_config
 from vilavt_toolkit.config.recipe import CheckedRecipe, load_recipe
 from vilavt_toolkit.config.schema import ModelSection
 from vilavt_toolkit.contracts import Task
@@ -107,10 +107,10 @@ def build_model(checked: CheckedRecipe, dtype: torch.dtype | None = torch.float3
     section = checked.recipe.model
     if section.checkpoint:
         model = _assemble_with_weights(
-            section, foreign.find_foreign_checkpoint(section.checkpoint), str(checked.path), dtype
+            section, foreign.find_foreign_checkpoint(section.checkpoint), checked.where, dtype
         )
     else:
-        model = assemble_model(section, str(checked.path))
+        model = assemble_model(section, checked.where)
     # A tokenizer without a file is trained on the task's text; the dialogue's fixed strings become tokens of their own.
     task: Task = checked.recipe.task.build()
     fixed = model.dialogue.fixed_strings(section.source.entry.cls.box_key)
@@ -120,12 +120,12 @@ def build_model(checked: CheckedRecipe, dtype: torch.dtype | None = torch.float3
 
 
 def _assemble_with_weights(
-    section: ModelSection, found: foreign.ForeignCheckpoint, label: str, dtype: torch.dtype | None
+    section: ModelSection, found: foreign.ForeignCheckpoint, where: str | Location, dtype: torch.dtype | None
 ) -> VisualChatModel:
     """Build the model of a section with another project's weights; parts that it does not hold are new."""
     # Parts that the checkpoint fills are built on the meta device, so that no weight is drawn to be overwritten.
     filled = found.format.filled_parts(section, found.folder)
-    model = assemble_model(section, label, filled=filled)
+    model = assemble_model(section, where, filled=filled)
     found.format.load(model, found.folder, filled, dtype)
     if missing := unfilled_parameters(model):
         raise InputError(f"checkpoint {found.name!r} holds no weights for {shorten_list(missing)}.")
@@ -161,5 +161,5 @@ def load_matching_weights(
     recipe: CheckedRecipe, folder: Path, other_stopping: bool
 ) -> tuple[VisualChatModel, list[str]]:
     """Build a recipe's model with a checkpoint's weights; return it and the names that `load_weights_into` left new."""
-    model = assemble_model(recipe.recipe.model, str(recipe.path), saved=folder)
+    model = assemble_model(recipe.recipe.model, recipe.where, saved=folder)
     return model, load_weights_into(model, folder, other_stopping=other_stopping)

@@ -32,9 +32,10 @@ from vilavt_toolkit.checkpoints.run_folder import expand_home
 from vilavt_toolkit.checkpoints.training_state import TrainingState
 from vilavt_toolkit.checkpoints.weights import RenameWeight, describe_mismatch, fill_weights
 from vilavt_toolkit.config.parsing import to_plain
-from vilavt_toolkit.config.recipe import CheckedRecipe, ConvertRecipe, dump_recipe, load_recipe, read_yaml
+from vilavt_toolkit.config.recipe import CheckedRecipe, ConvertRecipe, dump_recipe, load_recipe
 from vilavt_toolkit.config.recipe_plugins import PLUGIN_FOLDER
 from vilavt_toolkit.config.schema import PARTS_WITH_WEIGHTS
+from vilavt_toolkit.config.yaml_reading import read_yaml
 from vilavt_toolkit.contracts import Dialogue
 from vilavt_toolkit.errors import InputError, RunError, UntrustedPlugins, VilavtError
 from vilavt_toolkit.models.assemble import INQUIRY_ENCODER, LANGUAGE_MODEL, STOPPING, assemble_model

@@ -8,23 +8,28 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from vilavt_toolkit.config.limits import MOST_PARAMETERS
 from vilavt_toolkit.config.recipe import CheckedRecipe
 from vilavt_toolkit.config.schema import Recipe, RLSection
 from vilavt_toolkit.contracts import Task
 from vilavt_toolkit.data.source_check import check_sources
 from vilavt_toolkit.data.splits import require_samples
+from vilavt_toolkit.errors import BadConfig
 from vilavt_toolkit.formats import foreign
 from vilavt_toolkit.models.assemble import ErrorCollector, assemble_model
 from vilavt_toolkit.models.model import VisualChatModel
+from vilavt_toolkit.utils.text import shorten_list
 
 
 def check_recipe(recipe: CheckedRecipe) -> VisualChatModel:
     """Return a recipe's model on the meta device; raises RecipeErrors with all that would fail later."""
     sections = recipe.recipe
-    collect = ErrorCollector(str(recipe.path))
+    collect = ErrorCollector(recipe.where)
     # On the meta device nothing is allocated, so a recipe of a 7 B model is checked in seconds on a laptop.
     with torch.device("meta"):
-        model = collect.try_build("model", lambda: assemble_model(sections.model, str(recipe.path)))
+        model = collect.try_build("model", lambda: assemble_model(sections.model, recipe.where))
+    if model is not None:
+        collect.check_fits("model", lambda: _check_size(model))
     if sections.model.checkpoint:
         collect.try_build("model.checkpoint", lambda: _check_checkpoint(sections.model.checkpoint))
     _check_task(collect, sections)
@@ -34,6 +39,15 @@ def check_recipe(recipe: CheckedRecipe) -> VisualChatModel:
     collect.raise_errors()
     assert model is not None
     return model
+
+
+def _check_size(model: VisualChatModel) -> None:
+    """Raise BadConfig if no computer holds a model's weights."""
+    parameters = _count_parameters(model)
+    if parameters > MOST_PARAMETERS:
+        raise BadConfig(
+            f"the model has {parameters:,} parameters, and the most is {MOST_PARAMETERS:,}. Make its parts smaller."
+        )
 
 
 def _check_checkpoint(name: str) -> None:
@@ -105,7 +119,7 @@ def make_parts_table(recipe: CheckedRecipe, model: VisualChatModel) -> Table:
     # Encoders of stages have blocks of several widths.
     widths = "/".join(map(str, sorted({block.width for block in spec.blocks})))
     blocks = f"{spec.depth} blocks of width {widths}, positions {spec.positions}"
-    modulated = f"blocks {', '.join(vision.modulators) or 'none'}"
+    modulated = f"blocks {shorten_list([*vision.modulators], 48) or 'none'}"
     tokens = f"width {language.width}, {language.vocab_size:,} tokens, context {language.context_length:,}"
     units = model.dialogue.units_per_side
     boxes = f"boxes in {units} units per side" if units else "boxes in pixels"
@@ -127,7 +141,7 @@ def make_parts_table(recipe: CheckedRecipe, model: VisualChatModel) -> Table:
 
 
 def _join_names(parts: list[Any]) -> str:
-    return ", ".join(part.name for part in parts)
+    return shorten_list([part.name for part in parts], 12)
 
 
 def _count_parameters(module: Any) -> int:

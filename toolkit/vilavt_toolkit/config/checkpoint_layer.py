@@ -9,7 +9,8 @@ from typing import Any
 
 from vilavt_toolkit.config.layers import Layers
 from vilavt_toolkit.config.parsing import KeyPath
-from vilavt_toolkit.errors import MissingWeights, RecipeErrors, VilavtError
+from vilavt_toolkit.errors import BadConfig, MissingWeights, RecipeErrors, VilavtError
+from vilavt_toolkit.utils.text import shorten_text
 
 
 def absolutise_checkpoint(mapping: dict[str, Any], folder: Path) -> None:
@@ -52,6 +53,9 @@ def add_checkpoint_layer(layers: Layers, name: str, label: str, errors: Sequence
             if not is_hub_name(name):
                 raise
             section = find_foreign_checkpoint(name).read_section()
+    # The name of a home that is not known, or what no file can be called.
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RecipeErrors([*errors, BadConfig(f"{label}: model.checkpoint: {shorten_text(str(error))}.")]) from error
     except VilavtError as error:
         # Without this layer nearly every key of the recipe would be reported as wrong.
         raise RecipeErrors([*errors, type(error)(f"{label}: model.checkpoint: {error}")]) from error
@@ -67,5 +71,9 @@ def _own_checkpoint(mapping: dict[str, Any]) -> str | None:
 
 def _absolute_folder(value: str, folder: Path) -> str:
     """Return the absolute path of a folder, relative to `folder` or the current one; a hub name stays unchanged."""
-    candidates = [base / Path(value).expanduser() for base in (folder, Path.cwd())] if value else []
-    return next((os.path.abspath(path) for path in candidates if path.is_dir()), value)
+    try:
+        candidates = [base / Path(value).expanduser() for base in (folder, Path.cwd())] if value else []
+        return next((os.path.abspath(path) for path in candidates if path.is_dir()), value)
+    # The name is too long, or names the home of nobody. The parser says so of paths, in one place.
+    except (OSError, RuntimeError, ValueError):
+        return value

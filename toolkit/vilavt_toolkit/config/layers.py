@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from vilavt_toolkit.config.parsing import KeyPath, Location, format_path
 from vilavt_toolkit.config.schema_node import SchemaNode
 from vilavt_toolkit.errors import BadConfig, UsageError
+from vilavt_toolkit.utils.text import shorten_text
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+|\[\d+\])*)\}")
 _STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
@@ -19,7 +21,9 @@ _KEY = re.compile(r"[^.\[\]]+(?:\.[^.\[\]]+|\[\d+\])*")
 def split_key(key: str) -> KeyPath:
     """Split a key such as `a.b[0].c` or `a.b.0.c` into its steps; raises UsageError."""
     if not _KEY.fullmatch(key):
-        raise UsageError(f"'{key}' is no key. Write it like model.modulator.name or model.stopping[0].turns.")
+        raise UsageError(
+            f"'{shorten_text(key)}' is no key. Write it like model.modulator.name or model.stopping[0].turns."
+        )
     steps = [index or word for word, index in _STEP.findall(key)]
     return tuple(int(step) if step.isdecimal() else step for step in steps)
 
@@ -49,6 +53,10 @@ class Layers:
             if path[:length] in self.labels:
                 return self.labels[path[:length]]
         return default
+
+    def find_below(self, path: KeyPath, label: str) -> list[KeyPath]:
+        """Return the paths below `path` whose values the layer `label` set."""
+        return [each for each, layer in self.labels.items() if layer == label and each[: len(path)] == path != each]
 
     # --- Merging -------------------------------------------------------------------------------------------
 
@@ -180,6 +188,12 @@ class Layers:
         return [*node[:step], item, *node[step + 1 :]]
 
 
+MOST_FILLED = 100_000
+"""Values and characters that the references of a recipe may become in all."""
+MOST_FOLLOWED = 50
+"""References that lead to each other."""
+
+
 class References:
     """Fills in references `${a.b}` to other keys of the same recipe. Nothing else is evaluated."""
 
@@ -188,12 +202,18 @@ class References:
         self.where = where
         self.errors: list[BadConfig] = []
         self._root = SchemaNode(schema)
+        self._filled: float = 0
 
     def fill_tree(self) -> dict[str, Any]:
         """Return the tree with all references filled in, and collect `errors`."""
         return {key: self._fill_node(value, (key,), ()) for key, value in self.tree.items()}
 
     def _fill_node(self, node: Any, path: KeyPath, pending: tuple[str, ...]) -> Any:
+        # What no reference leads to is as long as the file, which has a limit of its own.
+        self._filled += (len(node) + 1 if isinstance(node, str) else 1) if pending else 0
+        if self._filled > MOST_FILLED:
+            # Nothing is followed any more, so that references that double each other end at once.
+            return node if self._filled == math.inf else self._refuse_growth(path)
         if isinstance(node, Mapping):
             return {key: self._fill_node(value, (*path, key), pending) for key, value in node.items()}
         if isinstance(node, list):
@@ -202,8 +222,18 @@ class References:
             return self._fill_text(node, path, pending)
         return node
 
+    def _refuse_growth(self, path: KeyPath) -> str:
+        self._add_error(
+            path,
+            f"the references become more than {MOST_FILLED:,} values and characters. Write fewer that double others.",
+        )
+        # Whatever else there is to say of references follows from this.
+        self._filled = math.inf
+        return ""
+
     def _add_error(self, path: KeyPath, message: str) -> str:
-        self.errors.append(BadConfig(f"{self.where(path)}: {message}"))
+        if self._filled != math.inf:
+            self.errors.append(BadConfig(f"{self.where(path)}: {message}"))
         return ""
 
     def _fill_text(self, text: str, path: KeyPath, pending: tuple[str, ...]) -> Any:
@@ -212,7 +242,9 @@ class References:
         if whole:
             return self._look_up(whole[1], path, pending)
         if "${" in _REFERENCE.sub(" ", text):
-            return self._add_error(path, f"{text!r} is no plain reference. Write it like ${{train.steps}}.")
+            return self._add_error(
+                path, f"{shorten_text(text)!r} is no plain reference. Write it like ${{train.steps}}."
+            )
 
         def insert_value(match: re.Match[str]) -> str:
             value = self._look_up(match[1], path, pending)
@@ -233,6 +265,10 @@ class References:
             return self._add_error(
                 path, f"the references {' -> '.join((*pending, key))} form a circle. Write one of the values itself."
             )
+        if len(pending) >= MOST_FOLLOWED:
+            return self._add_error(
+                path, f"more than {MOST_FOLLOWED} references lead to each other. Write the value itself."
+            )
         node: Any = self.tree
         schema, keys = self._root, split_key(key)
         for place, step in enumerate(keys):
@@ -247,7 +283,7 @@ class References:
 
 def _unset_reference(keys: KeyPath, place: int, current: Any) -> str:
     """Describe a reference that leads nowhere; `current` is the name that the key at `place` has now."""
-    reference = f"${{{format_path(keys)}}}"
+    reference = f"${{{shorten_text(format_path(keys), 100)}}}"
     if current == keys[place]:
         return f"{reference} refers to a key that the recipe does not set. Set it, or write the value itself."
     renamed = format_path((*keys[:place], current, *keys[place + 1 :]))

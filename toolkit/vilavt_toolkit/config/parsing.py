@@ -10,15 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from vilavt_toolkit.config.limits import LARGEST, MOST_PARTS, describe_bad_path, describe_out_of_bounds, is_layer_count
 from vilavt_toolkit.errors import BadConfig, RecipeErrors, UnknownName, VilavtError
 from vilavt_toolkit.registry import REGISTRIES, Part, Registry
 from vilavt_toolkit.settings import default_of, did_you_mean
-from vilavt_toolkit.utils.text import format_value
+from vilavt_toolkit.utils.text import format_value, shorten_text
 
 T = TypeVar("T")
 KeyPath = tuple[str | int, ...]
 """A place in nested data: keys and list indices."""
 
+_TOO_MANY = f"the recipe has more than {MOST_PARTS:,} components. Name fewer."
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _ITEMS = {int: "ints", float: "floats", str: "texts"}
 _WORDS = {int: "an int", float: "a float", bool: "true or false", str: "text", type(None): "null"}
@@ -47,7 +49,7 @@ class Location:
 
     def __call__(self, path: KeyPath) -> str:
         """Return the label and the dotted path."""
-        tail = format_path(path)
+        tail = shorten_text(format_path(path))
         if not (self.label and tail):
             return self.label or tail
         return f"{self.label}.{tail}" if tail[0] != "[" else f"{self.label}{tail}"
@@ -110,6 +112,8 @@ class Parser:
     def __init__(self, where: Location) -> None:
         self.where = where
         self.errors: list[VilavtError] = []
+        self.parts = 0
+        """Number of components that were read."""
 
     def add_error(self, path: KeyPath, message: str, error: type[VilavtError] = BadConfig) -> _Invalid:
         """Add an error at a path, and return INVALID as the value."""
@@ -163,9 +167,10 @@ class Parser:
         else:
             owner, noun = f"'{path[-1]}'" if path else "it", "key"
             listed = f"keys{f' of {format_path(path)}' if path else ''}: {names}"
+        shown = shorten_text(repr(key), 100) if isinstance(key, str) else format_value(key)
         self.add_error(
-            (*path, key if isinstance(key, str) else repr(key)),
-            f"{owner} has no {noun} {key!r}.{did_you_mean(key, tuple(known))}\n  {listed}",
+            (*path, key if isinstance(key, str) else shown),
+            f"{owner} has no {noun} {shown}.{did_you_mean(key, tuple(known))}\n  {listed}",
         )
 
     def _refuse_alternatives(
@@ -212,24 +217,25 @@ class Parser:
     def _find_files(self, value: Any, path: KeyPath) -> Any:
         if isinstance(value, list | tuple):
             return type(value)(self._find_files(item, (*path, i)) for i, item in enumerate(value))
-        return self.where.find_file(path, value) if isinstance(value, str) and value else value
+        if not isinstance(value, str) or not value:
+            return value
+        if wrong := describe_bad_path(value):
+            return self.add_error(path, wrong)
+        return self.where.find_file(path, value)
 
-    def _check_range(self, f: Field[Any], value: Any, path: KeyPath) -> Any:
-        low, high = f.metadata.get("minimum"), f.metadata.get("maximum")
-        # `type`, not isinstance: True is an int for isinstance, and has no range.
-        if type(value) in (int, float):
-            if low is not None and value < low:
-                return self.add_error(
-                    path, f"{value} is below the least, {low} ({f.metadata['help']}). Write {low} or more."
-                )
-            if high is not None and value > high:
-                return self.add_error(
-                    path, f"{value} is above the most, {high} ({f.metadata['help']}). Write {high} or less."
-                )
+    def _check_range(self, f: Field[Any] | None, value: Any, path: KeyPath) -> Any:
+        """Return a value if its numbers lie within the bounds of their key; `f` is the setting, if there is one."""
+        key = next((step for step in reversed(path) if isinstance(step, str)), "")
         if isinstance(value, list | tuple):
-            for i, item in enumerate(value):
-                self._check_range(f, item, (*path, i))
-        return value
+            checked = [self._check_range(f, item, (*path, i)) for i, item in enumerate(value)]
+            if is_layer_count(key) and all(type(item) is int for item in checked):
+                self._check_range(f, sum(checked), path)
+            return value
+        # `type`, not isinstance: True is an int for isinstance, and has no range.
+        if type(value) not in (int, float):
+            return value
+        wrong = describe_out_of_bounds(value, key, f)
+        return self.add_error(path, wrong) if wrong else value
 
     # --- Parts ---------------------------------------------------------------------------------------------
 
@@ -239,6 +245,10 @@ class Parser:
 
     def parse_part(self, kind: str, value: Any, path: KeyPath, default: str | None = None) -> Part | _Invalid:
         """Read a component, given by its name alone or by a mapping of `name` and settings."""
+        self.parts += 1
+        if self.parts > MOST_PARTS:
+            # Only the first is told: a list of a million components would give a million errors.
+            return self.add_error(path, _TOO_MANY) if self.parts == MOST_PARTS + 1 else INVALID
         registry = REGISTRIES[kind]
         named = {"name": value} if isinstance(value, str) else value
         if not isinstance(named, Mapping):
@@ -290,6 +300,8 @@ class Parser:
         if type(value) is annotation:
             if annotation is float and not math.isfinite(value):
                 return self.add_error(path, f"expected a finite float, got {value}.")
+            if annotation is str and "\0" in value:
+                return self.add_error(path, "the text holds a zero byte, which no file and no tokenizer takes.")
             return value
         hint = ""
         # An int, or a number in quotes, says clearly enough which float is meant.
@@ -299,7 +311,7 @@ class Parser:
             except OverflowError:
                 hint = ", which is too large"
         if annotation is int and type(value) is float and value.is_integer():
-            hint = f". Write {int(value)}"
+            hint = f". Write {int(value)}" if abs(value) < LARGEST else ""
         if annotation is str and (value is None or type(value) in (int, float, bool)):
             hint = f". Put the text in quotes, on a command line within others: '{format_path(path)}=\"...\"'"
         return self.add_error(path, f"expected {describe_type(annotation)}, got {format_value(value)}{hint}.")
@@ -344,16 +356,17 @@ class Parser:
             if isinstance(key, str):
                 items[key] = self.parse_value(annotation, item, (*path, key))
             else:
-                self.add_error((*path, repr(key)), "a key must be text. Put it in quotes.")
+                self.add_error((*path, format_value(key)), "a key must be text. Put it in quotes.")
         return items
 
     def _parse_plain_data(self, value: Any, path: KeyPath) -> Any:
         if isinstance(value, Mapping):
             return self._parse_dict(Any, value, path)
         if isinstance(value, list | tuple):
-            return [self._parse_plain_data(item, (*path, i)) for i, item in enumerate(value)]
+            items = [self._parse_plain_data(item, (*path, i)) for i, item in enumerate(value)]
+            return self._check_range(None, items, path)
         if type(value) in _WORDS:
-            return self._parse_scalar(type(value), value, path)
+            return self._check_range(None, self._parse_scalar(type(value), value, path), path)
         return self.add_error(path, f"expected text, numbers, lists or mappings, got {format_value(value)}.")
 
 

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import glob
-import io
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vilavt_toolkit.config.checkpoint_layer import absolutise_checkpoint, add_checkpoint_layer, effective_checkpoint
 from vilavt_toolkit.config.layers import Layers, References, split_key
-from vilavt_toolkit.config.parsing import KeyPath, Location, Parser, parse_config, to_plain
+from vilavt_toolkit.config.parsing import KeyPath, Location, Parser, format_path, parse_config, to_plain
 from vilavt_toolkit.config.recipe_plugins import RecipePlugins, find_checkpoint_folder
 from vilavt_toolkit.config.schema import Recipe
+from vilavt_toolkit.config.yaml_reading import SUFFIXES, parse_value, read_yaml
 from vilavt_toolkit.errors import BadConfig, BadRecipe, RecipeErrors, UsageError, VilavtError
 from vilavt_toolkit.registry.plugins import Plugin, display_path, load_builtin
 from vilavt_toolkit.registry.trust import trusting_plugins
 from vilavt_toolkit.settings import did_you_mean
+from vilavt_toolkit.utils.text import shorten_list, shorten_text
 
 __all__ = [
     "CheckedRecipe",
@@ -34,6 +33,8 @@ __all__ = [
 ]
 
 COMMAND_LINE = "command line"
+MOST_ANCESTORS = 20
+"""Recipes that inherit each other."""
 
 ConvertRecipe = Callable[[Mapping[str, Any]], dict[str, Any]]
 """Translates a recipe's plain data with the keys of an earlier version to today's."""
@@ -51,6 +52,8 @@ class CheckedRecipe:
     path: Path
     plugins: tuple[Plugin, ...] = field(default=(), repr=False)
     """The plugins that were loaded for it, with the code that ran."""
+    where: Location = field(default_factory=Location, repr=False, compare=False)
+    """Names the file, or the command line, that set the value at a path."""
 
     @property
     def name(self) -> str:
@@ -121,6 +124,9 @@ class _LayerLocation(Location):
     def __call__(self, path: KeyPath) -> str:
         tail = Location()(path)
         label = self._layers.find_label(path, self.label)
+        # What is wrong with a section or a component may be the fault of a value inside it.
+        if label != COMMAND_LINE and (typed := self._layers.find_below(path, COMMAND_LINE)):
+            label = f"{label} with {COMMAND_LINE} {shorten_list([format_path(each) for each in typed])}"
         return f"{label}: {tail}" if tail else label
 
     def find_file(self, path: KeyPath, name: str) -> str:
@@ -149,7 +155,7 @@ def _check_layers(layers: Layers, path: Path, folders: Mapping[str, Path], error
     errors = [*errors, *references.errors, *parser.errors]
     if errors or not isinstance(recipe, Recipe):
         raise RecipeErrors(errors)
-    return CheckedRecipe(recipe, to_plain(recipe), tuple(layers.notes), path)
+    return CheckedRecipe(recipe, to_plain(recipe), tuple(layers.notes), path, where=where)
 
 
 # --- Finding -------------------------------------------------------------------------------------------
@@ -180,20 +186,23 @@ def recipe_names() -> list[str]:
 def find_recipe(name_or_path: str | Path) -> Path:
     """Find a recipe by the path of its file, or by its name among the installed ones; raises BadRecipe."""
     text = str(name_or_path)
-    path = Path(text).expanduser()
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:
+        raise BadRecipe(f"{shorten_text(text)} names a home folder that is not known. Write the whole path.") from error
     # The ending decides, so that a file `quickstart` in the current folder never hides the installed recipe.
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix in SUFFIXES:
         if _is_file(path):
             return path
-        raise BadRecipe(f"there is no recipe file {text}. Check the path.")
+        raise BadRecipe(f"there is no recipe file {shorten_text(text)}. Check the path.")
     known = recipe_names()
     folder = recipe_folder()
     if folder is not None and text in known:
         return folder / f"{text}.yaml"
     raise BadRecipe(
-        f"no recipe named '{text}'.{did_you_mean(text, known)}\n"
+        f"no recipe named '{shorten_text(text)}'.{did_you_mean(text, known)}\n"
         f"  recipes: {', '.join(known) or 'none'}\n"
-        f"  For a recipe of your own give the path of its file, like ./{path.name}.yaml."
+        f"  For a recipe of your own give the path of its file, like ./{shorten_text(path.name)}.yaml."
     )
 
 
@@ -243,6 +252,8 @@ def _find_lineage(path: Path) -> list[tuple[Path, Path | None]]:
                 f"{display_path(child)}: inherits: the recipes inherit each other in a circle: {names}. Take one "
                 "`inherits` out."
             )
+        if len(chain) == MOST_ANCESTORS:
+            raise BadRecipe(f"{display_path(child)}: inherits: more than {MOST_ANCESTORS} recipes inherit each other.")
         chain.append((found, checkpoint))
 
 
@@ -256,80 +267,30 @@ def _find_parent(name_or_path: str, child: Path) -> Path:
     """Find the recipe that `child` inherits: a file relative to its own, or an installed recipe; raises BadRecipe."""
     try:
         for beside in (child.parent / name_or_path, child.parent / f"{name_or_path}.yaml"):
-            if _is_file(beside):
+            # Errors quote what a recipe holds, so that no file of another kind is read as one, also through a link.
+            if _is_file(beside) and beside.suffix in SUFFIXES:
+                if beside.resolve().suffix not in SUFFIXES:
+                    raise BadRecipe(f"{beside} is a link to a file of another kind. Name a .yaml file.")
                 return beside
-        if Path(name_or_path).suffix in (".yaml", ".yml"):
-            raise BadRecipe(f"there is no recipe file {child.parent / name_or_path}. Check the path.")
+        if Path(name_or_path).suffix in SUFFIXES:
+            raise BadRecipe(
+                f"there is no recipe file {shorten_text(str(child.parent / name_or_path))}. Check the path."
+            )
+        if _is_file(child.parent / name_or_path):
+            raise BadRecipe(f"{shorten_text(name_or_path)} is no .yaml file. Name a recipe.")
         return find_recipe(name_or_path)
     except BadRecipe as error:
         raise BadRecipe(f"{display_path(child)}: inherits: {error}") from error
 
 
-# --- Reading -------------------------------------------------------------------------------------------
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds one mapping; raises BadRecipe naming the line."""
-    label = display_path(path)
-    try:
-        # Editors on Windows may begin a file with a byte order mark, which YAML refuses.
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadRecipe(f"{label} is no UTF-8 text. Give the path of a YAML file.") from error
-    except OSError as error:
-        raise BadRecipe(f"{label} cannot be read ({error.strerror}). Check the path.") from error
-    data = _parse_yaml(text, label)
-    if not isinstance(data, dict):
-        raise BadRecipe(f"{label} holds no mapping. Write keys like `model:`.")
-    return data
-
-
-def _parse_yaml(text: str, label: str) -> Any:
-    """Read YAML into plain data as omegaconf does: 1e-3 is a number, and a key may not stand twice."""
-    from omegaconf import OmegaConf
-
-    with _name_yaml_errors(label):
-        return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
-
-
-def _parse_value(text: str, label: str) -> Any:
-    """Read the value of an override."""
-    from omegaconf import OmegaConf
-
-    with _name_yaml_errors(label, lines=False):
-        holder: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
-        return holder["value"]
-
-
-@contextmanager
-def _name_yaml_errors(label: str, lines: bool = True) -> Iterator[None]:
-    """Turn the errors of YAML and omegaconf into BadRecipe, which names the key or the line."""
-    import yaml
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        yield
-    except yaml.MarkedYAMLError as error:
-        mark, problem = error.problem_mark, error.problem or "it is no YAML"
-        twice = re.match(r"found duplicate key (.*)", problem)
-        what = f"the key '{twice[1]}' stands twice in one mapping. Keep one of them" if twice else problem
-        line = f", line {mark.line + 1}" if lines and mark else ""
-        raise BadRecipe(f"{label}{line}: {what}.") from error
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
-        raise BadRecipe(f"{label}: {f'{key}: ' if key else ''}{str(error).splitlines()[0]}.") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise BadRecipe(f"{label} cannot be read as YAML: {str(error).splitlines()[0]}.") from error
-    # omegaconf raises this for a document that is a single number.
-    except OSError as error:
-        raise BadRecipe(f"{label} holds no mapping. Write keys like `model:`.") from error
+# --- Overrides ------------------------------------------------------------------------------------------
 
 
 def split_override(override: str) -> tuple[KeyPath, str]:
     """Split an override `a.b=c` into keys and text; raises UsageError."""
     key, equals, text = override.partition("=")
     if not equals:
-        raise UsageError(f"'{override}' is no override. Write key=value, like train.steps=100.")
+        raise UsageError(f"'{shorten_text(override)}' is no override. Write key=value, like train.steps=100.")
     return split_key(key.strip()), text
 
 
@@ -341,7 +302,7 @@ def _read_overrides(
     for override in overrides:
         try:
             keys, text = split_override(override)
-            value = _parse_value(text, f"{COMMAND_LINE}: {override}")
+            value = parse_value(text, f"{COMMAND_LINE}: {shorten_text(override)}")
         except UsageError as error:
             errors.append(error)
             continue

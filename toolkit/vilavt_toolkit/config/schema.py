@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from vilavt_toolkit.config.limits import describe_bad_path
 from vilavt_toolkit.registry import Part
 from vilavt_toolkit.settings import part, setting
 
@@ -172,6 +173,7 @@ class RLSection(StageSection):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_run(self.run)
         if self.temperature == 0:
             raise ValueError("temperature 0 makes all rollouts of a prompt the same. Write a positive one, like 1.")
 
@@ -219,3 +221,12 @@ class Recipe:
     train: TrainSection = setting(help="supervised training")
     rl: RLSection | None = setting(None, help="reinforcement learning, for `vilavt rl` (null: none)")
     eval: EvalSection = setting(help="evaluation", factory=EvalSection)
+
+    def __post_init__(self) -> None:
+        _check_run(self.run)
+
+
+def _check_run(run: str) -> None:
+    # A folder that is to be made has no place beside the recipe, so that it is not looked for as other paths are.
+    if wrong := describe_bad_path(run):
+        raise ValueError(f"run: {wrong}")

@@ -112,7 +112,7 @@ def build_meta_model(recipe: CheckedRecipe) -> VisualChatModel:
     """Build a recipe's model with its tokenizer, its weights on the meta device: enough to count lengths."""
     section, task = recipe.recipe.model, recipe.recipe.task
     with torch.device("meta"):
-        model = assemble_model(section, str(recipe.path))
+        model = assemble_model(section, recipe.where)
     fixed = model.dialogue.fixed_strings(section.source.entry.cls.box_key)
     # A tokenizer that is trained on the corpus cuts texts as it will in the run.
     model.language_model.fit_tokenizer(task.build().corpus(), fixed)

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vilavt_toolkit.config.layers import split_key
+from vilavt_toolkit.config.limits import MOST_MODULATORS
+from vilavt_toolkit.config.parsing import Location
 from vilavt_toolkit.config.schema import ModelSection
 from vilavt_toolkit.contracts import NEEDS, Dialogue, Encoder, LanguageModel, StoppingPolicy
 from vilavt_toolkit.errors import BadConfig, RecipeErrors, VilavtError
@@ -25,10 +28,13 @@ LANGUAGE_MODEL, INQUIRY_ENCODER = "language_model", "inquiry_encoder"
 
 
 class ErrorCollector:
-    """Builds part after part, and collects every error with the path of its part in the recipe."""
+    """Builds part after part, and collects every error with the path of its part in the recipe.
 
-    def __init__(self, label: str) -> None:
-        self.label = label
+    `where` is the recipe's `CheckedRecipe.where`, or a name for what holds the parts.
+    """
+
+    def __init__(self, where: str | Location) -> None:
+        self._where = where
         self.errors: list[VilavtError] = []
 
     def try_build(self, path: str, make: Callable[[], T]) -> T | None:
@@ -39,7 +45,8 @@ class ErrorCollector:
             # Parts within parts have named their paths already.
             self.errors += errors.errors
         except VilavtError as error:
-            self.errors.append(type(error)(f"{self.label}: {path}: {error}"))
+            place = f"{self._where}: {path}" if isinstance(self._where, str) else self._where(split_key(path))
+            self.errors.append(type(error)(f"{place}: {error}"))
         return None
 
     def check_fits(self, path: str, check: Callable[[], None]) -> bool:
@@ -55,7 +62,10 @@ class ErrorCollector:
 
 
 def assemble_model(
-    section: ModelSection, label: str = "recipe", saved: Path | None = None, filled: frozenset[str] = frozenset()
+    section: ModelSection,
+    where: str | Location = "recipe",
+    saved: Path | None = None,
+    filled: frozenset[str] = frozenset(),
 ) -> VisualChatModel:
     """Build the model of a recipe with random weights; raises RecipeErrors with everything that does not fit.
 
@@ -64,7 +74,7 @@ def assemble_model(
     checkpoint afterwards, so they are built on the meta device. Under `torch.device("meta")` all parts are.
     `cudnn_attention` is a switch of the whole process: the model assembled last decides.
     """
-    collect = ErrorCollector(label)
+    collect = ErrorCollector(where)
 
     def build(kind: str, make: Callable[[], T]) -> T | None:
         # A part that a checkpoint fills would otherwise draw random weights only to throw them away.
@@ -96,6 +106,8 @@ def assemble_model(
     blocks = collect.try_build("model.integration", lambda: integrated_blocks(section.integration, encoder.spec))
     vision = None
     if blocks is not None:
+        collect.check_fits("model.modulator", lambda: _check_modulators(len(modulators) * len(blocks)))
+        collect.raise_errors()
         chosen = blocks
         vision = build("modulator", lambda: DynamicEncoder(encoder, modulators, chosen, inquiry_encoder))
     projector = build("projector", lambda: section.projector.build(encoder.spec.out_width, language_model.width))
@@ -151,6 +163,14 @@ def _check_units(section: ModelSection, dialogue: Dialogue, encoder: Encoder) ->
         raise BadConfig(
             f"dialogue '{section.dialogue.name}' writes boxes in pixels of a view, which views of encoder "
             f"'{section.encoder.name}' do not have. Choose another dialogue or an encoder of images."
+        )
+
+
+def _check_modulators(number: int) -> None:
+    if number > MOST_MODULATORS:
+        raise BadConfig(
+            f"{number:,} modulators in all blocks are more than {MOST_MODULATORS:,}. Name fewer, or fewer blocks in "
+            "model.integration."
         )
 
 

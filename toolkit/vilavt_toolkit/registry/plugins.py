@@ -82,7 +82,10 @@ def find_plugin(plugin: str, folder: Path) -> Plugin:
     """Read the code of a plugin that is a file, relative to `folder`, or name the module; raises BadRecipe."""
     if not plugin.endswith(".py"):
         return Plugin(plugin)
-    file = Path(os.path.abspath(folder / Path(plugin).expanduser()))
+    try:
+        file = Path(os.path.abspath(folder / Path(plugin).expanduser()))
+    except RuntimeError as error:
+        raise BadRecipe(f"plugins: {plugin!r} names a home folder that is not known. Write the whole path.") from error
     return Plugin(str(file), read_code(file))
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 
+from vilavt_components.common.library_errors import as_bad_config
 from vilavt_components.common.suggestions import unknown_name_message
 from vilavt_components.common.weights import (
     RenameKeys,
@@ -20,6 +21,7 @@ from vilavt_components.common.weights import (
 from vilavt_components.encoders.timm.blocks import block_adapters, branch_types
 from vilavt_components.encoders.timm.stem import StemConfig, check_stem, stem_layer
 from vilavt_toolkit.errors import BadConfig, InputError
+from vilavt_toolkit.utils.text import format_value
 
 # Parts of timm's models after the features: checkpoints may hold them, and this encoder leaves them out.
 _HEADS = ("head.", "head_dist.", "attn_pool.", "fc_norm.", "pre_logits.")
@@ -56,10 +58,8 @@ def build_by_name(name: str, args: Mapping[str, Any]) -> Any:
         listing = "import timm; print(timm.list_models())"
         raise BadConfig(unknown_name_message("timm has no model", name, timm.list_models(), listing))
     _check_tag(name)
-    try:
+    with as_bad_config(f"timm cannot build '{name}' with args {format_value(dict(args))}", "Correct `args`."):
         return timm.create_model(name, pretrained=False, **args)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise BadConfig(f"timm cannot build '{name}' with args {dict(args)}: {error}") from error
 
 
 def build_by_config(config: Mapping[str, Any], args: Mapping[str, Any], stem: StemConfig | None) -> Any:
@@ -69,12 +69,11 @@ def build_by_config(config: Mapping[str, Any], args: Mapping[str, Any], stem: St
     merged: dict[str, Any] = {"num_classes": 0, "class_token": False, "global_pool": ""} | dict(config)
     # YAML has no tuples.
     merged = {key: tuple(value) if isinstance(value, list) else value for key, value in merged.items()} | dict(args)
-    if stem is not None:
-        merged |= {"embed_layer": stem_layer(stem, int(merged.get("embed_dim", 768))), "patch_size": 1}
-    try:
+    shown = format_value(dict(config))
+    with as_bad_config(f"timm cannot build a VisionTransformer from `config` {shown}", "Correct `config`."):
+        if stem is not None:
+            merged |= {"embed_layer": stem_layer(stem, int(merged.get("embed_dim", 768))), "patch_size": 1}
         return VisionTransformer(**merged)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise BadConfig(f"timm cannot build a VisionTransformer from `config` {dict(config)}: {error}") from error
 
 
 def check_model(model: Any, where: str) -> None:

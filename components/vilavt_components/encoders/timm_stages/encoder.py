@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from vilavt_components.common.library_errors import as_bad_config
 from vilavt_components.encoders.image_encoder import ImageEncoder
 from vilavt_components.encoders.timm.models import check_weights, load_weights, resolve_preprocessing
 from vilavt_components.encoders.timm_stages.feature_maps import to_maps, to_tokens
@@ -73,7 +74,8 @@ class TimmStagesEncoder(ImageEncoder):
 
     def __init__(self, config: TimmStagesConfig) -> None:
         chosen = _fill_small_defaults(config)
-        staged = build_staged_model(str(chosen.model), chosen.args, chosen.stages)
+        with as_bad_config(f"timm's '{chosen.model}' with these `args` has no stages", "Correct `args`."):
+            staged = build_staged_model(str(chosen.model), chosen.args, chosen.stages)
         preprocessing = resolve_preprocessing(staged.model)
         native = math.prod(_native_size(staged.model, preprocessing))
         budget = chosen.pixel_budget(PixelBudget(native, native))
