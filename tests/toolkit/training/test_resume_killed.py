@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,7 @@ load_builtin()
 def attempt(arguments):
     child = os.fork()
     if child == 0:
+        os.setsid()
         code = 1
         try:
             code = cli.run(arguments)
@@ -54,7 +56,7 @@ def ended(child):
 
 
 def signalled(arguments, run, when, number):
-    '''Send a signal some time after the run has reached a step; the exit code, and where it was.'''
+    '''Send a signal to all processes of a run some time after a step of it; the exit code, and where it was.'''
     at, delay = when
     child, code, until = attempt(arguments), None, time.monotonic() + 120
     while (newest(run) or 0) < at and code is None and time.monotonic() < until:
@@ -62,7 +64,7 @@ def signalled(arguments, run, when, number):
         time.sleep(0.002)
     if code is None:
         time.sleep(delay)
-        os.kill(child, number)
+        os.killpg(child, number)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return code, newest(run)
 
@@ -83,8 +85,8 @@ print(json.dumps([told, waited([*arguments, "--resume"]), waited(whole)]))
 
 ENDED = """
 import json
-arguments, run, moment = json.loads(sys.argv[1])
-print(json.dumps(signalled(arguments, run, moment, signal.SIGTERM)))
+told = [signalled(arguments, run, moment, number) for arguments, run, moment, number in json.loads(sys.argv[1])]
+print(json.dumps(told))
 """
 
 
@@ -148,11 +150,20 @@ def test_so_it_does_whenever_it_is_killed(rl_recipe, tiny_run, tmp_path, command
 
 
 @pytest.mark.parametrize("command", ["train", "rl"])
-def test_a_run_asked_to_end_saves_where_it_is_and_exits_with_143(rl_recipe, tiny_run, tmp_path, command):
-    arguments, run, _ = stage(command, rl_recipe, tiny_run, tmp_path / "run")
-    long = {"train": ["train.steps=10000", "train.schedule=constant"], "rl": ["rl.steps=10000", "rl.schedule=constant"]}
-    (code, step), error = spoken(ENDED, [*arguments, *long[command]], str(run), (2, 0.1))
-    assert code == 143, error
+def test_a_group_of_processes_asked_to_end_saves_where_it_is_and_exits_with_143(rl_recipe, tiny_run, tmp_path, command):
+    """As SLURM and systemd end it, with workers that prepare samples, and as a terminal does that is gone."""
+    long = {
+        "train": ["train.steps=10000", "train.schedule=constant", "train.workers=2"],
+        "rl": ["rl.steps=10000", "rl.schedule=constant"],
+    }
+    asked, runs = [], []
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        arguments, run, _ = stage(command, rl_recipe, tiny_run, tmp_path / number.name)
+        asked.append(([*arguments, *long[command]], str(run), (2, 0.1), number))
+        runs.append(run)
+    told, error = spoken(ENDED, *asked)
+    assert [code for code, _ in told] == [143, 143], error
     assert "Traceback" not in error and error.rstrip().endswith("asked to end")
-    assert "Go on from it with --resume" in error.replace("\n", " ")
-    assert step >= 2 and step == max(int(path.name[5:]) for path in (run / "checkpoints").iterdir())
+    assert error.replace("\n", " ").count("Go on from it with --resume") == 2
+    for run, (_, step) in zip(runs, told, strict=True):
+        assert step >= 2 and step == max(int(path.name[5:]) for path in (run / "checkpoints").iterdir())

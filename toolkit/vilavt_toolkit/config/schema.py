@@ -96,6 +96,9 @@ class TrainSection(StageSection):
         "32-true", help="number format of weights and activations, in Lightning's words"
     )
     workers: int = setting(0, help="worker processes that prepare samples (0: the training process does)", minimum=0)
+    worker_seconds: float = setting(
+        600.0, help="seconds that a worker may take for a sample; then the run stops", minimum=0.1
+    )
     preprocess: Literal["ahead", "stream"] = setting(
         "stream",
         help="'ahead' preprocesses every sample once before the first step, 'stream' does it during training",

@@ -33,6 +33,7 @@ _SPEED_AND_OUTPUT = frozenset(
         "run",
         "save_rollouts_every",
         "threads",
+        "worker_seconds",
         "workers",
     }
 )

@@ -68,7 +68,7 @@ class StageModule(pl.LightningModule):
         self.start_step = start
         self.skipped_steps = 0
         """Steps left out because their loss or gradient was NaN or infinite."""
-        self.is_between_steps = False
+        self.is_between_steps = True
         """True while no weight changes, so that a checkpoint saved after an error is that of the last step."""
         self._optimizer = optimizer
         self._taken_steps = 0
@@ -103,6 +103,7 @@ class StageModule(pl.LightningModule):
 
     def begin_step(self) -> Any:
         """Return the optimizer with empty gradients and the learning rate of this step."""
+        self.is_between_steps = False
         optimizer = cast(Any, self.optimizers())
         factor = learning_rate_factor(self.section, self.step, self.total_steps)
         for group in optimizer.param_groups:
@@ -177,11 +178,12 @@ class StageModule(pl.LightningModule):
                 self.log(name, value, prog_bar=True, logger=False)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Write the step's metrics to the logger, every `log_every` steps.
+        """End the step, and write its metrics to the logger every `log_every` steps.
 
         Lightning would count steps from 0 again in a resumed run, and only a private counter changes that. Metrics that
         a step does not set keep the values of an earlier one: rollouts are made before the first inner epoch only.
         """
+        self.is_between_steps = True
         step = self.step - 1
         if self.logger is None or (step + 1) % self.section.log_every:
             return

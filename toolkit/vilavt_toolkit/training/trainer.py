@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,11 +51,13 @@ class StageStart:
     trainer: pl.Trainer
 
 
-def prepare_stage(stage: Stage, resume: bool, lock: RunLock, allow_changes: bool = False) -> StageStart | None:
+def prepare_stage(
+    stage: Stage, resume: bool, lock: RunLock, interruption: Interruption, allow_changes: bool = False
+) -> StageStart | None:
     """Seed all random numbers and find where the stage starts; None if all steps are taken. Raises VilavtError.
 
-    `lock` is that of the stage's run folder, held until the stage has ended. A run is resumed under other settings that
-    count only with `allow_changes`.
+    `lock` is that of the stage's run folder. It is held, and signals are handled, until the stage has ended. A run is
+    resumed under other settings that count only with `allow_changes`.
     """
     settings = stage.recipe.recipe.train
     if settings.threads:
@@ -73,7 +76,6 @@ def prepare_stage(stage: Stage, resume: bool, lock: RunLock, allow_changes: bool
         state = load_training_state(folder)
     if settings.precision == "bf16-true":
         log.warning(_BF16_TRUE)
-    interruption = Interruption()
     checkpointing = CheckpointCallback(stage, state, interruption)
     return StageStart(folder, step, lock, checkpointing, interruption, _build_trainer(stage, checkpointing))
 
@@ -82,7 +84,7 @@ def run_stage(
     stage: Stage,
     start: StageStart,
     module: StageModule,
-    build_loader: Callable[[], Iterable[Any]],
+    build_loader: Callable[[], AbstractContextManager[Iterable[Any]]],
     prepare_run: Callable[[], None] | None = None,
 ) -> Path:
     """Take the stage's steps and return its run folder.
@@ -92,8 +94,8 @@ def run_stage(
     optimizer = module.configure_optimizers()
     if start.checkpointing.state is not None:
         check_state(start.checkpointing.state, optimizer, stage.section_key)
-    batches, interruption = build_loader(), start.interruption
-    with interruption:
+    interruption = start.interruption
+    with build_loader() as batches, interruption.deferred():
         # Last of all: what fails before leaves an earlier run where it was, and no half of a new one.
         if start.folder is None:
             start.lock.move_run_aside()

@@ -147,6 +147,8 @@ def _start_worker_process() -> subprocess.Popen[str]:
         stderr=subprocess.DEVNULL,
         text=True,
         encoding="utf-8",
+        # A signal to the group of this process, as a terminal or SLURM sends it, would end a comparison as wrong.
+        start_new_session=True,
     )
     reply = _exchange_lines(process, "", _START)
     if reply != "true":

@@ -1,5 +1,6 @@
 """Answers of kind `math`: what is equal, and that no answer keeps a comparison from ending."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -89,6 +90,12 @@ def test_an_answer_that_takes_for_ever_is_wrong_and_the_next_is_compared(monkeyp
     monkeypatch.setattr(_math, "_SECONDS", 1)
     assert not is_same_value("x^2", "x^{9^{9^{9^9}}}")
     assert is_same_value("z+1", "1+z")
+
+
+def test_a_signal_to_this_programs_group_does_not_end_the_comparing_process():
+    assert is_same_value("y+1", "1+y")
+    worker = _math._worker_of_process(os.getpid())._process
+    assert worker is not None and os.getpgid(worker.pid) != os.getpgid(0)
 
 
 def test_answers_are_compared_in_threads_without_touching_signals():

@@ -18,6 +18,7 @@ from vilavt_toolkit.errors import InputError, TrainingError
 from vilavt_toolkit.generation.loop import Decoding, Loop
 from vilavt_toolkit.generation.reader import Reader
 from vilavt_toolkit.models.model import VisualChatModel
+from vilavt_toolkit.training.callbacks.interruption import Interruption
 from vilavt_toolkit.training.reinforcement.rollout_buffer import RolloutBuffer
 from vilavt_toolkit.training.reinforcement.rollouts import RolloutCollector, rollout_seed
 from vilavt_toolkit.training.reinforcement.scoring import RewardError
@@ -214,8 +215,13 @@ def test_an_update_that_is_no_number_is_left_out_counted_and_its_sample_named(rl
 
 def test_a_request_to_stop_is_heard_between_batches_of_rollouts(rl_recipe, tiny_model):
     collector = prompter_of(rl_recipe, tiny_model, "rl.rollout_batch=2")
-    asked = iter([False, False, True])
-    collector.should_stop = lambda: next(asked)
+    interruption, asked = Interruption(), iter([False, False, True])
+
+    def check_stop():
+        interruption.is_requested = next(asked)
+        interruption.check_between_steps()
+
+    collector.check_stop = check_stop
     with pytest.raises(StoppedBetweenSteps):
         collector.collect(0)
 

@@ -18,6 +18,7 @@ from vilavt_toolkit.cli import app as cli
 from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.errors import InputError, RecipeErrors, RunError, UsageError
 from vilavt_toolkit.training.reinforcement import drawing as rl_drawing
+from vilavt_toolkit.training.reinforcement.rollouts import RolloutCollector
 from vilavt_toolkit.training.reinforcement.run import run_reinforcement
 
 
@@ -186,6 +187,21 @@ def test_an_error_between_steps_loses_none_of_them(rl_recipe, start):
     counted = "    evenness.calls = getattr(evenness, 'calls', 0) + 1\n    assert evenness.calls <= 8\n    own = "
     plugin.write_text(plugin.read_text().replace("    own = ", counted))
     assert cli.run(["rl", str(rl_recipe), f"run={start}", "rl.checkpoint_every=100"]) == 1
+    assert find_checkpoint(start.with_name("run-rl")).name == "step-00000002"
+
+
+@pytest.mark.parametrize("error", [InputError("sample 3: its image is gone."), KeyError("a defect of a task")])
+def test_a_sample_that_becomes_unreadable_loses_no_step(rl_recipe, start, monkeypatch, error):
+    collect = RolloutCollector.collect
+
+    def collect_first(self, step, attempt=0):
+        if step == 1:
+            raise error
+        return collect(self, step, attempt)
+
+    monkeypatch.setattr(RolloutCollector, "collect", collect_first)
+    with pytest.raises(type(error)):
+        reinforced(rl_recipe, start, "rl.checkpoint_every=100")
     assert find_checkpoint(start.with_name("run-rl")).name == "step-00000002"
 
 

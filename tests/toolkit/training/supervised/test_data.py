@@ -16,7 +16,7 @@ from vilavt_toolkit.contracts import TraceTurn
 from vilavt_toolkit.errors import InputError, UsageError
 from vilavt_toolkit.training.losses import target_logprobs
 from vilavt_toolkit.training.schedule import learning_rate_factor
-from vilavt_toolkit.training.supervised import data
+from vilavt_toolkit.training.supervised import workers
 from vilavt_toolkit.training.supervised.data import (
     PreparedDataset,
     StepCollator,
@@ -83,7 +83,7 @@ def same(first, second) -> bool:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_samples_made_ahead_are_the_streamed_ones(tiny_model, tiny_task, workers):
     traces = TraceDataset(tiny_model, tiny_task, 32)
-    ahead = PreparedDataset(traces, workers)
+    ahead = PreparedDataset(traces, workers, 60.0)
     assert len(ahead) == 32
     assert all(same(ahead[index], traces[index]) for index in range(32))
 
@@ -116,7 +116,7 @@ class BadTask:
 def test_a_sample_that_cannot_be_learned_is_named(tiny_model, tiny_task, workers):
     traces = TraceDataset(tiny_model, BadTask(tiny_task), 8)
     with pytest.raises(InputError, match=r"sample digit_scenes/0/train/3: turn 0"):
-        PreparedDataset(traces, workers)
+        PreparedDataset(traces, workers, 60.0)
 
 
 @pytest.mark.parametrize("preprocess", ["ahead", "stream"])
@@ -130,7 +130,7 @@ def test_the_loader_raises_it_in_the_same_words_from_any_process(tiny_model, tin
 
 @pytest.mark.parametrize("preprocess", ["ahead", "stream"])
 def test_workers_where_processes_cannot_be_forked_are_refused(tiny_model, tiny_task, monkeypatch, preprocess):
-    monkeypatch.setattr(data.multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    monkeypatch.setattr(workers.multiprocessing, "get_all_start_methods", lambda: ["spawn"])
     with pytest.raises(UsageError, match=r"Set train\.workers to 0"):
         build_step_loader(tiny_model, tiny_task, section(max_samples=8, workers=1, preprocess=preprocess), 0)
     list(build_step_loader(tiny_model, tiny_task, section(max_samples=8, preprocess=preprocess), 0))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from pathlib import Path
@@ -16,19 +20,21 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
+from rich.console import Console
 from safetensors.torch import load_file
 
 from vilavt_toolkit.checkpoints.loading import build, load
 from vilavt_toolkit.checkpoints.native import load_training_state, read_step
 from vilavt_toolkit.config.recipe import load_recipe
-from vilavt_toolkit.errors import RunError, UsageError
+from vilavt_toolkit.errors import InputError, RunError, TrainingError, UsageError
 from vilavt_toolkit.training import trainer
 from vilavt_toolkit.training.callbacks import progress_bar as bar
 from vilavt_toolkit.training.callbacks.interruption import Interruption
 from vilavt_toolkit.training.losses import target_logprobs_and_hits
+from vilavt_toolkit.training.supervised import data
 from vilavt_toolkit.training.supervised import module as sft
 from vilavt_toolkit.training.supervised import run as run_module
-from vilavt_toolkit.training.supervised.data import build_step_loader
+from vilavt_toolkit.training.supervised.data import build_step_loader, build_step_sampler
 from vilavt_toolkit.training.supervised.module import SupervisedModule
 from vilavt_toolkit.training.supervised.run import run_supervised
 from vilavt_toolkit.vision import dynamic_encoder
@@ -425,9 +431,128 @@ def test_an_interrupted_run_ends_with_130_and_resumes_bit_for_bit_where_it_was(t
         assert_equal(tensors(run, steps + 1, name), tensors(whole, steps + 1, name))
 
 
+UNREADABLE, DEAD, STUCK, DEFECT = "unreadable", "dead", "stuck", "defect"
+
+
+@pytest.fixture
+def spoiled(tiny_recipe, monkeypatch):
+    """Let the first sample of step 2 fail in some way; what is returned mends it."""
+    sections = load_recipe(tiny_recipe).recipe
+    (index, *_) = build_step_sampler(sections.task.build(), sections.train, sections.seed).step_indices(2)
+    prepare = data.TraceDataset.__getitem__
+
+    def spoil(how):
+        def prepare_spoiled(self, asked):
+            if asked == index and how == UNREADABLE:
+                raise InputError("sample 7: its image is gone.")
+            if asked == index and how == DEFECT:
+                raise KeyError("a defect of a task")
+            if asked == index and how == DEAD:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if asked == index and how == STUCK:
+                threading.Event().wait()
+            if asked == index:
+                how(asked)
+            return prepare(self, asked)
+
+        monkeypatch.setattr(data.TraceDataset, "__getitem__", prepare_spoiled)
+        return lambda: monkeypatch.setattr(data.TraceDataset, "__getitem__", prepare)
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("how", "workers", "error"),
+    [
+        (UNREADABLE, 0, InputError),
+        (UNREADABLE, 2, InputError),
+        (DEFECT, 1, KeyError),
+        (DEAD, 2, TrainingError),
+        (STUCK, 1, TrainingError),
+    ],
+)
+def test_the_last_whole_step_is_saved_before_an_error_of_the_data_is_told(
+    tiny_recipe, tiny_run, tmp_path, spoiled, how, workers, error
+):
+    settings = [f"train.workers={workers}", "train.worker_seconds=0.5", "train.checkpoint_every=100"]
+    mend = spoiled(how)
+    with pytest.raises(error):
+        run_of(tiny_recipe, tmp_path / "run", *settings)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000002"]
+    mend()
+    run = run_of(tiny_recipe, tmp_path / "run", *settings, resume=True)
+    for name in ("model", "resume"):
+        assert_equal(tensors(run, 4, name), tensors(tiny_run, 4, name))
+
+
+def test_an_error_before_the_first_step_of_a_resumed_run_leaves_its_checkpoint(tiny_recipe, tmp_path, spoiled):
+    run = run_of(tiny_recipe, tmp_path / "run", "train.steps=2", "train.schedule=constant")
+    before = {path: path.read_bytes() for path in (run / "checkpoints").rglob("*") if path.is_file()}
+    spoiled(UNREADABLE)
+    with pytest.raises(InputError, match="its image is gone"):
+        run_of(tiny_recipe, run, "train.schedule=constant", resume=True)
+    assert {path: path.read_bytes() for path in (run / "checkpoints").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, None), (signal.SIGTERM, 143), (signal.SIGHUP, 143)], ids=str
+)
+def test_a_signal_that_comes_while_a_sample_is_waited_for_saves_the_last_step(
+    tiny_recipe, tiny_run, tmp_path, spoiled, number, code
+):
+    def ask_to_end(index):
+        os.kill(os.getppid(), number)
+        threading.Event().wait()
+
+    settings = ["train.workers=1", "train.checkpoint_every=100"]
+    mend = spoiled(ask_to_end)
+    with pytest.raises(KeyboardInterrupt if code is None else SystemExit) as told:
+        run_of(tiny_recipe, tmp_path / "run", *settings)
+    assert code is None or told.value.code == code
+    assert signal.getsignal(number) is not None and multiprocessing.active_children() == []
+    mend()
+    run = run_of(tiny_recipe, tmp_path / "run", *settings, resume=True)
+    assert_equal(tensors(run, 4), tensors(tiny_run, 4))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=str)
+def test_a_signal_while_samples_are_made_ready_ends_the_workers_and_leaves_nothing(
+    tiny_recipe, tmp_path, spoiled, number
+):
+    def ask_to_end(index):
+        os.kill(os.getppid(), number)
+        threading.Event().wait()
+
+    spoiled(ask_to_end)
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
+        run_of(tiny_recipe, tmp_path / "run", "train.workers=2", "train.preprocess=ahead")
+    assert multiprocessing.active_children() == []
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+def test_a_terminal_that_is_gone_does_not_end_a_run(tiny_recipe, tmp_path, monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(bar, "Console", lambda stderr: Console(file=Gone(), force_terminal=True))
+    run = run_of(tiny_recipe, tmp_path / "run", "train.steps=2")
+    assert tensors(run, 2)
+
+
+def test_nohup_keeps_a_run_deaf_to_the_end_of_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interruption() as interruption, interruption.deferred():
+            signal.raise_signal(signal.SIGHUP)
+            assert not interruption.is_requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_the_second_interrupt_is_not_waited_for():
     before = signal.getsignal(signal.SIGINT)
-    with Interruption() as interruption:
+    with Interruption() as interruption, interruption.deferred():
         signal.raise_signal(signal.SIGINT)
         assert interruption.is_requested
         with pytest.raises(KeyboardInterrupt):

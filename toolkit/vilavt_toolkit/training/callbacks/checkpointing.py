@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -27,11 +28,13 @@ class CheckpointCallback(pl.Callback):
         self.stage, self.state, self.interruption = stage, state, interruption
         self.facts: dict[str, Any] = {}
         """Plain data that every checkpoint keeps with its training state, by key."""
+        self._tried_step: int | None = None
+        self._newest: Path | None = None
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        # Not earlier: making the data loader's iterator draws a random number, which the saved state must follow.
+        # Not earlier: whatever draws random numbers before the first step must not change those of the step.
         if self.state is not None:
             restore_state(self.state, trainer.optimizers[0], self.stage.section_key, _grad_scaler(trainer))
             cast(StageModule, pl_module).load_state(self.state)
@@ -45,22 +48,35 @@ class CheckpointCallback(pl.Callback):
         if is_stopping or is_due:
             self._save_checkpoint(trainer, module)
         if is_stopping:
+            self._tell_newest()
             raise KeyboardInterrupt
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Save the last whole step if an error, or a request to stop, came behind it."""
         module = cast(StageModule, pl_module)
         is_stopped = isinstance(exception, StoppedBetweenSteps)
-        # An error between steps, of a reward for example, has changed no weight: the steps before it need not be lost.
-        is_saveable = isinstance(exception, VilavtError) and module.is_between_steps and module.step > module.start_step
-        if is_stopped or is_saveable:
-            self._save_checkpoint(trainer, module)
+        # A sample that cannot be read or a reward that raises has changed no weight: no step before it need be lost.
+        is_failed = isinstance(exception, Exception) and module.is_between_steps and module.step > module.start_step
+        if not (is_stopped or is_failed):
+            return
+        # The step may be saved already, or its saving may be what failed. A state that is not put back is a saved one.
+        if self._tried_step != module.step and self.state is None:
+            try:
+                self._save_checkpoint(trainer, module)
+            except VilavtError as error:
+                # The first error is the one to end with.
+                log.warning("step %d is not saved: %s", module.step, error)
+        self._tell_newest()
 
     def _save_checkpoint(self, trainer: pl.Trainer, module: StageModule) -> None:
+        self._tried_step = module.step
         state = capture_state(trainer.optimizers[0], _grad_scaler(trainer), module.capture_state())
         state.data.update(self.facts)
-        folder = save_checkpoint(self.stage.run, module.model, self.stage.recipe, module.step, state)
-        if self.interruption.is_requested or module.is_between_steps:
-            log.warning("%s is saved. Go on from it with --resume.", folder)
+        self._newest = save_checkpoint(self.stage.run, module.model, self.stage.recipe, module.step, state)
+
+    def _tell_newest(self) -> None:
+        if self._newest is not None:
+            log.warning("%s is saved. Go on from it with --resume.", self._newest)
 
 
 def _grad_scaler(trainer: pl.Trainer) -> Any:

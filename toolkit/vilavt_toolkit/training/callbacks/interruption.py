@@ -1,35 +1,40 @@
-"""Ctrl-C and SIGTERM while training: the current step is finished and saved, then the run stops."""
+"""Ctrl-C, SIGTERM and SIGHUP while a stage runs: between them the stage ends whole."""
 
 from __future__ import annotations
 
 import logging
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 from vilavt_toolkit.errors import TERMINATED
+from vilavt_toolkit.training.stage import StoppedBetweenSteps
 
 log = logging.getLogger(__name__)
 
 
 class Interruption:
-    """A context in which the first signal only sets `is_requested`; a second one interrupts at once.
+    """A context in which a signal ends the program as an exception does: what was started is ended too.
 
-    Python may deliver a signal anywhere inside a step, where some weights are changed and others are not. A checkpoint
-    of that moment could not be resumed exactly.
+    While steps are taken (`deferred`) the first signal only sets `is_requested`, and a second one ends the program at
+    once. Python may deliver a signal anywhere inside a step, where some weights are changed and others are not. A
+    checkpoint of that moment could not be resumed exactly.
     """
 
     def __init__(self) -> None:
         self.is_requested = False
         """True once a signal has asked the run to stop."""
+        self._is_deferred = False
         self._signal = signal.SIGINT
         self._previous_handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interruption:
         # Python sets and runs signal handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in _handled_signals():
                 self._previous_handlers[number] = signal.signal(number, self._handle_signal)
         return self
 
@@ -39,13 +44,35 @@ class Interruption:
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
-    def _handle_signal(self, number: int, frame: FrameType | None) -> None:
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Let a first signal wait for the end of the step that it comes in."""
+        self._is_deferred = True
+        try:
+            yield
+        finally:
+            self._is_deferred = False
+
+    def check_between_steps(self) -> None:
+        """Raise StoppedBetweenSteps if the run is to stop; called where no weight is being changed."""
         if self.is_requested:
+            raise StoppedBetweenSteps
+
+    def build_exit(self) -> BaseException:
+        """Build the exception that ends the program: KeyboardInterrupt, or SystemExit(143) after another signal."""
+        return KeyboardInterrupt() if self._signal == signal.SIGINT else SystemExit(TERMINATED)
+
+    def _handle_signal(self, number: int, frame: FrameType | None) -> None:
+        is_second, self.is_requested, self._signal = self.is_requested, True, signal.Signals(number)
+        if is_second or not self._is_deferred:
             raise self.build_exit()
-        self.is_requested, self._signal = True, signal.Signals(number)
         reason = "interrupted" if number == signal.SIGINT else "asked to end"
         log.warning("%s: the run stops after this step is saved. Repeat to stop at once.", reason)
 
-    def build_exit(self) -> BaseException:
-        """Build the exception that ends the program: KeyboardInterrupt, or SystemExit(143) after SIGTERM."""
-        return SystemExit(TERMINATED) if self._signal == signal.SIGTERM else KeyboardInterrupt()
+
+def _handled_signals() -> list[signal.Signals]:
+    """Return the signals that ask a run to end."""
+    # SIGHUP says that the terminal is gone, unless `nohup` has switched it off.
+    hangup = getattr(signal, "SIGHUP", None)
+    is_heard = hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([hangup] if hangup is not None and is_heard else [])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any, cast
 
 from pytorch_lightning import LightningModule, Trainer
@@ -31,22 +32,27 @@ class StepProgressBar(ProgressBar):
         """Start the bar at the steps taken before this fit."""
         module = cast(StageModule, pl_module)
         self._bar.add_task("training", total=module.total_steps, completed=module.start_step, note="")
-        self._bar.start()
+        with suppress(OSError):
+            self._bar.start()
         self._last = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count a step, and update the metrics if the last update was long enough ago."""
-        module, now = cast(StageModule, pl_module), time.monotonic()
-        task = self._bar.tasks[0]
+        # A terminal that is gone, or a log on a full disk, must not end a run: its signal asks for a checkpoint.
+        with suppress(OSError):
+            self._show_step(trainer, cast(StageModule, pl_module))
+
+    def _show_step(self, trainer: Trainer, module: StageModule) -> None:
+        task, now = self._bar.tasks[0], time.monotonic()
         self._bar.update(task.id, completed=module.step)
         # The last step is always shown, so that a finished run does not end on old numbers.
         last = module.step == module.total_steps
         if not last and now - self._last < (_SECONDS_PER_UPDATE if self._console.is_terminal else _SECONDS_PER_LINE):
             return
         self._last = now
-        metrics = self.get_metrics(trainer, pl_module)
+        metrics = self.get_metrics(trainer, module)
         said = "  ".join(f"{name} {value:.3g}" for name, value in metrics.items() if isinstance(value, float))
         self._bar.update(task.id, note=said)
         if not self._console.is_terminal and not last:
@@ -55,8 +61,10 @@ class StepProgressBar(ProgressBar):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the bar, which stays visible."""
-        self._bar.stop()
+        with suppress(OSError):
+            self._bar.stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop the bar, which stays visible."""
-        self._bar.stop()
+        with suppress(OSError):
+            self._bar.stop()

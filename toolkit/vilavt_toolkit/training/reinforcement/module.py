@@ -115,7 +115,6 @@ class ReinforcementModule(StageModule):
 
         Raises TrainingError if none does after `max_resamples` further attempts.
         """
-        self.is_between_steps = True
         groups: list[PromptGroup] = []
         learned: list[LearnedRollout] = []
         for attempt in range(self.section.max_resamples + 1):
@@ -128,7 +127,6 @@ class ReinforcementModule(StageModule):
         self._log_rollouts(step, groups)
         if not learned:
             raise TrainingError(self._describe_nothing_learned(step, groups))
-        self.is_between_steps = False
         return RolloutBuffer.from_rollouts(learned, self.device)
 
     def _select_learned(self, groups: Sequence[PromptGroup]) -> list[LearnedRollout]:

@@ -18,7 +18,6 @@ from vilavt_toolkit.generation.loop import Decoding, Loop
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.reinforcement.rollout_weights import rollout_weights
 from vilavt_toolkit.training.reinforcement.scoring import score_all
-from vilavt_toolkit.training.stage import StoppedBetweenSteps
 from vilavt_toolkit.training.supervised.data import StepSampler
 
 
@@ -91,8 +90,8 @@ class RolloutCollector:
     def __init__(self, model: VisualChatModel, task: Task, section: RLSection, seed: int) -> None:
         self.model, self.task, self.section, self.seed = model, task, section, seed
         self.rewards = WeightedRewards(section.rewards)
-        self.should_stop: Callable[[], bool] = lambda: False
-        """Called between rollouts; True if the run is to end now."""
+        self.check_stop: Callable[[], None] = lambda: None
+        """Called between rollouts; raises an error if the run is to end now."""
         self.rollout_seconds = self.reward_seconds = 0.0
         """Time spent on the current step, all its attempts together."""
         size = task.length(section.split)
@@ -104,7 +103,7 @@ class RolloutCollector:
     def collect(self, step: int, attempt: int = 0) -> list[PromptGroup]:
         """Ask a step's prompts and return their groups, rewarded; each further attempt asks other prompts.
 
-        Raises RewardError, InputError for a sample that cannot be asked, and StoppedBetweenSteps.
+        Raises RewardError, InputError for a sample that cannot be asked, and what `check_stop` raises.
         """
         if attempt == 0:
             self.rollout_seconds = self.reward_seconds = 0.0
@@ -141,15 +140,13 @@ class RolloutCollector:
             for number in range(self.section.group_size):
                 sessions.append(first.copy())
                 seeds.append(rollout_seed(self.seed, step, attempt, prompt, number))
-        if self.should_stop():
-            raise StoppedBetweenSteps
+        self.check_stop()
         with rollout_weights(self.model):
             copies = self.section.group_size
             for request in self._loop.run_sessions(sessions, self.section.rollout_batch, seeds, copies):
                 if request.error is not None:
                     raise add_context(f"sample {samples[request.number // copies].id}", request.error)
-                if self.should_stop():
-                    raise StoppedBetweenSteps
+                self.check_stop()
         # Autocast caches casts of weights. The loop's have no gradient, and the update must not get them.
         torch.clear_autocast_cache()
         return sessions

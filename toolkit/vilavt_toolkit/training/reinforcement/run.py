@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 from vilavt_toolkit.checkpoints.loading import build_model, load_checkpoint_model
@@ -22,6 +23,8 @@ from vilavt_toolkit.data.source_check import check_sources
 from vilavt_toolkit.data.splits import require_samples
 from vilavt_toolkit.errors import InputError, RunError, UsageError
 from vilavt_toolkit.models.model import VisualChatModel
+from vilavt_toolkit.training.callbacks.interruption import Interruption
+from vilavt_toolkit.training.limits import explained_limits
 from vilavt_toolkit.training.reinforcement.module import PolicyParts, ReinforcementModule
 from vilavt_toolkit.training.reinforcement.rollouts import RolloutCollector
 from vilavt_toolkit.training.resume_changes import check_data
@@ -53,8 +56,9 @@ def run_reinforcement(recipe: CheckedRecipe, resume: bool = False, allow_changes
     require_single_process()
     section, run = require_rl_section(recipe), rl_run_folder(recipe)
     stage = Stage(recipe, section, run, section.steps * section.inner_epochs, "rl")
-    with RunLock(run, "rl.run", create=not resume) as lock:
-        start = prepare_stage(stage, resume, lock, allow_changes)
+    # Signals are handled before anything is started that they would have to end.
+    with explained_limits("rl"), Interruption() as interruption, RunLock(run, "rl.run", create=not resume) as lock:
+        start = prepare_stage(stage, resume, lock, interruption, allow_changes)
         return run if start is None else _reinforce(stage, section, start, allow_changes)
 
 
@@ -73,7 +77,7 @@ def _reinforce(stage: Stage, section: RLSection, start: StageStart, allow_change
         check_lengths(model, task, section.split, traces=False)
     model.vision.gradient_checkpointing = recipe.recipe.train.gradient_checkpointing
     collector = RolloutCollector(model, task, section, recipe.recipe.seed)
-    collector.should_stop = lambda: start.interruption.is_requested
+    collector.check_stop = start.interruption.check_between_steps
     reference = None
     if section.kl:
         # The policy's own checkpoint has moved on in a resumed run; the first one was kept.
@@ -85,7 +89,9 @@ def _reinforce(stage: Stage, section: RLSection, start: StageStart, allow_change
         if reference is not None and start.folder is None:
             _write_reference(checkpoint, reference, recipe, run / "reference")
 
-    return run_stage(stage, start, module, lambda: StepNumbers(start.step, stage.total_steps), keep_reference)
+    return run_stage(
+        stage, start, module, lambda: nullcontext(StepNumbers(start.step, stage.total_steps)), keep_reference
+    )
 
 
 def require_rl_section(recipe: CheckedRecipe) -> RLSection:

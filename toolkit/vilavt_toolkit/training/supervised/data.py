@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vilavt_toolkit.config.schema import TrainSection
 from vilavt_toolkit.contracts import LanguageModel, Task, Trajectory, View
 from vilavt_toolkit.dialogue.traces import build_trace_session
-from vilavt_toolkit.errors import UsageError, VilavtError
 from vilavt_toolkit.models.batch import Batch, collate
 from vilavt_toolkit.models.model import VisualChatModel
+from vilavt_toolkit.training.supervised.workers import BeginSample, WorkerPool, require_fork
 from vilavt_toolkit.utils.progress import track_progress
 
 PreparedSample = tuple[Trajectory, list[View]]
@@ -27,7 +23,7 @@ _CHUNK = 64
 """Samples that a worker prepares before it sends them back."""
 
 
-class TraceDataset(Dataset[PreparedSample]):
+class TraceDataset:
     """A task's training samples as trajectories and views, prepared on access."""
 
     def __init__(self, model: VisualChatModel, task: Task, size: int) -> None:
@@ -41,86 +37,35 @@ class TraceDataset(Dataset[PreparedSample]):
         return session.trajectory, session.views
 
 
-class StreamedDataset(Dataset[PreparedSample | VilavtError]):
-    """The same samples for the workers of a loader; for a sample that cannot be prepared, the error is the item.
+class PreparedDataset:
+    """All samples prepared once, in `workers` processes, before the first step; `seconds` is their time-out."""
 
-    If it were raised in a worker, torch would put the worker's traceback into its message.
-    """
+    def __init__(self, dataset: TraceDataset, workers: int, seconds: float) -> None:
+        def prepare_chunk(chunk: range, begin_sample: BeginSample) -> list[PreparedSample]:
+            return list(_prepare_samples(dataset, chunk, begin_sample))
 
-    def __init__(self, traces: TraceDataset) -> None:
-        self.traces = traces
-
-    def __len__(self) -> int:
-        return len(self.traces)
-
-    def __getitem__(self, index: int) -> PreparedSample | VilavtError:
-        try:
-            return self.traces[index]
-        except VilavtError as error:
-            return error
-
-
-class PreparedDataset(Dataset[PreparedSample]):
-    """All samples prepared once, in `workers` processes, before the first step."""
-
-    def __init__(self, dataset: TraceDataset, workers: int) -> None:
         chunks = [range(start, min(start + _CHUNK, len(dataset))) for start in range(0, len(dataset), _CHUNK)]
-        self._rows: list[tuple[Trajectory, list[tuple[np.ndarray[Any, Any], tuple[int, ...]]]]] = []
-        for rows in track_progress(_prepare_chunks(dataset, chunks, workers), len(chunks), "preparing samples"):
-            self._rows += rows
+        self._rows: list[PreparedSample] = []
+        with WorkerPool(prepare_chunk, workers, seconds) as pool:
+            for rows in track_progress(pool.map(chunks), len(chunks), "preparing samples"):
+                self._rows += rows
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> PreparedSample:
-        trajectory, views = self._rows[index]
-        return trajectory, [View(torch.from_numpy(data), size) for data, size in views]
+        return self._rows[index]
 
 
-# A model with its tokenizer cannot be pickled. Forked workers inherit this global from their parent instead: it is set
-# just before they start, and the pool sends them ranges of indices only.
-_worker_dataset: TraceDataset | None = None
+def _prepare_samples(
+    dataset: TraceDataset | PreparedDataset, indices: Sequence[int], begin_sample: BeginSample
+) -> Iterator[PreparedSample]:
+    for index in indices:
+        begin_sample(index)
+        yield dataset[index]
 
 
-def _prepare_chunk(chunk: range) -> list[Any]:
-    assert _worker_dataset is not None
-    rows = []
-    for index in chunk:
-        trajectory, views = _worker_dataset[index]
-        # Arrays, because torch opens a shared-memory file for each tensor that is sent to another process.
-        rows.append((trajectory, [(view.data.numpy(), view.size) for view in views]))
-    return rows
-
-
-def _prepare_chunks(dataset: TraceDataset, chunks: Sequence[range], workers: int) -> Iterator[list[Any]]:
-    global _worker_dataset
-    _worker_dataset = dataset
-    try:
-        if workers == 0:
-            yield from map(_prepare_chunk, chunks)
-            return
-        context = multiprocessing.get_context(_require_fork())
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
-            yield from pool.map(_prepare_chunk, chunks)
-    finally:
-        _worker_dataset = None
-
-
-def _start_worker() -> None:
-    # The workers already use every core.
-    torch.set_num_threads(1)
-    # A terminal sends Ctrl-C to every process. The parent alone answers it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _require_fork() -> str:
-    """Return the start method of workers, the only one that needs no pickling; raises UsageError if there is none."""
-    if "fork" not in multiprocessing.get_all_start_methods():
-        raise UsageError("train.workers: this system cannot fork processes. Set train.workers to 0.")
-    return "fork"
-
-
-class StepSampler(Sampler[list[int]]):
+class StepSampler:
     """The indices of every step's samples: shuffled epochs, laid end to end and cut into steps.
 
     They are a function of seed and step alone, so that a resumed run sees the same samples without saved state.
@@ -173,13 +118,8 @@ class StepCollator:
     micro_batch: int
     language_model: LanguageModel
 
-    def __call__(self, samples: Sequence[PreparedSample | VilavtError]) -> StepBatch | VilavtError:
-        """Return the batch of a step, or the first error among its samples."""
-        prepared: list[PreparedSample] = []
-        for sample in samples:
-            if isinstance(sample, VilavtError):
-                return sample
-            prepared.append(sample)
+    def __call__(self, prepared: Sequence[PreparedSample]) -> StepBatch:
+        """Return the batch of a step."""
         # Sorted by length, so that rows of one micro-batch need little padding. No gradient depends on the split.
         order = sorted(range(len(prepared)), key=lambda place: len(prepared[place][0].ids))
         prepared = [prepared[place] for place in order]
@@ -191,14 +131,39 @@ class StepCollator:
         return StepBatch(micro_batches, order)
 
 
-class StepLoader(DataLoader[Any]):
-    """Loads batches by step, and raises the error that a worker met as if there were no workers."""
+class StepLoader:
+    """The batches of all steps that are left, prepared by workers or while one is asked for.
 
-    def __iter__(self) -> Any:
-        for batch in super().__iter__():
-            if isinstance(batch, VilavtError):
-                raise batch
-            yield batch
+    Its workers are ended by `close`, or behind the last batch.
+    """
+
+    def __init__(
+        self,
+        dataset: TraceDataset | PreparedDataset,
+        sampler: StepSampler,
+        collator: StepCollator,
+        workers: int,
+        seconds: float,
+    ) -> None:
+        self.check_stop: Callable[[], None] = lambda: None
+        """Called while a batch is waited for; raises an error if the run is to end now."""
+        self._sampler = sampler
+
+        def prepare_step(step: int, begin_sample: BeginSample) -> StepBatch:
+            return collator(list(_prepare_samples(dataset, sampler.step_indices(step), begin_sample)))
+
+        self._pool = WorkerPool(prepare_step, workers, seconds, lambda: self.check_stop())
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        with self._pool:
+            yield from self._pool.map(range(self._sampler.start, self._sampler.steps))
+
+    def close(self) -> None:
+        """End the workers."""
+        self._pool.close()
 
 
 def build_step_sampler(task: Task, section: TrainSection, seed: int, start: int = 0) -> StepSampler:
@@ -214,14 +179,11 @@ def build_step_loader(
     """Build the loader of all batches from step `start` on; preparing samples ahead happens here."""
     sampler = build_step_sampler(task, section, seed, start)
     traces = TraceDataset(model, task, sampler.size)
+    if section.workers:
+        require_fork()
     is_ahead = section.preprocess == "ahead"
-    dataset: Dataset[Any] = PreparedDataset(traces, section.workers) if is_ahead else StreamedDataset(traces)
+    dataset = PreparedDataset(traces, section.workers, section.worker_seconds) if is_ahead else traces
     # Prepared samples only need collating, which is too little to be worth a worker.
     workers = 0 if is_ahead else section.workers
-    return StepLoader(
-        dataset,
-        batch_sampler=sampler,
-        collate_fn=StepCollator(section.micro_batch or section.batch_size, model.language_model),
-        num_workers=workers,
-        multiprocessing_context=_require_fork() if workers else None,
-    )
+    collator = StepCollator(section.micro_batch or section.batch_size, model.language_model)
+    return StepLoader(dataset, sampler, collator, workers, section.worker_seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 from vilavt_toolkit.checkpoints.loading import build_model, load_checkpoint_model
@@ -14,9 +15,11 @@ from vilavt_toolkit.data.lengths import check_lengths
 from vilavt_toolkit.data.source_check import check_sources
 from vilavt_toolkit.data.splits import require_samples
 from vilavt_toolkit.models.model import VisualChatModel
+from vilavt_toolkit.training.callbacks.interruption import Interruption
+from vilavt_toolkit.training.limits import explained_limits
 from vilavt_toolkit.training.resume_changes import check_data
 from vilavt_toolkit.training.stage import Stage
-from vilavt_toolkit.training.supervised.data import build_step_loader, build_step_sampler
+from vilavt_toolkit.training.supervised.data import StepLoader, build_step_loader, build_step_sampler
 from vilavt_toolkit.training.supervised.module import SupervisedModule
 from vilavt_toolkit.training.trainer import StageStart, find_initial_checkpoint, prepare_stage, run_stage, weight_dtype
 from vilavt_toolkit.training.world import require_single_process
@@ -30,8 +33,9 @@ def run_supervised(recipe: CheckedRecipe, resume: bool = False, allow_changes: b
     require_single_process()
     section = recipe.recipe.train
     stage = Stage(recipe, section, expand_home(recipe.recipe.run), section.steps, "train")
-    with RunLock(stage.run, create=not resume) as lock:
-        start = prepare_stage(stage, resume, lock, allow_changes)
+    # Signals are handled before anything is started that they would have to end.
+    with explained_limits("train"), Interruption() as interruption, RunLock(stage.run, create=not resume) as lock:
+        start = prepare_stage(stage, resume, lock, interruption, allow_changes)
         return stage.run if start is None else _train(stage, section, start, allow_changes)
 
 
@@ -53,8 +57,14 @@ def _train(stage: Stage, section: TrainSection, start: StageStart, allow_changes
         return [task.sample("train", index).id for index in build_step_sampler(task, section, seed).step_indices(step)]
 
     module = SupervisedModule(model, section.optimizer.build(), section, start.step, list_sample_ids)
-    # The loader is built late: preparing all samples takes minutes, and everything else is checked first.
-    return run_stage(stage, start, module, lambda: build_step_loader(model, task, section, seed, start.step))
+
+    def build_loader() -> closing[StepLoader]:
+        # Built late: preparing all samples takes minutes, and everything else is checked first.
+        loader = build_step_loader(model, task, section, seed, start.step)
+        loader.check_stop = start.interruption.check_between_steps
+        return closing(loader)
+
+    return run_stage(stage, start, module, build_loader)
 
 
 def _build_model(recipe: CheckedRecipe, stage: Stage, checkpoint: Path | None) -> VisualChatModel:
