@@ -67,7 +67,7 @@ def _read(connection: socket.socket, size: int) -> memoryview:
 
 def _make_buffer(size: int) -> memoryview:
     # Unlike a bytearray it is not set to zero first.
-    return memoryview(np.empty(size, dtype=np.uint8))
+    return np.empty(size, dtype=np.uint8).data
 
 
 def _fill(connection: socket.socket, part: memoryview) -> None:
