@@ -144,10 +144,12 @@ def _strip_to_rgb(image: Image.Image, limits: tuple[float, float]) -> Pixels:
         with np.errstate(invalid="ignore"):  # some kinds of NaN
             values = np.asarray(image, dtype=np.float64)
         return _scale_to_bytes(values, limits)[..., None]
+    if image.mode == "La":  # from which Pillow converts to nothing else
+        image = image.convert("LA")
     if image.has_transparency_data:
         solid = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", solid.size, "white"), solid)
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _find_limits(image: Image.Image) -> tuple[float, float]:

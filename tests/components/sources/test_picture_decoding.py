@@ -90,6 +90,11 @@ def test_the_transparent_value_of_a_grey_png_is_white_in_every_depth(tmp_path: P
         assert shown(data, tmp_path / "a.png")[0, :, 0].tolist() == seen
 
 
+@pytest.mark.parametrize("mode", ["LA", "La", "PA", "RGBA", "RGBa"])
+def test_an_image_in_memory_with_alpha_is_white_where_it_is_transparent(mode: str) -> None:
+    assert ImageSource.open(Image.new(mode, (2, 1)), ImageConfig()).pixels.tolist() == [[[255] * 3] * 2]
+
+
 def test_values_beside_the_transparent_one_stay_as_they_are(tmp_path: Path) -> None:
     deep = png((2, 1, 16, 0), b"\0\x01\x01\x01\x02", chunk(b"tRNS", b"\x01\x01"))
     assert shown(deep, tmp_path / "a.png")[0, :, 0].tolist() == [255, 1]

@@ -20,7 +20,7 @@ from vilavt_components.sources.point_cloud.columns import (
     parse_count,
 )
 from vilavt_components.sources.point_cloud.names import Kind, find_named_columns
-from vilavt_components.sources.point_cloud.ply_binary import BinaryReader, Element, Property
+from vilavt_components.sources.point_cloud.ply_binary import BinaryReader, Element, Property, check_walk
 from vilavt_toolkit.errors import InputError
 
 _TYPES = {
@@ -176,6 +176,7 @@ def _read_text_vertices(
     )
     names = [part.name for part in vertex.properties]
     if vertex.has_lists:
+        check_walk(path, vertex)
         table = _read_ragged_rows(path, rows, vertex)
         names = [part.name for part in vertex.properties if not part.count]
     else:

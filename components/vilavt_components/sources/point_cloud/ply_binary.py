@@ -18,8 +18,8 @@ from vilavt_toolkit.errors import InputError
 _MAX_BLANKS = 4096
 """Bytes at the end of a file that are searched for something else than blanks."""
 _LONGEST_LIST = 2**16
-_MAX_WALKED = 2_000_000
-"""Rows with lists of unequal lengths that are walked through one by one, which takes about a second."""
+_MAX_WALKED = 1_000_000
+"""Rows with lists of unequal lengths that are walked through one by one, which takes a second or two."""
 _CHUNK = 2**20
 """Rows of equal length that are looked at in one go."""
 _CODES = {"i1": "b", "u1": "B", "i2": "h", "u2": "H", "i4": "i", "u4": "I", "f4": "f", "f8": "d"}
@@ -55,6 +55,15 @@ class Element:
         return any(part.count for part in self.properties)
 
 
+def check_walk(path: Path, element: Element) -> None:
+    """Refuse to walk through very many rows one by one; raises InputError."""
+    if element.rows > _MAX_WALKED:
+        raise InputError(
+            f"{path} has {element.rows:,} rows of {element.name!r} with lists of unequal lengths, and at most "
+            f"{_MAX_WALKED:,} such rows are read. Save it without the lists."
+        )
+
+
 class BinaryReader:
     """Reads the elements of a binary PLY one after another."""
 
@@ -69,7 +78,7 @@ class BinaryReader:
             self._check_bytes(element, element.rows * width, width)
             self.file.seek(element.rows * width, os.SEEK_CUR)
         elif self._skip_equal_lists(element) is None:
-            self._check_walk(element)
+            check_walk(self.path, element)
             self._walk(element, element.rows, None)
 
     def read_element(self, element: Element) -> tuple[int, Numbers]:
@@ -81,7 +90,7 @@ class BinaryReader:
         if lengths is not None:
             self.file.seek(start)
             return start, self._read_fixed_rows(element, self._row_dtype(element, lengths), element.rows)
-        self._check_walk(element)
+        check_walk(self.path, element)
         # All types of a PLY fit into float64.
         numbers = array("d")
         self._walk(element, element.rows, numbers)
@@ -133,14 +142,6 @@ class BinaryReader:
                 self.file.seek(start)
                 return None
         return lengths
-
-    def _check_walk(self, element: Element) -> None:
-        """Refuse to walk through very many rows; raises InputError."""
-        if element.rows > _MAX_WALKED:
-            raise InputError(
-                f"{self.path} has {element.rows:,} rows of {element.name!r} with lists of unequal lengths, and at most "
-                f"{_MAX_WALKED:,} such rows are read. Save it without the lists."
-            )
 
     def _walk(self, element: Element, rows: int, numbers: array[float] | None) -> list[int]:
         """Pass over rows one by one, and add their single numbers to `numbers`; returns the lengths of the last lists.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from vilavt_components.encoders.point_cloud.encoder import PointCloudEncoder
 from vilavt_components.sources.point_cloud.source import PointCloudSource, PointCloudSourceConfig
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.vision.boxes import BoxError
@@ -211,6 +213,9 @@ def test_a_far_cloud_is_drawn_and_saved_as_a_near_one(tmp_path: Path) -> None:
     shifted = tuple(np.add(box, np.tile(far, 2)).tolist())
     pictures = [np.asarray(near.draw([box], 200)).astype(int), np.asarray(moved.draw([shifted], 200)).astype(int)]
     assert np.abs(pictures[0] - pictures[1]).mean() < 1
+    encoder = PointCloudEncoder(replace(PointCloudEncoder.tiny(), features=0))
+    zooms = [encoder.prepare(near.crop(box)).data, encoder.prepare(moved.crop(shifted)).data]
+    assert np.allclose(*zooms, atol=1e-6), "the encoder sees the same"
     moved.save(tmp_path / "a.ply")
     again = PointCloudSource.open(tmp_path / "a.ply", PLAIN)
     assert again.extent == moved.extent
