@@ -108,6 +108,7 @@ def collect_images() -> list[Sample]:
     exif = Image.Exif()
     exif[0x0112] = 6
     found = []
+    # Palm and PDF are written only, and EPS is not read.
     for kind in sorted(set(Image.SAVE) - {"PDF", "EPS", "PALM"}):
         for image in images:
             for options in ({}, {"exif": exif}):
@@ -151,6 +152,7 @@ def collect_videos() -> list[Sample]:
         return []
     noise = np.random.default_rng(0).integers(0, 256, (12, 48, 64, 3), np.uint8)
     found = []
+    # Through files, since some containers are finished by going back in them.
     with tempfile.TemporaryDirectory() as folder:
         for suffix, codec in _CONTAINERS:
             path = Path(folder) / f"a{suffix}"
@@ -189,6 +191,7 @@ def _write_ply(order: str, lists: bool) -> bytes:
     lines += [*(["property list uchar uchar tags"] if lists else []), "property double y", "property float z"]
     lines += [f"property uchar {name}" for name in ("red", "green", "blue")]
     lines += ["element face 3", "property list uchar int vertex_indices", "end_header", ""]
+    # (type, value) pairs, from which text and both byte orders are written alike.
     rows: list[list[tuple[str, float]]] = [[("u1", 1), ("i2", 3)], [("u1", 2), ("i2", 3), ("i2", 4)]]
     for number, (x, y, z, *rgb) in enumerate(table.tolist()):
         tags = [("u1", number % 3), *[("u1", 5)] * (number % 3)] if lists else []

@@ -46,6 +46,7 @@ def _look_at(path: Path, kind: str) -> str:
         for number, box in enumerate(source.overviews()):
             Region(source, overview=number).crop()
             source.label(box)
+        # What a model does next: it names a box, and the source reads it.
         whole = source.extent
         half = source.write_box(whole, whole, 1000)
         half[source.box_key] = [number // 2 for number in half[source.box_key]]
@@ -103,6 +104,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="folder for the files that were found wanting")
     parser.add_argument("--json", type=Path, help="write the outcomes into this file")
     options = parser.parse_args()
+    # Files that end early are warned of, thousands of them here.
     logging.disable(logging.WARNING)
     load_builtin()
     found = 0

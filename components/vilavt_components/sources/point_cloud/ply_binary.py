@@ -136,6 +136,7 @@ class BinaryReader:
         if start + element.rows * dtype.itemsize > self.end:
             return None
         lists = [part.name for part in element.properties if part.count]
+        # In parts, since all rows of a large mesh would not fit into memory beside its vertices.
         for first in range(0, element.rows, _CHUNK):
             table = np.fromfile(self.file, dtype, min(_CHUNK, element.rows - first))
             if not all((table[f"{name} count"] == length).all() for name, length in zip(lists, lengths, strict=True)):
@@ -148,6 +149,7 @@ class BinaryReader:
 
         Raises InputError for a list that is too long, or if the file ends.
         """
+        # Single numbers that stand side by side are read at once: each read costs as much as all else of a row.
         steps, read, lengths = self._row_steps(element), self.file.read, list[int]()
         for row in range(rows):
             lengths = []
