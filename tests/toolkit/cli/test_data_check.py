@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ BAD = {
     "an empty answer": (
         {"conversations": [TURNS[0], {"from": "gpt", "value": "<answer> </answer>"}]}, "has an empty <answer>"),
     "nothing to learn": ({"mask_history": 9}, "mask_history: is 9, and conversations has 2 messages: nothing would"),
+    "a budget of no number": ({"max_pixels": 10**400}, r"max_pixels: is 1000.* It must be a whole number from 1"),
     "a budget that is none": ({"max_pixels": -1}, r"max_pixels: is -1 \(int\). It must be a whole number from 1"),
 }  # fmt: skip
 
@@ -104,6 +106,7 @@ def test_what_is_wrong_is_named_with_line_and_field_and_training_refuses_it_too(
         ("{no json", r"line 2: is no valid JSON \(.*column 2\). Correct or remove the row"),
         ("[1]", r"line 2: is \[1\] \(list\). It must be a JSON object"),
         ('{"conversations": ' + "[" * 100_000, "line 2: is (nested too deep|no valid JSON)"),
+        ('{"id": ' + "9" * 5000 + "}", "line 2: id is a number of 5,000 digits. Write it as text, or remove"),
         (json.dumps({**GOOD, "id": 1}).replace("A cat", "\\ud800"), "half a surrogate pair at character 0. Remove"),
     ],
 )
@@ -134,6 +137,9 @@ def test_training_lists_the_first_twenty_problems_and_counts_the_rest(folder):
         (b"\xe9\n", r"data.json, line 1: is no UTF-8 text \(byte 0\). Convert the file to UTF-8"),
         (b'{"conversations": [}\n', r"data.json, line 1: is no valid JSON .*. Correct or remove the row"),
         (b"\x89PNG\0\0", "is no text file. Give a JSON list, JSON lines, a table"),
+        ("[1]".encode("utf-16"), "is UTF-16 text. Convert it to UTF-8"),
+        (b'[{"a": [{"b": ' + b"9" * 5000 + b"}]}]", r"data.json: \[0\].a\[0\].b is a number of 5,000 digits. Write it"),
+        (b"[" * 100_000, "(is nested too deep|no valid JSON)"),
     ],
 )
 def test_a_file_that_is_no_data_file_is_one_sentence(tmp_path, capsys, content, words):
@@ -142,6 +148,28 @@ def test_a_file_that_is_no_data_file_is_one_sentence(tmp_path, capsys, content, 
     assert run(["data", "check", str(path)]) == 1
     said = capsys.readouterr()
     assert re.search(words, said.err) and said.err.count("\n") == 1 and not said.out
+
+
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(folder, capsys):
+    os.mkfifo(folder / "pipe.jsonl")
+    for name in ("pipe.jsonl", "/dev/zero", "/dev/null"):
+        assert run(["data", "check", str(folder / name)]) == 1
+        assert "is no regular file, and rows are read more than once. Give" in capsys.readouterr().err
+    assert run(["data", "check", str(folder)]) == 1
+    assert "is a folder, and no data set that the library datasets saved. Give" in capsys.readouterr().err
+    assert run(["data", "check", "a\0b"]) == 1
+    for name in ("pipe.jsonl", "/dev/zero"):
+        problems, _ = refused(capsys, str(lines(folder, {**GOOD, "images": [name]})))
+        assert "Get the file again" in problems[0]
+
+
+def test_a_line_that_is_too_long_is_one_problem_and_the_next_one_is_read(folder, capsys, monkeypatch):
+    monkeypatch.setattr("vilavt_toolkit.data.rows.MOST_ROW_BYTES", 500)
+    for length in (10_000, 501 - 13, 1002 - 13):
+        path = lines(folder, GOOD, json.dumps({"long": "x" * length}), {**GOOD, "id": 2, "images": []})
+        problems, _ = refused(capsys, str(path))
+        assert "line 2: is longer than 500 bytes. Put its pictures into files" in problems[0]
+        assert len(problems) == 2 and "line 3, conversations: there are more" in problems[1]
 
 
 def test_a_good_file_is_counted_and_drawn(folder, capsys):

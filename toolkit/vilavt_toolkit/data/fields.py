@@ -17,6 +17,8 @@ _NEAR = 0.75
 """Likeness of two names, as difflib measures it, from which one is a misspelling of the other."""
 _MOST_DIGITS = 4300
 """Digits of the longest whole number that Python reads and writes."""
+_LARGEST = 2**53
+"""Largest whole number that a float holds exactly; no count and no coordinate of a row is larger."""
 UTF8_BOM = b"\xef\xbb\xbf"
 """Bytes that Windows editors put before UTF-8 text; JSON does not allow them."""
 
@@ -82,7 +84,7 @@ class Fields:
             return "yes" if value else "no"
         # Tables have decimals too. NaN is how they often write that a value is missing.
         if isinstance(value, int | float | Decimal):
-            if math.isfinite(value):
+            if isinstance(value, int) or math.isfinite(value):
                 return str(value)
             self.add_problem(key, f"is {value}. Write a number or a text, or remove the sample.")
             return ""
@@ -142,15 +144,15 @@ class Fields:
         return self.read_text(key, required=False)
 
     def _is_int(self, field: str, value: Any, minimum: int) -> bool:
-        is_right = isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+        is_right = isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= _LARGEST
         if not is_right:
             self.add_problem(field, f"is {format_value(value)}. It must be a whole number from {minimum}.")
         return is_right
 
 
 def is_finite_number(value: Any) -> bool:
-    """Return True for a number that is neither infinite, NaN, nor a truth value."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Return True for a number that is neither infinite, NaN, nor a truth value, and no larger than any coordinate."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 # Files have millions of rows with the same few fields.

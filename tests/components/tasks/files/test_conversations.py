@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 import tracemalloc
@@ -23,6 +24,7 @@ from vilavt_toolkit.contracts import Conversation, Message, Sample
 from vilavt_toolkit.data.fields import Fields
 from vilavt_toolkit.data.lengths import check_lengths
 from vilavt_toolkit.data.rows import JsonLines
+from vilavt_toolkit.data.shards import expand_braces
 from vilavt_toolkit.dialogue.session import session_for
 from vilavt_toolkit.dialogue.traces import build_trace_session
 from vilavt_toolkit.errors import InputError, UsageError
@@ -400,3 +402,75 @@ def test_a_bad_shard_is_named_with_what_to_do(tmp_path):
     assert "short.tar ends without a tar file's end mark" in told("short.tar")
     assert "is compressed, so samples cannot be found by their offset. Unpack it" in told("part.tar.gz")
     assert "part-07.tar does not exist" in told("part-{07..08}.tar")
+
+
+def tar_of(path: Path, *members: tuple[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def question(number: int) -> bytes:
+    said = [{"from": "human", "value": f"<image>{number}?"}, {"from": "gpt", "value": str(number)}]
+    return json.dumps({"conversations": said}).encode()
+
+
+def test_samples_of_one_key_in_a_row_are_all_read(tmp_path):
+    pytest.importorskip("webdataset")
+    pictures(tmp_path)
+    image = (tmp_path / "a.png").read_bytes()
+    members = [member for number in range(3) for member in (("000.json", question(number)), ("000.PNG", image))]
+    task = Conversations(ConversationsConfig(files=str(tar_of(tmp_path / "same.tar", *members))))
+    assert [task.sample("train", number).answer for number in range(task.length("train"))] == ["0", "1", "2"]
+    assert task.locate_sample("train", 2).endswith("same.tar, sample '000' (number 3 of this key)")
+    # Two rows before their two images: whose they are cannot be known.
+    bad = tar_of(tmp_path / "bad.tar", *members[::2], *members[1::2])
+    with pytest.raises(InputError, match="sample '000', conversations: there are more <image> tags than images"):
+        Conversations(ConversationsConfig(files=str(bad))).length("train")
+
+
+def test_shards_one_after_another_in_one_file_are_all_read(tmp_path):
+    pytest.importorskip("webdataset")
+    pictures(tmp_path)
+    image = (tmp_path / "a.png").read_bytes()
+    whole = b""
+    for number in range(3):
+        part = tar_of(tmp_path / "part.tar", (f"{number}/{'k' * 150}.json", question(number)),
+                      (f"{number}/{'k' * 150}.png", image))  # fmt: skip
+        whole += part.read_bytes()
+    (tmp_path / "all.tar").write_bytes(whole)
+    task = Conversations(ConversationsConfig(files=str(tmp_path / "all.tar")))
+    samples = [task.sample("train", number) for number in range(task.length("train"))]
+    assert [sample.answer for sample in samples] == ["0", "1", "2"]
+    assert all(ImageSource.open(sample.originals[0], ImageConfig()).pixels.shape for sample in samples)
+    (tmp_path / "junk.tar").write_bytes(whole + b"junk" * 200)
+    with pytest.raises(InputError, match=r"junk.tar is no sound tar file"):
+        Conversations(ConversationsConfig(files=str(tmp_path / "junk.tar"))).length("train")
+    (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 3 * 2 + 1500])
+    with pytest.raises(InputError, match=r"cut.tar (is no sound tar file|ends without)"):
+        Conversations(ConversationsConfig(files=str(tmp_path / "cut.tar"))).length("train")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a{000000..999999}{0..9}.tar", "stands for more than 100,000 files. Give fewer"),
+        ("a{" + "1" * 5000 + "..2}.tar", "stands for more than 100,000 files"),
+        ("a{x,y}" * 20 + ".tar", "stands for more than 100,000 files"),
+        ("a{1..2.tar", "cannot be read .* Write braces as in"),
+    ],
+    ids=["range", "digits", "lists", "open"],
+)
+def test_names_with_braces_stand_for_a_bounded_number_of_files(name, words):
+    pytest.importorskip("webdataset")
+    with pytest.raises(InputError, match=words):
+        expand_braces(name)
+
+
+def test_a_name_with_braces_may_be_a_file_s_own(tmp_path):
+    pictures(tmp_path)
+    write_lines(tmp_path / "my{1}.jsonl", [plain_row(0)])
+    assert Conversations(ConversationsConfig(files=str(tmp_path / "my{1}.jsonl"))).length("train") == 1
