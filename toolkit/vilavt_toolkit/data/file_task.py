@@ -15,7 +15,7 @@ from vilavt_toolkit.contracts import Sample, Task
 from vilavt_toolkit.data.fields import BadRow, Fields, hash_parts
 from vilavt_toolkit.data.opening import open_rows
 from vilavt_toolkit.data.originals import Inspector, Size
-from vilavt_toolkit.data.row_checker import RowChecker
+from vilavt_toolkit.data.row_checker import RowChecker, find_group
 from vilavt_toolkit.data.rows import Rows
 from vilavt_toolkit.data.shards import expand_braces
 from vilavt_toolkit.errors import InputError, UsageError
@@ -243,7 +243,8 @@ class Corpus:
                 f"{rows.path}, {rows.locate_row(row)}: {error} It was right when the file was checked. Start again."
             ) from error
         own = sample.id if sample.id and self.task.config.ids == "given" else str(row)
-        sample = replace(sample, id=f"{self._stems[number]}/{own}", originals=originals)
+        tags = {**sample.tags, "group": find_group(rows, row, sample)} if "group" in sample.tags else sample.tags
+        sample = replace(sample, id=f"{self._stems[number]}/{own}", originals=originals, tags=tags)
         return self.task.vary_sample(sample) if self.training else sample
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,6 +13,7 @@ from vilavt_toolkit.data.fields import BadRow, Fields, hash_parts
 from vilavt_toolkit.data.named_originals import NamedOriginal
 from vilavt_toolkit.data.originals import Inspector, Size
 from vilavt_toolkit.data.rows import Rows
+from vilavt_toolkit.utils.embedded import EmbeddedFile
 from vilavt_toolkit.utils.progress import track_progress
 from vilavt_toolkit.utils.text import format_value, shorten_text
 
@@ -103,6 +104,12 @@ class RowReader(Protocol):
         """Return the folder that the paths in a file are relative to."""
 
 
+def find_group(rows: Rows, index: int, sample: Sample) -> str:
+    """Return what the samples have in common that must be in one split: what they show, or nothing."""
+    group = sample.tags.get("group") if rows.shares_originals else None
+    return str(group) if group else f"{rows.path.name}/{index}"
+
+
 class RowChecker:
     """Checks rows as a task reads them; `statistics` and `groups` grow with every row."""
 
@@ -135,7 +142,7 @@ class RowChecker:
         sample = self.task.read_sample(fields, self.training)
         if self.task.known_fields:
             self.statistics.unread.update(fields.find_unknown(self.task.known_fields))
-        self.groups[-1] = int(hash_parts(sample.tags.get("group") or f"{rows.path.name}/{index}"), 16)
+        self.groups[-1] = int(hash_parts(find_group(rows, index, sample)), 16)
         if sample.id and self.task.config.ids == "given":
             # By a hash of 16 characters, since ids may be long paths and all of them are kept.
             first = places.setdefault(hash_parts(sample.id), index)
@@ -172,6 +179,8 @@ class RowChecker:
                 "videos, or give frames as images."
             )
         found = rows.resolve_original(index, original, self.task.root_folder(rows))
+        # The place in the file stands before every problem already.
+        found = replace(found, name=original.name) if isinstance(found, EmbeddedFile) else found
         return self.inspector.inspect(found, video=original.kind != "image")
 
     def _count_sample(self, sample: Sample, patches: int) -> None:

@@ -25,6 +25,9 @@ _BLANKS = b" \t\r\n\xef\xbb\xbf"
 class Rows(ABC):
     """The rows of one file, in its order. The file is indexed once; a row is read when it is asked for."""
 
+    shares_originals = True
+    """True if two rows that name an original alike show the same one."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
 

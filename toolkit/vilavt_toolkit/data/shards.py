@@ -89,6 +89,8 @@ def _import_webdataset(module: str, name: str) -> Callable[..., Any]:
 class Shard(Rows):
     """One tar file, or several one after another; of each sample, the offset (8 bytes) and the key are in memory."""
 
+    shares_originals = False  # every sample may have a `0.png`
+
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._starts, self._keys = array("q"), list[str]()

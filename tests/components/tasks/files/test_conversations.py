@@ -426,7 +426,11 @@ def test_samples_of_one_key_in_a_row_are_all_read(tmp_path):
     task = Conversations(ConversationsConfig(files=str(tar_of(tmp_path / "same.tar", *members))))
     assert [task.sample("train", number).answer for number in range(task.length("train"))] == ["0", "1", "2"]
     assert task.locate_sample("train", 2).endswith("same.tar, sample '000' (number 3 of this key)")
+    # Images of shards have the same names in every sample, and are no common ground for all of them.
+    assert len({task.sample("train", number).tags["group"] for number in range(3)}) == 3
     # Two rows before their two images: whose they are cannot be known.
+    held_out = Conversations(ConversationsConfig(files=str(tmp_path / "same.tar"), val_share=0.4))
+    assert (held_out.length("train"), held_out.length("val")) == (2, 1)
     bad = tar_of(tmp_path / "bad.tar", *members[::2], *members[1::2])
     with pytest.raises(InputError, match="sample '000', conversations: there are more <image> tags than images"):
         Conversations(ConversationsConfig(files=str(bad))).length("train")
