@@ -110,7 +110,7 @@ def test_what_cannot_be_carried_out_and_what_is_demanded_are_told(piped, says):
     _, out, _ = piped("what digit?")
     assert told(out, "rejected: ") == ['"index" 9 of region 0 does not exist; there are 0 to 0.']
     assert told(out, "answer demanded: ") == ["3 turns are used up"]
-    assert out[-2:] == ["(no answer: 3 turns are used up)", out[-1]]
+    assert out[-3:-1] == ["(no answer: 3 turns are used up)", *told([out[-2]], "")]
 
 
 class Exotic(Native):
@@ -164,6 +164,17 @@ def test_what_the_model_writes_cannot_steer_the_terminal(tiny_model):
     console = PlainConsole(file=io.StringIO(), force_terminal=False)
     ConsolePrinter(console, tiny_model).print_event(TokenWritten("<think>a\x1b[2J\x9bb", 5, 0.0))
     assert console.file.getvalue() == r"thought: a\x1b[2J\x9bb"
+
+
+def test_a_context_that_is_nearly_full_is_told_with_the_way_out(piped, says):
+    says(LOOK, ANSWER)
+    _, out, errors = piped(*["what digit is on the red square?"] * 9, "/new", "what?")
+    warnings = [line for line in out if "/new starts a new conversation" in line]
+    left = [int(line.split()[0]) for line in warnings]
+    assert left and all(" of 384 tokens of the context are left" in line for line in warnings)
+    first = out.index(warnings[0])
+    assert out[first - 1].startswith("stopped: answered") and "does not fit" in errors[-1], "told before it is full"
+    assert out[-1].startswith("stopped: "), "and nothing is told of a new conversation"
 
 
 # --- Commands --------------------------------------------------------------------------------------------------------

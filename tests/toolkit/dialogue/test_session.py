@@ -141,6 +141,22 @@ def test_a_dialogue_in_training_has_the_ids_of_the_same_dialogue_in_the_chat(tin
     assert chat.trajectory.regions == trained.regions and chat.trajectory.groups == trained.groups
 
 
+def test_further_questions_of_a_trace_are_those_of_a_chat(tiny_model):
+    """Each is asked after the answer before it, in a user turn of its own, which is not learned."""
+    second = (TraceTurn("so", "blue circle", ((0, (32.0, 32.0, 64.0, 64.0)),), question="and the blue circle?"),)
+    trained = build_trace_session(tiny_model, sample((*TRACE, *second, TraceTurn("read 4", answer="4"))))
+    chat = opened(tiny_model)
+    for number, turn in enumerate(trained.trajectory.turns):
+        if number == 3:
+            chat.ask("and the blue circle?")
+        chat.add_given_turn(turn)
+        if turn.call is not None:
+            chat.carry_out(turn.call)
+    assert trained.trajectory.ids == chat.trajectory.ids and trained.trajectory.produced == chat.trajectory.produced
+    assert [asked.turn for asked in trained.trajectory.questions] == [0, 3]
+    assert trained.trajectory.answer == "4"
+
+
 def test_an_end_of_turn_that_was_not_sampled_is_appended_and_not_trained_on(tiny_model):
     session = opened(tiny_model)
     ids = tiny_model.language_model.tokenizer.encode("<think>a</think><answer>7</answer>")
@@ -221,6 +237,7 @@ def test_a_question_that_is_no_text_is_one_sentence(tiny_model):
 BAD_TRACES = {
     "nothing": ((), "no trace"),
     "neither boxes nor an answer": ((TraceTurn("a"),), "turn 0"),
+    "a question before an answer": ((TRACE[0], TraceTurn("a", answer="7", question="b?")), "turn 1 of the trace: its"),
     "boxes and an answer": ((TraceTurn("a", "b", ((0, (0, 0, 1, 1)),), "7"),), "turn 0"),
     "an empty answer": ((TRACE[0], TraceTurn("a", answer=" ")), "turn 1 of the trace: The answer is empty"),
     "a tag in a thought": ((TraceTurn("a</think>b", answer="7"),), "turn 0"),

@@ -103,6 +103,8 @@ class Terminal:
             self._print_error(InputError(_MEMORY))
         except VilavtError as error:
             self._print_error(error)
+            if not line.startswith("/"):
+                self._warn_of_full_context()
         return True
 
     def _print_error(self, error: VilavtError) -> None:
@@ -110,6 +112,20 @@ class Terminal:
         self._errors.print(error.report(), style="red", soft_wrap=True)
         if not self._interactive:
             self._exit_code = self._exit_code or error.exit_code
+
+    def _warn_of_full_context(self) -> None:
+        """Tell of `/new` if a question like the last one would hardly fit into the context any more."""
+        session, total = self.chat.session, self.chat.model.language_model.context_length
+        questions = session.trajectory.questions
+        if not questions:
+            return
+        # The loop carries out a call only if it leaves room for an answer, an eighth of a short context.
+        wanted = len(session.trajectory.ids) - questions[-1].start + total // 8
+        if session.tokens_left < wanted:
+            self._printer.print_line(
+                f"{session.tokens_left} of {total} tokens of the context are left, too few for another such question. "
+                "/new starts a new conversation with the same images."
+            )
 
     @contextmanager
     def _change_chat(self) -> Iterator[None]:
@@ -132,6 +148,7 @@ class Terminal:
         self._answer = event.answer
         self._spent.append(dict(event.answer.cost))
         self._uncached.append(_uncached_flops(self._costs, event.answer.session))
+        self._warn_of_full_context()
 
     # --- Commands --------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,12 @@ class TraceTurn:
 
     In a first turn that answers: True if the question demanded the answer at once, whatever `Sample.tool` says.
     """
+    question: str = ""
+    """A further question of the user, asked before this turn and after an answer; empty: there is none here."""
+
+    def texts(self) -> Iterator[str]:
+        """Yield its texts, without empty ones."""
+        yield from (text for text in (self.question, self.thought, self.inquiry, self.answer) if text)
 
 
 @dataclass(frozen=True)
@@ -75,11 +81,12 @@ class Sample:
     """Turns without an answer after which it is demanded, in addition to the stopping policies; None: they alone."""
 
     def texts(self) -> Iterator[str]:
-        """Yield the sample's texts: those of its conversation, or its question, the texts of its trace, and answer."""
+        """Yield the sample's texts: those of its conversation, or its question, its trace, and its answer."""
         if self.conversation is None:
             yield self.question
-            yield from (text for turn in self.trace for text in (turn.thought, turn.inquiry) if text)
-            yield self.answer
+            yield from (text for turn in self.trace for text in turn.texts())
+            if not any(turn.answer for turn in self.trace):
+                yield self.answer
             return
         for message in self.conversation.messages:
             yield from (part for part in message.content if isinstance(part, str))

@@ -23,6 +23,7 @@ def describe_row(sample: Sample) -> str:
     if sample.conversation is None:
         lines = [f"user: {_list_names(names)}{sample.question}"]
         for turn in sample.trace:
+            lines += [f"user: {turn.question}"] if turn.question else []
             zooms = [f"[region {index}: {', '.join(f'{side:g}' for side in box)}]" for index, box in turn.boxes]
             call = f"{' '.join(zooms)} {turn.inquiry}" if zooms else turn.answer
             lines.append(f"model: {f'({turn.thought}) ' if turn.thought else ''}{call}")

@@ -55,6 +55,10 @@ class TraceSession(Session):
                 ) from None
 
     def _write_trace_turn(self, given: TraceTurn) -> None:
+        if given.question:
+            if self.trajectory.answer is None:
+                raise CallError("its question comes before the last one was answered.")
+            self.try_ask(given.question)
         check_boxes_form(given.boxes)
         if bool(given.boxes) == (given.answer is not None):
             raise CallError("it must either name boxes or answer.")

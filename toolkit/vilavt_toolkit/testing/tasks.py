@@ -52,7 +52,7 @@ def _first_samples(task: Task, count: int = 8) -> Iterator[Sample]:
 
 @_for_every_instance
 def writes_traces_that_can_be_learned(instance: Instance[Task]) -> None:
-    """Every turn of a trace zooms into boxes of regions already shown, or answers; the last one answers."""
+    """Every turn of a trace zooms into boxes of regions already shown, or answers; each question's last one answers."""
     for sample in _first_samples(instance.build()):
         # Region indices count the overviews first. Without an original there is nothing to zoom into.
         shown: list[Any] = list(sample.originals)
@@ -60,7 +60,7 @@ def writes_traces_that_can_be_learned(instance: Instance[Task]) -> None:
         is_countable = any(turn.boxes for turn in sample.trace) and not _shows_several(sample.originals)
         for number, turn in enumerate(sample.trace):
             place = f"{sample.id}, turn {number} of the trace"
-            last = number == len(sample.trace) - 1
+            last = number == len(sample.trace) - 1 or bool(sample.trace[number + 1].question)
             assert (turn.answer is not None) == last, f"{place}: the last turn must answer, and no other"
             assert bool(turn.boxes) != last, f"{place}: a turn must either name boxes or answer"
             try:

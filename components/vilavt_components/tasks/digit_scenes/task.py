@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
 from vilavt_components.tasks.digit_scenes.box_answers import is_right_box, write_answer
+from vilavt_components.tasks.digit_scenes.follow_ups import make_follow_ups
 from vilavt_components.tasks.digit_scenes.layout import COLOURS, SceneRules, max_objects
 from vilavt_components.tasks.digit_scenes.one_image import make_one_image
 from vilavt_components.tasks.digit_scenes.question import SceneQuestion
@@ -29,7 +30,7 @@ from vilavt_toolkit.contracts import Box, Sample, TraceTurn
 from vilavt_toolkit.registry import tasks
 from vilavt_toolkit.settings import setting
 
-_FAMILY_DRAW, _NEEDLESS_DRAW, _DEMANDED_DRAW = 1, 2, 3
+_FAMILY_DRAW, _NEEDLESS_DRAW, _DEMANDED_DRAW, _FOLLOW_UP_DRAW = 1, 2, 3, 4
 """Streams of random numbers apart from the scenes, which these settings must leave as they are."""
 
 Family = Literal["one_image", "two_images", "video", "referring"]
@@ -98,6 +99,12 @@ class DigitScenesConfig:
     demanded: float = setting(
         0.0,
         help="share of training samples whose answer is demanded together with the zoom's views",
+        minimum=0,
+        maximum=1,
+    )
+    follow_ups: float = setting(
+        0.0,
+        help="share of training samples of family one_image that ask one or two more questions about their scene",
         minimum=0,
         maximum=1,
     )
@@ -195,7 +202,10 @@ class DigitScenes(GeneratedTask):
             question=question.question,
             answer=answer,
             originals=() if mode == "blind" else _render_images(rng, question, randomness, style),
-            trace=self._build_trace(question, answer, mode, self._is_demanded(split, index)),
+            trace=(
+                *self._build_trace(question, answer, mode, self._is_demanded(split, index)),
+                *self._build_follow_ups(split, index, question, mode),
+            ),
             tool=mode in ("tool", "needless"),
             tags={
                 "needs_zoom": bool(question.zooms),
@@ -211,7 +221,8 @@ class DigitScenes(GeneratedTask):
         question, rng, mode = self._make_question("train", index)
         style = self._scene_style("train", question)
         answer = self._answer_text(question, _sample_randomness(rng, question, style), style)
-        return question.question, self._build_trace(question, answer, mode)
+        follow_ups = self._build_follow_ups("train", index, question, mode)
+        return question.question, [*self._build_trace(question, answer, mode), *follow_ups]
 
     def score(self, sample: Sample, answer: str | None) -> float:
         """Return 1 if the answer is right, else 0: text but for case and outer spaces, a box from an IoU of 0.5 on."""
@@ -292,6 +303,24 @@ class DigitScenes(GeneratedTask):
             blind_thought="no image",
             demanded=demanded,
         )
+
+    def _build_follow_ups(self, split: str, index: int, question: SceneQuestion, mode: Mode) -> list[TraceTurn]:
+        """Build the turns of further questions, for the share of the training samples that has some."""
+        can_have = split == "train" and mode in ("tool", "needless") and question.family == "one_image"
+        if not can_have or question.is_close_up or not self.config.follow_ups:
+            return []
+        rng = np.random.default_rng([*self.seed_of(split, index), _FOLLOW_UP_DRAW])
+        if rng.random() >= self.config.follow_ups:
+            return []
+        turns: list[TraceTurn] = []
+        cell = self.config.size // self.config.cells
+        for asked in make_follow_ups(rng, question, self.config.cells, self.config.own_colours):
+            boxes = [(0, tuple(float(side * cell) for side in asked.zoom))] if asked.zoom is not None else []
+            first, *rest = build_trace(
+                "tool", asked.answer, asked.thought, asked.inquiry, boxes, asked.answer, blind_thought=""
+            )
+            turns += [replace(first, question=asked.question), *rest]
+        return turns
 
 
 def _uniform_draw(seed: Sequence[int], stream: int) -> float:

@@ -50,7 +50,7 @@ class GeneratedTask(Task):
             question, trace = self.question_and_trace(index)
             yield question
             for turn in trace:
-                yield from (text for text in (turn.thought, turn.inquiry, turn.answer) if text)
+                yield from turn.texts()
 
     def score(self, sample: Sample, answer: str | None) -> float:
         """Return 1 if the answer is right but for case and outer spaces, else 0."""

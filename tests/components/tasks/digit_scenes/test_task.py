@@ -60,7 +60,7 @@ def test_the_quickstarts_samples_are_what_they_were() -> None:
             everything = dataclasses.asdict(dataclasses.replace(sample, originals=(), tags=tags))
             said = ("id", "question", "answer", "originals", "trace", "tool", "tags")
             plain = {name: everything[name] for name in said}
-            assert not any(turn.pop("demanded") for turn in plain["trace"])
+            assert not any(turn.pop("demanded") or turn.pop("question") for turn in plain["trace"])
             texts.update(json.dumps(plain, sort_keys=True).encode())
             for original in sample.originals:
                 pixels.update(original.tobytes())
@@ -212,6 +212,48 @@ def test_needless_zooms_are_shown_in_training_only_and_change_nothing_else() -> 
         test = wasteful.sample("test", index)
         assert len(test.trace) == 1 + test.tags["needs_zoom"]
     assert zooms > 5
+
+
+def test_further_questions_name_other_objects_of_the_scene_and_are_answered_by_it() -> None:
+    settings = {"own_colours": True, "forced": 0.2, "needless": 0.5}
+    asking = DigitScenes(DigitScenesConfig(follow_ups=0.5, **settings))
+    plain = DigitScenes(DigitScenesConfig(**settings))
+    kinds: Counter[str] = Counter()
+    for index in range(120):
+        sample, before = asking.sample("train", index), plain.sample("train", index)
+        first = len(before.trace)
+        assert sample.trace[:first] == before.trace and (sample.question, sample.answer) == (
+            before.question,
+            before.answer,
+        )
+        asked = [turn.question for turn in sample.trace[first:] if turn.question]
+        kinds["eligible"] += sample.tool and sample.tags["kind"] != "close"
+        kinds["several"] += bool(asked)
+        assert len(asked) <= 2 and (not asked or (sample.tool and sample.tags["kind"] != "close"))
+        assert not any(turn.question for turn in sample.trace[:first])
+        objects = {item.name: item for item in asking._make_question("train", index)[0].scenes[0]}
+        previous = sample.question
+        for number, turn in enumerate(sample.trace[first:], first):
+            if not turn.question:
+                continue
+            found = [item for item in objects.values() if item.name in turn.question]
+            if "shape" in turn.question:
+                (item,) = [item for item in objects.values() if item.colour in turn.question.split()]
+                assert turn.answer == item.shape and not turn.boxes
+                kinds["shape"] += 1
+            else:
+                (item,) = found
+                column, row = item.cell
+                assert turn.boxes == ((0, (64.0 * column, 64.0 * row, 64.0 * column + 64, 64.0 * row + 64)),)
+                assert turn.inquiry == item.name and sample.trace[number + 1].answer == str(item.digit)
+                kinds["short" if turn.question.startswith("and on the ") else "full"] += 1
+                assert not turn.question.startswith("and on") or "digit" in previous or "and on" in previous
+            assert item.name not in before.trace[0].inquiry and turn.thought.startswith(f"so {item.name} ")
+            previous = turn.question
+        test = asking.sample("test", index)
+        assert not any(turn.question for turn in test.trace)
+    assert 0.35 < kinds["several"] / kinds["eligible"] < 0.65
+    assert min(kinds[kind] for kind in ("short", "full", "shape")) > 5
 
 
 def test_the_corpus_holds_every_word_that_samples_use(samples: list[Sample]) -> None:
