@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from vilavt_toolkit.checkpoints.loading import load
+from vilavt_toolkit.checkpoints.loading import load_as_stored
 from vilavt_toolkit.checkpoints.native import checkpoint_facts, find_checkpoint, load_checkpoint, read_step, write_model
 from vilavt_toolkit.checkpoints.run_folder import expand_home
 from vilavt_toolkit.errors import InputError, UsageError
@@ -52,7 +52,7 @@ def export(
         if format == NATIVE:
             _write_native(source, temporary, dtype)
         else:
-            _write_foreign(load(source, "cpu", dtype), temporary, format)
+            _write_foreign(load_as_stored(source, dtype), temporary, format)
     return target
 
 

@@ -37,19 +37,34 @@ def load(
     """Load a model in evaluation mode from a run (its newest checkpoint), a folder, or a hub name like owner/name.
 
     A folder may hold a checkpoint of ours, what `vilavt export` wrote, or weights of a known format (ViLaVT,
-    Qwen2.5-VL). Device `auto` is a GPU if there is one. Weights are in `dtype`, or in the type they are stored in, and
-    on the CPU they are mapped from their files. `revision` and `local_files_only` are for the hub. `trust_plugins`
+    Qwen2.5-VL). Device `auto` is a GPU if there is one. Weights are in `dtype`, or in the type they are stored in;
+    those of a run that was trained in bf16-mixed are in bfloat16. On the CPU they are mapped from their files where
+    their type stays. `revision` and `local_files_only` are for the hub. `trust_plugins`
     allows the plugins of a checkpoint that was not trained here. Raises VilavtError.
     """
     # Both are checked before anything is fetched or read.
     wanted, chosen = parse_dtype(dtype), best_device() if device == "auto" else _require_device(device)
+    with trusting_plugins(trust_plugins):
+        return _load(path, chosen, wanted, foreign.HubAccess(revision, local_files_only), as_trained=True)
+
+
+def load_as_stored(path: str | os.PathLike[str], dtype: torch.dtype | str | None = None) -> VisualChatModel:
+    """Load a model as `load` does, on the CPU, in `dtype` or in the type that its weights are stored in."""
+    return _load(path, "cpu", parse_dtype(dtype), foreign.HubAccess(), as_trained=False)
+
+
+def _load(
+    path: str | os.PathLike[str],
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+    hub: foreign.HubAccess,
+    as_trained: bool,
+) -> VisualChatModel:
     text = os.fspath(path)
-    hub = foreign.HubAccess(revision, local_files_only)
     folder = foreign.fetch_folder(text, hub) if foreign.is_hub_name(text) else expand_home(path)
     if _is_run(folder):
-        with trusting_plugins(trust_plugins):
-            return load_checkpoint(folder, chosen, wanted)[0]
-    return _load_foreign(text, folder, wanted).to(chosen).eval()
+        return load_checkpoint(folder, device, dtype, as_trained=as_trained)[0]
+    return _load_foreign(text, folder, dtype).to(device).eval()
 
 
 def best_device() -> str:

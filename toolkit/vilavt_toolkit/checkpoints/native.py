@@ -249,11 +249,12 @@ def load_checkpoint(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     overrides: Sequence[str] = (),
+    as_trained: bool = False,
 ) -> tuple[VisualChatModel, CheckedRecipe]:
     """Load the model of a run or checkpoint folder, in evaluation mode, and its recipe.
 
-    The weights are in `dtype`, or in the type they were saved in. Of the model, overrides may change `stopping` only.
-    Raises RunError, and RecipeErrors for `overrides`.
+    The weights are in `dtype`, or in the type they were saved in; with `as_trained` in the type that training computed
+    in. Of the model, overrides may change `stopping` only. Raises RunError, and RecipeErrors for `overrides`.
     """
     folder = find_checkpoint(path)
     # The format is checked before a recipe of a newer one is refused for its keys.
@@ -267,12 +268,22 @@ def load_checkpoint(
         model = assemble_model(
             recipe.recipe.model, str(folder / "recipe.yaml"), saved=folder, filled=PARTS_WITH_WEIGHTS
         )
-    if new := load_weights_into(model, folder, dtype, other_stopping=bool(overrides)):
+    wanted = dtype or (computing_dtype(recipe) if as_trained else None)
+    if new := load_weights_into(model, folder, wanted, other_stopping=bool(overrides)):
         raise RunError(
             f"{folder} holds no weights {shorten_list(new)}, which a stopping policy must learn first. Train it with "
             f"train.init_from={path}."
         )
     return model.to(device).eval(), recipe
+
+
+def computing_dtype(recipe: CheckedRecipe) -> torch.dtype | None:
+    """Return the type in which training with a recipe computes, where it is not that of the saved weights; else None.
+
+    Under `16-mixed` the sums between blocks stay in float32, whose range float16 does not have, so that weights in
+    float16 would compute something else.
+    """
+    return torch.bfloat16 if recipe.recipe.train.precision == "bf16-mixed" else None
 
 
 @contextmanager

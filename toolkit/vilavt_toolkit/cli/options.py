@@ -29,7 +29,10 @@ DeviceOption = Annotated[
     str, typer.Option("--device", help="Device: auto, cpu, cuda or mps. auto takes a GPU if there is one.")
 ]
 DtypeOption = Annotated[
-    str | None, typer.Option("--dtype", help="Type of the weights: float32, bfloat16 or float16. Default: as stored.")
+    str | None,
+    typer.Option(
+        "--dtype", help="Type of the weights: float32, bfloat16 or float16. Default: as trained, in export as stored."
+    ),
 ]
 MaxNewTokensOption = Annotated[
     int, typer.Option("--max-new-tokens", min=1, help="Longest turn in tokens. The paper's model needs 2048.")

@@ -196,6 +196,9 @@ class EvalSection:
         help="arms that are compared",
         factory=lambda: ["blind", "single_pass", "modulated", "unmodulated", "shuffled"],
     )
+    dtype: Literal["trained", "float32", "bfloat16", "float16"] = setting(
+        "trained", help="type of the weights; trained: the one that training computed in, so bfloat16 for bf16-mixed"
+    )
     batch_size: int = setting(64, help="dialogues that run at once", minimum=1)
     max_new_tokens: int = setting(64, help="longest turn, in tokens", minimum=1)
 

@@ -17,6 +17,7 @@ from vilavt_toolkit.chat.answer import build_answer
 from vilavt_toolkit.checkpoints.loading import best_device, build_model, load_matching_weights
 from vilavt_toolkit.checkpoints.native import (
     FORMAT,
+    computing_dtype,
     find_checkpoint,
     load_checkpoint,
     load_checkpoint_recipe,
@@ -37,6 +38,7 @@ from vilavt_toolkit.evaluation.summary import (
     summarise_results,
 )
 from vilavt_toolkit.evaluation.untaught import find_untaught_arms
+from vilavt_toolkit.models.meta import parse_dtype
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.report.trace import draw_trace
 from vilavt_toolkit.training.trainer import weight_dtype
@@ -60,8 +62,8 @@ def evaluate_run(
     # Overrides of `task` and `eval` reach the recipe but not the model, which is read as it was trained.
     folder, allowed = find_checkpoint(run), _check_overrides(overrides)
     stopping = [override for override in allowed if override.startswith(_STOPPING)]
-    model, _ = load_checkpoint(folder, best_device(), overrides=stopping)
     recipe = load_checkpoint_recipe(folder, allowed)
+    model, _ = load_checkpoint(folder, best_device(), choose_dtype(recipe), overrides=stopping)
     taught = load_checkpoint_recipe(folder, ())
     return _evaluate_model(model, recipe, out, _describe_provenance(folder, recipe), console, taught)
 
@@ -87,7 +89,8 @@ def evaluate_recipe(recipe: CheckedRecipe, console: Console, name: str = "") -> 
         )
     # Parts that the checkpoint does not hold are drawn at random, as training would draw them.
     torch.manual_seed(recipe.recipe.seed)
-    model = build_model(recipe, weight_dtype(recipe.recipe.train.precision)).to(best_device()).eval()
+    dtype = choose_dtype(recipe) or weight_dtype(recipe.recipe.train.precision)
+    model = build_model(recipe, dtype).to(best_device(), dtype).eval()
     facts = {"checkpoint": checkpoint, "step": 0, **_describe_settings(recipe)}
     return _evaluate_model(model, recipe, out, facts, console)
 
@@ -102,7 +105,9 @@ def _evaluate_initial_run(recipe: CheckedRecipe, out: Path, console: Console) ->
             f"first: vilavt train {recipe.name}"
         )
     log.warning("%s is evaluated untrained, with the weights of %s.", recipe.path, folder)
-    return _evaluate_model(model.to(best_device()).eval(), recipe, out, _describe_provenance(folder, recipe), console)
+    return _evaluate_model(
+        model.to(best_device(), choose_dtype(recipe)).eval(), recipe, out, _describe_provenance(folder, recipe), console
+    )
 
 
 def _evaluate_model(
@@ -143,6 +148,15 @@ def _evaluate_model(
     folder.finish()
     console.print(f"{shown}run: {out.parent}   items: {out / ITEMS_FILE}   summary: {out / SUMMARY_FILE}")
     return summary
+
+
+def choose_dtype(recipe: CheckedRecipe) -> torch.dtype | None:
+    """Return the type of the weights in an evaluation: that of `eval.dtype`; None for the type that they are saved in.
+
+    `trained` is the type that training computes in.
+    """
+    chosen = recipe.recipe.eval.dtype
+    return computing_dtype(recipe) if chosen == "trained" else parse_dtype(chosen)
 
 
 def _check_overrides(overrides: Sequence[str]) -> Sequence[str]:

@@ -23,10 +23,15 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 from rich.console import Console
 from safetensors.torch import load_file
 
+from vilavt_toolkit.checkpoints.exporting import export
 from vilavt_toolkit.checkpoints.loading import build, load
 from vilavt_toolkit.checkpoints.native import load_training_state, read_step
 from vilavt_toolkit.config.recipe import load_recipe
+from vilavt_toolkit.dialogue.traces import build_trace_session
 from vilavt_toolkit.errors import InputError, RunError, TrainingError, UsageError
+from vilavt_toolkit.evaluation import run as evaluation_run
+from vilavt_toolkit.evaluation.run import choose_dtype
+from vilavt_toolkit.models.batch import collate
 from vilavt_toolkit.training import trainer
 from vilavt_toolkit.training.callbacks import progress_bar as bar
 from vilavt_toolkit.training.callbacks.interruption import Interruption
@@ -155,7 +160,47 @@ def test_a_precision_trains_and_loads_on_a_cpu(tiny_recipe, tmp_path, precision)
     assert all(tensor.isfinite().all() for tensor in tensors(run, 2).values())
     shutil.rmtree(run / "checkpoints" / "step-00000002")
     run_of(tiny_recipe, run, *settings, "train.steps=2", resume=True)
-    load(run)
+    computed = torch.float32 if precision == "32-true" else torch.bfloat16
+    assert dtypes(load(run)) == {computed}
+    assert dtypes(load(run, dtype="float32")) == {torch.float32}
+    # Exports hold what is saved, and evaluations compute as training did.
+    assert dtypes(load(export(run, tmp_path / "exported", "native"), dtype="float64")) == {torch.float64}
+    stored = load_file(tmp_path / "exported" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()} == {wanted}
+    assert (choose_dtype(load_recipe(run / "recipe.yaml")) or wanted) == computed
+    assert choose_dtype(load_recipe(run / "recipe.yaml", ["eval.dtype=float32"])) is torch.float32
+
+
+def dtypes(model) -> set[torch.dtype]:
+    return {weight.dtype for weight in model.parameters()}
+
+
+def test_a_bf16_mixed_run_answers_in_bf16_as_under_the_autocast_of_its_training(tiny_recipe, tmp_path, tiny_task):
+    run = run_of(tiny_recipe, tmp_path / "run", "train.precision=bf16-mixed", "train.steps=2", "train.batch_size=4")
+    exact, loaded = load(run, dtype="float32"), load(run)
+    session = build_trace_session(exact, tiny_task.sample("train", 0))
+    batch = collate([session.trajectory], [session.views], exact.language_model)
+    with torch.no_grad():
+        full, found = exact(batch), loaded(batch).float()
+        with torch.autocast("cpu", torch.bfloat16):
+            trained = exact(batch).float()
+    full, found, trained = (logits.softmax(-1) for logits in (full, found, trained))
+    # The error of both against float32 is the rounding of bfloat16.
+    assert 0 < (found - full).abs().mean() < 4 * (trained - full).abs().mean()
+
+
+def test_an_evaluation_of_a_run_computes_in_the_format_of_its_training(tiny_recipe, tmp_path, monkeypatch):
+    run = run_of(tiny_recipe, tmp_path / "run", "train.precision=bf16-mixed", "train.steps=1", "train.batch_size=4")
+    seen, evaluate = [], evaluation_run.evaluate_arms
+
+    def note(model, *arguments, **settings):
+        seen.append(dtypes(model))
+        return evaluate(model, *arguments, **settings)
+
+    monkeypatch.setattr(evaluation_run, "evaluate_arms", note)
+    for overrides in ([], ["eval.dtype=float32"]):
+        evaluation_run.evaluate_run(run, ["eval.items=1", "eval.arms=[single_pass]", *overrides], Console(quiet=True))
+    assert seen == [{torch.bfloat16}, {torch.float32}]
 
 
 @pytest.mark.parametrize(
