@@ -59,11 +59,19 @@ _FOLDER = re.compile(r"step-(\d{8})")
 
 
 def save_checkpoint(
-    run: Path, model: VisualChatModel, recipe: CheckedRecipe, step: int, state: TrainingState | None = None
+    run: Path,
+    model: VisualChatModel,
+    recipe: CheckedRecipe,
+    step: int,
+    state: TrainingState | None = None,
+    kept_step: int | None = None,
 ) -> Path:
-    """Write the checkpoint of `step` and remove older ones; return its folder. Raises InputError for a full disk."""
+    """Write the checkpoint of `step` and remove older ones, but for that of `kept_step`; return its folder.
+
+    Raises InputError for a full disk.
+    """
     parent = run / "checkpoints"
-    final = parent / f"step-{step:08d}"
+    final = parent / _folder_name(step)
     temporary = parent / f".{final.name}.{secrets.token_hex(4)}"
     try:
         temporary.mkdir(parents=True)
@@ -82,9 +90,14 @@ def save_checkpoint(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     # Hidden folders were replaced above, or left by a process that was killed while it wrote.
-    for old in [*_list_checkpoints(run)[:-CHECKPOINTS_PER_RUN], *parent.glob(".step-*")]:
+    old_ones = [path for path in _list_checkpoints(run)[:-CHECKPOINTS_PER_RUN] if path.name != _folder_name(kept_step)]
+    for old in [*old_ones, *parent.glob(".step-*")]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def _folder_name(step: int | None) -> str:
+    return "" if step is None else f"step-{step:08d}"
 
 
 def write_model(folder: Path, model: VisualChatModel, recipe: CheckedRecipe, step: int) -> None:

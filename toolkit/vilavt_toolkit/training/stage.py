@@ -55,6 +55,8 @@ class StageModule(pl.LightningModule):
     """Name of the recipe's section."""
     main_metric: ClassVar[str]
     """Name of the logged metric that says how well the stage learns."""
+    has_comparable_loss: ClassVar[bool]
+    """True if a higher loss is a worse model, whichever step it is of."""
 
     def __init__(
         self, model: VisualChatModel, optimizer: Optimizer, section: TrainSection | RLSection, total: int, start: int
@@ -82,6 +84,11 @@ class StageModule(pl.LightningModule):
     def step(self) -> int:
         """Optimizer steps taken so far, those before a resumed run was stopped included."""
         return self.start_step + self._taken_steps
+
+    @property
+    def taken_loss(self) -> float | None:
+        """The loss of the latest step; None if it was left out."""
+        return float(self._loss) if self._is_finite else None
 
     def capture_state(self) -> TrainingState:
         """Return what the stage needs to resume exactly, beside weights, optimizer and random state."""

@@ -12,6 +12,7 @@ from vilavt_toolkit.checkpoints.native import save_checkpoint
 from vilavt_toolkit.checkpoints.training_state import TrainingState
 from vilavt_toolkit.errors import VilavtError
 from vilavt_toolkit.training.callbacks.interruption import Interruption
+from vilavt_toolkit.training.callbacks.soundness import Soundness
 from vilavt_toolkit.training.resume import capture_state, restore_state
 from vilavt_toolkit.training.stage import Stage, StageModule, StoppedBetweenSteps
 
@@ -28,6 +29,9 @@ class CheckpointCallback(pl.Callback):
         self.stage, self.state, self.interruption = stage, state, interruption
         self.facts: dict[str, Any] = {}
         """Plain data that every checkpoint keeps with its training state, by key."""
+        self._soundness = Soundness()
+        self._previous_step, self._told_step = 0, -1
+        self._has_begun = False
         self._tried_step: int | None = None
         self._newest: Path | None = None
 
@@ -35,15 +39,22 @@ class CheckpointCallback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         # Not earlier: whatever draws random numbers before the first step must not change those of the step.
+        if self._has_begun:
+            return
+        module, saved = cast(StageModule, pl_module), None
         if self.state is not None:
             restore_state(self.state, trainer.optimizers[0], self.stage.section_key, _grad_scaler(trainer))
-            cast(StageModule, pl_module).load_state(self.state)
-            self.state = None
+            module.load_state(self.state)
+            saved, self.state = self.state.data.get("soundness"), None
+        self._soundness.begin(module, saved)
+        self._previous_step = module.start_step
+        self._has_begun = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         module, is_stopping = cast(StageModule, pl_module), self.interruption.is_requested
+        self._soundness.judge_step(module)
         is_due = module.step % self.stage.section.checkpoint_every == 0 or module.step == self.stage.total_steps
         if is_stopping or is_due:
             self._save_checkpoint(trainer, module)
@@ -71,8 +82,17 @@ class CheckpointCallback(pl.Callback):
     def _save_checkpoint(self, trainer: pl.Trainer, module: StageModule) -> None:
         self._tried_step = module.step
         state = capture_state(trainer.optimizers[0], _grad_scaler(trainer), module.capture_state())
-        state.data.update(self.facts)
-        self._newest = save_checkpoint(self.stage.run, module.model, self.stage.recipe, module.step, state)
+        state.data.update(self.facts, soundness=self._soundness.to_json())
+        run, sound = self.stage.run, self._soundness.step
+        self._newest = save_checkpoint(run, module.model, self.stage.recipe, module.step, state, sound)
+        self._soundness.add_checkpoint(module)
+        # The newest two are kept in any case. A sound one behind them says that training has diverged since.
+        if sound is not None and sound < self._previous_step and sound != self._told_step:
+            self._told_step = sound
+            log.warning(
+                "training has diverged since step %d, whose checkpoint is kept beside the newest two in %s.", sound, run
+            )
+        self._previous_step = module.step
 
     def _tell_newest(self) -> None:
         if self._newest is not None:

@@ -53,7 +53,7 @@ class ReinforcementModule(StageModule):
     because both must be of the same policy.
     """
 
-    section_key, main_metric = "rl", "reward"
+    section_key, main_metric, has_comparable_loss = "rl", "reward", False
     section: RLSection
 
     def __init__(

@@ -25,7 +25,7 @@ StepSampleIds = Callable[[int], Sequence[str]]
 class SupervisedModule(StageModule):
     """Takes one optimizer step per batch; any split into micro-batches gives the same gradient."""
 
-    section_key, main_metric = "train", "loss"
+    section_key, main_metric, has_comparable_loss = "train", "loss", True
 
     def __init__(
         self,
