@@ -18,7 +18,7 @@ from vilavt_toolkit.contracts import Task
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.formats import foreign
 from vilavt_toolkit.models.assemble import assemble_model, load_weights
-from vilavt_toolkit.models.meta import parse_dtype, unfilled_parameters
+from vilavt_toolkit.models.meta import copy_weights, parse_dtype, unfilled_parameters
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.registry.trust import trusting_plugins
 from vilavt_toolkit.utils.text import shorten_list
@@ -114,10 +114,13 @@ def build(
     return build_model(checked).eval()
 
 
-def build_model(checked: CheckedRecipe, dtype: torch.dtype | None = torch.float32) -> VisualChatModel:
+def build_model(
+    checked: CheckedRecipe, dtype: torch.dtype | None = torch.float32, copy: bool = False
+) -> VisualChatModel:
     """Build the model of a checked recipe; train its tokenizer and load pretrained weights where the recipe says so.
 
-    The weights of `model.checkpoint` are in `dtype`; None: in the type they are stored in.
+    The weights of `model.checkpoint` are in `dtype`; None: in the type they are stored in. With `copy` none is mapped
+    from its file, which training needs: it takes hours, and the file may change meanwhile.
     """
     section = checked.recipe.model
     if section.checkpoint:
@@ -131,6 +134,8 @@ def build_model(checked: CheckedRecipe, dtype: torch.dtype | None = torch.float3
     fixed = model.dialogue.fixed_strings(section.source.entry.cls.box_key)
     model.language_model.fit_tokenizer(task.corpus(), fixed)
     load_weights(model)
+    if copy:
+        copy_weights(model)
     return model
 
 

@@ -352,6 +352,9 @@ def load_training_state(folder: Path) -> TrainingState:
             "train.init_from."
         )
     try:
-        return TrainingState(load_file(str(tensors)), json.loads(data.read_text(encoding="utf-8")))
+        held = load_file(str(tensors))
+        # The optimizer's, which are as large as the model, are copied when they are put back. The others live longer.
+        held |= {name: value.clone() for name, value in held.items() if not name.startswith("optimizer.")}
+        return TrainingState(held, json.loads(data.read_text(encoding="utf-8")))
     except (SafetensorError, OSError, ValueError) as error:
         raise RunError(f"{folder}: its training state cannot be read ({error}). Use another checkpoint.") from error

@@ -109,6 +109,16 @@ def unfilled_parameters(model: nn.Module) -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter.is_meta]
 
 
+def copy_weights(module: nn.Module) -> None:
+    """Give every parameter memory of its own, in place of a mapped file.
+
+    What is mapped changes with its file: an overwrite in place changes the weights, and a truncation ends the process.
+    """
+    # One after another, so that a model needs no more memory than it has weights. Shared parameters stay shared.
+    for parameter in module.parameters():
+        parameter.data = parameter.data.clone()
+
+
 def needs_cast(value: Tensor, dtype: torch.dtype | None) -> bool:
     """Return True if a floating-point tensor is not of `dtype`; None accepts every type."""
     return dtype is not None and value.is_floating_point() and value.dtype != dtype

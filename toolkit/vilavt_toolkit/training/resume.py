@@ -52,11 +52,13 @@ def check_state(state: TrainingState, optimizer: torch.optim.Optimizer, section:
 def restore_state(state: TrainingState, optimizer: torch.optim.Optimizer, section: str, scaler: Any = None) -> None:
     """Put optimizer, loss scale and random numbers back; raises RunError if the optimizer is another."""
     check_state(state, optimizer, section)
+    # Another device copies by itself. On the CPU the optimizer would go on with what is mapped from the file.
+    on_cpu = any(weight.device.type == "cpu" for group in optimizer.param_groups for weight in group["params"])
     merged: dict[int, dict[str, Any]] = {}
     for key, value in [*state.tensors.items(), *state.data.items()]:
         if key.startswith("optimizer."):
             _, index, name = key.split(".", 2)
-            merged.setdefault(int(index), {})[name] = value
+            merged.setdefault(int(index), {})[name] = value.clone() if on_cpu and isinstance(value, Tensor) else value
     # The groups' settings are the recipe's, which may have changed: a resumed run takes a new learning rate.
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": merged, "param_groups": groups})

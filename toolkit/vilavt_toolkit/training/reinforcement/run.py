@@ -124,7 +124,7 @@ def _find_policy_checkpoint(stage: Stage, section: RLSection) -> Path | None:
 
 def _build_model(recipe: CheckedRecipe, checkpoint: Path | None) -> VisualChatModel:
     if checkpoint is None:
-        return build_model(recipe, weight_dtype(recipe.recipe.train.precision))
+        return build_model(recipe, weight_dtype(recipe.recipe.train.precision), copy=True)
     return load_checkpoint_model(recipe, checkpoint)
 
 

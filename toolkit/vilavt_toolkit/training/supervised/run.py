@@ -74,4 +74,4 @@ def _build_model(recipe: CheckedRecipe, stage: Stage, checkpoint: Path | None) -
         return load_checkpoint_model(recipe, checkpoint, resume=True)
     if init_from:
         return load_checkpoint_model(recipe, find_initial_checkpoint(stage, init_from))
-    return build_model(recipe, weight_dtype(recipe.recipe.train.precision))
+    return build_model(recipe, weight_dtype(recipe.recipe.train.precision), copy=True)
