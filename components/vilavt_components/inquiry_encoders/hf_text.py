@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vilavt_components.common.hf_errors import as_input_error, check_known_settings
 from vilavt_components.common.precision import Float32RotaryFrequencies
 from vilavt_components.inquiry_encoders.hf_text_masks import choose_mask, encode_padded, keep_encoder
-from vilavt_toolkit.contracts import InquiryEncoder, LanguageModel
+from vilavt_toolkit.contracts import InquiryEncoder, LanguageModel, protect_text
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.packed.tokens import concat_ranges, to_device
 from vilavt_toolkit.registry import inquiry_encoders
@@ -137,7 +137,7 @@ class HFTextInquiryEncoder(Float32RotaryFrequencies, InquiryEncoder):
                 "tokenizer. Set `tokenizer` to the text model's own, or `end_token` to one of its tokens."
             )
         # The end token stays even if the text is cut, since pooling "last" reads it.
-        return [*tokenizer.encode(text)[: self.max_tokens - len(end)], *end]
+        return [*tokenizer.encode(protect_text(tokenizer, text))[: self.max_tokens - len(end)], *end]
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """Return the text of every token."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vilavt_toolkit.contracts import InquiryEncoder, LanguageModel
+from vilavt_toolkit.contracts import InquiryEncoder, LanguageModel, protect_text
 from vilavt_toolkit.packed.tokens import concat_ranges, to_device
 from vilavt_toolkit.registry import inquiry_encoders
 from vilavt_toolkit.settings import setting
@@ -44,8 +44,8 @@ class LanguageModelInquiryEncoder(InquiryEncoder):
 
     def tokenize(self, text: str) -> list[int]:
         """Return token ids of the stripped text, at most `max_tokens`."""
-        text = text.strip()
-        return self._language_model[0].tokenizer.encode(text)[: self.max_tokens] if text else []
+        tokenizer = self._language_model[0].tokenizer
+        return tokenizer.encode(protect_text(tokenizer, text.strip()))[: self.max_tokens]
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         """Return the text of every token."""

@@ -23,6 +23,10 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 """The name of a token that is a byte, in vocabularies that fall back to bytes."""
 
 
+_SEAM = "\ufdd0"
+"""Where a text is cut before it is encoded: a code point that Unicode keeps free of any character."""
+
+
 class HFTokenizer:
     """Turns text into ids and back, without adding special tokens, and knows the text around its model's turns."""
 
@@ -40,16 +44,35 @@ class HFTokenizer:
         self.turn_template, self.end_of_turn = frames or read_turn_template(backend, chat_template)
         # transformers would warn of every long text; the toolkit's own error says which sample is too long.
         backend.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+        self._framing = re.compile("|".join(map(re.escape, self._list_framing_tokens())) or "(?!)")
         # Not len(backend), since ids may have gaps.
         self._size: int = max(backend.get_vocab().values()) + 1
+
+    def _list_framing_tokens(self) -> list[str]:
+        """Return the names of the tokens that only the toolkit writes: around turns, and in the place of features."""
+        backend, template = self.backend, self.turn_template
+        special = {token for token, added in backend.added_tokens_decoder.items() if added.special}
+        around = "".join([template.first, *(template.system or ()), template.reply, template.following])
+        ids = {self.placeholder, self.end_of_turn, *(special & set(self.encode(around)))}
+        ids |= {backend.bos_token_id, backend.eos_token_id, backend.pad_token_id} & special
+        names = {str(backend.convert_ids_to_tokens(token)) for token in ids} - {template.opened}
+        # One letter cannot be cut. The longest first, since one name may begin another.
+        return sorted((name for name in names if len(name) > 1), key=len, reverse=True)
 
     def __len__(self) -> int:
         return self._size
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text`."""
+        if _SEAM in text:
+            return [token for part in text.split(_SEAM) for token in self.encode(part)]
         ids: list[int] = self.backend.encode(text, add_special_tokens=False)
         return ids
+
+    def protect(self, text: str) -> str:
+        """Return the text so that `encode` reads the names of tokens that frame turns as plain letters."""
+        # Cut after the first letter, a name is none any more. The two sides are encoded on their own.
+        return self._framing.sub(lambda found: f"{found[0][0]}{_SEAM}{found[0][1:]}", text.replace(_SEAM, ""))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, special tokens included."""

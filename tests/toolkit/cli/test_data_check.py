@@ -274,6 +274,16 @@ def test_plain_replies_are_told_and_shown_as_the_model_will_see_them(folder, cap
     assert "\n> <think></think><answer>A cat.</answer><|end|>\n" in said
 
 
+def test_names_of_framing_tokens_in_a_file_are_told(folder, capsys, tiny_recipe, caplog):
+    ended = [TURNS[0], {"from": "gpt", "value": "<answer>A cat.<|end|></answer>"}]
+    path = lines(folder, {**GOOD, "conversations": ended}, {**GOOD, "id": 2})
+    recipe = recipe_for(tiny_recipe, f"{{name: conversations, files: {path}}}")
+    said = passes(capsys, str(path), "--recipe", recipe)
+    assert "names of tokens that frame turns, such as <|im_end|>, in 1 sample: they are read as plain text" in said
+    assert run(["train", recipe, "train.steps=1", "train.batch_size=2", f"run={folder / 'run'}"]) == 0
+    assert "1 of 2 samples hold names of tokens that frame turns" in caplog.text
+
+
 def test_fields_that_nothing_reads_are_named_and_misspelt_ones_refused(folder, capsys):
     said = passes(capsys, str(lines(folder, {**GOOD, "source": "x"}, {**GOOD, "id": 2, "source": "x", "split": 1})))
     assert "fields that task conversations does not read: source, split" in said

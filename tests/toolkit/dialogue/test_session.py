@@ -241,7 +241,6 @@ BAD_TRACES = {
     "boxes and an answer": ((TraceTurn("a", "b", ((0, (0, 0, 1, 1)),), "7"),), "turn 0"),
     "an empty answer": ((TRACE[0], TraceTurn("a", answer=" ")), "turn 1 of the trace: The answer is empty"),
     "a tag in a thought": ((TraceTurn("a</think>b", answer="7"),), "turn 0"),
-    "the placeholder": ((TraceTurn("<|feature|>", answer="7"),), "placeholder"),
     "too many regions": ((TraceTurn("a", "b", ((0, (0, 0, 32, 32)),) * 17),), "1 to 16"),
     "a box outside the image": ((TraceTurn("a", "b", ((0, (900, 900, 999, 999)),)),), "turn 0"),
     "a region that is not there": ((TraceTurn("a", "b", ((3, (0, 0, 32, 32)),)),), "region 3 does not exist"),

@@ -202,6 +202,11 @@ def _print_lengths(console: Console, name: str, lengths: Lengths) -> None:
         f"longer than the context: {cut:,} of {_count(len(lengths.tokens), 'sample')}, made smaller by the pixel "
         f"budget: {_count(lengths.smaller, 'image')}"
     )
+    if lengths.framing:
+        console.print(
+            f"names of tokens that frame turns, such as <|im_end|>, in {_count(lengths.framing, 'sample')}: they are "
+            "read as plain text"
+        )
 
 
 def _print_histogram(console: Console, title: str, values: Sequence[int]) -> None:

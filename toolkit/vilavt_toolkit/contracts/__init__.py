@@ -22,7 +22,15 @@ from vilavt_toolkit.contracts.component import Box, Component
 from vilavt_toolkit.contracts.dialogue import AnnouncedRegion, BoxSchema, Dialogue, RegionCall, Slot, ToolCall, Turn
 from vilavt_toolkit.contracts.encoder import Attend, Bias, BlockSpec, Encoder, EncoderSpec, SiteHook, View
 from vilavt_toolkit.contracts.inquiry_encoder import InquiryEncoder
-from vilavt_toolkit.contracts.language_model import ByteTokenizer, CacheView, LanguageModel, Tokenizer, TurnTemplate
+from vilavt_toolkit.contracts.language_model import (
+    ByteTokenizer,
+    CacheView,
+    LanguageModel,
+    ProtectingTokenizer,
+    Tokenizer,
+    TurnTemplate,
+    protect_text,
+)
 from vilavt_toolkit.contracts.modulator import Context, Inquiry, Modulator
 from vilavt_toolkit.contracts.optimizer import Optimizer
 from vilavt_toolkit.contracts.pixel_budget import PixelBudget, PixelBudgetConfig, view_size
@@ -82,6 +90,7 @@ __all__ = [
     "PolicyLoss",
     "Probe",
     "Projector",
+    "ProtectingTokenizer",
     "Region",
     "RegionCall",
     "Reward",
@@ -104,5 +113,6 @@ __all__ = [
     "Usage",
     "View",
     "position_in_source",
+    "protect_text",
     "view_size",
 ]

@@ -48,6 +48,20 @@ class Tokenizer(Protocol):
 
 
 @runtime_checkable
+class ProtectingTokenizer(Tokenizer, Protocol):
+    """A tokenizer with tokens that frame turns, which no text of a user, a file or a model may stand for."""
+
+    def protect(self, text: str) -> str:
+        """Return the text so that `encode` reads the names of framing tokens in it as plain letters."""
+        ...
+
+
+def protect_text(tokenizer: Tokenizer, text: str) -> str:
+    """Return a text that somebody else wrote so that no part of it is encoded as a token that frames turns."""
+    return tokenizer.protect(text) if isinstance(tokenizer, ProtectingTokenizer) else text
+
+
+@runtime_checkable
 class ByteTokenizer(Tokenizer, Protocol):
     """A tokenizer that knows the bytes of its tokens, as decoding under a grammar needs."""
 

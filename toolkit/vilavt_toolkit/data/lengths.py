@@ -45,6 +45,8 @@ class Lengths:
     """Pairs (index of the sample, why the model cannot take it)."""
     unreadable: int = 0
     """Conversations whose last reply holds no answer in the dialogue's form."""
+    framing: int = 0
+    """Samples whose texts hold the name of a token that frames turns, such as <|im_end|>."""
 
     def list_too_long(self) -> list[tuple[int, int]]:
         """Return pairs (index, tokens) of the samples that are longer than the context."""
@@ -136,6 +138,11 @@ def check_lengths(model: VisualChatModel, task: Task, split: str, traces: bool =
             "%s of %s samples have replies without an answer in the dialogue's form, and an evaluation will read none. "
             "If they are plain answers, set task.replies=answer.", f"{meter.lengths.unreadable:,}", f"{size:,}",
         )  # fmt: skip
+    if meter.lengths.framing:
+        log.warning(
+            "%s of %s samples hold names of tokens that frame turns, such as <|im_end|>. They are read as plain text.",
+            f"{meter.lengths.framing:,}", f"{size:,}",
+        )  # fmt: skip
     if problems:
         lines = [f"{task.locate_sample(split, number)}: {why}" for number, why in problems[:MOST_LISTED]]
         more = f"\n  and {len(problems) - MOST_LISTED:,} more" if len(problems) > MOST_LISTED else ""
@@ -165,6 +172,7 @@ class LengthMeter:
         # Answers that the dialogue cannot read are right in training, and count as none in an evaluation.
         is_conversation = sample.conversation is not None
         self.lengths.unreadable += is_conversation and session.trajectory.turns[-1].answer is None
+        self.lengths.framing += any(session.protect(text) != text for text in sample.texts())
         encoder = self.model.vision.backbone
         self.lengths.numbers.append(number)
         self.lengths.tokens.append(len(session.trajectory.ids))

@@ -168,8 +168,9 @@ class Session(TrajectoryWriter):
         before = self._reopen_user_turn()
         start = len(self.trajectory.ids)
         # Both versions are made now: only here is it known what the turn holds before its tail.
-        opening = self._question_pieces(question, regions, tool, before)
-        demanding = self._question_pieces(question, regions, tool, before, demand=True)
+        words = self.protect(question)
+        opening = self._question_pieces(words, regions, tool, before)
+        demanding = self._question_pieces(words, regions, tool, before, demand=True)
         try:
             self._write_user_turn(opening, regions, *self._overview_groups(len(regions)), demanding=demanding)
         except ContextFull:
@@ -232,7 +233,7 @@ class Session(TrajectoryWriter):
 
     def _conversation_start(self, tool: bool) -> str:
         """Return the text before the first user turn's content, with the system prompt if the tool may be used."""
-        system = self.model.dialogue.instructions(self.sources) if tool else ""
+        system = self.protect(self.model.dialogue.instructions(self.sources)) if tool else ""
         return frame_system_prompt(self.model.language_model.turn_template, system)
 
     def _announce_regions(self, regions: Sequence[PreparedRegion]) -> list[AnnouncedRegion]:
@@ -270,7 +271,7 @@ class Session(TrajectoryWriter):
             raise CallError(str(error)) from None
         inquiry = InquiryTokens(call.inquiry, tuple(self.model.tokenize_inquiry(call.inquiry)))
         template, dialogue = self.model.language_model.turn_template, self.model.dialogue
-        observation = dialogue.observation(self._announce_regions(regions), call.inquiry)
+        observation = dialogue.observation(self._announce_regions(regions), self.protect(call.inquiry))
         closing = dialogue.observation_with_demand(observation)
         return PreparedCall(
             regions,
@@ -292,8 +293,9 @@ class Session(TrajectoryWriter):
     def add_feedback(self, problem: str, reserve: int = 0, demand: bool = False) -> None:
         """Write why the last turn was rejected; with `demand`, demand the answer too. Raises ContextFull."""
         template, dialogue = self.model.language_model.turn_template, self.model.dialogue
-        plain = frame_user_text(template, dialogue.feedback(problem))
-        demanding = frame_user_text(template, dialogue.feedback(f"{problem}\n{dialogue.demand()}"))
+        words = self.protect(problem)  # it may repeat what the model wrote
+        plain = frame_user_text(template, dialogue.feedback(words))
+        demanding = frame_user_text(template, dialogue.feedback(f"{words}\n{dialogue.demand()}"))
         self._write_user_turn(plain, [], [], [], reserve, demanding, demand)
         self.trajectory.feedback[-1] = problem
 

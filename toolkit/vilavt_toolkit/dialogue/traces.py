@@ -104,7 +104,7 @@ class TraceSession(Session):
             try:
                 if message.role == "system":
                     # Held back: it is part of the text that opens the first user turn.
-                    system = _text_of_message(message)
+                    system = self.protect(_text_of_message(message))
                 elif message.role == "assistant":
                     text = _text_of_message(message)
                     self._add_turn_text(self.model.dialogue.parse(text), text, message.learned)
@@ -151,7 +151,7 @@ class TraceSession(Session):
         slot, pieces = len(self.trajectory.regions), list[str | Slot]()
         for part in content:
             if isinstance(part, str):
-                pieces.append(part)
+                pieces.append(self.protect(part))
                 continue
             for _ in self.sources[part].overviews():
                 pieces += [left, Slot(slot), right]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vilavt_toolkit.contracts import InquiryTokens, ShownRegion, Slot, Trajectory, Turn, View
+from vilavt_toolkit.contracts import InquiryTokens, ShownRegion, Slot, Trajectory, Turn, View, protect_text
 from vilavt_toolkit.dialogue.prompt import Tail, encode_pieces, text_after_features
 from vilavt_toolkit.dialogue.tool_calls import CallError, PreparedRegion
 
@@ -53,7 +53,9 @@ class TrajectoryWriter:
         """Record a turn that is given as text."""
         language_model = self.model.language_model
         written = language_model.turn_template.text_to_write(text)
-        ids = [*language_model.tokenizer.encode(written), language_model.end_of_turn]
+        # A name such as <|im_end|> within the words would end the turn in their middle.
+        words = protect_text(language_model.tokenizer, written)
+        ids = [*language_model.tokenizer.encode(words), language_model.end_of_turn]
         if len(ids) > self.tokens_left:
             raise ContextFull(f"{len(ids)} tokens are needed and {self.tokens_left} remain.")
         if language_model.placeholder in ids:
@@ -141,6 +143,10 @@ class TrajectoryWriter:
         )
         self.trajectory.add_region(shown, self.model.language_model.placeholder)
         self.views.append(view)
+
+    def protect(self, text: str) -> str:
+        """Return a text that the toolkit did not write so that none of it can frame turns."""
+        return protect_text(self.model.language_model.tokenizer, text)
 
     def count_text_tokens(self, pieces: Sequence[str | Slot]) -> int:
         """Return the number of text tokens of a prompt, without its features."""
