@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,12 +120,9 @@ def _to_rgb(image: Image.Image, key: _ColourKey) -> Pixels:
     width, height = image.size
     pixels = np.empty((height, width, 3), np.uint8)
     limits = _find_limits(image) if image.mode in ("I", "F") else (0.0, 1.0)
-    # In strips, since conversions need up to sixteen bytes a pixel.
-    rows = max(1, _STRIP // width)
-    for top in range(0, height, rows):
-        strip = image.crop((0, top, width, min(height, top + rows)))
+    for top, strip in _cut_strips(image):
         transparent = key.mask(strip, top)
-        part = pixels[top : top + rows]
+        part = pixels[top : top + strip.height]
         if transparent is None:
             part[:] = _strip_to_rgb(strip, limits)
         else:
@@ -132,6 +130,14 @@ def _to_rgb(image: Image.Image, key: _ColourKey) -> Pixels:
             part[:] = _strip_to_rgb(strip, limits)
             part[transparent] = 255
     return pixels
+
+
+def _cut_strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Yield parts of an image with their first rows, since conversions need up to sixteen bytes a pixel."""
+    width, height = image.size
+    rows = max(1, _STRIP // width)
+    for top in range(0, height, rows):
+        yield top, image.crop((0, top, width, min(height, top + rows)))
 
 
 def _strip_to_rgb(image: Image.Image, limits: tuple[float, float]) -> Pixels:
@@ -154,11 +160,14 @@ def _strip_to_rgb(image: Image.Image, limits: tuple[float, float]) -> Pixels:
 
 def _find_limits(image: Image.Image) -> tuple[float, float]:
     """Return what is black and white of 32-bit pixels: the first usual range that holds them, or their own."""
-    values = np.asarray(image)
-    finite = values[np.isfinite(values)]
-    if finite.size == 0:
+    low, high = np.inf, -np.inf
+    for _, strip in _cut_strips(image):
+        values = np.asarray(strip)
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    if low > high:  # no pixel is finite
         return 0.0, np.inf
-    low, high = float(finite.min()), float(finite.max())
     top = next((top for top in _USUAL_TOPS if low >= 0 and high <= top), None)
     return (low, high) if top is None else (0.0, top)
 
