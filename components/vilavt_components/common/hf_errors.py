@@ -25,12 +25,17 @@ def as_input_error(what: str, advice: str, place: str = "") -> Iterator[None]:
 
     # transformers has no exception of its own: a damaged folder ends in any of these, depending on the file at fault.
     many = (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError, ArithmeticError)
+    rarely = (MemoryError, AssertionError)
     try:
         if place and not _HUB_NAME.fullmatch(place) and not Path(place).is_dir():
             # The hub would answer a mistyped path with a message about repository names.
             raise ValueError("it is a file, not its folder" if Path(place).is_file() else "there is no such folder")
         yield
-    except (*many, SafetensorError, StrictDataclassError) as error:
+    except BaseException as error:
+        # The library of tokenizers raises plain exceptions, and panics for what it takes to be impossible.
+        is_plain = type(error) is Exception or type(error).__name__ == "PanicException"
+        if not is_plain and not isinstance(error, (*many, *rarely, SafetensorError, StrictDataclassError)):
+            raise
         reason = first_sentence(str(error))
         if isinstance(error, OSError) and place and not Path(place).is_dir():
             reason = f"there is no such folder, and the hub answers: {reason}"

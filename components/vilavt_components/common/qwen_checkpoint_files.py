@@ -89,6 +89,18 @@ def read_tensors(
     return tensors
 
 
+def read_shapes(origin: CheckpointLocation, rename_key: RenameKey) -> dict[str, Tensor]:
+    """Return tensors on the meta device for those that `read_tensors` would read; raises InputError."""
+    tensors: dict[str, Tensor] = {}
+    with origin.as_input_error("loaded"):
+        for file in _find_weight_files(origin, rename_key):
+            with _open_shard(file) as shard:
+                for key in shard.keys():  # noqa: SIM118
+                    if (name := rename_key(key)) is not None:
+                        tensors[name] = torch.empty(shard.get_slice(key).get_shape(), device="meta")
+    return tensors
+
+
 def read_tensor_names(origin: CheckpointLocation) -> list[str]:
     """Return the names of all tensors of the checkpoint, from its index or its file's header; raises InputError."""
     with origin.as_input_error("read"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from vilavt_components.common.hf_errors import as_input_error, check_known_settings
+from vilavt_components.common.hf_weights import check_pretrained, load_pretrained, loading_errors
 from vilavt_components.common.precision import Float32RotaryFrequencies
+from vilavt_components.common.token_ids import check_token_ids, check_tokens_have_rows
 from vilavt_components.inquiry_encoders.hf_text_masks import choose_mask, encode_padded, keep_encoder
 from vilavt_toolkit.contracts import InquiryEncoder, LanguageModel, protect_text
 from vilavt_toolkit.errors import InputError
@@ -20,6 +22,7 @@ from vilavt_toolkit.packed.tokens import concat_ranges, to_device
 from vilavt_toolkit.registry import inquiry_encoders
 from vilavt_toolkit.settings import setting
 
+_PART = "text model"
 _BAD_CONFIG = "hf_text: `config` builds no text model"
 
 
@@ -76,6 +79,7 @@ class HFTextInquiryEncoder(Float32RotaryFrequencies, InquiryEncoder):
         self.max_tokens = min(config.max_tokens, _max_length(architecture), _max_length(self.tokenizer))
         self._takes_mask = choose_mask(architecture, self.max_tokens)
         self.model = _build_model(architecture, config)
+        self._check_tokens(self.model.get_input_embeddings().num_embeddings, language_model)
         model_width: int = architecture.hidden_size
         self.width = config.width or model_width
         self.projection = nn.Linear(model_width, config.width) if config.width else nn.Identity()
@@ -93,6 +97,21 @@ class HFTextInquiryEncoder(Float32RotaryFrequencies, InquiryEncoder):
         if self.tokenizer is not None:
             self._architecture.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
+
+    def _check_tokens(self, rows: int, language_model: LanguageModel) -> None:
+        """Raise InputError if the tokenizer has tokens that the text model has no row for."""
+        if self.tokenizer is not None:
+            with as_input_error("hf_text: the text model cannot read its tokens", "Set `tokenizer` to its own."):
+                check_tokens_have_rows(self.tokenizer, rows)
+            return
+        # A tokenizer that is still to be trained has at most as many tokens as the language model has rows.
+        known = getattr(language_model, "tokenizer", None)
+        tokens = len(known) if isinstance(known, Sized) else language_model.vocab_size
+        if rows < tokens:
+            raise InputError(
+                f"hf_text: the text model has rows for {rows} tokens, and the language model's tokenizer may have "
+                f"{tokens}. Set vocab_size in `config` to that, or remove it."
+            )
 
     def _freeze_model(self) -> None:
         if self.config.frozen:
@@ -167,29 +186,18 @@ class HFTextInquiryEncoder(Float32RotaryFrequencies, InquiryEncoder):
         return packed, pooled.new_zeros(len(ids), self.width).index_copy(0, to_device(groups, device), pooled)
 
     def load_weights(self) -> None:
-        """Load the pretrained weights of `path`; raises InputError."""
+        """Load the weights of `path`, or only check them for a model on the meta device; raises InputError."""
         if self.config.path is None:
             return
         from transformers import AutoModel
 
+        # The pooler is not used here.
+        if next(self.model.parameters()).is_meta:
+            check_pretrained(AutoModel, _PART, self.config, self._architecture, ignored="pooler.")
+            return
         # Memory never holds two copies of the model.
         del self.model
-        with _loading_errors(self.config.path):
-            read: Any = AutoModel.from_pretrained  # untyped
-            model, report = read(
-                self.config.path,
-                revision=self.config.revision,
-                local_files_only=self.config.local_files_only,
-                dtype=getattr(torch, self.config.dtype),
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-            # transformers draws missing weights at random, and only warns. The pooler is not used here.
-            missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
-            if missing:
-                raise ValueError(f"its weights lack {missing[0]} and {len(missing) - 1} others")
-        self.model = keep_encoder(model)
+        self.model = keep_encoder(load_pretrained(AutoModel, _PART, self.config, ignored="pooler."))
         self._freeze_model()
 
     def _project_hidden(self, hidden: Tensor) -> Tensor:
@@ -200,21 +208,17 @@ class HFTextInquiryEncoder(Float32RotaryFrequencies, InquiryEncoder):
         return projected
 
 
-def _loading_errors(path: str) -> contextlib.AbstractContextManager[None]:
-    advice = "Give a folder with config.json, safetensors weights and a tokenizer, or a hub name in reach or cached."
-    return as_input_error(f"text model {path!r} cannot be loaded", advice, path)
-
-
 def _load_tokenizer(source: str, config: HFTextConfig) -> Any:
     from transformers import AutoTokenizer
 
-    with _loading_errors(source):
+    with loading_errors(_PART, source):
         found = AutoTokenizer.from_pretrained(
             source, revision=config.revision, local_files_only=config.local_files_only, trust_remote_code=False
         )
         # For some families transformers builds an empty tokenizer if the file is missing.
         if not found.encode("a", add_special_tokens=False):
             raise ValueError("its tokenizer does not know the letter a")
+        check_token_ids(found)
     return found
 
 
@@ -229,7 +233,7 @@ def _load_architecture(config: HFTextConfig, vocab_size: int) -> Any:
     from transformers import AutoConfig
 
     if config.path is not None:
-        with _loading_errors(config.path):
+        with loading_errors(_PART, config.path):
             found = AutoConfig.from_pretrained(
                 config.path,
                 revision=config.revision,
@@ -256,7 +260,7 @@ def _build_model(architecture: Any, config: HFTextConfig) -> Any:
     if config.path is None:
         errors: contextlib.AbstractContextManager[None] = as_input_error(_BAD_CONFIG, "Correct `config`.")
     else:
-        errors = _loading_errors(config.path)
+        errors = loading_errors(_PART, config.path)
     dtype = torch.get_default_dtype() if is_new else getattr(torch, config.dtype)
     with errors, contextlib.nullcontext() if is_new else no_init_weights():
         build: Any = AutoModel.from_config  # untyped

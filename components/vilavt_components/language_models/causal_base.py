@@ -84,6 +84,7 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
                 self.template,
                 None if config.tokenizer else self._tokenizer_config(),
                 config.chat_template,
+                text.vocab_size if config.path is not None else None,
             )
             self._use_tokenizer(tokenizer)
             # The placeholder may be new, and needs a row in the table of embeddings.

@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 
-from vilavt_components.common.hf_errors import as_input_error, check_known_settings
+from vilavt_components.common.hf_errors import check_known_settings
+from vilavt_components.common.hf_weights import check_pretrained, load_pretrained, loading_errors
 from vilavt_components.language_models.agreement import refuse_disagreement
 from vilavt_components.language_models.causal_base import CausalConfig, CausalModel, config_errors
 from vilavt_toolkit.registry import language_models
+
+_PART = "language model"
 
 
 @dataclass(frozen=True)
@@ -53,44 +56,30 @@ class HFCausal(CausalModel):
         }
 
     def load_weights(self) -> None:
-        """Load the pretrained weights of `path`; raises InputError."""
+        """Load the weights of `path`, or only check them for a model on the meta device; raises InputError."""
         if self.config.path is None:
             return
         from transformers import AutoModelForCausalLM
 
+        if next(self.model.parameters()).is_meta:
+            check_pretrained(AutoModelForCausalLM, _PART, self.config, _load_architecture(self.config))
+            return
         # Memory never holds two copies of the model.
         del self.model
-        with _loading_errors(self.config.path):
-            read: Any = AutoModelForCausalLM.from_pretrained  # untyped
-            self.model, report = read(
-                self.config.path,
-                revision=self.config.revision,
-                local_files_only=self.config.local_files_only,
-                attn_implementation=self.config.attention,
-                dtype=getattr(torch, self.config.dtype),
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-            # transformers draws missing weights at random, and only warns.
-            if missing := sorted(report["missing_keys"]):
-                raise ValueError(f"its weights lack {missing[0]} and {len(missing) - 1} others")
+        self.model = load_pretrained(
+            AutoModelForCausalLM, _PART, self.config, attn_implementation=self.config.attention
+        )
         # Tokens that the checkpoint has no row for, as a new placeholder.
         if self.model.get_input_embeddings().num_embeddings < self.vocab_size:
             self.model.resize_token_embeddings(self.vocab_size)
 
 
-def _loading_errors(path: str) -> contextlib.AbstractContextManager[None]:
-    advice = "Give a folder with config.json, safetensors weights and a tokenizer, or a hub name in reach or cached."
-    return as_input_error(f"language model {path!r} cannot be loaded", advice, path)
-
-
-def _load_architecture(config: HFCausalConfig) -> Any:
+def _load_architecture(config: CausalConfig) -> Any:
     """Read transformers' configuration from `path`, or build it from `config`; raises InputError."""
     from transformers import AutoConfig
 
     if config.path is not None:
-        with _loading_errors(config.path):
+        with loading_errors(_PART, config.path):
             return AutoConfig.from_pretrained(
                 config.path,
                 revision=config.revision,
@@ -114,7 +103,7 @@ def _build_model(architecture: Any, config: HFCausalConfig) -> Any:
 
     is_new = config.path is None
     dtype = torch.get_default_dtype() if is_new else getattr(torch, config.dtype)
-    errors = config_errors("hf_causal") if config.path is None else _loading_errors(config.path)
+    errors = config_errors("hf_causal") if config.path is None else loading_errors(_PART, config.path)
     with errors, contextlib.nullcontext() if is_new else no_init_weights():
         build: Any = AutoModelForCausalLM.from_config  # untyped
         model = build(architecture, attn_implementation=config.attention, dtype=dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from vilavt_components.common.qwen_checkpoint_files import (
     FAMILIES,
     CheckpointLocation,
     read_checkpoint_config,
+    read_shapes,
     read_tensors,
 )
 from vilavt_components.common.weights import load_weights_into
@@ -163,10 +165,18 @@ class Qwen25VLLanguageModel(CausalModel):
         return [int(index * self.time_step) for index in range(slices)], range(rows), range(columns)
 
     def load_weights(self) -> None:
-        """Load the language model's weights of `path`, and no others; raises InputError."""
+        """Load the language model's weights of `path`, and no others; raises InputError.
+
+        If the model is on the meta device, the weights of a folder are checked and not read.
+        """
         if self._location is None:
             return
-        weights = read_tensors(self._location, _language_name, getattr(torch, self.config.dtype))
+        if not self.lm_head.weight.is_meta:
+            weights = read_tensors(self._location, _language_name, getattr(torch, self.config.dtype))
+        elif Path(self._location.name).is_dir():
+            weights = read_shapes(self._location, _language_name)
+        else:
+            return
         # A tied head may be stored beside the table or be missing; the table is right in both cases.
         if self.is_tied:
             weights.pop(_HEAD, None)

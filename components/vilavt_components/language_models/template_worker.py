@@ -58,7 +58,7 @@ def _build_environment() -> Any:
 
     class GenerationTag(Extension):
         # {% generation %} marks what a model is trained on, and writes what is in it.
-        tags = frozenset({"generation"})
+        tags = {"generation"}  # noqa: RUF012 - a set in jinja2
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno

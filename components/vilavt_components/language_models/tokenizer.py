@@ -10,6 +10,7 @@ from typing import Any
 
 from vilavt_components.common.hf_errors import as_input_error
 from vilavt_components.common.quiet import quiet_transformers
+from vilavt_components.common.token_ids import check_token_ids, check_tokens_have_rows
 from vilavt_components.language_models.chat_templates import (
     PLAIN_TEMPLATE,
     TURN_END,
@@ -126,12 +127,14 @@ def load_tokenizer(
     template: str | None = None,
     family: Any = None,
     chat_template: str | None = None,
+    rows: int | None = None,
 ) -> HFTokenizer:
     """Load the tokenizer of a folder or hub name; raises InputError.
 
     A tokenizer without a chat template gets `template` if it has the token that ends turns there, `TURN_END`. `family`
     is a transformers configuration that tells the class of the tokenizer, instead of the folder's own. `chat_template`
-    names one of several templates. The text around turns that a run has kept comes before all of them.
+    names one of several templates. The text around turns that a run has kept comes before all of them. `rows` is the
+    number of tokens that the model has weights for.
     """
     from transformers import AutoTokenizer
 
@@ -143,9 +146,15 @@ def load_tokenizer(
         # For some families transformers builds an empty tokenizer if the file is missing.
         if not backend.encode("a", add_special_tokens=False):
             raise ValueError("it holds none that knows the letter a")
-    if template and not backend.chat_template and TURN_END in backend.get_vocab():
-        backend.chat_template = template
-    return HFTokenizer(backend, placeholder, load_turn_template(Path(path)), chat_template)
+        check_token_ids(backend)
+        if rows is not None:
+            check_tokens_have_rows(backend, rows)
+        if template and not backend.chat_template and TURN_END in backend.get_vocab():
+            backend.chat_template = template
+        tokenizer = HFTokenizer(backend, placeholder, load_turn_template(Path(path)), chat_template)
+        # What is damaged inside fails on the first use, if not before.
+        tokenizer.decode(tokenizer.encode("a b"))
+    return tokenizer
 
 
 def train_tokenizer(corpus: Iterable[str], fixed: Sequence[str], size: int, placeholder: str) -> HFTokenizer:

@@ -122,6 +122,18 @@ def test_a_new_model_reads_the_language_models_tokens():
     assert encoder.model.get_input_embeddings().num_embeddings == language_model.vocab_size
 
 
+def test_tokens_that_the_text_model_has_no_row_for_are_refused(bert_folder, tmp_path_factory):
+    from transformers import BertTokenizer
+
+    more = tmp_path_factory.mktemp("more")
+    (more / "vocab.txt").write_text("\n".join([*WORDS, "lamp", "door"]))
+    BertTokenizer(str(more / "vocab.txt")).save_pretrained(more)
+    with pytest.raises(InputError, match=r"12 tokens, 2 of them beyond the 9 .* Set `tokenizer` to its own"):
+        encoder_of(path=str(bert_folder), tokenizer=str(more), local_files_only=True)
+    with pytest.raises(InputError, match="rows for 10 tokens"):
+        encoder_of(config={**FAMILIES["bert"], "vocab_size": 10})
+
+
 def test_pickled_weights_are_not_read(bert_folder):
     from safetensors.torch import load_file
 
@@ -139,8 +151,10 @@ def test_weights_that_lack_something_are_refused(bert_folder):
     del weights["encoder.layer.1.output.dense.weight"]
     save_file(weights, bert_folder / "model.safetensors", metadata={"format": "pt"})
     encoder = encoder_of(path=str(bert_folder), local_files_only=True)
-    with pytest.raises(InputError, match=r"lack encoder\.layer\.1\.output\.dense\.weight"):
-        encoder.load_weights()
+    for device in ("cpu", "meta"):
+        with pytest.raises(InputError, match=r"lack encoder\.layer\.1\.output\.dense\.weight"):
+            encoder.to(device).load_weights()
+        encoder = encoder_of(path=str(bert_folder), local_files_only=True)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import pytest
 from vilavt_components.language_models import chat_templates
 from vilavt_components.language_models.chat_templates import read_turn_template
 from vilavt_components.language_models.hf_causal import HFCausal, HFCausalConfig
-from vilavt_components.language_models.tokenizer import HFTokenizer
+from vilavt_components.language_models.tokenizer import HFTokenizer, load_tokenizer
 from vilavt_toolkit.errors import InputError
 
 QWEN = (
@@ -183,3 +183,50 @@ def test_without_a_template_turns_are_plain_and_end_with_the_end_of_text(make_ba
     tokenizer = HFTokenizer(make_backend(None), "<|feature|>")
     assert tokenizer.decode([tokenizer.end_of_turn]) == "</s>"
     assert framed(tokenizer, "Be brief.").startswith("Be brief.\n\nUser: what is it?\nAssistant: a circle</s>\nUser: ")
+
+
+def damaged(folder, file: str, path: tuple, value):
+    content = json.loads((folder / file).read_text())
+    place = content
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    (folder / file).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("file", "path", "value"),
+    [
+        ("tokenizer.json", ("model", "vocab", "a"), -1),
+        ("tokenizer.json", ("model", "vocab", "a"), 2**31),
+        ("tokenizer.json", ("model", "vocab", "a"), 10**30),
+        ("tokenizer.json", ("model", "vocab"), []),
+        ("tokenizer.json", ("model", "type"), "Nothing"),
+        ("tokenizer.json", ("added_tokens", 0, "id"), -7),
+        ("tokenizer.json", ("added_tokens", 0, "content"), None),
+        ("tokenizer.json", ("decoder",), {"type": "Strip", "content": "ab"}),
+        ("tokenizer_config.json", ("eos_token",), {"a": 1}),
+        ("tokenizer_config.json", ("eos_token",), 5),
+        ("tokenizer_config.json", ("tokenizer_class",), 3),
+        ("tokenizer_config.json", ("model_max_length",), []),
+    ],
+)
+def test_a_damaged_tokenizer_is_one_sentence_or_harmless(make_backend, tmp_path, file, path, value):
+    make_backend(MESSAGES).save_pretrained(tmp_path)
+    damaged(tmp_path, file, path, value)
+    try:
+        tokenizer = load_tokenizer(str(tmp_path), "<|feature|>", None, True)
+    except InputError as error:
+        assert str(tmp_path) in str(error) and "\n" not in str(error) and len(str(error)) < 600
+    else:
+        assert tokenizer.decode(tokenizer.encode("what digit")) == "what digit"
+        assert file == "tokenizer_config.json", "a damaged tokenizer.json is refused"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe{", b"[" * 100_000])
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_file_that_is_no_tokenizer_is_one_sentence(make_backend, tmp_path, file, content):
+    make_backend(MESSAGES).save_pretrained(tmp_path)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(InputError, match="no tokenizer can be loaded from"):
+        load_tokenizer(str(tmp_path), "<|feature|>", None, True)

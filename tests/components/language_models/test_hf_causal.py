@@ -217,9 +217,32 @@ def test_weights_of_another_model_are_refused_rather_than_replaced_by_random_one
     dropped = next(name for name in tensors if "k_proj.weight" in name)
     save_file({k: v for k, v in tensors.items() if k != dropped}, path / "model.safetensors", {"format": "pt"})
     assert dropped in refusal(path=str(path))
+    with torch.device("meta"):
+        assert dropped in refusal(path=str(path)), "vilavt check"
     narrow = {k: v[..., :8].contiguous() for k, v in tensors.items()}
     save_file(narrow, path / "model.safetensors", {"format": "pt"})
     assert str(path) in refusal(path=str(path))
+    with torch.device("meta"):
+        assert "of another shape" in refusal(path=str(path)), "vilavt check"
+
+
+def test_a_tokenizer_of_more_tokens_than_the_model_is_refused(folder, tmp_path, make_backend):
+    larger = hf_tokenizer.train_tokenizer([chr(300 + n) * 3 for n in range(400)], [], 900, "<|feature|>")
+    larger.backend.save_pretrained(tmp_path)
+    told = refusal(path=str(folder), tokenizer=str(tmp_path))
+    assert "beyond the" in told and "that the model has weights for" in told
+    padded = make_backend(None)
+    padded.add_special_tokens({"pad_token": "[PAD]"})
+    padded.save_pretrained(tmp_path / "padded")
+    assert HFCausal(HFCausalConfig(path=str(folder), tokenizer=str(tmp_path / "padded"))).vocab_size == len(padded) + 1
+
+
+def test_a_check_of_right_weights_reads_none(folder, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
+    with torch.device("meta"):
+        HFCausal(HFCausalConfig(path=str(folder))).load_weights()
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing-here", "not a//name"])

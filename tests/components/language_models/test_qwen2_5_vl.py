@@ -270,6 +270,17 @@ def test_rows_without_a_token_are_never_said_and_tokens_without_a_row_get_one(go
     bench.assert_close(grown.lm_head.weight[1000], weights["lm_head.weight"].mean(0), "the new token's row")
 
 
+def test_weights_that_do_not_fit_are_told_by_a_model_without_memory(golden_folder, tmp_path):
+    weights = weights_of(golden_folder)
+    settings = Qwen25VLLanguageConfig(path=str(golden_folder), local_files_only=True)
+    with torch.device("meta"):
+        Qwen25VLLanguageModel(settings).load_weights()
+    key = next(name for name in weights if name.endswith("layers.0.mlp.up_proj.weight") and "visual" not in name)
+    folder = rewritten(changed(golden_folder, tmp_path), {**weights, key: weights[key][:5].clone()})
+    with torch.device("meta"), pytest.raises(InputError, match=r"another architecture.*mis-shaped: model.layers.0.mlp"):
+        Qwen25VLLanguageModel(Qwen25VLLanguageConfig(path=str(folder), local_files_only=True)).load_weights()
+
+
 def test_a_folder_without_a_chat_template_speaks_in_qwens_frames(golden_folder):
     model = Qwen25VLLanguageModel(Qwen25VLLanguageConfig(path=str(golden_folder), local_files_only=True))
     frames = model.turn_template

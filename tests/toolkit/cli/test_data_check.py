@@ -226,7 +226,8 @@ def test_a_recipe_counts_its_own_tokens_and_refuses_what_its_context_does_not_ho
     assert run(["data", "check", str(path), "--recipe", recipe]) == 1
     shown = capsys.readouterr()
     assert re.search(
-        r"data\.jsonl, line 2: [\d,]+ tokens are more than the context of 384\. Shorten the sample", shown.out
+        r"data\.jsonl, line 2: [\d,]+ tokens, [\d,]+ of them features, are more than the context of 384\. Shorten",
+        shown.out,
     )
     assert "1 problem in 2 samples" in shown.err
 

@@ -152,6 +152,18 @@ class RunLock:
         return RunError(f"{self.run} cannot be written ({reason}). Choose another folder with `{self.key}=`.")
 
 
+def refuse_run_folder(run: Path, key: str = "run") -> None:
+    """Raise RunError if a new run cannot go into a folder, as `RunLock` would; nothing is made or locked for longer."""
+    has_run(run, key)
+    folder = Path(os.path.realpath(run))
+    if (folder / LOCK_FILE).exists():
+        with RunLock(run, key, create=False):
+            return
+    parent = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise RunError(f"{parent} cannot be written. Choose another folder with `{key}=`.")
+
+
 def _make_lock(folder: Path) -> SoftFileLock:
     # Not a lock of the operating system: worker processes would inherit it and keep it after their run was killed, and
     # not every network file system has one.

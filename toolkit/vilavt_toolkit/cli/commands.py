@@ -23,14 +23,17 @@ if TYPE_CHECKING:
 
 def check(name: str, overrides: Sequence[str]) -> None:
     """Check a recipe and print its components, without allocating or loading weights; raises RecipeErrors."""
-    from vilavt_toolkit.cli.recipe_check import check_recipe, make_parts_table
+    from vilavt_toolkit.cli.recipe_check import check_recipe
+    from vilavt_toolkit.cli.recipe_report import describe_samples, make_parts_table
 
     recipe = _read_recipe(name, overrides)
-    model = check_recipe(recipe)
+    report = check_recipe(recipe)
     console = make_console()
-    console.print(make_parts_table(recipe, model))
+    console.print(make_parts_table(recipe, report))
+    for line in describe_samples(report):
+        console.print(line)
     console.print(
-        f"{recipe.path}: every key and name is known, and declared shapes fit. "
+        f"{recipe.path}: every key and name is known, shapes and weights fit, and samples can be built. "
         "To check a part's code, run its contract test."
     )
 

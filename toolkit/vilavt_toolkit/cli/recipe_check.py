@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 
+from vilavt_toolkit.cli.sample_check import SampleReport, check_samples
 from vilavt_toolkit.config.limits import MOST_PARAMETERS
 from vilavt_toolkit.config.recipe import CheckedRecipe
-from vilavt_toolkit.config.schema import Recipe, RLSection
+from vilavt_toolkit.config.schema import Recipe, RLSection, TrainSection
 from vilavt_toolkit.contracts import Task
 from vilavt_toolkit.data.source_check import check_sources
 from vilavt_toolkit.data.splits import require_samples
@@ -18,32 +22,49 @@ from vilavt_toolkit.errors import BadConfig
 from vilavt_toolkit.formats import foreign
 from vilavt_toolkit.models.assemble import ErrorCollector, assemble_model
 from vilavt_toolkit.models.model import VisualChatModel
-from vilavt_toolkit.utils.text import shorten_list
 
 
-def check_recipe(recipe: CheckedRecipe) -> VisualChatModel:
-    """Return a recipe's model on the meta device; raises RecipeErrors with all that would fail later."""
+@dataclass(frozen=True)
+class RecipeReport:
+    """What is known of a recipe in which nothing fails."""
+
+    model: VisualChatModel
+    """Its model, on the meta device."""
+    trained: dict[str, dict[str, int]]
+    """For `train`, and `rl` if the recipe has it: the trained parameters of every part."""
+    samples: list[SampleReport]
+
+
+def check_recipe(recipe: CheckedRecipe) -> RecipeReport:
+    """Return what is known of a recipe; raises RecipeErrors with all that would fail later."""
     sections = recipe.recipe
     collect = ErrorCollector(recipe.where)
     # On the meta device nothing is allocated, so a recipe of a 7 B model is checked in seconds on a laptop.
     with torch.device("meta"):
         model = collect.try_build("model", lambda: assemble_model(sections.model, recipe.where))
     if model is not None:
-        collect.check_fits("model", lambda: _check_size(model))
+        collect.check_fits("model", functools.partial(_check_size, model))
     if sections.model.checkpoint:
         collect.try_build("model.checkpoint", lambda: _check_checkpoint(sections.model.checkpoint))
-    _check_task(collect, sections)
-    _check_training(collect, sections, model)
+    task: Task | None = collect.try_build("task", sections.task.build)
+    splits = _check_splits(collect, sections, task)
+    trained = {"train": _check_training(collect, sections.train, model)}
     if sections.rl is not None:
-        _check_reinforcement(collect, sections.rl, model)
+        trained["rl"] = _check_reinforcement(collect, sections.rl, model)
+    _check_start(collect, recipe)
+    samples: list[SampleReport] = []
+    if model is not None:
+        _check_weights(collect, sections, model)
+        if task is not None:
+            samples = check_samples(collect, sections, model, task, splits)
     collect.raise_errors()
     assert model is not None
-    return model
+    return RecipeReport(model, trained, samples)
 
 
 def _check_size(model: VisualChatModel) -> None:
     """Raise BadConfig if no computer holds a model's weights."""
-    parameters = _count_parameters(model)
+    parameters = sum(weight.numel() for weight in model.parameters())
     if parameters > MOST_PARAMETERS:
         raise BadConfig(
             f"the model has {parameters:,} parameters, and the most is {MOST_PARAMETERS:,}. Make its parts smaller."
@@ -58,40 +79,58 @@ def _check_checkpoint(name: str) -> None:
         found.format.check_weights(found.folder)
 
 
-def _check_task(collect: ErrorCollector, sections: Recipe) -> None:
-    """Build the task and look up every split that the recipe names."""
-    task: Task | None = collect.try_build("task", sections.task.build)
+def _check_weights(collect: ErrorCollector, sections: Recipe, model: VisualChatModel) -> None:
+    """Load the weights that parts name, where they are here, into the model that has no memory."""
+    parts = {"encoder": sections.model.encoder, "inquiry_encoder": sections.model.inquiry_encoder}
+    parts["language_model"] = sections.model.language_model
+    modules: dict[str, Any] = {str(kind): module for kind, module in model.parts().items()}
+    with warnings.catch_warnings():
+        # torch warns of every tensor that such a model does not keep. That is the point: names and shapes are compared.
+        warnings.filterwarnings("ignore", message=".*meta parameter")
+        for kind, part in parts.items():
+            path = getattr(part.config, "path", None) if part is not None else None
+            # What lies on the hub is checked by the download.
+            if path and Path(path).exists() and kind in modules:
+                collect.try_build(f"model.{kind}", modules[kind].load_weights)
+
+
+def _check_splits(collect: ErrorCollector, sections: Recipe, task: Task | None) -> dict[str, str]:
+    """Look up every split that the recipe names; return those in which nothing fails, each with its key."""
     if task is None:
-        return
-    splits = {"task": "train", "eval.split": sections.eval.split}
+        return {}
+    named = {"task": "train", "eval.split": sections.eval.split}
     if sections.rl is not None:
-        splits["rl.split"] = sections.rl.split
-    for key, split in splits.items():
-        if collect.try_build(key, functools.partial(require_samples, task, str(sections.task), split)) is not None:
-            check = functools.partial(check_sources, task, sections.model.source, split)
-            collect.try_build(key, check)
+        named["rl.split"] = sections.rl.split
+    found: dict[str, str] = {}
+    for key, split in named.items():
+        needed = functools.partial(require_samples, task, str(sections.task), split)
+        opened = functools.partial(check_sources, task, sections.model.source, split)
+        if collect.try_build(key, needed) is not None and collect.check_fits(key, opened):
+            found.setdefault(split, key)
+    return found
 
 
-def _check_training(collect: ErrorCollector, sections: Recipe, model: VisualChatModel | None) -> None:
-    """Build the optimizer, and try freezing, the optimizer and compiling on the model."""
+def _check_training(collect: ErrorCollector, section: TrainSection, model: VisualChatModel | None) -> dict[str, int]:
+    """Build the optimizer, and try freezing, the optimizer and compiling; return the trained parameters by part."""
     from vilavt_toolkit.training.trainable import freeze_parts, try_optimizer
 
-    section = sections.train
     optimizer = collect.try_build("train.optimizer", section.optimizer.build)
     if model is None:
-        return
+        return {}
     learning = [weight for weight in model.parameters() if weight.requires_grad]
     if collect.check_fits("train.freeze", lambda: freeze_parts(model, section.frozen)) and optimizer is not None:
         collect.check_fits("train.optimizer", lambda: try_optimizer(optimizer, model))
     if section.compile:
         collect.check_fits("train.compile", model.vision.check_compiles)
+    trained = _count_trained(model)
     # Reinforcement starts from the unfrozen model: what the first stage freezes the second may train.
     for weight in learning:
         weight.requires_grad_(True)
+    return trained
 
 
-def _check_reinforcement(collect: ErrorCollector, section: RLSection, model: VisualChatModel | None) -> None:
-    """Build every component of section `rl`, and try freezing and the optimizer on the model."""
+def _check_reinforcement(collect: ErrorCollector, section: RLSection, model: VisualChatModel | None) -> dict[str, int]:
+    """Build every component of section `rl`, and try freezing and the optimizer; return the trained parameters."""
     from vilavt_toolkit.training.reinforcement.rollouts import WeightedRewards
     from vilavt_toolkit.training.trainable import freeze_parts, try_optimizer
 
@@ -100,49 +139,45 @@ def _check_reinforcement(collect: ErrorCollector, section: RLSection, model: Vis
     collect.try_build("rl.policy_loss", section.policy_loss.build)
     optimizer = collect.try_build("rl.optimizer", section.optimizer.build)
     if model is None:
-        return
+        return {}
     # The optimizer is tried on the frozen model, since it refuses one in which nothing is trainable.
     if collect.check_fits("rl.freeze", lambda: freeze_parts(model, section.frozen, "rl")) and optimizer is not None:
         collect.check_fits("rl.optimizer", lambda: try_optimizer(optimizer, model, "rl"))
+    return _count_trained(model)
 
 
-def make_parts_table(recipe: CheckedRecipe, model: VisualChatModel) -> Table:
-    """Return a table of a recipe's components with their parameters and shapes."""
-    section, vision, language = recipe.recipe.model, model.vision, model.language_model
-    spec, inquiry = vision.backbone.spec, vision.inquiry_encoder
-    table = Table(title=f"{recipe.name}: {_count_parameters(model):,} parameters")
-    table.add_column("part")
-    table.add_column("name")
-    table.add_column("parameters", justify="right")
-    table.add_column("shapes")
-
-    # Encoders of stages have blocks of several widths.
-    widths = "/".join(map(str, sorted({block.width for block in spec.blocks})))
-    blocks = f"{spec.depth} blocks of width {widths}, positions {spec.positions}"
-    modulated = f"blocks {shorten_list([*vision.modulators], 48) or 'none'}"
-    tokens = f"width {language.width}, {language.vocab_size:,} tokens, context {language.context_length:,}"
-    units = model.dialogue.units_per_side
-    boxes = f"boxes in {units} units per side" if units else "boxes in pixels"
-    learned = _count_parameters(model.stopping)
-
-    table.add_row("source", section.source.name, "", f"modality {section.source.entry.cls.modality}")
-    table.add_row("encoder", section.encoder.name, f"{_count_parameters(vision.backbone):,}", blocks)
-    table.add_row("modulator", _join_names(section.modulator), f"{_count_parameters(vision.modulators):,}", modulated)
-    if inquiry is not None:
-        parameters, width = f"{_count_parameters(inquiry):,}", f"width {inquiry.width}"
-        table.add_row("inquiry encoder", section.inquiry_encoder.name, parameters, width)
-    width = f"{spec.out_width} -> {language.width}"
-    table.add_row("projector", section.projector.name, f"{_count_parameters(model.projector):,}", width)
-    table.add_row("language model", section.language_model.name, f"{_count_parameters(language):,}", tokens)
-    table.add_row("dialogue", section.dialogue.name, "", boxes)
-    table.add_row("stopping", _join_names(section.stopping), f"{learned:,}" if learned else "", "")
-    table.add_row("task", recipe.recipe.task.name, "", "")
-    return table
+def _count_trained(model: VisualChatModel) -> dict[str, int]:
+    return {
+        kind: sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
+        for kind, module in model.parts().items()
+    }
 
 
-def _join_names(parts: list[Any]) -> str:
-    return shorten_list([part.name for part in parts], 12)
+def _check_start(collect: ErrorCollector, recipe: CheckedRecipe) -> None:
+    """Try what a stage does before its first step, and write nothing."""
+    from vilavt_toolkit.checkpoints.run_folder import expand_home
+    from vilavt_toolkit.checkpoints.run_lock import refuse_run_folder
+    from vilavt_toolkit.training.trainer import make_trainer
+    from vilavt_toolkit.training.world import require_single_process
+
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    collect.try_build("train", require_single_process)
+    collect.try_build("train", lambda: make_trainer(recipe.recipe.train, logger=False, enable_progress_bar=False))
+    collect.try_build("run", lambda: refuse_run_folder(expand_home(recipe.recipe.run)))
+    if recipe.recipe.train.init_from:
+        collect.try_build("train.init_from", lambda: _check_initial_weights(recipe))
 
 
-def _count_parameters(module: Any) -> int:
-    return sum(weight.numel() for weight in module.parameters())
+def _check_initial_weights(recipe: CheckedRecipe) -> None:
+    """Raise VilavtError unless the weights that training starts from are those of the recipe's model."""
+    from vilavt_toolkit.checkpoints.loading import load_matching_weights
+    from vilavt_toolkit.checkpoints.run_folder import expand_home
+    from vilavt_toolkit.training.stage import Stage
+    from vilavt_toolkit.training.trainer import find_initial_checkpoint
+
+    section = recipe.recipe.train
+    stage = Stage(recipe, section, expand_home(recipe.recipe.run), section.steps, "train")
+    folder = find_initial_checkpoint(stage, section.init_from)
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*meta parameter")
+        load_matching_weights(recipe, folder, other_stopping=True)

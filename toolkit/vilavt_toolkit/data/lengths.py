@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -37,6 +38,8 @@ class Lengths:
     numbers: array[int] = field(default_factory=lambda: array("q"))
     """Index of each sample in its split."""
     tokens: array[int] = field(default_factory=lambda: array("q"))
+    features: array[int] = field(default_factory=lambda: array("q"))
+    """Those of the tokens that are features of views."""
     patches: array[int] = field(default_factory=lambda: array("q"))
     """Tokens of the encoder."""
     smaller: int = 0
@@ -48,17 +51,18 @@ class Lengths:
     framing: int = 0
     """Samples whose texts hold the name of a token that frames turns, such as <|im_end|>."""
 
-    def list_too_long(self) -> list[tuple[int, int]]:
-        """Return pairs (index, tokens) of the samples that are longer than the context."""
-        return [pair for pair in zip(self.numbers, self.tokens, strict=True) if pair[1] > self.context]
+    def list_too_long(self) -> list[tuple[int, int, int]]:
+        """Return (index, tokens, features among them) of the samples that are longer than the context."""
+        triples = zip(self.numbers, self.tokens, self.features, strict=True)
+        return [triple for triple in triples if triple[1] > self.context]
 
     def list_problems(self) -> list[tuple[int, str]]:
         """Return pairs (index, reason) of the samples that cannot be learned from."""
         problems = list(self.refused)
-        for number, length in self.list_too_long():
+        for number, length, features in self.list_too_long():
             reason = (
-                f"{length:,} tokens are more than the context of {self.context:,}. Shorten the sample, show fewer or "
-                "smaller images, or remove it."
+                f"{length:,} tokens, {features:,} of them features, are more than the context of {self.context:,}. "
+                "Shorten the sample, show fewer or smaller images, or remove it."
             )
             problems.append((number, reason))
         return problems
@@ -165,7 +169,10 @@ class LengthMeter:
     def measure(self, number: int, sample: Sample) -> None:
         """Measure a sample, or note why the model cannot take it."""
         try:
-            session = self.build_session(sample)
+            with warnings.catch_warnings():
+                # Black images of one byte cannot be written to, and nothing does.
+                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+                session = self.build_session(sample)
         except InputError as error:
             self.lengths.refused.append((number, str(error)))
             return
@@ -176,6 +183,7 @@ class LengthMeter:
         encoder = self.model.vision.backbone
         self.lengths.numbers.append(number)
         self.lengths.tokens.append(len(session.trajectory.ids))
+        self.lengths.features.append(sum(region.count for region in session.trajectory.regions))
         self.lengths.patches.append(sum(encoder.token_count(view.size) for view in session.views))
         for view, region in zip(session.views, session.trajectory.regions, strict=True):
             extent, whole = encoder.extent(view), session.sources[region.source].extent

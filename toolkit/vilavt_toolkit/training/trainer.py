@@ -16,6 +16,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from vilavt_toolkit.checkpoints.native import find_checkpoint, load_training_state, read_step, write_recipe
 from vilavt_toolkit.checkpoints.run_lock import RunLock
+from vilavt_toolkit.config.schema import TrainSection
 from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.training.callbacks.checkpointing import CheckpointCallback
 from vilavt_toolkit.training.callbacks.interruption import Interruption
@@ -145,7 +146,15 @@ def _build_trainer(stage: Stage, checkpointing: CheckpointCallback) -> pl.Traine
     warnings.filterwarnings("ignore", message=".*treespec", module="pytorch_lightning")
     # Frozen parts are in evaluation mode on purpose, and in reinforcement everything is.
     warnings.filterwarnings("ignore", message=".*in eval mode", module="pytorch_lightning")
-    settings = stage.recipe.recipe.train
+    return make_trainer(
+        stage.recipe.recipe.train,
+        logger=build_metric_log(stage.run),
+        callbacks=[StepProgressBar(), StepTimer(stage.run), checkpointing],
+    )
+
+
+def make_trainer(settings: TrainSection, **options: Any) -> pl.Trainer:
+    """Make Lightning's trainer of one process; raises UsageError if the device or the number format is not there."""
     is_on_gpu = settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     if settings.precision == "16-mixed" and not is_on_gpu:
         raise UsageError("train.precision: 16-mixed needs a CUDA GPU. Use bf16-mixed or 32-true here.")
@@ -155,13 +164,12 @@ def _build_trainer(stage: Stage, checkpointing: CheckpointCallback) -> pl.Traine
             devices=1,
             precision=settings.precision,
             max_epochs=1,
-            logger=build_metric_log(stage.run),
-            callbacks=[StepProgressBar(), StepTimer(stage.run), checkpointing],
             # The module logs by itself, at the steps of the whole run.
             log_every_n_steps=0,
             enable_checkpointing=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            **options,
         )
     except (MisconfigurationException, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
