@@ -108,7 +108,7 @@ def test_a_family_that_cannot_be_read_is_refused_by_name(tiny_recipe, capsys):
     ("change", "words"),
     [
         ("train.accelerator=warp", "train.accelerator 'warp'"),
-        ("run=taken", "taken is a file. Choose another folder"),
+        ("run=taken", "taken is a file"),
         ("run=others", "others holds files that are no run"),
         ("train.init_from=nowhere", "train.init_from: "),
         ("train.freeze=[encoder, modulator, inquiry_encoder, projector, language_model]", "nothing to train"),
