@@ -7,6 +7,8 @@ from typing import ClassVar
 
 INTERRUPTED = 130
 """Exit code of a command that Ctrl-C ended, 128 + SIGINT as shells have it."""
+BROKEN_PIPE = 141
+"""Exit code of a command whose output nobody reads to its end, 128 + SIGPIPE."""
 TERMINATED = 143
 """Exit code of a command that SIGTERM ended, 128 + SIGTERM."""
 

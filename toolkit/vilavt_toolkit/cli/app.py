@@ -25,8 +25,9 @@ from vilavt_toolkit.cli.options import (
     TemperatureOption,
     TrustOption,
 )
-from vilavt_toolkit.errors import INTERRUPTED, TERMINATED, UsageError, VilavtError
+from vilavt_toolkit.errors import BROKEN_PIPE, INTERRUPTED, TERMINATED, RunError, UsageError, VilavtError
 from vilavt_toolkit.registry.trust import trusting_plugins
+from vilavt_toolkit.utils.streams import guarded_streams
 from vilavt_toolkit.utils.text import PlainFormatter, escape_controls
 
 # Newer versions of Typer carry their own copy of click. The base of Typer's errors is the right class in either case.
@@ -335,16 +336,32 @@ def _check_recipe_argument(recipe: str, overrides: list[str] | None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 success, 1 failure, 2 usage error, 130 interrupted, 143 terminated."""
+    """Run the command line and exit: 0 success, 1 failure, 2 usage error, 130 interrupted, 143 terminated.
+
+    141 where nobody reads the output to its end, as for `vilavt list | head`.
+    """
     # OpenMP threads that spin long while they wait slow training down on shared cores. Threads that never spin slow it
     # down on idle ones.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    handler = logging.StreamHandler()
-    handler.setFormatter(PlainFormatter("%(levelname)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     # huggingface_hub warns twice about every attempt to reach the hub. Our error says the outcome in one sentence.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    with guarded_streams() as output:
+        # The handler keeps the stream that is standard error now.
+        handler = logging.StreamHandler()
+        handler.setFormatter(PlainFormatter("%(levelname)s: %(message)s"))
+        logging.basicConfig(level=logging.WARNING, handlers=[handler])
+        code = run(sys.argv[1:] if arguments is None else arguments)
+    if output.failure is not None and code == 0:
+        code = _report_lost_output(output.failure)
+    sys.exit(code)
+
+
+def _report_lost_output(failure: OSError) -> int:
+    """Say that output was lost, unless whoever read it had enough, and return the exit code."""
+    if isinstance(failure, BrokenPipeError):
+        return BROKEN_PIPE
+    error = RunError(f"standard output cannot be written ({failure.strerror}). Make room, or send it elsewhere.")
+    return _print_failure(error.report(), error.exit_code)
 
 
 def run(arguments: list[str]) -> int:

@@ -74,4 +74,4 @@ def _format_default(f: Field[Any]) -> str:
     if default is MISSING:
         return "required"
     text = json.dumps(to_plain(default), ensure_ascii=False)
-    return f"default {text if len(text) <= _LONGEST_DEFAULT else text[: _LONGEST_DEFAULT - 1] + '…'}"
+    return f"default {text if len(text) <= _LONGEST_DEFAULT else text[: _LONGEST_DEFAULT - 3] + '...'}"

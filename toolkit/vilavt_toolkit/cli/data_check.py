@@ -225,8 +225,9 @@ def _print_histogram(console: Console, title: str, values: Sequence[int]) -> Non
     table.add_column(justify="right")
     table.add_column(justify="right")
     table.add_column()
+    block = "\N{FULL BLOCK}" if console.encoding.lower().startswith("utf") else "#"
     for number, count in enumerate(counts):
         first = low + number * step
-        bar = "█" * max(round(_BAR_WIDTH * count / max(counts)), count > 0)
+        bar = block * max(round(_BAR_WIDTH * count / max(counts)), count > 0)
         table.add_row(f"{first:,} to {first + step - 1:,}" if step > 1 else f"{first:,}", f"{count:,}", bar)
     console.print(table)

@@ -14,6 +14,7 @@ from vilavt_toolkit.config.limits import LARGEST, MOST_PARTS, describe_bad_path,
 from vilavt_toolkit.errors import BadConfig, RecipeErrors, UnknownName, VilavtError
 from vilavt_toolkit.registry import REGISTRIES, Part, Registry
 from vilavt_toolkit.settings import default_of, did_you_mean
+from vilavt_toolkit.utils.scalars import plain_scalar
 from vilavt_toolkit.utils.text import format_value, shorten_text
 
 T = TypeVar("T")
@@ -275,7 +276,7 @@ class Parser:
 
     def parse_value(self, annotation: Any, value: Any, path: KeyPath) -> Any:
         """Read a value of type `annotation`; return INVALID, with an error added, if it is of another type."""
-        origin = get_origin(annotation)
+        value, origin = plain_scalar(value), get_origin(annotation)
         if annotation is Any or annotation is object:
             return self._parse_plain_data(value, path)
         if is_dataclass(annotation):

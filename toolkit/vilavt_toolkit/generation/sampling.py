@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vilavt_toolkit.contracts import Tokenizer
 from vilavt_toolkit.errors import UsageError
+from vilavt_toolkit.utils.scalars import plain_scalar
 
 _NEVER = float("-inf")
 _MOST_SEED = 1 << 43
@@ -39,6 +40,8 @@ class Decoding:
     """True to sample only turns that can be carried out. Needs the extra `grammar`."""
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            object.__setattr__(self, each.name, plain_scalar(getattr(self, each.name)))
         for name in ("max_new_tokens", "seed", "top_k", "temperature", "top_p", "repetition_penalty"):
             # YAML and JSON may give any type, and a bool is an int to Python.
             value, whole = getattr(self, name), name in ("max_new_tokens", "seed", "top_k")
