@@ -6,7 +6,7 @@ WORKERS ?= 2
 MODULATIONS := film adaln_zero cross_attention lora_gated joint_attention prompt_tokens
 ENCODERS := conv_stem vit eva open_clip qwen2_5_vl convnext swin resnet
 
-.PHONY: quickstart modulations encoders point-clouds digit-scenes stopping test lint types tests mutants nightly clean
+.PHONY: quickstart modulations encoders point-clouds digit-scenes stopping test lint types tests mutants attack nightly clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=" if sys.version_info < (3, 11) else 0)'
@@ -81,6 +81,13 @@ tests: $(VENV)/.installed
 mutants: $(VENV)/.installed
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev,demo,mutation]'
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutation/run.py
+
+# Hostile inputs of every kind; the counts go into docs/reliability.md. Several hours on two cores.
+attack: $(VENV)/.installed
+	for name in recipes files outputs checkpoints kills; do \
+		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/attack/$$name.py --json runs/attack/$$name.json || exit 1; \
+	done
+	$(BIN)/python benchmarks/attack/report.py runs/attack/*.json
 
 # One after another even under `make -j`: each takes all cores.
 nightly: $(VENV)/.installed

@@ -70,6 +70,10 @@ class Campaign:
         self.slowest = max(self.slowest, time.monotonic() - started)
         self.largest_growth = max(self.largest_growth, growth)
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the campaign as plain data, for `report.py`."""
+        return {**asdict(self), "outcomes": dict(self.outcomes)}
+
     def report(self, file: Path | None) -> int:
         """Print the outcomes and findings, write them as JSON, and return the exit code: 1 if anything was found."""
         total = sum(self.outcomes.values())
@@ -80,8 +84,7 @@ class Campaign:
             print(f"\n{finding.case}: {finding.outcome}\n{finding.detail}")
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            facts = {**asdict(self), "outcomes": dict(self.outcomes)}
-            file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            file.write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
         return 1 if self.findings else 0
 
 

@@ -108,17 +108,12 @@ def main() -> int:
     logging.disable(logging.WARNING)
     load_builtin()
     found = 0
-    reports = {}
+    reports = []
     with tempfile.TemporaryDirectory() as folder:
         for name in options.only:
             campaign = attack(name, options, Path(folder))
             found += campaign.report(None)
-            reports[name] = {
-                "outcomes": dict(campaign.outcomes),
-                "findings": [vars(finding) for finding in campaign.findings],
-                "slowest_seconds": round(campaign.slowest, 2),
-                "largest_growth_bytes": campaign.largest_growth,
-            }
+            reports.append(campaign.to_json())
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(reports, indent=2) + "\n", encoding="utf-8")
