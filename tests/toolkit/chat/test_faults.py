@@ -146,7 +146,7 @@ def test_a_video_that_can_be_read_no_more_is_told_to_who_looks_closer(film_model
     path.unlink() if now is None else path.write_bytes(now)
     with unharmed(chat):
         result = chat.call_tool({"region": [{"index": 0, "bbox_2d": [0, 0, 2, 2], "time": 5}], "query": ""})
-        assert "a.gif cannot be read any more" in result.problem
+        assert "a.gif" in result.problem and "read" in result.problem
 
 
 def test_a_video_of_no_frames_is_not_added(film_model, picture, unharmed, tmp_path):
