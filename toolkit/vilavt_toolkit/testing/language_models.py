@@ -18,6 +18,13 @@ from vilavt_toolkit.testing import bench
 from vilavt_toolkit.testing.bench import Instance
 
 _TOLERANCE = 1e-4
+# (rows, new tokens of each) of every forward.
+_READING_ROUNDS: tuple[tuple[tuple[list[int], tuple[int, ...]], ...], ...] = (
+    # Rows join late, pause, and come in another order.
+    (([0, 1, 2], (4, 1, 3)), ([0, 1, 2], (1, 1, 1)), ([2, 0], (5, 2)), ([0, 1], (2, 7))),
+    # All rows are equally long, so that a model may take its kernels for causal attention after a prefix.
+    (([0, 1, 2], (4, 4, 4)), ([0, 1, 2], (3, 3, 3)), ([0, 1, 2], (1, 1, 1)), ([0, 1, 2], (1, 1, 1))),
+)
 _for_every_instance = bench.for_every_instance(language_models)
 
 
@@ -94,16 +101,16 @@ def continues_from_its_cache(instance: Instance[LanguageModel]) -> None:
     model = _build(instance)
     ids, _ = _ragged_batch(model)
     whole = torch.ones_like(ids, dtype=torch.bool)
-    # (rows, new tokens of each): rows join late, pause, and come in another order.
-    rounds = [([0, 1, 2], (4, 1, 3)), ([0, 1, 2], (1, 1, 1)), ([2, 0], (5, 2)), ([0, 1], (2, 7))]
     with torch.no_grad():
-        full, cache = _compute_logits(model, ids, whole), KVCache(3, torch.device("cpu"))
-        for rows, counts in rounds:
-            starts = [cache.lengths[row] for row in rows]
-            new = [ids[row, start : start + count] for row, start, count in zip(rows, starts, counts, strict=True)]
-            for row, start, found in zip(rows, starts, _read_rows(model, cache, rows, new), strict=True):
-                _assert_same(found, full[row, start : start + len(found)], f"row {row} from its cache and in full")
-    assert cache.lengths == [9, 9, 9], "the rounds are not whole"
+        full = _compute_logits(model, ids, whole)
+        for rounds in _READING_ROUNDS:
+            cache = KVCache(3, torch.device("cpu"))
+            for rows, counts in rounds:
+                starts = [cache.lengths[row] for row in rows]
+                new = [ids[row, start : start + count] for row, start, count in zip(rows, starts, counts, strict=True)]
+                for row, start, found in zip(rows, starts, _read_rows(model, cache, rows, new), strict=True):
+                    _assert_same(found, full[row, start : start + len(found)], f"row {row} from its cache and in full")
+            assert cache.lengths == [9, 9, 9], "the rounds are not whole"
 
 
 @_for_every_instance
