@@ -118,7 +118,6 @@ BROKEN: list[Any] = [
     {"region": [{"index": 0, "bbox_2d": "0 0 1 1"}], "query": ""},
     {"region": [{"index": 0, "bbox_2d": [0, 0, 1, 1]}], "query": 3},
     {"region": [{"index": 0, "bbox_2d": [0, 0, 1, 1]}], "query": "\ud800"},
-    {"region": [{"index": 0, "bbox_2d": [0, 0, 1, 1]}], "query": "<|feature|>"},
     {"region": [{"index": 0, "bbox_2d": [0, 0, 1, 1]}], "query": "", "more": 1},
     {"region": [{"index": 0, "bbox_2d": np.arange(4)}], "query": ""},
     {"region": [{"index": 0, "bbox_2d": [0, 0, 1, 1]}, {"index": 0, "bbox_2d": [0, 0, 0, 0]}], "query": ""},
