@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from vilavt_toolkit.checkpoints.loading import load as load
     from vilavt_toolkit.config.recipe import load_recipe as load_recipe
     from vilavt_toolkit.contracts import Region as Region
+    from vilavt_toolkit.evaluation.start import evaluate as evaluate
     from vilavt_toolkit.generation.sampling import Decoding as Decoding
     from vilavt_toolkit.models.model import VisualChatModel as VisualChatModel
+    from vilavt_toolkit.training.start import reinforce as reinforce
+    from vilavt_toolkit.training.start import train as train
 
 __version__ = "0.1.0"
 
@@ -34,9 +37,12 @@ _PUBLIC = {
     "ask": "vilavt_toolkit.chat.ask",
     "ask_all": "vilavt_toolkit.chat.ask",
     "build": "vilavt_toolkit.checkpoints.loading",
+    "evaluate": "vilavt_toolkit.evaluation.start",
     "export": "vilavt_toolkit.checkpoints.exporting",
     "load": "vilavt_toolkit.checkpoints.loading",
     "load_recipe": "vilavt_toolkit.config.recipe",
+    "reinforce": "vilavt_toolkit.training.start",
+    "train": "vilavt_toolkit.training.start",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -75,5 +75,8 @@ def did_you_mean(name: object, known: Iterator[str] | list[str] | tuple[str, ...
     # Comparing takes time that grows with the square of the length, and no name is that long.
     if isinstance(name, str) and len(name) > _LONGEST_NAME:
         return ""
-    close = get_close_matches(str(name), list(known), n=1)
+    names, begun = list(known), str(name)
+    # `bf16` is far from `bf16-mixed` by letters, and is how people call it.
+    longer = [each for each in names if len(begun) > 1 and each.startswith(begun)]
+    close = longer or get_close_matches(begun, names, n=1)
     return f" Did you mean '{close[0]}'?" if close else ""

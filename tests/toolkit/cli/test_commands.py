@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import vilavt_toolkit as vt
 from vilavt_toolkit.cli.app import run
+from vilavt_toolkit.errors import UsageError
 
 
 @pytest.fixture
@@ -36,6 +38,28 @@ def test_a_recipe_is_trained_evaluated_and_asked(tiny_recipe, scene, tmp_path, c
     assert min(Image.open(trace).size) >= 200, "large enough to read"
     assert run(["train", str(tiny_recipe), "train.steps=3", f"run={folder}", "--resume"]) == 0
     assert json.loads(next(folder.glob("checkpoints/*3/checkpoint.json")).read_text())["step"] == 3
+
+
+def test_python_trains_and_evaluates_as_the_commands_do(tiny_recipe, tmp_path, capsys):
+    run_folder = vt.train(tiny_recipe, ["train.steps=1", f"run={tmp_path / 'run'}"])
+    assert run_folder == tmp_path / "run" and vt.load(run_folder)
+    summary = vt.evaluate(run_folder, ["eval.items=2", "eval.arms=[modulated]", "eval.max_new_tokens=4"], name="mine")
+    assert summary == json.loads((run_folder / "eval-mine" / "summary.json").read_text())
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UsageError, match="has been trained"):
+        vt.evaluate(tiny_recipe, [f"run={run_folder}"])
+    with pytest.raises(UsageError, match="no section `rl:`"):
+        vt.reinforce(tiny_recipe)
+
+
+def test_what_a_setting_replaces_is_told_as_a_note(tiny_recipe, capsys):
+    assert run(["check", str(tiny_recipe), "model.stopping=[{name: model_decides}]", "model.modulator=none"]) == 0
+    assert run(["check", str(tiny_recipe), "model.dialogue={name: native}", "model.projector=identity"]) == 0
+    said = capsys.readouterr().err
+    assert said.splitlines() == [
+        f"note: command line: model.projector: 'identity' replaces 'mlp' of {tiny_recipe}. Dropped settings of 'mlp': "
+        "hidden_dim."
+    ]
 
 
 def test_several_images_can_be_asked_about(tiny_run, scene, capsys):

@@ -385,7 +385,10 @@ def test_every_error_comes_at_once_each_with_its_own_file_and_path(base: Path, t
         ("train.steps=-1", "train.steps: -1 is below the least, 1 (optimizer steps)."),
         ("train.optimizer.ratio=1.5", "train.optimizer.ratio: 1.5 is above the most, 1 (how much)."),
         ("train.optimizer.ratio=.nan", "train.optimizer.ratio: expected a finite float, got nan."),
-        ("train.precision=bf16", "one of 32-true, bf16-mixed, 16-mixed, bf16-true, got 'bf16' (str)."),
+        (
+            "train.precision=bf16",
+            "one of 32-true, bf16-mixed, 16-mixed, bf16-true, got 'bf16' (str). Did you mean 'bf16-mixed'?",
+        ),
         ("run=3", "run: expected text, got 3 (int). Put the text in quotes, on a command line within others: 'run="),
         ("train.gradient_clip=x", "train.gradient_clip: expected a float, got 'x' (str)."),
         (

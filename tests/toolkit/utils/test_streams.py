@@ -13,11 +13,13 @@ import pytest
 from vilavt_toolkit.utils.streams import GuardedStream
 
 ROOT = Path(__file__).parents[3]
-MAIN = f"import sys; sys.path.insert(0, {str(ROOT / 'toolkit')!r}); from vilavt_toolkit.cli.app import main; main({{}})"
-LONG = (
-    f"{MAIN.partition('; from')[0]}; from vilavt_toolkit.cli import app; from vilavt_toolkit.utils.console import *;"
-    + ("app.run = lambda arguments: [make_console().print('x' * 99) for _ in range(9999)] and 0; app.main([])")
-)
+PATHS = f"import sys; sys.path.insert(0, {str(ROOT / 'toolkit')!r})"
+MAIN = f"{PATHS}; from vilavt_toolkit.cli.program import main; main({{}})"
+LONG = f"""{PATHS}
+from vilavt_toolkit.cli import app, program
+from vilavt_toolkit.utils.console import make_console
+app.run = lambda arguments: [make_console().print("x" * 99) for _ in range(9999)] and 0
+program.main([])"""
 
 
 def run_main(arguments: list[str], shell: str) -> tuple[int, str]:

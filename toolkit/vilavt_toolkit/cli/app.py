@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -14,6 +11,7 @@ from vilavt_toolkit.cli.options import (
     AllowChangesOption,
     DeviceOption,
     DtypeOption,
+    KindArgument,
     LocalFilesOption,
     MaxNewTokensOption,
     ModelArgument,
@@ -21,14 +19,15 @@ from vilavt_toolkit.cli.options import (
     RecipeArgument,
     ResumeOption,
     RevisionOption,
+    RunArgument,
     SeedOption,
     TemperatureOption,
     TrustOption,
+    VersionOption,
 )
-from vilavt_toolkit.errors import BROKEN_PIPE, INTERRUPTED, TERMINATED, RunError, UsageError, VilavtError
+from vilavt_toolkit.errors import INTERRUPTED, TERMINATED, UsageError, VilavtError
 from vilavt_toolkit.registry.trust import trusting_plugins
-from vilavt_toolkit.utils.streams import guarded_streams
-from vilavt_toolkit.utils.text import PlainFormatter, escape_controls
+from vilavt_toolkit.utils.text import escape_controls
 
 # Newer versions of Typer carry their own copy of click. The base of Typer's errors is the right class in either case.
 _ClickError = cast(
@@ -38,9 +37,7 @@ _ClickError = cast(
 
 app = typer.Typer(
     name="vilavt",
-    help="Train, evaluate and ask language models that look at an image again.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -51,13 +48,20 @@ app.add_typer(data_app, name="data")
 _TEMPLATE_KINDS = sorted(file.stem for file in (Path(__file__).parent / "templates").glob("[!_]*.py"))
 
 
+@app.callback()
+def show_version(version: VersionOption = False) -> None:
+    """Train, evaluate and ask language models that look at an image again."""
+    # The option is carried out while it is read, and no command is needed then.
+
+
 @app.command("list")
 def list_components(
-    kind: Annotated[
-        str | None, typer.Argument(metavar="[KIND]", help="Kind to list, like modulator. Default: all kinds.")
+    kind: KindArgument = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One component of the kind, like film. Default: all.")
     ] = None,
 ) -> None:
-    """List the components that a recipe can name."""
+    """List the components that a recipe can name, with their settings."""
     from vilavt_toolkit.cli import component_list
     from vilavt_toolkit.registry.plugins import load_builtin
     from vilavt_toolkit.utils.console import make_console
@@ -66,6 +70,9 @@ def list_components(
     registries = component_list.find_registries(kind)
     load_builtin()
     console = make_console()
+    if name is not None:
+        component_list.print_component(console, registries[0], name)
+        return
     for registry in registries:
         component_list.print_components(console, registry)
 
@@ -119,10 +126,7 @@ def reinforce_model(
 
 @app.command("eval")
 def evaluate_model(
-    run: Annotated[
-        str,
-        typer.Argument(metavar="RUN", help="Folder of a run, or a recipe with model.checkpoint."),
-    ],
+    run: RunArgument,
     overrides: Overrides = None,
     name: Annotated[
         str, typer.Option("--name", metavar="NAME", help="Write into RUN/eval-NAME in place of RUN/eval.")
@@ -335,52 +339,23 @@ def _check_recipe_argument(recipe: str, overrides: list[str] | None) -> None:
     _check_overrides(overrides)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 success, 1 failure, 2 usage error, 130 interrupted, 143 terminated.
-
-    141 where nobody reads the output to its end, as for `vilavt list | head`.
-    """
-    # OpenMP threads that spin long while they wait slow training down on shared cores. Threads that never spin slow it
-    # down on idle ones.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    # huggingface_hub warns twice about every attempt to reach the hub. Our error says the outcome in one sentence.
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    with guarded_streams() as output:
-        # The handler keeps the stream that is standard error now.
-        handler = logging.StreamHandler()
-        handler.setFormatter(PlainFormatter("%(levelname)s: %(message)s"))
-        logging.basicConfig(level=logging.WARNING, handlers=[handler])
-        code = run(sys.argv[1:] if arguments is None else arguments)
-    if output.failure is not None and code == 0:
-        code = _report_lost_output(output.failure)
-    sys.exit(code)
-
-
-def _report_lost_output(failure: OSError) -> int:
-    """Say that output was lost, unless whoever read it had enough, and return the exit code."""
-    if isinstance(failure, BrokenPipeError):
-        return BROKEN_PIPE
-    error = RunError(f"standard output cannot be written ({failure.strerror}). Make room, or send it elsewhere.")
-    return _print_failure(error.report(), error.exit_code)
-
-
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; print what a user did wrong in one sentence on stderr."""
     # Typer's own error printing is off, so that usage errors look like all others. Defects keep their traceback.
     try:
         code = app(args=arguments, prog_name="vilavt", standalone_mode=False)
     except VilavtError as error:
-        return _print_failure(error.report(), error.exit_code)
+        return print_failure(error.report(), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except SystemExit as ended:
         if ended.code != TERMINATED:
             raise
-        return _print_failure("asked to end", TERMINATED)
+        return print_failure("asked to end", TERMINATED)
     except _ClickError as error:
-        return _print_failure(_describe_usage_error(error), UsageError.exit_code)
+        return print_failure(_describe_usage_error(error), UsageError.exit_code)
     if code == INTERRUPTED:
-        return _print_failure("interrupted", INTERRUPTED)
+        return print_failure("interrupted", INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 
@@ -394,6 +369,7 @@ def _describe_usage_error(error: typer.BadParameter) -> str:
     return f"UsageError: {message}{stop} See `{command} --help`."
 
 
-def _print_failure(message: str, code: int) -> int:
+def print_failure(message: str, code: int) -> int:
+    """Print why a command failed on standard error, and return its exit code."""
     typer.echo(escape_controls(message), err=True)
     return code

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from vilavt_toolkit.config.recipe import CheckedRecipe, recipe_names
+from vilavt_toolkit.config.recipe import CheckedRecipe
 from vilavt_toolkit.utils.console import make_console
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ def evaluate(run: str, overrides: Sequence[str], name: str = "") -> None:
     Items, summary and an example are written into the run's folder, or into the one that the recipe would train in.
     """
     from vilavt_toolkit.evaluation.run import evaluate_recipe, evaluate_run
+    from vilavt_toolkit.evaluation.start import names_recipe
 
-    # `runs/quickstart` is a folder and may also end like a recipe's name: what exists on disk comes first.
-    if not Path(run).is_dir() and (run.endswith((".yaml", ".yml")) or run in recipe_names()):
+    if names_recipe(run):
         evaluate_recipe(_read_recipe(run, overrides), make_console(), name)
     else:
         evaluate_run(run, overrides, make_console(), name)
@@ -227,10 +227,10 @@ def _explain_answer(answer: Answer) -> Mapping[int, Explanation]:
 
 
 def _read_recipe(name: str, overrides: Sequence[str]) -> CheckedRecipe:
-    """Read a recipe by name or path and log what the reader should know, such as settings that were dropped."""
+    """Read a recipe by name or path and print what the reader should know, such as settings that were dropped."""
     from vilavt_toolkit.checkpoints.native import load_run_recipe
 
     recipe = load_run_recipe(name, overrides)
     for note in recipe.notes:
-        logging.getLogger(__name__).warning(note)
+        make_console(stderr=True).print(f"note: {note}")
     return recipe

@@ -33,6 +33,11 @@ def find_registries(kind: str | None) -> list[Registry[Any]]:
     raise UnknownName(f"no kind of component named '{kind}'.{did_you_mean(kind, tuple(REGISTRIES))}\n  kinds: {known}")
 
 
+def print_component(console: Console, registry: Registry[Any], name: str) -> None:
+    """Print one component with its settings; raises UnknownName."""
+    _print_entry(console, registry.get(name))
+
+
 def print_components(console: Console, registry: Registry[Any]) -> None:
     """Print the components of one kind: name, summary, origin, and each setting with type, default and help."""
     console.print(f"{registry.plural.capitalize()} (kind: {registry.kind})", style="bold underline")

@@ -6,8 +6,43 @@ from typing import Annotated
 
 import typer
 
+from vilavt_toolkit.cli import completion
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from vilavt_toolkit.utils.versions import collect_versions
+
+        typer.echo(f"vilavt {collect_versions()['vilavt-toolkit']}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+]
 RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="Name of an installed recipe, or path of a YAML file.")
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="Name of an installed recipe, or path of a YAML file.",
+        autocompletion=completion.complete_recipe,
+    ),
+]
+RunArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="Folder of a run, or a recipe with model.checkpoint.",
+        autocompletion=completion.complete_folder,
+    ),
+]
+KindArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[KIND]",
+        help="Kind to list, like modulator. Default: all kinds.",
+        autocompletion=completion.complete_kind,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the recipe to change: train.steps=100.")
@@ -15,7 +50,9 @@ Overrides = Annotated[
 ModelArgument = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="Folder of a run, folder of ViLaVT or Qwen2.5-VL weights, or hub name like owner/name."
+        metavar="MODEL",
+        help="Folder of a run, folder of ViLaVT or Qwen2.5-VL weights, or hub name like owner/name.",
+        autocompletion=completion.complete_folder,
     ),
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")]

@@ -440,7 +440,7 @@ def test_the_progress_of_training_is_told_where_there_is_no_terminal(tiny_recipe
 CHILD = """
 import sys
 sys.path[:0] = {paths}
-from vilavt_toolkit.cli.app import main
+from vilavt_toolkit.cli.program import main
 main({arguments})
 """
 
