@@ -233,6 +233,8 @@ def _recipe_converter(folder: Path) -> ConvertRecipe | None:
 
 def load_checkpoint_recipe(folder: Path, overrides: Sequence[str] = ()) -> CheckedRecipe:
     """Read the recipe of a checkpoint, of whatever format; raises RunError, RecipeErrors, BadRecipe."""
+    if not (folder / "recipe.yaml").is_file():
+        raise RunError(f"{folder / 'recipe.yaml'} is missing. Use another checkpoint of the run.")
     return load_recipe(folder / "recipe.yaml", overrides, _recipe_converter(folder))
 
 
