@@ -77,6 +77,7 @@ def test_a_thought_that_the_prompt_opens_is_in_no_target_and_read_as_written(thi
     sampled = opened(thinking_model)
     turn = sampled.add_sampled_turn(thinking_model.language_model.tokenizer.encode(said[-1]), [0.0] * 99)
     assert turn == session.trajectory.turns[-1] and not turn.problem
+    assert sampled.read_turn_text(-1) == thinking_model.dialogue.write(turn)
 
 
 def test_every_region_stands_where_the_placeholders_are_and_nowhere_else(tiny_model):

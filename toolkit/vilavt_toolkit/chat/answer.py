@@ -168,15 +168,6 @@ def _trace_turns(session: Session) -> list[DrawnTurn]:
             calls_left -= 1
         inquiry = turn.call.inquiry if turn.call is not None else ""
         # Nobody answers the last turn of a dialogue, so that its problem is no feedback.
-        malformed = _decode_turn(session, number) if turn.problem else ""
+        malformed = session.read_turn_text(number) if turn.problem else ""
         turns.append(DrawnTurn(turn.thought, inquiry, regions, feedback or turn.problem, turn.answer, malformed))
     return turns
-
-
-def _decode_turn(session: Session, number: int) -> str:
-    """Return the words of a turn of the model without its end-of-turn token."""
-    trajectory, language_model = session.trajectory, session.model.language_model
-    start = trajectory.starts[number]
-    return language_model.tokenizer.decode(
-        trajectory.ids[start : trajectory.ids.index(language_model.end_of_turn, start)]
-    )

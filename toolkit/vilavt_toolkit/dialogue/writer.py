@@ -73,13 +73,22 @@ class TrajectoryWriter:
         # The sampled ids are kept as they are. Encoding their text again could split it into other tokens.
         language_model = self.model.language_model
         has_ended = bool(ids) and ids[-1] == language_model.end_of_turn
-        text = language_model.tokenizer.decode(ids[:-1] if has_ended else ids)
-        turn = self.model.dialogue.parse(language_model.turn_template.opened + text)
+        turn = self.model.dialogue.parse(self._decode_turn(ids))
         self._record_turn(turn)
         self.trajectory.add_produced(ids, logprobs)
         if not has_ended:
             self.trajectory.add_given([language_model.end_of_turn])
         return turn
+
+    def read_turn_text(self, number: int) -> str:
+        """Return what the model said in a turn, without the token that ends it."""
+        return self._decode_turn(self.trajectory.turn_ids(number))
+
+    def _decode_turn(self, ids: Sequence[int]) -> str:
+        """Return the text of a turn's ids, after the tag that the chat template has opened for the model."""
+        language_model = self.model.language_model
+        written = ids[:-1] if ids and ids[-1] == language_model.end_of_turn else ids
+        return language_model.turn_template.opened + language_model.tokenizer.decode(written)
 
     def _record_turn(self, turn: Turn) -> None:
         """Record a turn. Its ids must be appended right after this."""

@@ -137,11 +137,7 @@ def _score_item(task: Task, arm: str, sample: Sample, session: Session) -> Evalu
 
 def _read_last_turn(session: Session) -> str:
     """Return the text of the last turn, without the token that ends it; empty without a turn."""
-    if not session.trajectory.turns:
-        return ""
-    language_model = session.model.language_model
-    ids = session.trajectory.turn_ids(-1)
-    return language_model.tokenizer.decode([token for token in ids if token != language_model.end_of_turn])
+    return session.read_turn_text(-1) if session.trajectory.turns else ""
 
 
 def _inquiry_rewrite(arm: Arm, modulated: Sequence[EvaluatedItem], seed: int) -> InquiryRewrite | None:
