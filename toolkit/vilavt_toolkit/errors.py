@@ -79,6 +79,10 @@ class RunError(VilavtError):
     """A run folder that cannot be used."""
 
 
+class LimitError(VilavtError):
+    """A limit of the machine: on open files, memory or threads."""
+
+
 class TrainingError(VilavtError):
     """Training that cannot continue."""
 

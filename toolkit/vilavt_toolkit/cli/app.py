@@ -27,6 +27,7 @@ from vilavt_toolkit.cli.options import (
 )
 from vilavt_toolkit.errors import INTERRUPTED, TERMINATED, UsageError, VilavtError
 from vilavt_toolkit.registry.trust import trusting_plugins
+from vilavt_toolkit.utils.limits import explained_limits
 from vilavt_toolkit.utils.text import escape_controls
 
 # Newer versions of Typer carry their own copy of click. The base of Typer's errors is the right class in either case.
@@ -343,7 +344,7 @@ def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; print what a user did wrong in one sentence on stderr."""
     # Typer's own error printing is off, so that usage errors look like all others. Defects keep their traceback.
     try:
-        code = app(args=arguments, prog_name="vilavt", standalone_mode=False)
+        code = explained_limits()(app)(args=arguments, prog_name="vilavt", standalone_mode=False)
     except VilavtError as error:
         return print_failure(error.report(), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from vilavt_toolkit.errors import InputError, RecipeErrors, TrainingError, VilavtError
-from vilavt_toolkit.training.limits import explained_limits
+from vilavt_toolkit.errors import InputError, LimitError, RecipeErrors, TrainingError, VilavtError
 from vilavt_toolkit.training.supervised.workers import WorkerPool
+from vilavt_toolkit.utils.limits import explained_limits
 
 ROOT = Path(__file__).parents[4]
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -69,8 +69,8 @@ class Unsendable(Exception):
     [
         (RecipeErrors([InputError("one."), InputError("two.")]), TrainingError, "InputError: one.\nInputError: two."),
         (Unsendable("this", "that"), RuntimeError, "Unsendable: this and that"),
-        (OSError(24, "Too many open files"), TrainingError, "`ulimit -n 4096`, or lower train.workers."),
-        (MemoryError(), TrainingError, "there is not enough memory. Lower train.micro_batch or train.workers."),
+        (OSError(24, "Too many open files"), LimitError, "`ulimit -n 4096`, or lower train.workers."),
+        (MemoryError(), LimitError, "there is not enough memory. Lower train.micro_batch or train.workers."),
     ],
 )
 def test_an_error_that_cannot_be_sent_or_is_a_limit_is_told_in_words(error, kind, words):
@@ -134,7 +134,7 @@ def test_too_few_descriptors_are_told_with_the_limit_and_leave_no_worker():
     resource.setrlimit(resource.RLIMIT_NOFILE, (40, hard))
     try:
         with (
-            pytest.raises(TrainingError, match=r"the 40 that .*`ulimit -n 4096`, or lower train\.workers"),
+            pytest.raises(LimitError, match=r"the 40 that .*`ulimit -n 4096`, or lower train\.workers"),
             explained_limits("train"),
             WorkerPool(squared, 40, 60),
         ):

@@ -24,13 +24,13 @@ from vilavt_toolkit.data.splits import require_samples
 from vilavt_toolkit.errors import InputError, RunError, UsageError
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.callbacks.interruption import Interruption
-from vilavt_toolkit.training.limits import explained_limits
 from vilavt_toolkit.training.reinforcement.module import PolicyParts, ReinforcementModule
 from vilavt_toolkit.training.reinforcement.rollouts import RolloutCollector
 from vilavt_toolkit.training.resume_changes import check_data
 from vilavt_toolkit.training.stage import Stage
 from vilavt_toolkit.training.trainer import StageStart, find_initial_checkpoint, prepare_stage, run_stage, weight_dtype
 from vilavt_toolkit.training.world import require_single_process
+from vilavt_toolkit.utils.limits import explained_limits
 
 log = logging.getLogger(__name__)
 

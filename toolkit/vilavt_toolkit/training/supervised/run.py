@@ -16,13 +16,13 @@ from vilavt_toolkit.data.source_check import check_sources
 from vilavt_toolkit.data.splits import require_samples
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.callbacks.interruption import Interruption
-from vilavt_toolkit.training.limits import explained_limits
 from vilavt_toolkit.training.resume_changes import check_data
 from vilavt_toolkit.training.stage import Stage
 from vilavt_toolkit.training.supervised.data import StepLoader, build_step_loader, build_step_sampler
 from vilavt_toolkit.training.supervised.module import SupervisedModule
 from vilavt_toolkit.training.trainer import StageStart, find_initial_checkpoint, prepare_stage, run_stage, weight_dtype
 from vilavt_toolkit.training.world import require_single_process
+from vilavt_toolkit.utils.limits import explained_limits
 
 
 def run_supervised(recipe: CheckedRecipe, resume: bool = False, allow_changes: bool = False) -> Path:

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from vilavt_toolkit.errors import TrainingError, UsageError, VilavtError
-from vilavt_toolkit.training.limits import describe_limit
+from vilavt_toolkit.errors import LimitError, TrainingError, UsageError, VilavtError
 from vilavt_toolkit.training.supervised.messages import receive_message, send_message
+from vilavt_toolkit.utils.limits import describe_limit
 
 BeginSample = Callable[[int], None]
 """Called with the index of each sample before it is prepared."""
@@ -229,7 +229,7 @@ def _end_with_parent() -> None:
 def _make_portable(error: Exception) -> Exception:
     """Return an error that can be sent: a defect with the traceback of this process, or a sentence for a user."""
     if limit := describe_limit(error, "train"):
-        return TrainingError(limit)
+        return LimitError(limit)
     if not isinstance(error, VilavtError):
         error.add_note(f"In a worker process:\n{traceback.format_exc()}")
     try:
