@@ -36,6 +36,7 @@ FAMILIES = {
     "`timm_stages`, ConvNeXt": [TimmStagesConfig(), *(STAGED[name] for name in STAGED if "convnext" in name)],
     "`timm_stages`, Swin": [STAGED[name] for name in STAGED if "swin" in name],
     "`timm_stages`, ResNet": [STAGED[name] for name in STAGED if "resnet" in name],
+    "`timm_stages`, other families": [STAGED[name] for name in ("hiera", "efficientnet")],
     "`qwen2_5_vl`": [encoders.get("qwen2_5_vl").cls.tiny()],
     "`point_cloud`": [encoders.get("point_cloud").cls.tiny()],
 }

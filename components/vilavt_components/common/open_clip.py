@@ -123,7 +123,7 @@ class OpenClipModel:
             names = ((key, rename_key(key.removeprefix("module."))) for key in keys)
             return {key: name for key, name in names if name is not None}
 
-        load_file_into(tower, self.find_weights(), is_unused, rename_keys, _CONVERT)
+        load_file_into(tower, self.find_weights(), is_unused, rename_keys, convert_file=_CONVERT)
 
     def check_weights(self, settings: OpenClipSettings) -> None:
         """Check that the weights of `path`, a file or a folder, are there; raises InputError."""

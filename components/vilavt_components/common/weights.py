@@ -41,9 +41,9 @@ def identity_names(names: Sequence[str]) -> dict[str, str]:
     return {name: name for name in names}
 
 
-def check_safetensors(path: Path, convert: str = CONVERT) -> None:
+def check_safetensors(path: Path, convert_file: str = CONVERT) -> None:
     """Check that a file exists and is .safetensors, reading no tensor of it; raises InputError."""
-    with _open_safetensors(path, convert):
+    with _open_safetensors(path, convert_file):
         pass
 
 
@@ -52,28 +52,30 @@ def load_file_into(
     path: Path,
     is_unused: Callable[[str], bool] = lambda name: False,
     rename_keys: RenameKeys = identity_names,
-    convert: str = CONVERT,
+    convert: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] = dict,
+    convert_file: str = CONVERT,
 ) -> None:
     """Load a file's weights as `load_weights_into` does; raises InputError.
 
-    `rename_keys` chooses the tensors that are read and gives their names in the module. `convert` is a line of Python,
-    shown in errors, that converts other formats to .safetensors.
+    `rename_keys` chooses the tensors that are read and gives their names in the module. `convert` then changes names
+    and tensors together. `convert_file` is a line of Python, shown in errors, that makes .safetensors of other formats.
     """
-    with _open_safetensors(path, convert) as file:
+    with _open_safetensors(path, convert_file) as file:
         # The guess needs all names, since those that tell an architecture may be the ones that are not read.
         names = list(file.keys())
         weights = {name: file.get_tensor(key) for key, name in rename_keys(names).items()}
-    load_weights_into(module, weights, f"'{path}'", is_unused, guess_architecture(names))
+    load_weights_into(module, convert(weights), f"'{path}'", is_unused, guess_architecture(names))
 
 
 @contextmanager
-def _open_safetensors(path: Path, convert: str) -> Iterator[Any]:
+def _open_safetensors(path: Path, convert_file: str) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     # By suffix, before opening: .bin and .pt are pickles, and unpickling runs code.
     if path.suffix != ".safetensors":
         raise InputError(
-            f"Weights '{path}' are not .safetensors, and other formats can run code when read. Convert once: {convert}."
+            f"Weights '{path}' are not .safetensors, and other formats can run code when read. Convert once: "
+            f"{convert_file}."
         )
     if not path.is_file():
         raise InputError(f"Weights '{path}' do not exist. Correct the part's `path`.")

@@ -53,15 +53,21 @@ class ImageEncoder(Encoder):
         from PIL import Image
 
         height, width = crop.data.shape[:2]
-        budget = self.budget.with_max_pixels(crop.max_pixels)
-        size = view_size(width, height, self.side_multiple, budget, crop.overview)
+        size = self.view_size(width, height, self.budget.with_max_pixels(crop.max_pixels), crop.overview)
         data = torch.as_tensor(crop.data)
         if size != (width, height):
             # Pillow resamples with antialiasing, as the libraries' own preprocessing does; torch's resize differs.
             image = Image.fromarray(data.numpy()).resize(size, _resampling_filter(self.interpolation))
             data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(size[1], size[0], 3)
-        grid = size[1] // self.stride[0], size[0] // self.stride[1]
-        return View(data.permute(2, 0, 1).contiguous(), grid)
+        return View(data.permute(2, 0, 1).contiguous(), self.view_grid(*size))
+
+    def view_size(self, width: int, height: int, budget: PixelBudget, overview: bool) -> tuple[int, int]:
+        """Return the size (width, height) in pixels at which a crop of `width` x `height` becomes a view."""
+        return view_size(width, height, self.side_multiple, budget, overview)
+
+    def view_grid(self, width: int, height: int) -> Grid:
+        """Return the grid of tokens (h, w) of a view."""
+        return height // self.stride[0], width // self.stride[1]
 
     def extent(self, view: View) -> Grid:
         """Return width and height of a view in pixels."""

@@ -31,7 +31,6 @@ from vilavt_components.encoders.timm.relative_bias import find_bias_modules, mak
 from vilavt_components.encoders.timm.rope import Rope
 from vilavt_components.encoders.timm.stem import StemConfig
 from vilavt_components.encoders.timm.variants import small_models
-from vilavt_components.encoders.timm_stages.models import staged_families
 from vilavt_toolkit.contracts import Attend, EncoderSpec, Grid, SiteHook
 from vilavt_toolkit.contracts.pixel_budget import PixelBudget, PixelBudgetConfig
 from vilavt_toolkit.errors import BadConfig
@@ -151,7 +150,9 @@ class TimmEncoder(ImageEncoder):
 
     def load_weights(self) -> None:
         """Load `path`, or timm's pretrained weights of `model`; raises InputError."""
-        load_weights(self.model, self.config)
+        with torch.device("meta"):
+            whole = _build_whole_model(self.config)
+        load_weights(self.model, self.config, whole)
 
     def _encoder_spec(self) -> EncoderSpec:
         blocks, relative = list(self.model.blocks), [bool(modules) for modules in self._bias_modules]
@@ -238,20 +239,18 @@ class TimmEncoder(ImageEncoder):
         return self.rope.augment_positions(positions, layout) * torch.cat(is_patch).to(device, non_blocking=True)
 
 
+def _build_whole_model(config: TimmConfig) -> Any:
+    """Build timm's model of the settings without weights, with all of its parts; raises BadConfig."""
+    if config.model is None:
+        return build_by_config(config.config or {}, config.args, config.stem)
+    return build_by_name(config.model, config.args)
+
+
 def _build_model(config: TimmConfig) -> Any:
     """Build timm's model without weights and without a head; raises BadConfig for one that this cannot run."""
     _check_settings(config)
-    name = config.model
-    if name is None:
-        model = build_by_config(config.config or {}, config.args, config.stem)
-    else:
-        model = build_by_name(name, config.args)
-    if type(model) in staged_families():
-        raise BadConfig(
-            f"Model '{name}' is a staged one ({type(model).__name__}), and encoder 'timm' runs plain vision "
-            "transformers. Take encoder `timm_stages` for it."
-        )
-    check_model(model, f"the model '{name}'" if name else "the model")
+    model = _build_whole_model(config)
+    check_model(model, f"the model '{config.model}'" if config.model else "the model")
     # The blocks take any grid; only timm's check of the input size stands in the way.
     model.patch_embed.strict_img_size = False
     model.reset_classifier(0, "")

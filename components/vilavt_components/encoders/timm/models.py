@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -11,14 +11,9 @@ from torch import Tensor, nn
 
 from vilavt_components.common.library_errors import as_bad_config
 from vilavt_components.common.suggestions import unknown_name_message
-from vilavt_components.common.weights import (
-    RenameKeys,
-    check_safetensors,
-    identity_names,
-    load_file_into,
-    load_weights_into,
-)
+from vilavt_components.common.weights import check_safetensors, load_file_into, load_weights_into
 from vilavt_components.encoders.timm.blocks import block_adapters, branch_types
+from vilavt_components.encoders.timm.conversion import to_timm_weights
 from vilavt_components.encoders.timm.stem import StemConfig, check_stem, stem_layer
 from vilavt_toolkit.errors import BadConfig, InputError
 from vilavt_toolkit.utils.text import format_value
@@ -82,13 +77,26 @@ def check_model(model: Any, where: str) -> None:
 
     layers = cast(Any, timm.layers)
     # Exact types everywhere: a subclass may compute something else, and the result would be wrong without a sign.
-    _check_type(model, prefix_token_names(), where)
+    if type(model) not in prefix_token_names():
+        raise BadConfig(
+            f"Encoder 'timm' runs plain vision transformers, and {where} is a {type(model).__name__}. "
+            "Take encoder `timm_stages` for it."
+        )
     _check_type(model.patch_embed, (layers.PatchEmbed, layers.HybridEmbed), "its patch embedding")
     check_stem(model.patch_embed)
     # Patch dropout would leave out tokens that the layout counts.
     _check_type(getattr(model, "patch_drop", None), (nn.Identity, type(None)), "patch dropout")
     for index, block in enumerate(model.blocks):
         _check_block(block, f"block {index}", layers.LayerScale)
+
+
+def is_plain(model: Any) -> bool:
+    """Return True if encoder `timm` runs the model."""
+    try:
+        check_model(model, "the model")
+    except BadConfig:
+        return False
+    return True
 
 
 @cache
@@ -116,24 +124,19 @@ def check_weights(config: WeightSource) -> None:
         check_safetensors(Path(config.path))
 
 
-def load_weights(
-    model: nn.Module,
-    config: WeightSource,
-    unused_prefixes: tuple[str, ...] = (),
-    rename_keys: RenameKeys = identity_names,
-) -> None:
+def load_weights(model: nn.Module, config: WeightSource, whole: Any) -> None:
     """Load the file `path`, or timm's pretrained weights of `model`; raises InputError.
 
-    Weights whose names begin with one of `unused_prefixes` are left out if the model has none of that name.
-    `rename_keys` gives a file's tensors timm's names.
+    `whole` is timm's model of the same settings with all of its parts, on the meta device. What it has and `model` has
+    not is left out.
     """
+    unused = set(whole.state_dict()) - set(model.state_dict())
 
     def is_unused(name: str) -> bool:
-        return name.startswith(_HEADS + unused_prefixes)
+        return name in unused or name.startswith(_HEADS)
 
-    # timm converts an older layout of names only while it builds a model; a local file needs `rename_keys` for that.
     if config.path is not None:
-        load_file_into(model, Path(config.path), is_unused, rename_keys)
+        load_file_into(model, Path(config.path), is_unused, convert=partial(to_timm_weights, whole=whole))
     elif config.pretrained:
         load_weights_into(model, _read_pretrained(config), f"of '{config.model}'", is_unused)
 

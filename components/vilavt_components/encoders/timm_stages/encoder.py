@@ -1,4 +1,4 @@
-"""Encoder `timm_stages`: staged backbones of timm (ConvNeXt, Swin, ResNet), each stage a block.
+"""Encoder `timm_stages`: staged backbones of timm (ConvNeXt, Swin, ResNet, and most others), each stage a block.
 
 Read this file first. A stage mixes tokens inside itself, by convolutions or windows, so it has no attention call and
 one site only: its output.
@@ -7,6 +7,7 @@ one site only: its output.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,11 +19,12 @@ from vilavt_components.common.library_errors import as_bad_config
 from vilavt_components.encoders.image_encoder import ImageEncoder
 from vilavt_components.encoders.timm.models import check_weights, load_weights, resolve_preprocessing
 from vilavt_components.encoders.timm_stages.feature_maps import to_maps, to_tokens
-from vilavt_components.encoders.timm_stages.models import StagedModel, build_staged_model
+from vilavt_components.encoders.timm_stages.models import StagedModel, build_on_meta, build_staged_model
 from vilavt_components.encoders.timm_stages.variants import small_models
 from vilavt_toolkit.contracts import Attend, BlockSpec, EncoderSpec, Grid, SiteHook
-from vilavt_toolkit.contracts.pixel_budget import PixelBudget, PixelBudgetConfig
-from vilavt_toolkit.errors import BadConfig
+from vilavt_toolkit.contracts.encoder import Positions
+from vilavt_toolkit.contracts.pixel_budget import PixelBudget, PixelBudgetConfig, check_sides
+from vilavt_toolkit.errors import BadConfig, InputError
 from vilavt_toolkit.packed.tokens import Tokens
 from vilavt_toolkit.registry import encoders
 from vilavt_toolkit.settings import setting
@@ -60,7 +62,7 @@ _SMALL = TimmStagesConfig(
 
 @encoders.register("timm_stages", TimmStagesConfig)
 class TimmStagesEncoder(ImageEncoder):
-    """A staged backbone of timm: ConvNeXt, Swin, ResNet and their kin; its blocks are its stages.
+    """A staged backbone of timm: ConvNeXt, Swin, ResNet, Hiera, FastViT, ...; its blocks are its stages.
 
     A stage offers one site, `block`: its output, as tokens of its own grid. BatchNorm keeps its running statistics, in
     training too, so that no region changes another's features; from random weights choose a norm that learns
@@ -76,17 +78,20 @@ class TimmStagesEncoder(ImageEncoder):
         chosen = _fill_small_defaults(config)
         with as_bad_config(f"timm's '{chosen.model}' with these `args` has no stages", "Correct `args`."):
             staged = build_staged_model(str(chosen.model), chosen.args, chosen.stages)
-        preprocessing = resolve_preprocessing(staged.model)
-        native = math.prod(_native_size(staged.model, preprocessing))
+        plan = staged.plan
+        native = math.prod(plan.native)
         budget = chosen.pixel_budget(PixelBudget(native, native))
-        super().__init__((staged.stem_stride, staged.stem_stride), 0, budget, preprocessing)
+        stride = tuple(side // cells for side, cells in zip(plan.native, plan.maps[0].grid, strict=True))
+        super().__init__((stride[0], stride[1]), 0, budget, resolve_preprocessing(staged.model))
         # Every stage must divide a view without remainder: timm pads or crops the rest, and a grid times its stride
         # would no longer be the view.
-        self.side_multiple = staged.strides[-1]
+        self.side_multiple = plan.multiple
         self.config = chosen
         self.model = staged.model
         self._staged = staged
         self.spec = _encoder_spec(staged)
+        if not plan.multiple:
+            self._check_fixed_budget()
 
     @classmethod
     def tiny(cls) -> TimmStagesConfig:
@@ -107,14 +112,34 @@ class TimmStagesEncoder(ImageEncoder):
                 module.eval()
         return self
 
+    def view_size(self, width: int, height: int, budget: PixelBudget, overview: bool) -> tuple[int, int]:
+        """Return the size (width, height) of the view of a crop: within the budget, or the model's only one."""
+        if self._staged.plan.multiple:
+            return super().view_size(width, height, budget, overview)
+        check_sides(width, height)
+        rows, columns = self._staged.plan.native
+        limit = budget.overview if overview else budget.zoom
+        if limit is not None and limit < rows * columns:
+            raise InputError(
+                f"the sample's max_pixels of {int(limit)} is less than the {columns} x {rows} pixels of every view of "
+                f"'{self.config.model}'. Set it to {rows * columns} or more."
+            )
+        return columns, rows
+
+    def view_grid(self, width: int, height: int) -> Grid:
+        """Return the grid of the first maps of a view."""
+        plan = self._staged.plan
+        return super().view_grid(width, height) if plan.multiple else plan.maps[0].grid
+
     def block_grid(self, index: int, size: Grid) -> Grid:
         """Return the grid of the maps after stage `index`."""
-        factor = self._staged.strides[index] // self._staged.stem_stride
-        return tuple(side // factor for side in size)
+        plan = self._staged.plan
+        return plan.scale_grid(size, plan.maps[0], plan.maps[index + 1])
 
     def feature_grid(self, size: Grid) -> Grid:
-        """Return the grid of the last stage's maps."""
-        return self.block_grid(self.spec.depth - 1, size)
+        """Return the grid of the features."""
+        plan = self._staged.plan
+        return plan.scale_grid(size, plan.maps[0], plan.features)
 
     def embed_batch(self, images: Tensor, size: Grid) -> Tensor:
         """Compute the stem's maps of n images of one size; uint8 [n, 3, h, w] -> [n, patches, D]."""
@@ -122,19 +147,20 @@ class TimmStagesEncoder(ImageEncoder):
 
     def block(self, index: int, tokens: Tokens, site: SiteHook, attend: Attend) -> Tensor:
         """Run timm's stage `index`, with site block; x [S, D] -> [S', D']."""
-        y = self._run_over_maps(self._staged.stages[index], tokens)
+        maps = [self._staged.run_stage(index, each) for each in to_maps(tokens.x, tokens.layout)]
+        y = to_tokens(maps, tokens.layout)
         # x is y at this site, as the contract asks of a block that changes the grid: the rows of its input stand for
         # other places than those of its output, so a modulator could not combine the two.
         return site("block", y, y)
 
     def readout(self, tokens: Tokens) -> Tensor:
-        """Return the last stage's maps, normed by the model's own final norm if all stages are used; [S, D] -> [F, D].
+        """Return the last stage's maps after what the model itself does to them before it pools; [S, D] -> [F, D].
 
-        Models that pool before their norm (a plain ConvNeXt) get that norm on every feature. ResNets have none.
+        That is a final norm, a convolution or nothing. A norm that timm applies to pooled features (a plain ConvNeXt's)
+        is applied to every feature. If not all stages are used, nothing follows.
         """
-        for norm in self._staged.norms:
-            tokens = tokens.with_x(self._run_over_maps(norm, tokens))
-        return tokens.x
+        maps = to_maps(tokens.x, tokens.layout)
+        return to_tokens([self._staged.run_tail(each) for each in maps], tokens.layout)
 
     def check_weights(self) -> None:
         """Check that the file `path` exists, if it is set; raises InputError."""
@@ -142,11 +168,18 @@ class TimmStagesEncoder(ImageEncoder):
 
     def load_weights(self) -> None:
         """Load `path`, or timm's pretrained weights of `model`; raises InputError."""
-        load_weights(self.model, self.config, self._staged.unused_prefixes, self._staged.family.rename_keys)
+        whole = build_on_meta(str(self.config.model), self.config.args)
+        load_weights(self.model, self.config, whole)
 
-    def _run_over_maps(self, part: nn.Module, tokens: Tokens) -> Tensor:
-        maps = to_maps(tokens.x, tokens.layout)
-        return to_tokens([self._staged.run_on_maps(part, each) for each in maps], tokens.layout)
+    def _check_fixed_budget(self) -> None:
+        rows, columns = self._staged.plan.native
+        for key in ("overview_pixels", "zoom_pixels"):
+            limit = getattr(self.config, key)
+            if limit is not None and limit < rows * columns:
+                raise BadConfig(
+                    f"'{self.config.model}' takes views of {columns} x {rows} pixels only, which is more than "
+                    f"`{key}` {limit}. Set it to {rows * columns}, or leave it out."
+                )
 
 
 def _fill_small_defaults(config: TimmStagesConfig) -> TimmStagesConfig:
@@ -168,21 +201,23 @@ def _fill_small_defaults(config: TimmStagesConfig) -> TimmStagesConfig:
     )
 
 
-def _native_size(model: Any, preprocessing: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return the sides in pixels of the images that the model was made for."""
-    # A Swin may be built for another size (`args: {img_size: ...}`), which timm's preprocessing does not know.
-    own = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    return tuple(own if own is not None else preprocessing["input_size"][1:])
-
-
 def _encoder_spec(staged: StagedModel) -> EncoderSpec:
     reason = "a stage holds blocks of its own, and takes no keys from outside."
+    widths = [each.width for each in staged.plan.maps[1:]]
     return EncoderSpec(
         modality="image",
-        blocks=tuple(BlockSpec(width, {"block": width}, no_context_reason=reason) for width in staged.widths),
-        out_width=staged.widths[-1],
-        positions=staged.family.positions,
+        blocks=tuple(BlockSpec(width, {"block": width}, no_context_reason=reason) for width in widths),
+        out_width=staged.plan.features.width,
+        positions=_find_positions(staged.model),
     )
+
+
+def _find_positions(model: nn.Module) -> Positions:
+    """Tell by the names of its weights how a model knows where a token lies."""
+    names = " ".join(name for name, _ in [*model.named_parameters(), *model.named_buffers()])
+    if re.search(r"rel(ative)?_pos|attention_bias", names):
+        return "relative"
+    return "absolute" if re.search(r"pos(ition)?_embed", names) else "none"
 
 
 def _small_variants() -> dict[str, TimmStagesConfig]:

@@ -1,48 +1,22 @@
-"""timm's staged models taken apart: a stem, stages, and the norms after the last of them."""
+"""timm's staged models: built, cut to the modules that are used, and run stage by stage on maps."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from typing import Any, Literal
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from vilavt_components.common.weights import RenameKeys, identity_names
-from vilavt_components.encoders.timm.models import build_by_name, prefix_token_names
+from vilavt_components.encoders.timm.models import build_by_name, is_plain, resolve_preprocessing
+from vilavt_components.encoders.timm_stages.plan import Maps, StagePlan, find_multiple, plan_stages
+from vilavt_toolkit.contracts import Grid
 from vilavt_toolkit.errors import BadConfig
 
-_SUPPORTED = (
-    "Choose a staged model: ConvNeXt, Swin, ResNet and their kin (convnext_tiny, convnextv2_nano, "
-    "swin_tiny_patch4_window7_224, swinv2_tiny_window8_256, resnet50, resnext50_32x4d, seresnet50, ...)"
-)
-
-
-@dataclass(frozen=True)
-class StagedFamily:
-    """Holds how the models of one timm class run."""
-
-    apply_stem: Callable[[Any, Tensor], Tensor]
-    """Computes the first maps: (model, pixels [n, 3, h, w]) -> maps."""
-    find_stages: Callable[[Any], Sequence[nn.Module]]
-    find_norms: Callable[[Any], Sequence[nn.Module]]
-    """Finds the norms that the model's own features, or its head, pass after the last stage."""
-    find_stem_stride: Callable[[Any], int]
-    """Returns the pixels along a token of the first maps; raises BadConfig for a stem that is not square."""
-    stage_prefix: str
-    """Beginning of the names of a stage's weights, with {} for the number of the stage."""
-    first_stage: int = 0
-    """Number of the first stage in names and in timm's list of features."""
-    head_prefixes: tuple[str, ...] = ()
-    """Beginnings of the names of weights after the last stage."""
-    has_channels_last: bool = False
-    """True if maps are [n, h, w, D], False for [n, D, h, w]."""
-    positions: Literal["relative", "none"] = "none"
-    rename_keys: RenameKeys = identity_names
-    """timm's present names of a file's tensors"""
+_ends_at_first_stage: ContextVar[bool] = ContextVar("_ends_at_first_stage", default=False)
 
 
 @dataclass(frozen=True)
@@ -50,159 +24,183 @@ class StagedModel:
     """A model whose first stages are used."""
 
     model: Any
-    stem_stride: int
-    strides: tuple[int, ...]
-    """Pixels along a token after every stage."""
-    widths: tuple[int, ...]
-    """Channels after every stage."""
-    norms: tuple[nn.Module, ...]
-    """Norms after the last stage; none if not all stages are used, since they were trained on the last one's output."""
-    unused_prefixes: tuple[str, ...]
-    """Beginnings of the names of weights that a checkpoint may have and this model does not."""
-
-    @property
-    def family(self) -> StagedFamily:
-        """Return how the model runs."""
-        return staged_families()[type(self.model)]
-
-    @property
-    def stages(self) -> Sequence[nn.Module]:
-        """Return the stages that are used."""
-        return self.family.find_stages(self.model)[: len(self.widths)]
+    plan: StagePlan
 
     def run_stem(self, pixels: Tensor) -> Tensor:
         """Compute the first maps; pixels [n, 3, h, w] -> [n, h', w', D]."""
-        x = self.family.apply_stem(self.model, pixels)
-        return x if self.family.has_channels_last else x.permute(0, 2, 3, 1)
+        first, size = self.plan.maps[0], (pixels.shape[2], pixels.shape[3])
+        grid = tuple(a * b // c for a, b, c in zip(size, first.grid, self.plan.native, strict=True))
+        # timm's own forward pass as far as the first stage, whose input the hook hands out.
+        with _ending_at_first_stage():
+            try:
+                self.model.forward_features(pixels)
+            except _FirstStage as reached:
+                return self._to_maps(reached.maps, first, grid)
+        raise RuntimeError("The forward pass of timm's model never came to its first stage.")
 
-    def run_on_maps(self, part: nn.Module, maps: Tensor) -> Tensor:
-        """Run a stage or a norm on maps; [n, h, w, D] -> [n, h', w', D']."""
+    def run_stage(self, index: int, maps: Tensor) -> Tensor:
+        """Run stage `index` on maps; [n, h, w, D] -> [n, h', w', D']."""
+        return self._run(self.plan.stages[index], maps, self.plan.maps[index], self.plan.maps[index + 1])
+
+    def run_tail(self, maps: Tensor) -> Tensor:
+        """Run what follows the last stage; [n, h, w, D] -> [n, h', w', D']."""
+        return self._run(self.plan.tail, maps, self.plan.maps[-1], self.plan.features) if self.plan.tail else maps
+
+    def _run(self, names: Collection[str], maps: Tensor, before: Maps, after: Maps) -> Tensor:
+        grid = self.plan.scale_grid((maps.shape[1], maps.shape[2]), before, after)
+        x = self._from_maps(maps, before)
+        # By name, so that a copy of the encoder runs its own modules.
+        for name in names:
+            x = self.model.get_submodule(name)(x)
+        return self._to_maps(x, after, grid)
+
+    def _from_maps(self, maps: Tensor, form: Maps) -> Tensor:
+        """Lay maps [n, h, w, D] as the next module takes them."""
         # Maps between stages are [n, h, w, D], the order of packed tokens. To a convolution these strides are the
         # memory format channels_last, which its kernels take as it is: nothing is copied here.
-        if self.family.has_channels_last:
-            after: Tensor = part(maps)
-            return after
-        after = part(maps.permute(0, 3, 1, 2))
-        return after.permute(0, 2, 3, 1)
+        if form.axes == "nchw":
+            x = maps.permute(0, 3, 1, 2)
+            return x.contiguous() if self.plan.copies_maps else x
+        if form.axes == "nhwc":
+            return maps
+        x = maps.flatten(1, 2)
+        return x if form.block is None else x.index_select(1, self._token_order(x, form.block).argsort())
+
+    def _to_maps(self, x: Tensor, form: Maps, grid: Grid) -> Tensor:
+        """Return the maps [n, h, w, D] that a module gave."""
+        if form.axes == "nchw":
+            return x.permute(0, 2, 3, 1)
+        if form.axes == "nhwc":
+            return x
+        x = x if form.block is None else x.index_select(1, self._token_order(x, form.block))
+        return x.unflatten(1, grid)
+
+    def _token_order(self, x: Tensor, block: int) -> Tensor:
+        """Return the place of every cell of the grid, row after row, in the model's own order of tokens; [L]."""
+        places = torch.arange(x.shape[1], device=x.device).view(1, -1, 1)
+        order: Tensor = self.model.reroll(places, block).flatten()
+        return order
+
+
+class _FirstStage(Exception):
+    """Carries the input of the first stage out of timm's forward pass."""
+
+    def __init__(self, maps: Tensor) -> None:
+        super().__init__()
+        self.maps = maps
+
+
+@contextlib.contextmanager
+def _ending_at_first_stage() -> Iterator[None]:
+    token = _ends_at_first_stage.set(True)
+    try:
+        yield
+    finally:
+        _ends_at_first_stage.reset(token)
+
+
+def _hand_out_first_maps(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+    # A context variable, so that a stage that another thread runs meanwhile is not ended.
+    if _ends_at_first_stage.get():
+        raise _FirstStage(given[0])
+
+
+# By name, arguments and stages: to watch a large model takes a second, and recipes and tests build the same ones.
+_plans: dict[tuple[str, str, int | None], StagePlan] = {}
 
 
 def build_staged_model(name: str, args: Mapping[str, Any], stages: int | None) -> StagedModel:
     """Build timm's model without weights, cut after `stages` stages (None: all); raises BadConfig."""
+    key = (name, repr(sorted(args.items())), stages)
+    if key not in _plans:
+        _plans[key] = _make_plan(name, args, stages)
+    return _cut_model(build_whole(name, args), _plans[key])
+
+
+def build_on_meta(name: str, args: Mapping[str, Any]) -> Any:
+    """Build timm's whole model, with its classifier, on the meta device, for its names and shapes."""
+    with torch.device("meta"):
+        return build_whole(name, args)
+
+
+def build_whole(name: str, args: Mapping[str, Any]) -> Any:
+    """Build timm's whole model without weights, without its checks of the input size; raises BadConfig."""
     # YAML has no tuples.
     model = build_by_name(
         name, {key: tuple(value) if isinstance(value, list) else value for key, value in args.items()}
     )
-    _check_family(model, name)
-    family = staged_families()[type(model)]
-    depth = len(family.find_stages(model))
-    used = depth if stages is None else stages
-    if used > depth:
-        raise BadConfig(f"'{name}' has {depth} stages. Set `stages` to {depth} at most, not {used}.")
-    features = model.feature_info[family.first_stage : family.first_stage + used]
-    strides, widths = (tuple(int(each[key]) for each in features) for key in ("reduction", "num_chs"))
-    stem_stride = family.find_stem_stride(model)
-    _accept_any_size(model)
-    # Parts that are not used are removed, or they would be saved, and counted among the weights that learn.
-    if used < depth:
-        model.prune_intermediate_layers([family.first_stage + used - 1], prune_norm=True, prune_head=True)
-        norms: tuple[nn.Module, ...] = ()
-    else:
-        _drop_head(model)
-        norms = tuple(norm for norm in family.find_norms(model) if not isinstance(norm, nn.Identity))
-    dropped = tuple(family.stage_prefix.format(family.first_stage + index) for index in range(used, depth))
-    return StagedModel(model, stem_stride, strides, widths, norms, family.head_prefixes + dropped)
+    for module in model.modules():
+        # Only timm's checks of the input size, and a Swin's mask for one size, stand in the way of others.
+        if hasattr(module, "strict_img_size"):
+            module.strict_img_size = False
+        if hasattr(module, "dynamic_mask") and hasattr(module, "attn_mask"):
+            module.dynamic_mask, module.attn_mask = True, None
+        # Between stages maps are views of packed tokens, which no activation may overwrite.
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False
+    return model
 
 
-def _check_family(model: Any, name: str) -> None:
-    if type(model) in prefix_token_names():
+@torch.enable_grad()
+def _make_plan(name: str, args: Mapping[str, Any], stages: int | None) -> StagePlan:
+    """Plan a model on the meta device, where nothing is computed; raises BadConfig."""
+    model = build_on_meta(name, args).eval()
+    if is_plain(model):
         raise BadConfig(
             f"Model '{name}' is a plain vision transformer ({type(model).__name__}), and encoder 'timm_stages' runs "
             "models in stages. Take encoder `timm` for it."
         )
-    if type(model) not in staged_families():
-        raise BadConfig(f"Encoder 'timm_stages' was not written for {type(model).__name__} ('{name}'). {_SUPPORTED}.")
+    plan = plan_stages(model, name, native_size(model, args), stages)
+    staged = _cut_model(model, plan)
+    # Of the cut model, since the stages that it has not may need larger views.
+    plan = replace(plan, multiple=find_multiple(model, plan))
+    model.train().eval()  # what some models have computed of their weights without a gradient is forgotten
+    try:
+        output = _run_on_meta(replace(staged, plan=plan))
+    except RuntimeError:
+        # Some modules take `view` of maps, which works in one memory order only.
+        plan = replace(plan, copies_maps=True)
+        output = _run_on_meta(replace(staged, plan=plan))
+    # Weights that the maps do not depend on, such as a class token that joins after the last stage.
+    torch.autograd.backward(output.sum())
+    idle = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
+    return replace(plan, idle=tuple(idle))
 
 
-@cache
-def staged_families() -> Mapping[type, StagedFamily]:
-    """Return every model class that this was written for; by exact type, since a subclass may differ."""
-    from timm.models.convnext import ConvNeXt
-    from timm.models.resnet import ResNet
-    from timm.models.swin_transformer import SwinTransformer
-    from timm.models.swin_transformer_v2 import SwinTransformerV2
-
-    # Each stem, list of stages and norm follows the class's own `forward_features`.
-    swin = StagedFamily(
-        apply_stem=lambda model, pixels: model.patch_embed(pixels),
-        find_stages=lambda model: list(model.layers),
-        find_norms=lambda model: [model.norm],
-        find_stem_stride=_patch_size,
-        stage_prefix="layers.{}.",
-        head_prefixes=("norm.",),
-        has_channels_last=True,
-        positions="relative",
-        rename_keys=_swin_names,
-    )
-    convnext = StagedFamily(
-        apply_stem=lambda model, pixels: model.stem(pixels),
-        find_stages=lambda model: list(model.stages),
-        # A plain ConvNeXt has its norm in the head, after pooling; with `head_norm_first` it is `norm_pre`.
-        find_norms=lambda model: [model.norm_pre, getattr(model.head, "norm", nn.Identity())],
-        find_stem_stride=_stem_stride,
-        stage_prefix="stages.{}.",
-        head_prefixes=("norm_pre.",),
-    )
-    resnet = StagedFamily(
-        apply_stem=lambda model, pixels: model.maxpool(model.act1(model.bn1(model.conv1(pixels)))),
-        find_stages=lambda model: [model.layer1, model.layer2, model.layer3, model.layer4],
-        find_norms=lambda model: [],
-        # conv1 and maxpool halve both sides each. timm lists their output as feature 0, so stages start at 1.
-        find_stem_stride=lambda model: 4,
-        stage_prefix="layer{}.",
-        first_stage=1,
-        head_prefixes=("fc.",),
-    )
-    return {ConvNeXt: convnext, SwinTransformer: swin, SwinTransformerV2: swin, ResNet: resnet}
+def _run_on_meta(staged: StagedModel) -> Tensor:
+    x = staged.run_stem(torch.zeros(2, 3, *staged.plan.native, device="meta"))
+    for index in range(len(staged.plan.stages)):
+        x = staged.run_stage(index, x)
+    return staged.run_tail(x)
 
 
-def _swin_names(names: Sequence[str]) -> dict[str, str]:
-    """Rename a Swin checkpoint's tensors to timm's present names."""
-    # In the authors' code, and in older timm, a stage ended with its downsampling. Now the next one begins with it.
-    if not any(name.startswith("layers.0.downsample.") for name in names):
-        return identity_names(names)
-    return {
-        name: re.sub(r"^layers\.(\d+)\.downsample\.", lambda found: f"layers.{int(found[1]) + 1}.downsample.", name)
-        for name in names
-    }
+def native_size(model: Any, args: Mapping[str, Any]) -> Grid:
+    """Return height and width in pixels of the images that the model was made for."""
+    # A model may be built for another size (`args: {img_size: ...}`), which timm's preprocessing does not know.
+    own = getattr(getattr(model, "patch_embed", None), "img_size", None) or args.get("img_size")
+    size = own if own is not None else resolve_preprocessing(model)["input_size"][1:]
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def _patch_size(model: Any) -> int:
-    height, width = model.patch_embed.patch_size
-    if height != width:
-        raise BadConfig(
-            f"`patch_size` is {height} x {width}, and encoder 'timm_stages' needs square patches. Set one number."
-        )
-    return int(height)
+def _cut_model(model: Any, plan: StagePlan) -> StagedModel:
+    """Remove what the plan does not use, or it would be saved, and counted among the weights that learn."""
 
+    def cut(module: nn.Module, prefix: str) -> None:
+        for name, child in module.named_children():
+            path = f"{prefix}{name}"
+            # What has no weights may still be used by other ways than a call, and costs nothing.
+            if path in plan.used or not child.state_dict():
+                continue
+            if any(used.startswith(f"{path}.") for used in plan.used):
+                cut(child, f"{path}.")
+            else:
+                setattr(module, name, nn.Identity())
 
-def _stem_stride(model: Any) -> int:
-    return math.prod(part.stride[0] for part in model.stem if isinstance(part, nn.Conv2d))
-
-
-def _accept_any_size(model: Any) -> None:
-    """Let a Swin take maps of any size, as timm's `dynamic_img_size` does."""
-    if not hasattr(model, "patch_embed"):
-        return
-    # timm builds the mask of shifted windows once, for the model's image size; here it is built for each map.
-    model.patch_embed.strict_img_size = False
-    for stage in model.layers:
-        for block in stage.blocks:
-            block.dynamic_mask, block.attn_mask = True, None
-
-
-def _drop_head(model: Any) -> None:
-    """Remove everything of the head but its norm."""
-    model.reset_classifier(0, "")
-    # Some ConvNeXts have a hidden layer between norm and classifier.
-    if hasattr(model, "head") and hasattr(model.head, "pre_logits"):
-        model.head.pre_logits = nn.Identity()
+    cut(model, "")
+    for path in plan.idle:
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, None)
+    first = model.get_submodule(plan.stages[0][0])
+    if not first._forward_pre_hooks:
+        first.register_forward_pre_hook(_hand_out_first_maps)
+    return StagedModel(model, plan)

@@ -1,4 +1,4 @@
-"""Small models for the contract tests: every family of staged models, whole and cut short."""
+"""Small models for the contract tests: staged models of several kinds, whole and cut short."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 _CONVNEXT = {"patch_size": 2, "depths": (1, 1, 1, 1), "dims": (16, 24, 32, 32), "ls_init_value": 0.5}
 _SWIN = {"img_size": 32, "patch_size": 2, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
+# Tokens in an order of their own, and one size of view.
+_HIERA = {"img_size": 32, "embed_dim": 8, "num_heads": 1, "stages": (1, 2, 1, 1)}
 _RESNET = {"layers": (1, 1, 1, 1), "channels": (16, 24, 32, 32)}
 
 
@@ -22,5 +24,7 @@ def small_models() -> Mapping[str, tuple[str, dict[str, Any], int | None]]:
         "resnet": ("resnet18", _RESNET, 2),
         "resnet_bottleneck": ("resnet50", _RESNET | {"channels": (4, 6, 8, 8)}, 2),
         "resnet_groupnorm": ("resnet18", _RESNET | {"channels": (32, 64, 32, 32), "norm_layer": "groupnorm"}, 2),
+        "hiera": ("hiera_tiny_224", _HIERA, None),
+        "efficientnet": ("test_efficientnet", {}, 3),
         "resnet_whole": ("resnet26d", _RESNET | {"channels": (4, 6, 8, 8), "output_stride": 8}, None),
     }

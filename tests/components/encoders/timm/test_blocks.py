@@ -278,8 +278,8 @@ def test_compiled_blocks_give_the_same_and_other_sizes_make_no_new_graph(name):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (named("samvit_base_patch16", img_size=64, depth=1), "VisionTransformerSAM .the model"),
-        (named("naflexvit_base_patch16_gap", depth=1), "NaFlexVit .the model"),
+        (named("samvit_base_patch16", img_size=64, depth=1), "is a VisionTransformerSAM. Take encoder `timm_stages`"),
+        (named("naflexvit_base_patch16_gap", depth=1), "is a NaFlexVit"),
         (configured(block_fn=type("Own", (Block,), {})), "Own .block 0"),
         (named("eva02_tiny_patch14_224", **SMALL, attn_drop_rate=0.1), "attention dropout"),
         (named("eva02_tiny_patch14_224", **SMALL, patch_drop_rate=0.1), "PatchDropoutWithIndices"),
