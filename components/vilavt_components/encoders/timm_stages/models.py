@@ -73,7 +73,7 @@ class StagedModel:
         if form.axes == "nhwc":
             return x
         x = x if form.block is None else x.index_select(1, self._token_order(x, form.block))
-        return x.unflatten(1, grid)
+        return x.reshape(len(x), *grid, x.shape[-1])
 
     def _token_order(self, x: Tensor, block: int) -> Tensor:
         """Return the place of every cell of the grid, row after row, in the model's own order of tokens; [L]."""
