@@ -22,7 +22,7 @@ VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads"
 VARIANTS = TimmEncoder.variants()
 STAGED = {"convnext": TimmStagesEncoder.tiny(), **TimmStagesEncoder.variants()}
 FAMILIES = {
-    "`timm`, plain ViT": [TimmConfig(config=VIT), TimmEncoder.tiny()],
+    "`timm`, plain ViT": [TimmConfig(config=VIT), TimmEncoder.tiny(), VARIANTS["naflex"]],
     "`timm`, ViT with a convolutional stem": [
         TimmConfig(config=VIT, stem=StemConfig((8, 16, 24))),
         VARIANTS["hybrid"],

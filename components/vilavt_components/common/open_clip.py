@@ -5,24 +5,23 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from vilavt_components.common.hf_errors import as_input_error
 from vilavt_components.common.library_errors import as_bad_config
 from vilavt_components.common.suggestions import unknown_name_message
-from vilavt_components.common.weights import check_safetensors, load_file_into
+from vilavt_components.common.transformers_vision import is_transformers_vision, read_vision_config
+from vilavt_components.common.weights import WEIGHT_FILES, check_safetensors, identity_names, load_file_into
 from vilavt_toolkit.errors import BadConfig, InputError
 from vilavt_toolkit.settings import did_you_mean, setting
 from vilavt_toolkit.utils.text import format_value
 
 HUB = "hf-hub:"
 CONFIG_FILE = "open_clip_config.json"
-# In the order in which open_clip prefers them, so that we load what open_clip would.
-_WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
 _CONVERT = (
     "safetensors.torch.save_file(open_clip.create_model(name, pretrained=path).state_dict(), 'weights.safetensors')"
 )
@@ -48,7 +47,8 @@ class OpenClipSettings:
     )
     path: str | None = setting(
         None,
-        help="local weights (.safetensors), or a folder with open_clip_config.json and such weights",
+        help="local weights (.safetensors), a folder with open_clip_config.json and such weights, or with `model` a "
+        "folder of transformers",
         formerly=("file",),
         is_path=True,
     )
@@ -113,17 +113,23 @@ class OpenClipModel:
         tower: nn.Module,
         rename_key: Callable[[str], str | None],
         is_unused: Callable[[str], bool] = lambda name: False,
+        convert: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None = None,
     ) -> None:
-        """Load the tensors that `rename_key` names into a tower, if there are weights; raises InputError."""
+        """Load the tensors that `rename_key` names into a tower, if there are weights; raises InputError.
+
+        With `convert`, which then changes them, the tensors of transformers' vision towers are read too.
+        """
         if self.find_weights is None:
             return
 
         def rename_keys(keys: Sequence[str]) -> dict[str, str]:
+            if convert is not None and is_transformers_vision(keys):
+                return identity_names(keys)
             # Checkpoints of distributed training prefix every name with `module.`; open_clip strips it too.
             names = ((key, rename_key(key.removeprefix("module."))) for key in keys)
             return {key: name for key, name in names if name is not None}
 
-        load_file_into(tower, self.find_weights(), is_unused, rename_keys, convert_file=_CONVERT)
+        load_file_into(tower, self.find_weights(), is_unused, rename_keys, convert or dict, _CONVERT)
 
     def check_weights(self, settings: OpenClipSettings) -> None:
         """Check that the weights of `path`, a file or a folder, are there; raises InputError."""
@@ -139,16 +145,25 @@ def resolve_model(settings: OpenClipSettings) -> OpenClipModel:
         return OpenClipModel(
             "the small default model", SMALL_ARCHITECTURE, is_from_user=True, preprocessing=_merge_preprocessing()
         )
-    if settings.path is not None and (Path(settings.path).is_dir() or not (settings.model or settings.config)):
-        return _from_folder(settings, Path(settings.path))
     file = None if settings.path is None else Path(settings.path)
+    if file is not None and ((file / CONFIG_FILE).is_file() or not (settings.model or settings.config)):
+        return _from_folder(settings, file)
     local = None if file is None else lambda: file
     if settings.config is not None:
-        return _model_from_config("`config`", settings.config, own=True, find_weights=local)
-    name = str(settings.model)
-    if name.startswith(HUB):
-        return _from_hub(settings, name.removeprefix(HUB), local)
-    return _from_name(settings, name.replace("/", "-"), local)
+        found = _model_from_config("`config`", settings.config, own=True, find_weights=local)
+    elif str(settings.model).startswith(HUB):
+        found = _from_hub(settings, str(settings.model).removeprefix(HUB), local)
+    else:
+        found = _from_name(settings, str(settings.model).replace("/", "-"), local)
+    return found if file is None else _with_activation(found, file)
+
+
+def _with_activation(model: OpenClipModel, path: Path) -> OpenClipModel:
+    """Return the model with the activation that weights of transformers at `path` were trained with."""
+    activation = read_vision_config(path).get("hidden_act")
+    if activation is None:
+        return model
+    return replace(model, architecture={**model.architecture, "quick_gelu": activation == "quick_gelu"})
 
 
 def _check_choice(settings: OpenClipSettings) -> None:
@@ -251,19 +266,19 @@ def _read_json(path: Path) -> Mapping[str, Any]:
 
 
 def _find_weight_file(folder: Path) -> Path:
-    found = [folder / name for name in _WEIGHT_FILES if (folder / name).is_file()]
+    found = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
     found += sorted(folder.glob("*.safetensors"))
     if not found:
         other = next((path.name for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".pt", ".pth")), None)
         held = f"only {other}, and that format can run code when read. Convert it once: {_CONVERT}" if other else "none"
-        raise InputError(f"Folder '{folder}' should hold weights in {_WEIGHT_FILES[0]}. It holds {held}.")
+        raise InputError(f"Folder '{folder}' should hold weights in {WEIGHT_FILES[0]}. It holds {held}.")
     return found[0]
 
 
 def _hub_weight_finder(repository: str, file: str, local_files_only: bool) -> Callable[[], Path]:
     """Return a finder of a repository's .safetensors; open_clip's list may name a pickled file in their place."""
     # Most repositories hold the same weights as .safetensors under the same stem.
-    names = [_WEIGHT_FILES[0]] if file in ("", "open_clip_pytorch_model.bin") else [f"{Path(file).stem}.safetensors"]
+    names = [WEIGHT_FILES[0]] if file in ("", "open_clip_pytorch_model.bin") else [f"{Path(file).stem}.safetensors"]
 
     def find() -> Path:
         from huggingface_hub import hf_hub_download

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 CONVERT = "safetensors.torch.save_file(torch.load(path, weights_only=True), 'weights.safetensors')"
 RenameKeys = Callable[[Sequence[str]], Mapping[str, str]]
 """Maps the names of a file's tensors to the module's names; a name that it leaves out is not read."""
+# In the order in which open_clip prefers them, so that we load what open_clip would.
+WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
 _SHOWN = 4
 # The architecture that names of tensors suggest. The first match counts, so special cases stand before general ones.
 _KINDS: Mapping[str, str] = {
@@ -42,9 +45,31 @@ def identity_names(names: Sequence[str]) -> dict[str, str]:
 
 
 def check_safetensors(path: Path, convert_file: str = CONVERT) -> None:
-    """Check that a file exists and is .safetensors, reading no tensor of it; raises InputError."""
-    with _open_safetensors(path, convert_file):
-        pass
+    """Check that a file, or the files of a folder, exist and are .safetensors, reading no tensor; raises InputError."""
+    for file in find_weight_files(path):
+        with _open_safetensors(file, convert_file):
+            pass
+
+
+def find_weight_files(path: Path) -> list[Path]:
+    """Return a file of weights as it is, and of a folder its files: the shards of its index, or one; raises InputError.
+
+    Folders are those that transformers, timm and open_clip write.
+    """
+    if not path.is_dir():
+        return [path]
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            # A name that leads out of the folder is no shard of it.
+            return [path / Path(str(name)).name for name in sorted(set(names))]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"'{index}' is no index of weights. Copy the file again.") from error
+    found = [path / name for name in WEIGHT_FILES if (path / name).is_file()] or sorted(path.glob("*.safetensors"))
+    if not found:
+        raise InputError(f"Folder '{path}' holds no weights in .safetensors. Set `path` to a folder or file of some.")
+    return found[:1]
 
 
 def load_file_into(
@@ -55,15 +80,22 @@ def load_file_into(
     convert: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] = dict,
     convert_file: str = CONVERT,
 ) -> None:
-    """Load a file's weights as `load_weights_into` does; raises InputError.
+    """Load the weights of a file or folder as `load_weights_into` does; raises InputError.
 
     `rename_keys` chooses the tensors that are read and gives their names in the module. `convert` then changes names
     and tensors together. `convert_file` is a line of Python, shown in errors, that makes .safetensors of other formats.
     """
-    with _open_safetensors(path, convert_file) as file:
-        # The guess needs all names, since those that tell an architecture may be the ones that are not read.
-        names = list(file.keys())
-        weights = {name: file.get_tensor(key) for key, name in rename_keys(names).items()}
+    # All names first: the guess needs those too that are not read, since they may be the ones that tell.
+    names: list[str] = []
+    weights: dict[str, Tensor] = {}
+    files = find_weight_files(path)
+    for each in files:
+        with _open_safetensors(each, convert_file) as file:
+            names += file.keys()
+    renamed = rename_keys(names)
+    for each in files:
+        with _open_safetensors(each, convert_file) as file:
+            weights |= {renamed[key]: file.get_tensor(key) for key in file.keys() if key in renamed}  # noqa: SIM118
     load_weights_into(module, convert(weights), f"'{path}'", is_unused, guess_architecture(names))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vilavt_components.common.transformers_vision import is_transformers_vision, to_open_clip_names, to_timm_names
 from vilavt_components.encoders.image_encoder import ImageEncoder
 from vilavt_components.encoders.open_clip.blocks import block_spec, check_block, run_block
 from vilavt_toolkit.contracts import Attend, EncoderSpec, Grid, SiteHook
@@ -79,18 +81,26 @@ class NativeTower(ImageEncoder):
         x: Tensor = norm(self.select_patches(tokens.x, tokens.layout))
         return x @ model.proj.to(x.dtype) if self.features == "projected" else x
 
-    def _embedded_positions(self, size: Grid) -> Tensor:
-        """Return positions of the class token and of the patches of a grid; [1 + patches, D].
+    def convert_weights(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return weights under open_clip's names, with positions for the model's own grid.
 
-        Interpolated as open_clip's `resize_pos_embed` does for weights of another size: bicubic, with antialiasing.
+        They come from open_clip, or from a CLIP of transformers.
         """
-        model = self.model
-        positions: Tensor = model.positional_embedding
-        if size == tuple(model.grid_size):
-            return positions
-        first, native = positions[:1], positions[1:].float().view(1, *model.grid_size, -1).permute(0, 3, 1, 2)
-        resized = F.interpolate(native, size=size, mode="bicubic", antialias=True, align_corners=False)
-        return torch.cat([first.float(), resized.flatten(2)[0].T])
+        if is_transformers_vision(weights):
+            weights = to_open_clip_names(to_timm_names(weights))
+        positions = weights.get("positional_embedding")
+        patches = 0 if positions is None else len(positions) - 1
+        side, grid = math.isqrt(max(patches, 0)), tuple(self.model.grid_size)
+        if positions is None or patches == math.prod(grid) or side**2 != patches:
+            return weights
+        resized = _resize_positions(positions, (side, side), grid).to(positions.dtype)
+        return {**weights, "positional_embedding": resized}
+
+    def _embedded_positions(self, size: Grid) -> Tensor:
+        """Return positions of the class token and of the patches of a grid; [1 + patches, D]."""
+        positions: Tensor = self.model.positional_embedding
+        native = tuple(self.model.grid_size)
+        return positions if size == native else _resize_positions(positions, native, size)
 
     @property
     def _pooled_queries(self) -> int:
@@ -120,6 +130,16 @@ class NativeTower(ImageEncoder):
         attended = attend_inquiry(q, k, v, of_queries, layout.partitions["region"])
         features: Tensor = self.model.ln_post(attention.out_proj(attended.flatten(1)))
         return features.view(regions, queries, -1)[:, self._pooled_queries :].flatten(0, 1)
+
+
+def _resize_positions(positions: Tensor, old: Grid, new: Grid) -> Tensor:
+    """Resize positions [1 + patches, D], of the class token first, to another grid.
+
+    As open_clip's `resize_pos_embed` does for weights of another size: bicubic, with antialiasing.
+    """
+    first, native = positions[:1], positions[1:].float().view(1, *old, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(native, size=new, mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([first.float(), resized.flatten(2)[0].T])
 
 
 def _input_projection(attention: nn.MultiheadAttention, which: str) -> tuple[Tensor, Tensor]:

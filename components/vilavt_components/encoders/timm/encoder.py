@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -18,12 +19,15 @@ from torch.nn import functional as F
 from vilavt_components.encoders.image_encoder import ImageEncoder
 from vilavt_components.encoders.timm.blocks import block_adapters
 from vilavt_components.encoders.timm.branches import BlockHooks
+from vilavt_components.encoders.timm.conversion import adapt_to_weights
 from vilavt_components.encoders.timm.models import (
     build_by_config,
     build_by_name,
     check_model,
     check_weights,
+    is_naflex,
     load_weights,
+    native_size,
     prefix_token_names,
     resolve_preprocessing,
 )
@@ -48,7 +52,10 @@ class TimmConfig(PixelBudgetConfig):
     )
     pretrained: bool = setting(False, help="load timm's weights of `model` when training starts", replaces=("path",))
     path: str | None = setting(
-        None, help="local weights (.safetensors) to load instead", formerly=("file",), is_path=True
+        None,
+        help="local weights to load instead: .safetensors or a folder of some",
+        formerly=("file",),
+        is_path=True,
     )
     local_files_only: bool = setting(False, help="never download: take weights from the local cache")
     args: dict[str, Any] = setting(factory=dict, help="more arguments for timm.create_model")
@@ -74,14 +81,14 @@ _SMALL = TimmConfig(
 
 @encoders.register("timm", TimmConfig)
 class TimmEncoder(ImageEncoder):
-    """A plain vision transformer of timm: ViT, DeiT, DINO, CLIP, SigLIP, EVA, BEiT, relative-position ViT."""
+    """A plain vision transformer of timm: ViT, DeiT, DINO, CLIP, SigLIP, EVA, BEiT, NaFlexViT, ..."""
 
     def __init__(self, config: TimmConfig) -> None:
         config = _fill_small_defaults(config)
         model = _build_model(config)
-        native = math.prod(model.patch_embed.img_size)
+        native = math.prod(native_size(model))
         budget = config.pixel_budget(PixelBudget(native, native))
-        stride = tuple(model.patch_embed.feat_ratio(as_scalar=False))
+        stride = tuple((model.embeds if is_naflex(model) else model.patch_embed).feat_ratio(as_scalar=False))
         super().__init__(stride, int(model.num_prefix_tokens), budget, resolve_preprocessing(model))
         self.config = config
         self.model = model
@@ -163,7 +170,7 @@ class TimmEncoder(ImageEncoder):
             positions = "rotary"
         elif any(relative):
             positions = "relative"
-        elif self._pos_embed is not None:
+        elif self._has_pos_embed:
             positions = "absolute"
         specs = zip(self._adapters, blocks, relative, strict=True)
         return EncoderSpec(
@@ -173,6 +180,10 @@ class TimmEncoder(ImageEncoder):
             positions=positions,
             full_attention=tuple(range(len(blocks))),
         )
+
+    @property
+    def _has_pos_embed(self) -> bool:
+        return self.model.embeds.pos_embed_type != "none" if is_naflex(self.model) else self._pos_embed is not None
 
     @property
     def _pos_embed(self) -> Tensor | None:
@@ -185,6 +196,12 @@ class TimmEncoder(ImageEncoder):
         timm's `VisionTransformer.forward_features` up to its blocks: patch_embed, `_pos_embed`, norm_pre.
         """
         model = self.model
+        if is_naflex(model):
+            # Positions are interpolated to the grid of these images there.
+            embedded: Tensor = model.norm_pre(
+                model.embeds(self.normalise_pixels(images, next(model.embeds.parameters())))[0]
+            )
+            return embedded
         x = model.patch_embed(self.normalise_pixels(images, next(model.patch_embed.parameters())))
         if x.dim() == 4:
             # Built with `dynamic_img_size`: [n, h, w, D].
@@ -201,7 +218,7 @@ class TimmEncoder(ImageEncoder):
         # Not every class has the two that follow.
         if hasattr(model, "pos_drop"):
             x = model.pos_drop(x)
-        embedded: Tensor = model.norm_pre(x) if hasattr(model, "norm_pre") else x
+        embedded = model.norm_pre(x) if hasattr(model, "norm_pre") else x
         return embedded
 
     def _embedded_positions(self, size: Grid) -> Tensor | None:
@@ -252,8 +269,11 @@ def _build_model(config: TimmConfig) -> Any:
     model = _build_whole_model(config)
     check_model(model, f"the model '{config.model}'" if config.model else "the model")
     # The blocks take any grid; only timm's check of the input size stands in the way.
-    model.patch_embed.strict_img_size = False
+    if not is_naflex(model):
+        model.patch_embed.strict_img_size = False
     model.reset_classifier(0, "")
+    if config.path is not None:
+        adapt_to_weights(model, Path(config.path))
     return model
 
 

@@ -82,8 +82,9 @@ def check_model(model: Any, where: str) -> None:
             f"Encoder 'timm' runs plain vision transformers, and {where} is a {type(model).__name__}. "
             "Take encoder `timm_stages` for it."
         )
-    _check_type(model.patch_embed, (layers.PatchEmbed, layers.HybridEmbed), "its patch embedding")
-    check_stem(model.patch_embed)
+    if not is_naflex(model):
+        _check_type(model.patch_embed, (layers.PatchEmbed, layers.HybridEmbed), "its patch embedding")
+        check_stem(model.patch_embed)
     # Patch dropout would leave out tokens that the layout counts.
     _check_type(getattr(model, "patch_drop", None), (nn.Identity, type(None)), "patch dropout")
     for index, block in enumerate(model.blocks):
@@ -99,12 +100,31 @@ def is_plain(model: Any) -> bool:
     return True
 
 
+def is_naflex(model: Any) -> bool:
+    """Return True for a NaFlexVit, which makes patches, positions and prefix tokens in one module, `embeds`."""
+    return hasattr(model, "embeds")
+
+
+def native_size(model: Any) -> tuple[int, int]:
+    """Return height and width in pixels of the images that a plain model was made for."""
+    if not is_naflex(model):
+        height, width = model.patch_embed.img_size
+        return int(height), int(width)
+    # It takes images of any size. timm's default is the size at which its patches are as many as in training.
+    rows, columns = resolve_preprocessing(model)["input_size"][1:]
+    return int(rows), int(columns)
+
+
 @cache
 def prefix_token_names() -> Mapping[type, tuple[str, ...]]:
-    """Return the plain model classes of timm, each with the attributes that hold its prefix tokens, in order."""
+    """Return the plain model classes of timm, each with the attributes that hold its prefix tokens, in order.
+
+    A NaFlexVit adds its prefix tokens itself.
+    """
     from timm.models.beit import Beit
     from timm.models.deit import VisionTransformerDistilled
     from timm.models.eva import Eva
+    from timm.models.naflexvit import NaFlexVit
     from timm.models.vision_transformer import VisionTransformer
     from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 
@@ -115,6 +135,7 @@ def prefix_token_names() -> Mapping[type, tuple[str, ...]]:
         Eva: ("cls_token", "reg_token"),
         Beit: ("cls_token",),
         VisionTransformerRelPos: ("cls_token",),
+        NaFlexVit: (),
     }
 
 

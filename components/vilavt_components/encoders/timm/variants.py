@@ -34,4 +34,6 @@ def small_models() -> Mapping[str, tuple[str, dict[str, Any]]]:
         "relative_table": ("beit_base_patch16_224", _FULL),
         "relative_network": ("vit_relpos_small_patch16_224", _FULL),
     }
-    return {name: (model, _SMALL | args) for name, (model, args) in more.items()}
+    flexible = {key: value for key, value in _SMALL.items() if key != "img_size"}
+    more["naflex"] = ("naflexvit_base_patch16_par_gap", flexible | {"pos_embed_grid_size": (3, 3), "init_values": 0.5})
+    return {name: (model, args if name == "naflex" else _SMALL | args) for name, (model, args) in more.items()}

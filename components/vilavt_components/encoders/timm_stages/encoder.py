@@ -37,7 +37,10 @@ class TimmStagesConfig(PixelBudgetConfig):
     model: str | None = setting(None, help="timm model name, such as convnext_tiny.fb_in22k (null: a small ConvNeXt)")
     pretrained: bool = setting(False, help="load timm's weights of `model` when training starts", replaces=("path",))
     path: str | None = setting(
-        None, help="local weights (.safetensors) to load instead", formerly=("file",), is_path=True
+        None,
+        help="local weights to load instead: .safetensors or a folder of some",
+        formerly=("file",),
+        is_path=True,
     )
     local_files_only: bool = setting(False, help="never download: take weights from the local cache")
     args: dict[str, Any] = setting(factory=dict, help="more arguments for timm.create_model")

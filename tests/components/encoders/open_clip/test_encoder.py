@@ -221,13 +221,11 @@ def test_a_named_model_has_views_of_its_own_size():
         ({"model": "local-dir:here"}, BadConfig, "as `path`"),
         ({"path": "weights.safetensors"}, BadConfig, "Say what its weights are of"),
         ({"model": "RN50"}, BadConfig, "not written for ModifiedResNet. .* ViT-B-32"),
-        ({"model": "convnext_tiny"}, BadConfig, "is timm's convnext_tiny.*ConvNeXt.*Take encoder `timm_stages`"),
         ({"config": {"vision_cfg": VISION}}, BadConfig, "lacks `embed_dim`"),
         ({"config": config_of({"hedas": 3})}, BadConfig, "'hedas', which open_clip does not know"),
         ({"config": config_of({"widht": 3})}, BadConfig, "Did you mean 'width'"),
         ({"config": config_of({"width": 25})}, BadConfig, "cannot build the vision tower"),
         ({"config": config_of({"scaled_cosine_attn": True})}, BadConfig, "scaled cosine"),
-        ({"config": config_of({"patch_dropout": 0.5})}, BadConfig, "`patch_dropout` removes patches"),
         ({"config": config_of(POOL | {"attentional_pool": "parallel"})}, BadConfig, "`attentional_pool: parallel`"),
         ({"config": config_of(), "features": "queries"}, BadConfig, "coca_ViT-B-32"),
         ({"config": config_of(POOL), "features": "projected"}, BadConfig, "attentional pooling makes"),
@@ -244,6 +242,67 @@ def test_published_patch_dropout_belongs_to_contrastive_training(tmp_path):
     encoder = OpenClipEncoder(OpenClipConfig(path=str(tmp_path))).train()
     view = encoder.prepare(crop_of(32, 32))
     assert torch.equal(encode(encoder, [view]), encode(encoder.eval(), [view]))
+
+
+def test_patch_dropout_of_a_users_own_config_is_left_out_with_a_word(caplog):
+    encoder = OpenClipEncoder(OpenClipConfig(config=config_of({"patch_dropout": 0.5}))).train()
+    assert "`patch_dropout` of `vision_cfg` is not used" in caplog.text
+    view = encoder.prepare(crop_of(32, 32))
+    assert torch.equal(encode(encoder, [view]), encode(encoder.eval(), [view]))
+
+
+@pytest.mark.parametrize("config", [config_of(), TRUNKS["token"]])
+def test_views_have_an_extent_in_pixels_for_dialogues_whose_boxes_are_in_pixels(config):
+    encoder = OpenClipEncoder(OpenClipConfig(config=config))
+    view = encoder.prepare(crop_of(32, 64))
+    assert encoder.extent(view) == (view.data.shape[2], view.data.shape[1])
+
+
+@torch.no_grad()
+def test_a_staged_tower_of_timm_runs_stage_by_stage(tmp_path):
+    config = config_of(
+        {"timm_model_name": "test_mambaout", "timm_pool": "avg", "timm_proj": "linear", "image_size": 160}
+    )
+    tower = tower_of(config)
+    save_file({f"visual.{key}": value for key, value in tower.state_dict().items()}, tmp_path / "w.safetensors")
+    encoder = OpenClipEncoder(OpenClipConfig(config=config, path=str(tmp_path / "w.safetensors"))).eval()
+    encoder.load_weights()
+    assert encoder.spec.depth == 4 and encoder.no_compile_reason
+    views = [encoder.prepare(crop_of(*size)) for size in ((64, 96), (32, 64))]
+    for view in views:
+        x = tower.trunk.head.norm(tower.trunk.forward_features(image_of(view)))
+        assert_close(encode(encoder, [view]), x.flatten(0, 2), "one view")
+        assert tuple(x.shape[1:3]) == encoder.feature_grid(view.size)
+    assert_close(encode(encoder, views), torch.cat([encode(encoder, [view]) for view in views]), "packed")
+
+
+@pytest.mark.parametrize("features", ["patches", "projected"])
+@torch.no_grad()
+def test_a_clip_of_transformers_gives_the_features_of_transformers(tmp_path, features):
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    shape = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
+    torch.manual_seed(0)
+    settings = CLIPVisionConfig(**shape, image_size=32, patch_size=8, projection_dim=20)
+    theirs = CLIPVisionModelWithProjection(settings).eval()
+    for parameter in theirs.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.1)
+    theirs.save_pretrained(tmp_path)
+    # The folder's activation is quick_gelu, which the configuration does not say.
+    budget = {"overview_pixels": 2304, "features": features, "path": str(tmp_path)}
+    encoder = OpenClipEncoder(OpenClipConfig(config=config_of(), **budget)).eval()
+    encoder.load_weights()
+    view = encoder.prepare(crop_of(32, 32, overview=True))
+    found = theirs.vision_model(pixel_values=image_of(view))
+    expected = theirs.vision_model.post_layernorm(found.last_hidden_state[0, 1:])
+    expected = theirs.visual_projection(expected) if features == "projected" else expected
+    assert_close(encode(encoder, [view]), expected, features, tolerance=1e-4)
+    # Positions of another grid are resampled when they are loaded.
+    larger = OpenClipEncoder(OpenClipConfig(config=config_of({"image_size": 48}), **budget)).eval()
+    larger.load_weights()
+    view = encoder.prepare(crop_of(48, 48, overview=True))
+    assert view.size == (6, 6)
+    assert_close(encode(larger, [view]), encode(encoder, [view]), "resampled")
 
 
 def test_a_tag_decides_the_activation_its_weights_were_trained_with():
@@ -309,8 +368,8 @@ def test_the_weights_of_a_tag_are_its_safetensors(saved, monkeypatch):
 
 
 def test_weights_of_another_architecture_are_one_error_with_what_differs(saved):
-    deeper = OpenClipConfig(config=config_of({"layers": 3, "image_size": 64}), path=str(saved.file))
-    with pytest.raises(InputError, match=r"missing: transformer\.resblocks\.2\.\S+.* and \d+ more.*mis-shaped: posit"):
+    deeper = OpenClipConfig(config=config_of({"layers": 3, "mlp_ratio": 1.0}), path=str(saved.file))
+    with pytest.raises(InputError, match=r"missing: transformer\.resblocks\.2\.\S+.* and \d+ more.*mis-shaped: trans"):
         OpenClipEncoder(deeper).load_weights()
     shallower = OpenClipConfig(config=config_of({"layers": 1}), path=str(saved.file))
     with pytest.raises(InputError, match=r"unexpected: transformer\.resblocks\.1\."):

@@ -21,6 +21,7 @@ from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
 SCALED = SMALL | {"init_values": 0.5}
+FLEXIBLE = {key: value for key, value in SCALED.items() if key != "img_size"}
 
 
 def gated(**kwargs):
@@ -72,6 +73,11 @@ CONFIGS = TimmEncoder.variants() | {
     "relative_swin": named("vit_relpos_base_patch16_cls_224", **(SCALED | {"rel_pos_type": "mlpswin"})),
     "relative_shared": named("vit_srelpos_small_patch16_224", **SCALED),
     "relative_post_norm": named("vit_relpos_small_patch16_rpn_224", **SCALED),
+    "naflex_linear": named("naflexvit_base_patch16_siglip", **FLEXIBLE, pos_embed_grid_size=(3, 2)),
+    "naflex_factorised": named("naflexvit_base_patch16_parfac_gap", **FLEXIBLE, reg_tokens=2),
+    "naflex_rope": named(
+        "naflexvit_base_patch16_gap", **FLEXIBLE, rope_type="axial", pos_embed="none", class_token=True
+    ),
     "oblong": named("vit_relpos_small_patch16_224", **(SCALED | {"img_size": (16, 40), "rel_pos_type": "bias"})),
 }
 
@@ -106,7 +112,8 @@ def encode(encoder, views):
 def library(encoder, views):
     """timm's own forward of equally large views, its model brought to their size by timm's own means."""
     model = deepcopy(encoder.model)
-    model.set_input_size(tuple(views[0].data.shape[1:]))
+    if hasattr(model, "set_input_size"):  # a NaFlexViT takes any size
+        model.set_input_size(tuple(views[0].data.shape[1:]))
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in zip(*encoder._mean_and_std, strict=True))
     x = model.forward_features((torch.stack([view.data for view in views]) - mean) / std)
     return model.fc_norm(x)[:, model.num_prefix_tokens :].flatten(0, 1)
@@ -121,7 +128,9 @@ def assert_equal(found, expected):
 @torch.no_grad()
 def test_features_equal_timms_own_at_any_size(name):
     encoder = encoder_of(CONFIGS[name])
-    for grid in (encoder.model.patch_embed.grid_size, (2, 7), (6, 3), (1, 1)):
+    embedding = getattr(encoder.model, "patch_embed", None)
+    native = (3, 3) if embedding is None else embedding.grid_size
+    for grid in (native, (2, 7), (6, 3), (1, 1)):
         if name == "relative_swin" and grid == (1, 1):
             continue  # timm divides by zero there
         views = views_of(encoder, tuple(grid))
@@ -279,7 +288,6 @@ def test_compiled_blocks_give_the_same_and_other_sizes_make_no_new_graph(name):
     ("config", "words"),
     [
         (named("samvit_base_patch16", img_size=64, depth=1), "is a VisionTransformerSAM. Take encoder `timm_stages`"),
-        (named("naflexvit_base_patch16_gap", depth=1), "is a NaFlexVit"),
         (configured(block_fn=type("Own", (Block,), {})), "Own .block 0"),
         (named("eva02_tiny_patch14_224", **SMALL, attn_drop_rate=0.1), "attention dropout"),
         (named("eva02_tiny_patch14_224", **SMALL, patch_drop_rate=0.1), "PatchDropoutWithIndices"),
