@@ -21,11 +21,15 @@ from vilavt_toolkit.errors import BadConfig
 _HEADS_WITH_NORM = ("NormMlpClassifierHead", "ClNormMlpClassifierHead")
 
 
+Axes = Literal["nchw", "nhwc", "nlc"]
+"""Order of the axes of maps: images, height, width, channels; `l` are the tokens of height and width together."""
+
+
 @dataclass(frozen=True)
 class Maps:
     """How the maps between two modules lie in their tensor, for views of the native size."""
 
-    axes: Literal["nchw", "nhwc", "nlc"]
+    axes: Axes
     grid: Grid
     width: int
     block: int | None = None
@@ -87,8 +91,11 @@ class _NotStaged(Exception):
     """Says why a model cannot run in stages."""
 
 
-def _plan_at(model: Any, size: Grid, wanted: int | None) -> StagePlan:
-    """Plan a model for images of one size (h, w); raises _NotStaged."""
+def _plan_at(model: Any, size: Grid, wanted: int | None, like: StagePlan | None = None) -> StagePlan:
+    """Plan a model for images of one size (h, w); raises _NotStaged.
+
+    `like` is its plan for another size, whose axes are taken where the shapes allow several.
+    """
     try:
         root = watch_forward(model, *size)
     except Exception as error:  # whatever a model of timm may raise
@@ -99,7 +106,9 @@ def _plan_at(model: Any, size: Grid, wanted: int | None) -> StagePlan:
     first = stages[0][0]
     blocks = [_block_number(model, stage[-1].name) for stage in stages]
     ends = [first.given, *(stage[-1].output for stage in stages)]
-    maps = [_describe_maps(x, model, size, block) for x, block in zip(ends, [blocks[0], *blocks], strict=True)]
+    axes = [None] * len(ends) if like is None or len(like.maps) != len(ends) else [each.axes for each in like.maps]
+    parts = zip(ends, [blocks[0], *blocks], axes, strict=True)
+    maps = [_describe_maps(x, model, size, likely, block) for x, block, likely in parts]
     has_norm = wanted is None and type(getattr(model, "head", None)).__name__ in _HEADS_WITH_NORM
     norm = ("head.norm",) if has_norm else ()
     called = {call.name for calls in (*stages, tail) for each in calls for call in each.walk()}
@@ -107,7 +116,7 @@ def _plan_at(model: Any, size: Grid, wanted: int | None) -> StagePlan:
         stages=tuple(tuple(call.name for call in stage) for stage in stages),
         tail=(*(call.name for call in tail), *norm),
         maps=tuple(maps),
-        features=_describe_maps(tail[-1].output, model, size) if tail else maps[-1],
+        features=_describe_maps(tail[-1].output, model, size, like and like.features.axes) if tail else maps[-1],
         native=size,
         multiple=0,
         is_whole=wanted is None,
@@ -182,8 +191,10 @@ def _block_number(model: Any, name: str) -> int | None:
     return int(name.rpartition(".")[2]) if hasattr(model, "reroll") else None
 
 
-def _describe_maps(x: Any, model: Any, size: Grid, block: int | None = None) -> Maps:
+def _describe_maps(x: Any, model: Any, size: Grid, likely: Axes | None, block: int | None = None) -> Maps:
     """Describe how maps of images of `size` lie in a tensor; raises _NotStaged if it holds no grid of tokens."""
+    if likely is None:
+        likely = "nhwc" if str(getattr(model, "output_fmt", "")).endswith("NHWC") else "nchw"
     shape = tuple(x.shape) if isinstance(x, Tensor) else ()
     height, width = size
     if len(shape) == 3:
@@ -195,7 +206,7 @@ def _describe_maps(x: Any, model: Any, size: Grid, block: int | None = None) -> 
         last, first = (shape[1], shape[2]), (shape[2], shape[3])
         # The two axes whose ratio is that of the image are those of the grid.
         off = [abs(math.log(rows / columns * width / height)) for rows, columns in (first, last)]
-        is_last = off[1] < off[0] or (off[0] == off[1] and str(getattr(model, "output_fmt", "")).endswith("NHWC"))
+        is_last = off[1] < off[0] or (off[0] == off[1] and likely == "nhwc")
         return Maps("nhwc", last, shape[3]) if is_last else Maps("nchw", first, shape[1])
     raise _NotStaged("what its stages hand on is no grid of tokens")
 
@@ -218,7 +229,7 @@ def _takes_size(model: Any, plan: StagePlan, size: Grid) -> bool:
     """Return True if the model does the same to images of another size, and its grids grow with them."""
     cut = None if plan.is_whole else len(plan.stages)
     try:
-        other = _plan_at(model, size, cut)
+        other = _plan_at(model, size, cut, plan)
     except _NotStaged:
         return False
 
