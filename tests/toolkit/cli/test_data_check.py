@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import re
+import struct
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +311,89 @@ def test_no_terminal_obeys_what_a_file_holds_and_no_error_prints_much_of_it(fold
     shown = capsys.readouterr()
     assert "\x1b" not in shown.out + shown.err
     assert max(map(len, (shown.out + shown.err).splitlines())) < 700
+
+
+# --- Inputs that failed once ------------------------------------------------------------------------
+
+
+def choice(folder: Path, options: Any, answer: str) -> Path:
+    row = {"question": "<image>q", "answer": answer, "question_type": "multiple choice", "image_path": "a.png"}
+    return lines(folder, {**row, "options": options})
+
+
+def orient_by_text(folder: Path) -> Path:
+    """A picture whose EXIF data give its orientation as text."""
+    entry = struct.pack("<2sHIHHHI4sI", b"II", 42, 8, 1, 0x0112, 2, 2, b"6\0\0\0", 0)
+    Image.new("RGB", (40, 30)).save(folder / "turned.jpg", exif=b"Exif\0\0" + entry)
+    return lines(folder, {**GOOD, "images": ["turned.jpg"]})
+
+
+def pack(folder: Path, *keys: str) -> bytes:
+    """A tar file of one sample for each key, whose row names no image."""
+    written = io.BytesIO()
+    with tarfile.open(fileobj=written, mode="w") as tar:
+        for key in keys:
+            for suffix, content in (("json", json.dumps({"conversations": TURNS}).encode()),
+                                    ("png", (folder / "a.png").read_bytes())):  # fmt: skip
+                member = tarfile.TarInfo(f"{key}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return written.getvalue()
+
+
+def write_tar(folder: Path, *archives: bytes) -> Path:
+    (folder / "data.tar").write_bytes(b"".join(archives))
+    return folder / "data.tar"
+
+
+def data_uri(content: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+RIGHT = {
+    "a picture in the row": (
+        lambda folder: lines(folder, {**GOOD, "images": [data_uri((folder / "a.png").read_bytes())]}),
+        r"user: \[images\[0\]\]\nWhat\?",
+    ),
+    "letters that do not begin at A": (
+        lambda folder: choice(folder, {"B": "bee", "C": "cee", "D": "dee"}, "D"),
+        r"q\nB\. bee\nC\. cee\nD\. dee\nanswer: D",
+    ),
+    "an orientation that is text": (orient_by_text, r"patches of 28 x 28 .*: least 4, median 4, most 4"),
+    "two samples of one key": (lambda folder: write_tar(folder, pack(folder, "0", "0")), "2 samples, 2 of them right"),
+    "shards one after another": (
+        lambda folder: write_tar(folder, pack(folder, "0"), pack(folder, "0")),
+        "2 samples, 2 of them right",
+    ),
+    "rows of one image": (
+        lambda folder: lines(folder, GOOD, {**GOOD, "id": 2}),
+        "all samples show the same first image, so task.val_share can hold none of them out",
+    ),
+}
+WRONG = {
+    "no picture in the row": (
+        lambda folder: lines(folder, {**GOOD, "images": [data_uri(b"\x89PNG\r\n\x1a\n" * 99_999)]}),
+        r"line 1, images\[0\]: the file in the row is damaged or cut off: it begins as PNG",
+    ),
+    "more options than letters": (
+        lambda folder: choice(folder, [str(number) for number in range(30)], "A"),
+        "line 1, options: has 30 options. Each needs a letter",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_inputs_that_failed_once_are_read(folder, capsys, name):
+    pytest.importorskip("webdataset")
+    write, words = RIGHT[name]
+    assert re.search(words, passes(capsys, str(write(folder))))
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_inputs_that_failed_once_are_refused_in_a_sentence(folder, capsys, name):
+    write, words = WRONG[name]
+    problems, _ = refused(capsys, str(write(folder)))
+    assert len(problems) == 1 and re.search(words, problems[0]) and len(problems[0]) < 500
 
 
 # --- A recipe's source ------------------------------------------------------------------------------

@@ -299,7 +299,12 @@ def new_component(
 
 @data_app.command("check")
 def check_data(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="JSON list, JSON lines, or shards: part-{000..010}.tar.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="JSON, CSV, parquet, a folder of the library datasets, or shards: part-{000..010}.tar."
+        ),
+    ],
     root: Annotated[
         str, typer.Option("--root", metavar="DIR", help="Folder that image paths are relative to. Default: the file's.")
     ] = "",

@@ -80,12 +80,24 @@ class CsvTable(Rows):
         return f"line {self._lines[index]}"
 
     def read_row(self, index: int) -> Any:
+        # Opened each time: forked workers would share the file's position if it were kept open.
         with self.path.open("rb") as file:
-            file.seek(self._offsets[index])
-            try:
-                cells = next(csv.reader(_CountedLines(file), delimiter=self._delimiter), [])
-            except csv.Error as error:
-                raise BadRow(f"is no row of a table ({error}). Correct or remove it.") from None
+            return self._read_at(file, index)
+
+    def scan_rows(self) -> Iterator[Any]:
+        with self.path.open("rb") as file:
+            for index in range(len(self)):
+                try:
+                    yield self._read_at(file, index)
+                except BadRow as problem:
+                    yield problem
+
+    def _read_at(self, file: BinaryIO, index: int) -> Any:
+        file.seek(self._offsets[index])
+        try:
+            cells = next(csv.reader(_CountedLines(file), delimiter=self._delimiter), [])
+        except csv.Error as error:
+            raise BadRow(f"is no row of a table ({error}). Correct or remove it.") from None
         if len(cells) != len(self._names):
             raise BadRow(
                 f"has {len(cells)} columns, and the first line names {len(self._names)}. Put cells with "

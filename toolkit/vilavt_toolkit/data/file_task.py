@@ -32,7 +32,9 @@ FileNames = list[str] | str
 class FilesConfig:
     """Settings that every task on data files begins with."""
 
-    files: FileNames = setting(help="data file or files, shards also as part-{000..010}.tar", is_path=True)
+    files: FileNames = setting(
+        help="data file or files: JSON, CSV, parquet, a datasets folder, shards as part-{000..010}.tar", is_path=True
+    )
     root: str = setting(
         "", help="folder that paths of images are relative to (empty: that of each data file)", is_path=True
     )

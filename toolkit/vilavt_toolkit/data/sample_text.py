@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vilavt_toolkit.contracts import Sample
+from vilavt_toolkit.utils.embedded import EmbeddedFile
 from vilavt_toolkit.utils.text import shorten_text
 
 if TYPE_CHECKING:
@@ -62,7 +64,10 @@ def _list_parts(session: Session, sample: Sample) -> Iterator[tuple[bool, str]]:
 
 
 def _name_of(original: Any) -> str:
-    return Path(str(original)).name if isinstance(original, str) else str(getattr(original, "name", "a file"))
+    if isinstance(original, EmbeddedFile):
+        # Its name says where it is too: "images[0] of data.jsonl, line 1", "'0.png' in part.tar".
+        return re.split(" (?:of|in) ", original.name)[0].strip("'")
+    return Path(original).name if isinstance(original, str) else "a file"
 
 
 def _list_names(names: list[str]) -> str:

@@ -234,7 +234,7 @@ def test_a_picture_in_a_row_is_read_and_told_from_another_one(folder, tiny_model
         (data_uri(b"iVBORw0KGgo" * 300), "image: .* not an image in a known format"),
         (data_uri(png())[:-40], "image of .*questions.jsonl, line 1 is damaged or cut off"),
         ("data:image/png;base64,a*b", "image: is a data URI whose base64 cannot be read"),
-        ("data:image/png;base64," + "A" * 99_000_000, "image: is a data URI of 99,000,000 characters. Put so large"),
+        ("data:image/png;base64," + "A" * 200_000, "image: is a data URI of 200,000 characters. Put so large"),
         ("data:text/html;base64,aaaa", "image: is a data URI of 'text/html'"),
         ("data:image/png;base64,", "image: is a data URI without any data"),
         (
@@ -244,7 +244,8 @@ def test_a_picture_in_a_row_is_read_and_told_from_another_one(folder, tiny_model
     ],
     ids=["no picture", "cut", "letters", "large", "page", "empty", "bare"],
 )
-def test_a_picture_in_a_row_that_cannot_be_read_is_named_and_never_printed(folder, uri, words):
+def test_a_picture_in_a_row_that_cannot_be_read_is_named_and_never_printed(folder, monkeypatch, uri, words):
+    monkeypatch.setattr("vilavt_toolkit.data.data_uri.MOST_EMBEDDED_BYTES", 100_000)
     with pytest.raises(InputError, match=words) as caught:
         task = questions(folder, {**QUESTION, "image": uri})
         task.length("train")
