@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vilavt_toolkit.config.limits import describe_out_of_bounds
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.settings import did_you_mean
+from vilavt_toolkit.utils.files import check_plain_files
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -30,6 +32,8 @@ def as_input_error(what: str, advice: str, place: str = "") -> Iterator[None]:
         if place and not _HUB_NAME.fullmatch(place) and not Path(place).is_dir():
             # The hub would answer a mistyped path with a message about repository names.
             raise ValueError("it is a file, not its folder" if Path(place).is_file() else "there is no such folder")
+        if place and Path(place).is_dir():
+            check_plain_files(Path(place).iterdir())
         yield
     except BaseException as error:
         # The library of tokenizers raises plain exceptions, and panics for what it takes to be impossible.
@@ -48,6 +52,16 @@ def check_known_settings(family: str, given: Iterable[str], known: Any) -> None:
     for key in given:
         if not hasattr(known, key):
             raise ValueError(f"{family!r} has no setting {key!r}.{did_you_mean(key, tuple(known.to_dict()))}")
+
+
+def check_sizes(settings: Any, place: str = "config.json") -> None:
+    """Raise ValueError for a number of an architecture's plain data that is too large to build from."""
+    if isinstance(settings, Mapping):
+        for key, value in settings.items():
+            # Published configurations have zeros and -1 where a setting is off.
+            if type(value) is int and value > 1 and (wrong := describe_out_of_bounds(value, str(key))):
+                raise ValueError(f"{place}: {key} {wrong.removesuffix('.')}")
+            check_sizes(value, place)
 
 
 def first_sentence(text: str) -> str:

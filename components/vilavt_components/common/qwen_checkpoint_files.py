@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilavt_components.common.hf_errors import as_input_error
+from vilavt_components.common.hf_errors import as_input_error, check_sizes
 from vilavt_components.common.weights import check_safetensors
+from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.models.meta import read_as
+from vilavt_toolkit.models.weight_types import check_weight_types
 
 FAMILIES = ("qwen2_5_vl", "vilavt")
 RenameKey = Callable[[str], str | None]
@@ -68,7 +70,16 @@ def read_checkpoint_config(origin: CheckpointLocation, families: tuple[str, ...]
             raise ValueError("it has no config.json")
         if found.get("model_type") not in families:
             raise ValueError(f"its model type is {found.get('model_type')!r}, not {families[0]!r}")
+        check_sizes(found)
     return found
+
+
+def _check_types(file: Path, kinds: dict[str, str]) -> None:
+    try:
+        # Every tensor of these models is a weight.
+        check_weight_types(kinds, dict.fromkeys(kinds, torch.empty(0)))
+    except InputError as error:
+        raise InputError(f"{file}: {error}.") from error
 
 
 def read_tensors(
@@ -83,6 +94,7 @@ def read_tensors(
         for file in _find_weight_files(origin, rename_key):
             with _open_shard(file) as shard:
                 names = {key: name for key in shard.keys() if (name := rename_key(key)) is not None}  # noqa: SIM118
+                _check_types(Path(file), {key: shard.get_slice(key).get_dtype() for key in names})
                 for key, name in names.items():
                     value = shard.get_tensor(key)
                     tensors[name] = value if dtype in (None, value.dtype) else read_as(Path(file), key, dtype)

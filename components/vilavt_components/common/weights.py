@@ -13,6 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.models.weight_types import check_tensor_types
+from vilavt_toolkit.utils.files import check_plain_files
 from vilavt_toolkit.utils.text import shorten_list
 
 logger = logging.getLogger(__name__)
@@ -111,6 +113,7 @@ def _open_safetensors(path: Path, convert_file: str) -> Iterator[Any]:
         )
     if not path.is_file():
         raise InputError(f"Weights '{path}' do not exist. Correct the part's `path`.")
+    check_plain_files([path])
     try:
         with safe_open(path, "pt") as file:
             yield file
@@ -154,6 +157,10 @@ def load_weights_into(
             f"Weights {origin} are of another architecture{other} ({'; '.join(found)}). Set the part's settings to "
             "match, or name other weights."
         )
+    try:
+        check_tensor_types(given, own)
+    except InputError as error:
+        raise InputError(f"Weights {origin}: {error}.") from error
     module.load_state_dict(given, assign=assign)
     logger.info("Loaded %d tensors of %s.", len(given), origin)
 

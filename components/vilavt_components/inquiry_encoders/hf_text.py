@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vilavt_components.common.hf_errors import as_input_error, check_known_settings
+from vilavt_components.common.hf_errors import as_input_error, check_known_settings, check_sizes
 from vilavt_components.common.hf_weights import check_pretrained, load_pretrained, loading_errors
 from vilavt_components.common.precision import Float32RotaryFrequencies
 from vilavt_components.common.token_ids import check_token_ids, check_tokens_have_rows
@@ -240,6 +240,7 @@ def _load_architecture(config: HFTextConfig, vocab_size: int) -> Any:
                 local_files_only=config.local_files_only,
                 trust_remote_code=False,
             )
+            check_sizes(found.to_dict())
             if not hasattr(found, "hidden_size"):
                 raise ValueError(f"{found.model_type!r} is no text model")
             return found

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vilavt_components.common.hf_errors import check_known_settings
+from vilavt_components.common.hf_errors import check_known_settings, check_sizes
 from vilavt_components.common.hf_weights import check_pretrained, load_pretrained, loading_errors
 from vilavt_components.language_models.agreement import refuse_disagreement
 from vilavt_components.language_models.causal_base import CausalConfig, CausalModel, config_errors
@@ -80,12 +80,14 @@ def _load_architecture(config: CausalConfig) -> Any:
 
     if config.path is not None:
         with loading_errors(_PART, config.path):
-            return AutoConfig.from_pretrained(
+            found = AutoConfig.from_pretrained(
                 config.path,
                 revision=config.revision,
                 local_files_only=config.local_files_only,
                 trust_remote_code=False,
             )
+            check_sizes(found.to_dict())
+            return found
     # The special ids are those of the trained tokenizer (`SPECIAL_TOKENS`); a family's own may lie beyond its size.
     settings = {"vocab_size": config.vocab_size, "use_cache": False, **config.config}
     family = settings.pop("model_type", None)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from vilavt_toolkit.checkpoints.loading import build_model, load_checkpoint_model
-from vilavt_toolkit.checkpoints.native import find_checkpoint, load_training_state, save_checkpoint
+from vilavt_toolkit.checkpoints.native import find_checkpoint, save_checkpoint
+from vilavt_toolkit.checkpoints.training_state import load_training_state
 from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.training.resume import capture_state, restore_state
 from vilavt_toolkit.training.trainable import build_optimizer, trainable_parameters

@@ -13,16 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 import vilavt_toolkit as vt
+from vilavt_toolkit.checkpoints.facts import FORMAT, read_step
 from vilavt_toolkit.checkpoints.format1 import current_weight_name
 from vilavt_toolkit.checkpoints.loading import load_checkpoint_model
-from vilavt_toolkit.checkpoints.native import (
-    FORMAT,
-    find_checkpoint,
-    load_checkpoint,
-    load_checkpoint_recipe,
-    load_run_recipe,
-    read_step,
-)
+from vilavt_toolkit.checkpoints.native import find_checkpoint, load_checkpoint, load_checkpoint_recipe, load_run_recipe
 from vilavt_toolkit.cli import app as cli
 from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.errors import RunError, VilavtError

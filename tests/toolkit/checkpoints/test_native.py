@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vilavt_toolkit.checkpoints import native
+from vilavt_toolkit.checkpoints.facts import FORMAT, read_step
 from vilavt_toolkit.checkpoints.loading import build, load
-from vilavt_toolkit.checkpoints.native import FORMAT, find_checkpoint, load_training_state, read_step, save_checkpoint
-from vilavt_toolkit.checkpoints.training_state import TrainingState
+from vilavt_toolkit.checkpoints.native import find_checkpoint, save_checkpoint
+from vilavt_toolkit.checkpoints.training_state import TrainingState, load_training_state
 from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.dialogue.traces import build_trace_session
 from vilavt_toolkit.errors import InputError, RunError
@@ -139,7 +141,71 @@ def reshaped(folder: Path) -> None:
     save_file({name: tensor[..., :1].contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
 
 
+def retyped(*kinds: torch.dtype, first: int = 0):
+    """Every floating-point tensor from number `first` on in another type; with several types, in turns."""
+
+    def damage(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        for number, (name, value) in enumerate(tensors.items()):
+            if number >= first and value.is_floating_point():
+                tensors[name] = value.to(kinds[number % len(kinds)])
+        save_file(tensors, folder / "model.safetensors")
+
+    return damage
+
+
+def edited(name: str, key: str, value: object):
+    """A value of a JSON file set, at a path of keys."""
+
+    def damage(folder: Path) -> None:
+        data = json.loads((folder / name).read_text())
+        *path, last = key.split(".")
+        place = data
+        for step in path:
+            place = place[step]
+        place[last] = value
+        (folder / name).write_text(json.dumps(data))
+
+    return damage
+
+
+def piped(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345678\n"
+MODEL, FACTS, CONFIG, TOKENIZER = (
+    "model.safetensors",
+    "checkpoint.json",
+    "language_model/config.json",
+    "language_model/tokenizer.json",
+)
 DAMAGE = {
+    "deep checkpoint.json": (lambda f: (f / FACTS).write_text("[" * 99_999 + "]" * 99_999), "nested too deep"),
+    "an infinite format": (lambda f: (f / FACTS).write_text('{"format": 1e999, "step": 4}'), "its format is inf"),
+    "a huge format": (lambda f: (f / FACTS).write_text('{"format": ' + "9" * 5000 + ', "step": 4}'), FACTS),
+    "a text as format": (edited(FACTS, "format", "2"), "its format is '2' (str)"),
+    "a true step": (edited(FACTS, "step", True), "its step is True (bool)"),
+    "a negative step": (edited(FACTS, "step", -1), "its step is -1"),
+    "int32 weights": (retyped(torch.int32), "is stored as I32, where the model has a floating-point number"),
+    "int8 weights": (retyped(torch.int8), "is stored as I8: quantised weights hold codes in place of values"),
+    "one int8 weight": (retyped(torch.int8, first=67), "is stored as I8"),
+    "float8 weights": (retyped(torch.float8_e4m3fn), "is stored as F8_E4M3: quantised"),
+    "mixed float16 weights": (retyped(torch.float16, first=60), "in several types (60 in float32, 8 in float16"),
+    "three types": (retyped(torch.float16, torch.bfloat16, torch.float32), "in several types"),
+    "a pointer of git-lfs": (lambda f: (f / MODEL).write_text(LFS), "is a pointer of git-lfs in place of the file"),
+    "a pointer as tokenizer": (lambda f: (f / TOKENIZER).write_text(LFS), "Fetch it: git lfs pull"),
+    "a pipe as recipe": (lambda f: piped(f / "recipe.yaml"), "recipe.yaml is no file but a pipe"),
+    "a pipe as tokenizer": (lambda f: piped(f / TOKENIZER), "tokenizer.json is no file but a pipe"),
+    "a token with a negative id": (edited(TOKENIZER, "model.vocab.a", -1), "integer `-1`"),
+    "a token with a huge id": (
+        edited(TOKENIZER, "model.vocab.a", 10**9),
+        "id of a token, 1000000000 is above",
+    ),
+    "a token of no id": (edited(TOKENIZER, "model.vocab.a", "x"), "language_model"),
+    "a million layers": (edited(CONFIG, "num_hidden_layers", 10**6), "num_hidden_layers 1000000 is above the most"),
+    "a width of a billion": (edited(CONFIG, "hidden_size", 10**9), "hidden_size 1000000000 is above the most"),
     "no checkpoint.json": (lambda f: (f / "checkpoint.json").unlink(), "checkpoint.json"),
     "cut checkpoint.json": (lambda f: cut(f / "checkpoint.json"), "checkpoint.json"),
     "a list": (lambda f: (f / "checkpoint.json").write_text("[]"), "checkpoint.json"),
@@ -182,6 +248,15 @@ def test_a_folder_without_a_run_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="holds no checkpoint"):
         load(tmp_path / "file")
+
+
+def test_mixed_types_load_where_one_is_chosen_or_the_checkpoint_was_written_so(run, tiny_recipe, tiny_task, tmp_path):
+    retyped(torch.float16, first=60)(run / "checkpoints" / "step-00000004")
+    assert {weight.dtype for weight in load(run, dtype="float32").parameters()} == {torch.float32}
+    model = build(tiny_recipe)
+    model.vision.backbone.to(torch.float64)
+    save_checkpoint(tmp_path / "other", model, load_recipe(tiny_recipe), 1)
+    assert {weight.dtype for weight in load(tmp_path / "other").parameters()} == {torch.float32, torch.float64}
 
 
 def test_a_cut_training_state_is_one_sentence(run):

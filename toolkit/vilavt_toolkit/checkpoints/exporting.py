@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from vilavt_toolkit.checkpoints.facts import read_step
 from vilavt_toolkit.checkpoints.loading import load_as_stored
-from vilavt_toolkit.checkpoints.native import checkpoint_facts, find_checkpoint, load_checkpoint, read_step, write_model
+from vilavt_toolkit.checkpoints.native import checkpoint_facts, find_checkpoint, load_checkpoint, write_model
 from vilavt_toolkit.checkpoints.run_folder import expand_home
 from vilavt_toolkit.errors import InputError, UsageError
 from vilavt_toolkit.formats import foreign

@@ -11,7 +11,6 @@ RUN/checkpoints/step-00000700/
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -25,11 +24,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file, save_model
+from safetensors.torch import save_file, save_model
 
 from vilavt_toolkit.checkpoints import format1
+from vilavt_toolkit.checkpoints.facts import FORMAT, is_format1, read_step
 from vilavt_toolkit.checkpoints.run_folder import expand_home
-from vilavt_toolkit.checkpoints.training_state import TrainingState
+from vilavt_toolkit.checkpoints.training_state import TENSORS_KEY, TrainingState, describe_tensors
 from vilavt_toolkit.checkpoints.weights import RenameWeight, describe_mismatch, fill_weights
 from vilavt_toolkit.config.parsing import to_plain
 from vilavt_toolkit.config.recipe import CheckedRecipe, ConvertRecipe, dump_recipe, load_recipe
@@ -40,14 +40,12 @@ from vilavt_toolkit.contracts import Dialogue
 from vilavt_toolkit.errors import InputError, RunError, UntrustedPlugins, VilavtError
 from vilavt_toolkit.models.assemble import INQUIRY_ENCODER, LANGUAGE_MODEL, STOPPING, assemble_model
 from vilavt_toolkit.models.model import VisualChatModel
+from vilavt_toolkit.models.weight_types import TYPES_KEY, list_float_types
 from vilavt_toolkit.utils.files import write_bytes, write_json, write_text
 from vilavt_toolkit.utils.text import shorten_list
 from vilavt_toolkit.utils.versions import collect_versions
 
 log = logging.getLogger(__name__)
-
-FORMAT = 2
-"""The number of the format that is written. It rises when an older toolkit would misread a new checkpoint."""
 
 CHECKPOINTS_PER_RUN = 2
 """Number of checkpoints that a run keeps: the newest, and one more in case the newest is damaged."""
@@ -78,7 +76,7 @@ def save_checkpoint(
         write_model(temporary, model, recipe, step)
         if state is not None:
             save_file(state.tensors, str(temporary / "resume.safetensors"))
-            write_json(temporary / "resume.json", state.data)
+            write_json(temporary / "resume.json", {**state.data, TENSORS_KEY: describe_tensors(state.tensors)})
         # A folder cannot replace one that has files. Moved away first, the old one is never seen half deleted.
         if final.exists():
             os.replace(final, temporary.with_name(f"{temporary.name}.old"))
@@ -108,7 +106,7 @@ def write_model(folder: Path, model: VisualChatModel, recipe: CheckedRecipe, ste
         (folder / INQUIRY_ENCODER).mkdir()
         model.vision.inquiry_encoder.save_assets(folder / INQUIRY_ENCODER)
     # `save_model` writes tensors that share memory once, which safetensors otherwise refuses.
-    save_model(model, str(folder / "model.safetensors"))
+    save_model(model, str(folder / "model.safetensors"), {TYPES_KEY: list_float_types(model.state_dict().values())})
     write_recipe(folder, contain_recipe(recipe, model.dialogue))
     write_json(folder / "checkpoint.json", checkpoint_facts(step))
 
@@ -190,42 +188,13 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     return found[-1]
 
 
-def read_step(folder: Path) -> int:
-    """Check a checkpoint's format and return its step; raises RunError."""
-    _, step = _read_format_and_step(folder)
-    return step
-
-
-def _read_format_and_step(folder: Path) -> tuple[int, int]:
-    # Checked before anything else is read: a newer format may have changed everything but this file.
-    file = folder / "checkpoint.json"
-    try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        number, step = int(facts["format"]), int(facts["step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file} cannot be read ({error}). Use another checkpoint of the run.") from error
-    if number > FORMAT:
-        raise RunError(
-            f"{file}: format {number} is newer than {FORMAT}, which this version reads. Update vilavt-toolkit."
-        )
-    return number, step
-
-
-def _is_format1(folder: Path) -> bool:
-    # Only format 1 wrote the reference weights of a reinforcement run without this file.
-    if not (folder / "checkpoint.json").is_file():
-        return True
-    number, _ = _read_format_and_step(folder)
-    return number == 1
-
-
 def _weight_names(folder: Path) -> RenameWeight:
     """Return the function from the names in a checkpoint's model.safetensors to today's."""
-    return format1.current_weight_name if _is_format1(folder) else lambda name: name
+    return format1.current_weight_name if is_format1(folder) else lambda name: name
 
 
 def _recipe_converter(folder: Path) -> ConvertRecipe | None:
-    return format1.rename_old_keys if _is_format1(folder) else None
+    return format1.rename_old_keys if is_format1(folder) else None
 
 
 # --- Reading -------------------------------------------------------------------------------------------
@@ -334,6 +303,8 @@ def load_weights_into(
         if lacking := list_wrong(missing):
             raise RuntimeError(f"it lacks {lacking}.")
         return missing
+    except InputError as error:
+        raise RunError(f"{file}: {error}, or use another checkpoint.") from error
     except (SafetensorError, RuntimeError, OSError, KeyError) as error:
         # Torch names every tensor in one long sentence. The first two of each kind say as much.
         if found := describe_mismatch(model, file, rename):
@@ -341,22 +312,5 @@ def load_weights_into(
                 f"{file} does not fit its recipe, whose model is of another architecture ({found}). Set `model` as in "
                 f"{folder / 'recipe.yaml'}, or name another checkpoint."
             ) from error
-        reason = " ".join(str(error).split())[:400]
+        reason = " ".join(str(error).split())[:400].removesuffix(".")
         raise RunError(f"{file} does not fit its recipe or is damaged: {reason}. Use another checkpoint.") from error
-
-
-def load_training_state(folder: Path) -> TrainingState:
-    """Read the training state that `save_checkpoint` was given; raises RunError."""
-    tensors, data = folder / "resume.safetensors", folder / "resume.json"
-    if not tensors.is_file() or not data.is_file():
-        raise RunError(
-            f"{folder} cannot be resumed, because it holds weights but no training state. Start a new run from it with "
-            "train.init_from."
-        )
-    try:
-        held = load_file(str(tensors))
-        # The optimizer's, which are as large as the model, are copied when they are put back. The others live longer.
-        held |= {name: value.clone() for name, value in held.items() if not name.startswith("optimizer.")}
-        return TrainingState(held, json.loads(data.read_text(encoding="utf-8")))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise RunError(f"{folder}: its training state cannot be read ({error}). Use another checkpoint.") from error

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
+
+from vilavt_toolkit.errors import RunError
+from vilavt_toolkit.utils.files import read_json
+from vilavt_toolkit.utils.text import shorten_list
+
+TENSORS_KEY = "tensors"
+"""Key of the plain data with the type and shape of every tensor, by which damages are told before training starts."""
 
 
 @dataclass(frozen=True)
@@ -14,3 +25,34 @@ class TrainingState:
 
     tensors: dict[str, Tensor]
     data: dict[str, Any]
+
+
+def describe_tensors(tensors: Mapping[str, Tensor]) -> dict[str, list[Any]]:
+    """Return type and shape of every tensor by name, as plain data."""
+    return {name: [str(value.dtype).removeprefix("torch."), *value.shape] for name, value in tensors.items()}
+
+
+def load_training_state(folder: Path) -> TrainingState:
+    """Read the training state that `save_checkpoint` was given; raises RunError."""
+    tensors, data = folder / "resume.safetensors", folder / "resume.json"
+    if not tensors.is_file() or not data.is_file():
+        raise RunError(
+            f"{folder} cannot be resumed, because it holds weights but no training state. Start a new run from it with "
+            "train.init_from."
+        )
+    try:
+        held, facts = load_file(str(tensors)), read_json(data)
+        if not isinstance(facts, dict):
+            raise ValueError(f"{data.name} holds no mapping")
+        found, written = describe_tensors(held), facts.get(TENSORS_KEY, None)
+        # Earlier checkpoints do not say.
+        if written is not None and found != written:
+            wrong = [name for name in found if not isinstance(written, dict) or found[name] != written.get(name)]
+            what = shorten_list(wrong) or "some tensors are gone"
+            raise ValueError(f"{tensors.name} does not hold what was written: {what}")
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RunError(f"{folder}: its training state cannot be read ({reason}). Use another checkpoint.") from error
+    # The optimizer's, which are as large as the model, are copied when they are put back. The others live longer.
+    held |= {name: value.clone() for name, value in held.items() if not name.startswith("optimizer.")}
+    return TrainingState(held, facts)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from vilavt_toolkit.models.meta import assign_weights, needs_cast, read_as, unfilled_parameters
 from vilavt_toolkit.models.model import VisualChatModel
+from vilavt_toolkit.models.weight_types import TYPES_KEY, check_one_type, check_weight_types
 
 RenameWeight = Callable[[str], str]
 """From the name of a tensor in a file to its name in the state dict of today's model."""
@@ -23,10 +24,18 @@ def fill_weights(
 
     A model on the meta device gets the file's tensors mapped, in `dtype` or as they are stored. One that has weights
     keeps its tensors and their type, and gets the values. Raises RuntimeError for a tensor of another shape, and
-    SafetensorError or OSError for a damaged file.
+    SafetensorError or OSError for a damaged file, and InputError for types that weights cannot have.
     """
+    is_mapped = bool(unfilled_parameters(model))
+    with safe_open(str(file), "pt") as stored:
+        kinds = {rename(name): stored.get_slice(name).get_dtype() for name in stored.keys()}  # noqa: SIM118
+        meant = (stored.metadata() or {}).get(TYPES_KEY, "").split()
+    check_weight_types(kinds, model.state_dict())
+    # Weights that are copied or cast all get one type.
+    if is_mapped and dtype is None:
+        check_one_type(kinds, meant)
     # Mapping replaces parameters, which an optimizer may already hold. Only a model that is being loaded allows it.
-    if unfilled_parameters(model):
+    if is_mapped:
         missing, unexpected = _map_weights(model, file, dtype, rename)
     else:
         missing, unexpected = _copy_weights(model, file, rename)

@@ -14,15 +14,9 @@ import torch
 from rich.console import Console
 
 from vilavt_toolkit.chat.answer import build_answer
+from vilavt_toolkit.checkpoints.facts import FORMAT, read_step
 from vilavt_toolkit.checkpoints.loading import best_device, build_model, load_matching_weights
-from vilavt_toolkit.checkpoints.native import (
-    FORMAT,
-    computing_dtype,
-    find_checkpoint,
-    load_checkpoint,
-    load_checkpoint_recipe,
-    read_step,
-)
+from vilavt_toolkit.checkpoints.native import computing_dtype, find_checkpoint, load_checkpoint, load_checkpoint_recipe
 from vilavt_toolkit.checkpoints.run_folder import expand_home
 from vilavt_toolkit.config.recipe import CheckedRecipe
 from vilavt_toolkit.contracts import Task

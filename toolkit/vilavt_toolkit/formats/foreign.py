@@ -13,6 +13,7 @@ from typing import Any
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.formats import CheckpointFormat
 from vilavt_toolkit.registry import Part, formats
+from vilavt_toolkit.utils.files import check_plain_files
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,7 @@ def _recognise_format(name: str, folder: Path) -> CheckpointFormat:
         raise InputError(f"checkpoint {name!r} {what}. Give the path of its folder, or a hub name like owner/name.")
     # Formats are components, which register when their packages are imported.
     load_builtin()
+    check_plain_files(folder.iterdir())
     config = read_config(folder)
     for entry in formats.entries():
         candidate = build_format(entry.name)

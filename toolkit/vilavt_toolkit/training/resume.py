@@ -43,8 +43,9 @@ def check_state(state: TrainingState, optimizer: torch.optim.Optimizer, section:
     """Raise RunError if the state is that of an optimizer over other tensors; `section` is the recipe's."""
     saved, trained = state.data.get("trained"), _trained_shapes(optimizer)
     if saved != trained:
+        count = len(saved) if isinstance(saved, list) else "no"
         raise RunError(
-            f"The checkpoint was made training {len(saved or ())} tensors and the recipe trains {len(trained)}, or "
+            f"The checkpoint was made training {count} tensors and the recipe trains {len(trained)}, or "
             f"others. Resume with the same {section}.freeze and {section}.optimizer."
         )
 

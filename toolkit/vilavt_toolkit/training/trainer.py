@@ -14,8 +14,10 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-from vilavt_toolkit.checkpoints.native import find_checkpoint, load_training_state, read_step, write_recipe
+from vilavt_toolkit.checkpoints.facts import read_step
+from vilavt_toolkit.checkpoints.native import find_checkpoint, write_recipe
 from vilavt_toolkit.checkpoints.run_lock import RunLock
+from vilavt_toolkit.checkpoints.training_state import load_training_state
 from vilavt_toolkit.config.schema import TrainSection
 from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.training.callbacks.checkpointing import CheckpointCallback

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,29 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON, atomically; raises InputError."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; raises OSError, and ValueError for text that is no JSON, or is nested too deep."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def check_plain_files(paths: Iterable[Path]) -> None:
+    """Raise InputError for a path that is neither file nor folder, or is a pointer of git-lfs.
+
+    A pipe would be waited for without end. A clone without git-lfs leaves such pointers in place of large files.
+    """
+    for path in paths:
+        if path.is_dir():
+            continue
+        if not path.is_file():
+            raise InputError(f"{path} is no file but a pipe, a device or a broken link. Copy the file again.")
+        # A pointer has three lines.
+        if path.stat().st_size < 1024 and path.read_bytes().startswith(b"version https://git-lfs."):
+            raise InputError(f"{path} is a pointer of git-lfs in place of the file. Fetch it: git lfs pull.")
 
 
 def hash_file(path: Path, most: int = 1 << 26) -> str:

@@ -193,6 +193,10 @@ BAD_WEIGHTS = {
     "missing": (lambda: without(NORM), f"1 missing: {NORM}"),
     "unexpected": (lambda: {**weights(), "adapter.a": torch.zeros(2), "adapter.b": torch.zeros(2)}, "2 unexpected: ad"),
     "mis-shaped": (lambda: {**weights(), QKV: torch.zeros(3, 4)}, rf"1 mis-shaped: {QKV} \[3, 4\] for \[192, 64\]"),
+    "int8": (
+        lambda: {**weights(), QKV: weights()[QKV].to(torch.int8)},
+        rf"{QKV} is stored as I8: quantised weights hold",
+    ),
     "mixed": (lambda: {**weights(), NORM: torch.ones(64)}, r"vision tower: \d+ float16, 1 float32.*with `dtype`"),
 }
 
@@ -472,3 +476,10 @@ def test_a_type_that_nothing_here_computes_in_is_refused(dtype):
 
     with pytest.raises(InputError, match=r"is no type of weights\. Give float32, bfloat16 or float16"):
         parse_dtype(dtype)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_pointer_of_git_lfs_in_place_of_a_file_says_so(tmp_path, name):
+    (folder(tmp_path / "in") / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 12\n")
+    with pytest.raises(InputError, match=rf"{name} is a pointer of git-lfs.*git lfs pull"):
+        load(tmp_path / "in")

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from vilavt_toolkit.checkpoints import native
 from vilavt_toolkit.checkpoints.loading import load
-from vilavt_toolkit.checkpoints.native import find_checkpoint, load_training_state
+from vilavt_toolkit.checkpoints.native import find_checkpoint
+from vilavt_toolkit.checkpoints.training_state import load_training_state
 from vilavt_toolkit.cli import app as cli
 from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.errors import InputError, RecipeErrors, RunError, UsageError

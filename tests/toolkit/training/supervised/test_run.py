@@ -24,8 +24,9 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from vilavt_toolkit.checkpoints.exporting import export
+from vilavt_toolkit.checkpoints.facts import read_step
 from vilavt_toolkit.checkpoints.loading import build, load
-from vilavt_toolkit.checkpoints.native import load_training_state, read_step
+from vilavt_toolkit.checkpoints.training_state import load_training_state
 from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.dialogue.traces import build_trace_session
 from vilavt_toolkit.errors import InputError, RunError, TrainingError, UsageError

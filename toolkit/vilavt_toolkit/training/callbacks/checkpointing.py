@@ -10,11 +10,12 @@ import pytorch_lightning as pl
 
 from vilavt_toolkit.checkpoints.native import save_checkpoint
 from vilavt_toolkit.checkpoints.training_state import TrainingState
-from vilavt_toolkit.errors import VilavtError
+from vilavt_toolkit.errors import RunError, VilavtError
 from vilavt_toolkit.training.callbacks.interruption import Interruption
 from vilavt_toolkit.training.callbacks.soundness import Soundness
 from vilavt_toolkit.training.resume import capture_state, restore_state
 from vilavt_toolkit.training.stage import Stage, StageModule, StoppedBetweenSteps
+from vilavt_toolkit.utils.text import shorten_text
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +42,28 @@ class CheckpointCallback(pl.Callback):
         # Not earlier: whatever draws random numbers before the first step must not change those of the step.
         if self._has_begun:
             return
-        module, saved = cast(StageModule, pl_module), None
-        if self.state is not None:
-            restore_state(self.state, trainer.optimizers[0], self.stage.section_key, _grad_scaler(trainer))
-            module.load_state(self.state)
-            saved, self.state = self.state.data.get("soundness"), None
-        self._soundness.begin(module, saved)
+        module = cast(StageModule, pl_module)
+        self._put_back(trainer, module)
         self._previous_step = module.start_step
         self._has_begun = True
+
+    def _put_back(self, trainer: pl.Trainer, module: StageModule) -> None:
+        """Put the state of a resumed run back; raises RunError if it is damaged."""
+        if self.state is None:
+            self._soundness.begin(module, None)
+            return
+        try:
+            restore_state(self.state, trainer.optimizers[0], self.stage.section_key, _grad_scaler(trainer))
+            module.load_state(self.state)
+            self._soundness.begin(module, self.state.data.get("soundness"))
+        # Whoever takes a part of the state finds out what is wrong with it, each in an exception of its own.
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OverflowError) as error:
+            reason = shorten_text(" ".join(f"{type(error).__name__}: {error}".split()))
+            raise RunError(
+                f"step {module.start_step} of {self.stage.run}: its training state is damaged ({reason}). Remove this "
+                "checkpoint to resume from the one before."
+            ) from error
+        self.state = None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
