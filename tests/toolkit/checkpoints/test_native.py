@@ -201,7 +201,7 @@ DAMAGE = {
     "a token with a negative id": (edited(TOKENIZER, "model.vocab.a", -1), "integer `-1`"),
     "a token with a huge id": (
         edited(TOKENIZER, "model.vocab.a", 10**9),
-        "id of a token, 1000000000 is above",
+        "has the id 1000000000",
     ),
     "a token of no id": (edited(TOKENIZER, "model.vocab.a", "x"), "language_model"),
     "a million layers": (edited(CONFIG, "num_hidden_layers", 10**6), "num_hidden_layers 1000000 is above the most"),
