@@ -14,6 +14,7 @@ from typing import Any
 from vilavt_toolkit.contracts import ShownRegion, Trajectory, Turn
 from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.generation.sampling import Decoding
+from vilavt_toolkit.utils.text import format_value
 
 
 def read_decoding(data: Mapping[str, Any]) -> Decoding:
@@ -42,7 +43,7 @@ def check_trajectory(trajectory: Trajectory) -> None:
         _require(isinstance(question.text, str), "the text of a question")
         _require(
             _is_count(question.turn, turns + 1) and _is_count(question.start, count + 1),
-            f"the place of {question.text!r}",
+            f"the place of {format_value(question.text)}",
         )
     _require(isinstance(trajectory.why, str) and type(trajectory.cut_short) is bool, "why")
     end = 0
@@ -68,7 +69,10 @@ def check_session(session: Session, originals: int) -> None:
     for group in trajectory.groups:
         _require(isinstance(group.text, str), "the text of an inquiry")
         # The encoder is given these ids, so they must be the text's own by the model that loads the chat.
-        _require(list(group.ids) == session.model.tokenize_inquiry(group.text), f"the ids of inquiry {group.text!r}")
+        _require(
+            list(group.ids) == session.model.tokenize_inquiry(group.text),
+            f"the ids of inquiry {format_value(group.text)}",
+        )
     for number, region in enumerate(trajectory.regions):
         _require(region.source < session.sources_shown, f"region {number}, of an original that was not shown,")
         ids = trajectory.ids[region.start : region.start + region.count]

@@ -28,7 +28,7 @@ from vilavt_toolkit.cli.options import (
 from vilavt_toolkit.errors import INTERRUPTED, TERMINATED, UsageError, VilavtError
 from vilavt_toolkit.registry.trust import trusting_plugins
 from vilavt_toolkit.utils.limits import explained_limits
-from vilavt_toolkit.utils.text import escape_controls
+from vilavt_toolkit.utils.text import escape_controls, format_value
 
 # Newer versions of Typer carry their own copy of click. The base of Typer's errors is the right class in either case.
 _ClickError = cast(
@@ -201,7 +201,7 @@ def ask_question(
     *images, question = inputs
     if not images:
         raise UsageError(
-            f"at least one image must stand before the question, and only {question!r} was given. "
+            f"at least one image must stand before the question, and only {format_value(question)} was given. "
             "Write `vilavt ask MODEL IMAGE QUESTION`."
         )
     if not question.strip():

@@ -22,6 +22,8 @@ from vilavt_toolkit.errors import InputError, UsageError
 from vilavt_toolkit.settings import setting
 from vilavt_toolkit.utils.files import hash_file
 
+_LONGEST_ID = 100
+"""Characters of an id that is printed as it is."""
 MOST_LISTED = 20
 """Problems listed one by one in the error that refuses a file."""
 
@@ -244,10 +246,15 @@ class Corpus:
             raise InputError(
                 f"{rows.path}, {rows.locate_row(row)}: {error} It was right when the file was checked. Start again."
             ) from error
-        own = sample.id if sample.id and self.task.config.ids == "given" else str(row)
+        own = _shorten_id(sample.id) if sample.id and self.task.config.ids == "given" else str(row)
         tags = {**sample.tags, "group": find_group(rows, row, sample)} if "group" in sample.tags else sample.tags
         sample = replace(sample, id=f"{self._stems[number]}/{own}", originals=originals, tags=tags)
         return self.task.vary_sample(sample) if self.training else sample
+
+
+def _shorten_id(name: str) -> str:
+    """Return an id that errors can print: a long one by its beginning and a hash of it all."""
+    return name if len(name) <= _LONGEST_ID else f"{name[:_LONGEST_ID]}...{hash_parts(name)}"
 
 
 def _unique_stems(paths: Sequence[Path]) -> list[str]:

@@ -410,3 +410,9 @@ def test_whatever_a_row_holds_is_told_and_not_stumbled_over(row, training, task)
     if not fields.problems and training:
         assert sample.trace[-1].answer == sample.answer.strip() or sample.trace[-1].answer == sample.answer
         assert all(turn.boxes for turn in sample.trace[:-1])
+
+
+def test_a_long_id_is_shortened_and_stays_its_own(folder):
+    rows = [{**QUESTION, "id": "x" * 9999 + end} for end in "ab"]
+    ids = [questions(folder, *rows).sample("train", number).id for number in range(2)]
+    assert ids[0] != ids[1] and max(map(len, ids)) < 150
