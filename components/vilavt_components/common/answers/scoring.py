@@ -19,7 +19,7 @@ from vilavt_components.common.answers.reading import (
 )
 from vilavt_toolkit.contracts import Sample
 from vilavt_toolkit.errors import InputError
-from vilavt_toolkit.utils.text import format_value
+from vilavt_toolkit.utils.text import shorten_text
 
 T = TypeVar("T")
 AnswerKind = Literal["text", "choice", "number", "mra", "math", "yes_no", "box", "view_change"]
@@ -117,7 +117,7 @@ def _share_of_thresholds(error: Fraction, unit: Fraction, strict: bool) -> float
 def _require_readable(truth: T | None, sample: Sample, what: str) -> T:
     if truth is None:
         raise InputError(
-            f"sample {sample.id}: its answer {format_value(sample.answer)} is no {what}. Correct it, or its tag "
+            f"sample {sample.id}: its answer {shorten_text(repr(sample.answer))} is no {what}. Correct it, or its tag "
             "answer_kind."
         )
     return truth
