@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TextIO
+from typing import cast
 
 
 class GuardedStream(io.TextIOWrapper):
@@ -20,9 +20,9 @@ class GuardedStream(io.TextIOWrapper):
     failure: OSError | None = None
 
     @classmethod
-    def from_stream(cls, stream: TextIO) -> GuardedStream:
+    def from_stream(cls, stream: io.TextIOWrapper) -> GuardedStream:
         """Take the place of a text stream, which cannot be used any more."""
-        encoding, line_buffering = stream.encoding, getattr(stream, "line_buffering", False)
+        encoding, line_buffering = stream.encoding, stream.line_buffering
         stream.flush()
         return cls(stream.detach(), encoding=encoding, errors="backslashreplace", line_buffering=line_buffering)
 
@@ -72,7 +72,8 @@ def open_closed_streams() -> None:
 def guarded_streams() -> Iterator[GuardedStream]:
     """Guard both output streams of the program, and yield standard output, whose `failure` is set at the end."""
     open_closed_streams()
-    output, errors = GuardedStream.from_stream(sys.stdout), GuardedStream.from_stream(sys.stderr)
+    # A program's own streams are of this class, which `sys` does not promise.
+    output, errors = (GuardedStream.from_stream(cast(io.TextIOWrapper, stream)) for stream in (sys.stdout, sys.stderr))
     sys.stdout, sys.stderr = output, errors
     try:
         yield output
