@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vilavt_toolkit.contracts import Grid, LanguageModel
+from vilavt_toolkit.contracts import Grid, LanguageModel, ProtectingTokenizer, protect_text
 from vilavt_toolkit.generation.hidden_states import collect_hidden_states
 from vilavt_toolkit.generation.kv_cache import KVCache
 from vilavt_toolkit.registry import language_models
@@ -173,11 +173,18 @@ def never_samples_the_placeholder(instance: Instance[LanguageModel]) -> None:
 
 @_for_every_instance
 def round_trips_text_through_its_tokenizer(instance: Instance[LanguageModel]) -> None:
-    """Text is the same after encoding and decoding."""
-    tokenizer = _build(instance).tokenizer
+    """Text is the same after encoding and decoding, and what others wrote is no token that frames turns."""
+    model = _build(instance)
+    tokenizer = model.tokenizer
     for text in bench.TEXTS:
         found = tokenizer.decode(tokenizer.encode(text))
         assert found == text, f"{text!r} comes back as {found!r}"
+    if isinstance(tokenizer, ProtectingTokenizer):
+        framing = [model.end_of_turn, model.placeholder]
+        names = "".join(tokenizer.decode([token]) for token in framing)
+        ids = tokenizer.encode(protect_text(tokenizer, names))
+        assert tokenizer.decode(ids) == names, f"{names!r} is not the same once it is protected"
+        assert not set(framing) & set(ids), f"{names!r} frames turns in a text that is protected"
 
 
 @_for_every_instance
