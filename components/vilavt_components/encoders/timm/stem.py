@@ -57,6 +57,8 @@ def check_stem(patch_embed: Any) -> None:
         return
     # Otherwise positions would be interpolated for a grid that the model itself never has.
     strides = patch_embed.feat_ratio(False)
+    if len(patch_embed.img_size) != 2:
+        raise BadConfig(f"img_size {patch_embed.img_size} has no height and width. Write a number, or two in a list.")
     for size, cells, stride in zip(patch_embed.img_size, patch_embed.grid_size, strides, strict=True):
         if size != cells * stride:
             raise BadConfig(

@@ -183,6 +183,7 @@ def test_the_constructor_works_on_the_meta_device():
             "differ in number. Give each convolution one of both",
         ),
         (TimmConfig(config=SMALL | {"img_size": 33}, stem=StemConfig()), "33 pixels .* multiple of its stride"),
+        (TimmConfig(config=SMALL | {"img_size": [32, 32, 32]}, stem=StemConfig()), "has no height and width"),
     ],
 )
 def test_what_it_was_not_written_for_is_refused_with_the_reason(config, words):
