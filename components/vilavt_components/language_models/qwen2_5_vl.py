@@ -28,6 +28,7 @@ from vilavt_toolkit.contracts import CacheView, Grid
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.registry import language_models
 from vilavt_toolkit.settings import setting
+from vilavt_toolkit.utils.files import read_json, write_json
 
 _TEXT = "qwen2_5_vl_text"
 _TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -38,6 +39,8 @@ _OTHERS = ("model.visual.",)
 _OF_THE_FILE = {"dtype", "architectures", "model_type", "transformers_version"}
 # Devices with attention kernels that take a causal bias instead of a mask.
 _CAUSAL_KERNELS = ("cuda",)
+# Files beside a tokenizer that no part here reads, and that an export of the model repeats.
+_KEPT_FILES = ("generation_config.json", "preprocessor_config.json")
 # Positions from one second to the next, for a checkpoint that does not say.
 _TOKENS_PER_SECOND = 2
 
@@ -85,6 +88,7 @@ class Qwen25VLLanguageModel(CausalModel):
         self._load_tokenizer_and_sizes(text)
         self.time_step = text.tokens_per_second if config.time_step is None else config.time_step
         self.is_tied = bool(text.tie_word_embeddings)
+        self.kept_settings = _read_kept_settings(config.tokenizer or config.path)
         self.model, self.lm_head = _build_model(text, config)
         self._tie_head()
 
@@ -124,6 +128,12 @@ class Qwen25VLLanguageModel(CausalModel):
             free = origin + max(times[-1], rows[-1], columns[-1]) + 1
             column = start + len(times) * len(rows) * len(columns)
         return torch.cat([*parts, _text_positions(free, length - column)], dim=1)
+
+    def save_assets(self, folder: Path) -> None:
+        """Write the architecture, the tokenizer and the settings that lay beside it into `folder`."""
+        super().save_assets(folder)
+        for name, settings in self.kept_settings.items():
+            write_json(folder / name, settings)
 
     @property
     def head(self) -> nn.Module:
@@ -231,6 +241,23 @@ def _grid_positions(*axes: Sequence[int]) -> Tensor:
     return torch.cartesian_prod(*(torch.tensor(list(axis), device="cpu") for axis in axes)).T
 
 
+def _read_kept_settings(source: str | None) -> dict[str, dict[str, Any]]:
+    """Return the content of the files in the tokenizer's folder that exports repeat, by name; raises InputError."""
+    found = {}
+    for name in _KEPT_FILES:
+        # A tokenizer of the hub comes alone.
+        if source is None or not (file := Path(source) / name).is_file():
+            continue
+        try:
+            settings = read_json(file)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file} cannot be read ({error}). Copy the file again.") from error
+        if not isinstance(settings, dict):
+            raise InputError(f"{file} holds no mapping. Copy the file again.")
+        found[name] = settings
+    return found
+
+
 def _language_name(key: str) -> str | None:
     """Return our name of a checkpoint's tensor of either layout, or None if it is not the language model's."""
     if key.startswith(_NEW_PREFIX):
@@ -264,8 +291,9 @@ def text_settings(found: Mapping[str, Any]) -> dict[str, Any]:
     """Return the text model's settings in a config.json, as transformers' text configuration takes them."""
     from transformers import Qwen2_5_VLTextConfig
 
-    # Newer files have a section for the text model, older ones hold its settings beside everything else.
-    given: Mapping[str, Any] = found.get("text_config") or found
+    # Newer files have a section for the text model, older ones hold its settings beside everything else. A section may
+    # have some of them only.
+    given: Mapping[str, Any] = {**found, **(found.get("text_config") or {})}
     known = {*Qwen2_5_VLTextConfig().to_dict(), "rope_scaling", "rope_theta"} - _OF_THE_FILE
     tied = found.get("tie_word_embeddings", False) or given.get("tie_word_embeddings", False)
     vision = found.get("vision_config") or found

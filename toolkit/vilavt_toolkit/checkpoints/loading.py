@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -149,6 +150,7 @@ def _assemble_with_weights(
     found.format.load(model, found.folder, filled, dtype)
     if missing := unfilled_parameters(model):
         raise InputError(f"checkpoint {found.name!r} holds no weights for {shorten_list(missing)}.")
+    _match_new_parts(model, filled)
     if new := _kinds_with_weights(model) - filled:
         log.warning(
             "checkpoint %r has no weights for the recipe's %s: new, or loaded from where it says.",
@@ -156,6 +158,18 @@ def _assemble_with_weights(
             ", ".join(sorted(new)).replace("_", " "),
         )
     return model
+
+
+def _match_new_parts(model: VisualChatModel, filled: frozenset[str]) -> None:
+    """Give the parts that a checkpoint does not hold the number type that most of its weights have."""
+    counts: Counter[torch.dtype] = Counter()
+    for kind in filled:
+        for weight in model.parts()[kind].parameters():
+            counts[weight.dtype] += weight.numel()
+    # They would be float32 beside bfloat16, also where nothing uses them.
+    for kind, module in model.parts().items():
+        if kind not in filled and counts:
+            module.to(counts.most_common(1)[0][0])
 
 
 def _kinds_with_weights(model: VisualChatModel) -> frozenset[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vilavt_components.dialogues.vilavt import VilavtDialogue, VilavtDialogueConfig
 from vilavt_components.encoders.qwen2_5_vl import vision_weights as vision
 from vilavt_components.encoders.qwen2_5_vl.encoder import Qwen25VLEncoder
+from vilavt_components.encoders.qwen2_5_vl.tower import QwenVisionConfig
 from vilavt_components.formats.vilavt import tensor_names as keys
 from vilavt_components.formats.vilavt.recipe_section import BUDGET, TEXT_FOLDERS, TEXT_SETTINGS
 from vilavt_components.inquiry_encoders.hf_text import HFTextInquiryEncoder
@@ -130,26 +131,37 @@ def write_tokenizers_and_processors(model: VisualChatModel, parts: frozenset[str
     text = cast(HFTextInquiryEncoder, model.vision.inquiry_encoder)
     if "inquiry_encoder" in parts and text.tokenizer is not None:
         text.tokenizer.save_pretrained(folder / TEXT_FOLDERS[0])
+    kept = language.kept_settings
+    processor = _processor_settings(encoder.shape, kept.get("preprocessor_config.json"))
+    write_json(folder / "preprocessor_config.json", processor)
+    write_json(folder / "generation_config.json", _generation_settings(language, kept.get("generation_config.json")))
+
+
+def _processor_settings(shape: QwenVisionConfig, kept: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the settings of the image processor: those of the source, or the paper's, with the model's own shapes."""
     # The same numbers that our encoder normalises with, so that other code prepares the same pixels.
     mean, std = vision.read_statistics(None)
-    shape = encoder.shape
-    write_json(
-        folder / "preprocessor_config.json",
-        {
-            "image_processor_type": "Qwen2VLImageProcessor",
-            "processor_class": "Qwen2_5_VLProcessor",
-            "min_pixels": _MIN_PIXELS,
-            "max_pixels": BUDGET,
-            "patch_size": shape.patch_size,
-            "temporal_patch_size": shape.temporal_patch_size,
-            "merge_size": shape.spatial_merge_size,
-            "image_mean": list(mean),
-            "image_std": list(std),
-        },
-    )
+    return {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2_5_VLProcessor",
+        **({"min_pixels": _MIN_PIXELS, "max_pixels": BUDGET} if kept is None else kept),
+        "patch_size": shape.patch_size,
+        "temporal_patch_size": shape.temporal_patch_size,
+        "merge_size": shape.spatial_merge_size,
+        "image_mean": list(mean),
+        "image_std": list(std),
+    }
+
+
+def _generation_settings(language: Qwen25VLLanguageModel, kept: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the settings of generation: those of the source, with the end of a turn among the ends."""
+    backend, given = language.tokenizer.backend, dict(kept or {})
+    ends = given.get("eos_token_id", backend.eos_token_id)
+    ends = ends if isinstance(ends, list) else [ends]
     # Generation must stop at the end of a turn, which need not be the tokenizer's end of text.
-    ends = list(dict.fromkeys(token for token in (language.end_of_turn, backend.eos_token_id) if token is not None))
-    write_json(folder / "generation_config.json", {"eos_token_id": ends, "pad_token_id": backend.pad_token_id})
+    ends = ends if language.end_of_turn in ends else [language.end_of_turn, *ends]
+    ends = [token for token in ends if token is not None]
+    return {"pad_token_id": backend.pad_token_id, **given, "eos_token_id": ends}
 
 
 def write_weights(model: VisualChatModel, parts: frozenset[str], folder: Path) -> None:
@@ -218,7 +230,8 @@ def _language_settings(language: Qwen25VLLanguageModel) -> dict[str, Any]:
     # Facts about the file that was read, not about the model.
     dropped = ("dtype", "architectures", "transformers_version", "model_type", "_name_or_path", "tokens_per_second")
     settings = {key: value for key, value in settings.items() if key not in dropped and value is not None}
-    settings |= {"tie_word_embeddings": language.is_tied, "bos_token_id": None, "eos_token_id": language.end_of_turn}
+    settings |= {"tie_word_embeddings": language.is_tied, "eos_token_id": language.end_of_turn}
+    settings.setdefault("bos_token_id", None)
     return _legacy_rope_keys(settings, sections=True)
 
 

@@ -44,7 +44,13 @@ TEXT_SETTINGS = (
     "sliding_window",
     "max_window_layers",
 )
-_LANGUAGE_SETTINGS = tuple(name for name in TEXT_SETTINGS if name not in ("head_dim", "attention_bias"))
+_LANGUAGE_SETTINGS = (
+    *(name for name in TEXT_SETTINGS if name not in ("head_dim", "attention_bias")),
+    "attention_dropout",
+    "bos_token_id",
+    "initializer_range",
+    "layer_types",
+)
 
 
 def read_section(folder: Path) -> dict[str, Any]:

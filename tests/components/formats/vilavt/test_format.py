@@ -13,6 +13,7 @@ import vilavt_toolkit as vt
 from vilavt_components.formats.vilavt import export as _vilavt_export
 from vilavt_toolkit.checkpoints import exporting
 from vilavt_toolkit.checkpoints.loading import build_model
+from vilavt_toolkit.checkpoints.native import save_checkpoint
 from vilavt_toolkit.config.parsing import parse_config
 from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.config.schema import ModelSection
@@ -483,3 +484,80 @@ def test_a_pointer_of_git_lfs_in_place_of_a_file_says_so(tmp_path, name):
     (folder(tmp_path / "in") / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 12\n")
     with pytest.raises(InputError, match=rf"{name} is a pointer of git-lfs.*git lfs pull"):
         load(tmp_path / "in")
+
+
+# --- What an export keeps of its source ------------------------------------------------------------------
+
+PROCESSOR = {"min_pixels": 12544, "max_pixels": 12845056, "image_processor_type": "Qwen2VLImageProcessorFast"}
+GENERATION = {
+    "bos_token_id": 1,
+    "do_sample": True,
+    "eos_token_id": [1, 2],
+    "pad_token_id": 0,
+    "repetition_penalty": 1.05,
+    "temperature": 1e-6,
+}
+
+
+def source_with_settings(path):
+    (folder(path) / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    (path / "generation_config.json").write_text(json.dumps(GENERATION))
+    return path
+
+
+def read_settings(path):
+    names = ("preprocessor_config.json", "generation_config.json")
+    processor, generation = (json.loads((path / name).read_text()) for name in names)
+    return {key: processor[key] for key in PROCESSOR}, generation
+
+
+def test_an_export_keeps_the_settings_of_images_and_of_generation(tmp_path):
+    exporting.export(source_with_settings(tmp_path / "in"), tmp_path / "out", "vilavt")
+    assert read_settings(tmp_path / "out") == (PROCESSOR, GENERATION)
+    shape = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    assert (shape["patch_size"], shape["merge_size"], len(shape["image_mean"])) == (14, 2, 3)
+
+
+def test_a_run_that_began_with_a_checkpoint_exports_its_settings_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(GOLDEN.parents[1])
+    source = source_with_settings(tmp_path / "in")
+    recipe = load_recipe("vilavt_7b/tiny_sft", [f"model.checkpoint={source}"])
+    save_checkpoint(tmp_path / "run", build_model(recipe), recipe, 1)
+    shutil.rmtree(source)
+    exporting.export(tmp_path / "run", tmp_path / "out", "vilavt")
+    assert read_settings(tmp_path / "out") == (PROCESSOR, GENERATION)
+
+
+def test_generation_ends_at_the_end_of_a_turn_whatever_the_source_says(tmp_path):
+    source = source_with_settings(tmp_path / "in")
+    (source / "generation_config.json").write_text(json.dumps({**GENERATION, "eos_token_id": 1}))
+    exporting.export(source, tmp_path / "out", "vilavt")
+    assert read_settings(tmp_path / "out")[1]["eos_token_id"] == [2, 1]
+
+
+def test_damaged_settings_of_generation_are_one_sentence(tmp_path):
+    (source_with_settings(tmp_path / "in") / "generation_config.json").write_text("[")
+    with pytest.raises(VilavtError, match=r"generation_config\.json cannot be read .*Copy the file again"):
+        load(tmp_path / "in")
+
+
+@pytest.mark.parametrize("is_nested", [True, False])
+def test_an_export_keeps_windows_context_and_special_tokens_of_the_text_model(tmp_path, is_nested):
+    told = json.loads((FOLDER / "config.json").read_text())["text_config"]
+    kinds = ["full_attention", "sliding_attention"]
+    own = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1, "layer_types": kinds}
+    own |= {"max_position_embeddings": 2048, "bos_token_id": 1, "attention_dropout": 0.1, "initializer_range": 0.01}
+    told |= own
+    config = {"text_config": told} if is_nested else {**told, "model_type": "vilavt", "text_config": None}
+    exporting.export(folder(tmp_path / "in", config=config), tmp_path / "out", "vilavt")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    for section in (written, written["text_config"]):
+        assert {key: section[key] for key in own} == own
+    assert load(tmp_path / "out").language_model.context_length == 2048
+
+
+def test_a_plain_model_in_bfloat16_is_so_in_all_its_parts(tmp_path):
+    plain_folder(tmp_path / "in")
+    state = {name: value.bfloat16() for name, value in load_file(tmp_path / "in" / "model.safetensors").items()}
+    save_file(state, tmp_path / "in" / "model.safetensors")
+    assert {weight.dtype for weight in load(tmp_path / "in").parameters()} == {torch.bfloat16}
