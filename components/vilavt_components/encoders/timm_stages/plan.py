@@ -106,8 +106,10 @@ def _plan_at(model: Any, size: Grid, wanted: int | None, like: StagePlan | None 
     first = stages[0][0]
     blocks = [_block_number(model, stage[-1].name) for stage in stages]
     ends = [first.given, *(stage[-1].output for stage in stages)]
-    axes = [None] * len(ends) if like is None or len(like.maps) != len(ends) else [each.axes for each in like.maps]
-    parts = zip(ends, [blocks[0], *blocks], axes, strict=True)
+    known = [None] * (len(ends) + 1) if like is None else [each.axes for each in (*like.maps, like.features)]
+    if len(known) != len(ends) + 1:
+        raise _NotStaged("images of another size take other modules")
+    parts = zip(ends, [blocks[0], *blocks], known, strict=False)
     maps = [_describe_maps(x, model, size, likely, block) for x, block, likely in parts]
     has_norm = wanted is None and type(getattr(model, "head", None)).__name__ in _HEADS_WITH_NORM
     norm = ("head.norm",) if has_norm else ()
@@ -116,7 +118,7 @@ def _plan_at(model: Any, size: Grid, wanted: int | None, like: StagePlan | None 
         stages=tuple(tuple(call.name for call in stage) for stage in stages),
         tail=(*(call.name for call in tail), *norm),
         maps=tuple(maps),
-        features=_describe_maps(tail[-1].output, model, size, like and like.features.axes) if tail else maps[-1],
+        features=_describe_maps(tail[-1].output, model, size, known[-1]) if tail else maps[-1],
         native=size,
         multiple=0,
         is_whole=wanted is None,
