@@ -9,8 +9,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from vilavt_toolkit.errors import BadConfig, InputError
+from vilavt_toolkit.config.yaml_reading import SUFFIXES, find_excess, read_text
+from vilavt_toolkit.errors import BadConfig, BadRecipe, InputError
 from vilavt_toolkit.settings import did_you_mean
+from vilavt_toolkit.utils.text import shorten_text
 
 PLACEHOLDERS: Mapping[str, tuple[str, ...]] = {
     "system": (),
@@ -60,12 +62,19 @@ def _default_texts() -> Mapping[str, str]:
 
 
 def _read_file(template: str) -> Mapping[str, str]:
+    # Errors quote what the file holds, so that no file of another kind is read as one.
+    if Path(template).suffix not in SUFFIXES or Path(template).resolve().suffix not in SUFFIXES:
+        raise BadConfig(f"template '{template}' is no .yaml file. Give the path of a YAML file of texts.")
     try:
-        text = Path(template).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError, RuntimeError) as error:
+        text = read_text(Path(template).expanduser(), f"template '{template}'")
+    except BadRecipe as error:
+        raise InputError(str(error)) from error
+    except RuntimeError as error:
         raise InputError(
-            f"template '{template}' cannot be read ({error}). Give the path of a YAML file of texts."
+            f"template '{template}' names a home folder that is not known. Write the whole path."
         ) from error
+    if excess := find_excess(text):
+        raise InputError(f"template '{template}' has {excess}. Give the path of a YAML file of texts.")
     return _parse_texts(text, template)
 
 
@@ -76,7 +85,7 @@ def _parse_texts(text: str, name: str) -> Mapping[str, str]:
         data: Any = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(
-            f"template '{name}' is not valid YAML ({' '.join(str(error).split())}). Correct it."
+            f"template '{name}' is not valid YAML ({shorten_text(' '.join(str(error).split()))}). Correct it."
         ) from error
     if not isinstance(data, dict):
         raise BadConfig(f"template '{name}' is no mapping of texts. Write lines like `demand: Answer now.`")

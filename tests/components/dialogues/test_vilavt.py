@@ -278,6 +278,16 @@ def test_a_bad_template_is_refused_naming_the_file_and_the_text(tmp_path, text, 
     assert path in str(error.value) and all(word in str(error.value) for word in named)
 
 
+def test_a_template_is_a_yaml_file_of_a_size_that_texts_can_have(tmp_path):
+    deep = template(tmp_path, "demand: " + "[" * 100_000)
+    secret = tmp_path / "secret.conf"
+    secret.write_text("password: hunter2\n")
+    for path, error, said in ((deep, InputError, "more than 50 levels"), (str(secret), BadConfig, r"no \.yaml file")):
+        with pytest.raises(error, match=said) as caught:
+            VilavtDialogue(VilavtDialogueConfig(template=path))
+        assert "hunter2" not in str(caught.value)
+
+
 def test_a_template_that_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError, match=r"none\.yaml"):
         VilavtDialogue(VilavtDialogueConfig(template=str(tmp_path / "none.yaml")))

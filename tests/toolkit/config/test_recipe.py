@@ -596,7 +596,7 @@ ALIASES = "\n".join(f"b{i + 1}: &b{i + 1} [*b{i}, *b{i}]" for i in range(30))
         ("run: " + "[" * 100_000, "more than 50 levels"),
         ("{a: " * 100_000, "more than 50 levels"),
         ("#" * 1_000_001, "more than 1,000,000 characters"),
-        ("#" * 4_000_001, "larger than a recipe can be"),
+        ("#" * 4_000_001, "larger than 4,000,000 bytes"),
         ("model: {modulator: [" + "toy_film, " * 200 + "]}", "more than 100 components"),
     ],
 )
@@ -623,6 +623,12 @@ def test_an_override_has_the_same_limits(base: Path) -> None:
         (f"train.init_from={'x' * 300}", "train.init_from: the name is longer than files can have."),
         (f"run={'x' * 300}", "run: the name is longer than files can have."),
         (f"{'x' * 3000}=1", "no key"),
+        ("a" + ".a" * 5000 + "=1", "no key"),
+        ("run=${a" + ".a" * 5000 + "}", "no key"),
+        ("model.stopping[" + "1" * 5000 + "]=a", "no key"),
+        (f"model.modulator={'x' * 5000}", "no modulator named 'xxx"),
+        (f"plugins=[{'x' * 5000}.py]", "plugins: the name is longer than files can have."),
+        ("model.encoder.name=0x" + "f" * 9000, "model.encoder.name: expected text"),
     ],
 )
 def test_a_number_or_name_without_sense_is_refused_at_its_key(base: Path, override: str, said: str) -> None:

@@ -11,16 +11,18 @@ from typing import Any
 from vilavt_toolkit.config.parsing import KeyPath, Location, format_path
 from vilavt_toolkit.config.schema_node import SchemaNode
 from vilavt_toolkit.errors import BadConfig, UsageError
-from vilavt_toolkit.utils.text import shorten_text
+from vilavt_toolkit.utils.text import shorten_list, shorten_text
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+|\[\d+\])*)\}")
 _STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
+_LONGEST_KEY = 400
 _KEY = re.compile(r"[^.\[\]]+(?:\.[^.\[\]]+|\[\d+\])*")
 
 
 def split_key(key: str) -> KeyPath:
     """Split a key such as `a.b[0].c` or `a.b.0.c` into its steps; raises UsageError."""
-    if not _KEY.fullmatch(key):
+    # A key of thousands of steps would need as many levels of calls.
+    if len(key) > _LONGEST_KEY or not _KEY.fullmatch(key):
         raise UsageError(
             f"'{shorten_text(key)}' is no key. Write it like model.modulator.name or model.stopping[0].turns."
         )
@@ -123,12 +125,13 @@ class Layers:
         before, after = schema.part_name(old), new.get("name", schema.part_name(old))
         if after == before:
             return False
-        dropped = [str(key) for key in old if key != "name"]
-        if dropped:
+        dropped = [shorten_text(str(key), 100) for key in old if key != "name"]
+        # What is no name is refused by the parser, and then nothing is replaced.
+        if dropped and isinstance(after, str):
             source = self.find_label(path, "the recipe")
             self.notes.append(
-                f"{label}: {format_path(path)}: '{after}' replaces '{before}' of {source}. Dropped settings of "
-                f"'{before}': {', '.join(dropped)}."
+                f"{label}: {format_path(path)}: '{shorten_text(after, 100)}' replaces '{before}' of {source}. Dropped "
+                f"settings of '{before}': {shorten_list(dropped, 20)}."
             )
         return True
 
@@ -269,6 +272,8 @@ class References:
             return self._add_error(
                 path, f"more than {MOST_FOLLOWED} references lead to each other. Write the value itself."
             )
+        if len(key) > _LONGEST_KEY:
+            return self._add_error(path, f"${{{shorten_text(key, 100)}}} is no key. Write it like ${{train.steps}}.")
         node: Any = self.tree
         schema, keys = self._root, split_key(key)
         for place, step in enumerate(keys):

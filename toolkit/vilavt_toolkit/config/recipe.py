@@ -240,8 +240,8 @@ def _find_lineage(path: Path) -> list[tuple[Path, Path | None]]:
             # What a checkpoint inherits is of the checkpoint, or its plugins would be taken for the user's own.
             if not found.resolve().is_relative_to(checkpoint.resolve()):
                 raise BadRecipe(
-                    f"{display_path(child)}: inherits: {parent!r} lies outside the checkpoint. Copy the recipe out of "
-                    "its folder and use the copy."
+                    f"{display_path(child)}: inherits: {shorten_text(parent)!r} lies outside the checkpoint. Copy the "
+                    "recipe out of its folder and use the copy."
                 )
         else:
             checkpoint = find_checkpoint_folder(found)

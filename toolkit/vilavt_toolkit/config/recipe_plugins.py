@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path, PurePath
 from typing import Any
 
+from vilavt_toolkit.config.limits import describe_bad_path
 from vilavt_toolkit.errors import BadConfig, BadRecipe, UntrustedPlugins, VilavtError
 from vilavt_toolkit.registry.plugins import Plugin, display_path, find_plugin, is_installed_module, load_plugin
 from vilavt_toolkit.registry.trust import read_trusted, remember_code, trusts_all
@@ -51,6 +52,9 @@ class RecipePlugins:
             )
             return
         for name in listed:
+            if wrong := describe_bad_path(name):
+                self._errors.append(BadConfig(f"{label}: plugins: {wrong}"))
+                continue
             try:
                 plugin = find_plugin(name, folder) if checkpoint is None else _find_in_checkpoint(name, checkpoint)
             except BadRecipe as error:

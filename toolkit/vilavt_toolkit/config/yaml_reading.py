@@ -31,7 +31,7 @@ _NOT_PLAIN = tuple("[{\"'|>&*!%@`")
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds one mapping; raises BadRecipe naming the line."""
     label = display_path(path)
-    data = _parse_yaml(_read_text(path, label), label)
+    data = _parse_yaml(read_text(path, label), label)
     if not isinstance(data, dict):
         raise BadRecipe(f"{label} holds no mapping. Write keys like `model:`.")
     return data
@@ -90,13 +90,14 @@ def find_excess(text: str) -> str:
     return ""
 
 
-def _read_text(path: Path, label: str) -> str:
+def read_text(path: Path, label: str) -> str:
+    """Read a YAML file that is no larger than a recipe can be; raises BadRecipe, which calls it `label`."""
     try:
         # A pipe or a device could be read for ever.
         if not path.is_file():
             raise BadRecipe(f"{label} is no file. Give the path of a YAML file.")
         if path.stat().st_size > 4 * MOST_CHARACTERS:
-            raise BadRecipe(f"{label} is larger than a recipe can be. Give the path of a YAML file.")
+            raise BadRecipe(f"{label} is larger than {4 * MOST_CHARACTERS:,} bytes. Give the path of a smaller file.")
         # Editors on Windows may begin a file with a byte order mark, which YAML refuses.
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from vilavt_toolkit.errors import DuplicateName, UnknownName
 from vilavt_toolkit.registry.plugin_code import digest_class
 from vilavt_toolkit.settings import NoSettings, did_you_mean
+from vilavt_toolkit.utils.text import shorten_text
 
 if TYPE_CHECKING:
     from vilavt_toolkit import contracts
@@ -127,7 +128,7 @@ class Registry(Generic[T]):
         """Describe an unknown name: the nearest name, all registered names, and where they came from."""
         names, origins = ", ".join(self.names()) or "none", ", ".join(self.origins()) or "nothing"
         return (
-            f"no {self.label} named {name!r}.{did_you_mean(name, self.names())}\n"
+            f"no {self.label} named {shorten_text(repr(name))}.{did_you_mean(name, self.names())}\n"
             f"  registered {self.plural}: {names}\n  loaded from: {origins}"
         )
 
