@@ -80,7 +80,7 @@ class RunError(VilavtError):
 
 
 class LimitError(VilavtError):
-    """A limit of the machine: on open files, memory or threads."""
+    """A limit of the machine: on open files, memory, threads or disk space."""
 
 
 class TrainingError(VilavtError):

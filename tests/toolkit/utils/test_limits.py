@@ -27,6 +27,11 @@ THREADS = RuntimeError("can't start new thread")
         (torch.OutOfMemoryError("CUDA out of memory."), "rl", "not enough memory. Lower rl.micro_batch."),
         (MemoryError(), "", "not enough memory. Free some."),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "", "not enough memory. Free some."),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "logs/a"),
+            "",
+            "the disk is full at logs/a. Free some space.",
+        ),
         (THREADS, "train", "raise the limit with `ulimit -u`."),
     ],
 )

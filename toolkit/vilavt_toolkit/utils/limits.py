@@ -1,4 +1,4 @@
-"""Limits of the machine that a program may meet: open files, memory and threads, told in a sentence."""
+"""Limits of the machine that a program may meet: open files, memory, threads, disk space, told in a sentence."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ def describe_limit(error: BaseException, section: str = "") -> str | None:
     # A sentence for a user, which may name the sample that is too large, is left as it is.
     if isinstance(error, VilavtError):
         return None
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full{f' at {error.filename}' if error.filename else ''}. Free some space."
     if _is_memory_limit(error):
         remedy = f"Lower {section}.micro_batch{' or train.workers' * has_workers}" if section else "Free some"
         return f"there is not enough memory. {remedy}."

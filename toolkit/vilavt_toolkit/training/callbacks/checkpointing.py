@@ -105,7 +105,9 @@ class CheckpointCallback(pl.Callback):
         if sound is not None and sound < self._previous_step and sound != self._told_step:
             self._told_step = sound
             log.warning(
-                "training has diverged since step %d, whose checkpoint is kept beside the newest two in %s.", sound, run
+                "training seems to have diverged since step %d, whose checkpoint is kept beside the newest two in %s.",
+                sound,
+                run,
             )
         self._previous_step = module.step
 

@@ -66,7 +66,9 @@ class WorkerPool:
 
     def __enter__(self) -> WorkerPool:
         """Start the workers; raises UsageError where processes cannot be forked, TrainingError if they cannot start."""
-        context = multiprocessing.get_context(require_fork()) if self._count else None
+        if not self._count:
+            return self
+        context = multiprocessing.get_context(require_fork())
         try:
             # A forked process inherits which signals are blocked, so that there is no moment in which one reaches it.
             with _blocked_signals():
