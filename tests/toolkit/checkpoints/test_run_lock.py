@@ -111,6 +111,19 @@ def test_of_many_that_start_at_once_on_an_earlier_run_one_goes_on(run):
     assert find_checkpoint(run.parent / "run.old-1").name == "step-00000004"
 
 
+def test_a_run_is_not_moved_away_from_under_its_evaluation(run, live):
+    write_lock(run / "eval.unfinished-1", live.pid, socket.gethostname())
+    for attempt in (lambda: move_aside(run), lambda: RunLock(run).__enter__()):
+        with pytest.raises(RunError, match=f"process {live.pid} on .*, which evaluates the run in it"):
+            attempt()
+    with RunLock(run, create=False):
+        pass  # it may be trained further
+    live.kill()
+    live.wait()
+    move_aside(run)
+    assert not run.exists() and not list(run.parent.glob("run.old-1/*/.lock"))
+
+
 def test_a_lock_left_by_a_start_that_was_killed_is_no_run(tmp_path):
     write_lock(tmp_path / "run", 2**22 + 1, socket.gethostname())
     move_aside(tmp_path / "run")

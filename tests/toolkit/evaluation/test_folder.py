@@ -96,3 +96,11 @@ def test_evaluations_of_several_names_stand_beside_each_other(run):
 def test_a_name_that_is_no_folder_s_is_refused(name):
     with pytest.raises(UsageError, match=r"--name .* cannot name a folder"):
         name_evaluation_folder(Path("run"), name)
+
+
+def test_a_folder_that_is_being_written_is_locked_and_a_finished_one_is_not(tmp_path):
+    folder = EvaluationFolder(tmp_path / "eval")
+    folder.add_item(item(1))
+    assert folder.path is not None and (folder.path / ".lock").is_file()
+    folder.finish()
+    assert [path.name for path in (tmp_path / "eval").iterdir()] == ["items.jsonl"]

@@ -163,9 +163,10 @@ def _assemble_with_weights(
 def _match_new_parts(model: VisualChatModel, filled: frozenset[str]) -> None:
     """Give the parts that a checkpoint does not hold the number type that most of its weights have."""
     counts: Counter[torch.dtype] = Counter()
-    for kind in filled:
-        for weight in model.parts()[kind].parameters():
-            counts[weight.dtype] += weight.numel()
+    for weight in (
+        weight for kind, module in model.parts().items() if kind in filled for weight in module.parameters()
+    ):
+        counts[weight.dtype] += weight.numel()
     # They would be float32 beside bfloat16, also where nothing uses them.
     for kind, module in model.parts().items():
         if kind not in filled and counts:

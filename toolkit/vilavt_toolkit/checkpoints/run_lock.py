@@ -23,6 +23,13 @@ _SECONDS_UNNAMED = 3.0
 """Time for which a lock that names no process is waited for. filelock takes two seconds to see that it is damaged."""
 
 
+def lock_folder(folder: Path) -> SoftFileLock:
+    """Return the lock of a folder that this process works in; the caller acquires and releases it."""
+    # Not a lock of the operating system: worker processes would inherit it and keep it after their run was killed, and
+    # not every network file system has one.
+    return SoftFileLock(folder / LOCK_FILE)
+
+
 class RunLock:
     """A context in which no other process trains into a run folder; raises RunError if one does already.
 
@@ -40,7 +47,7 @@ class RunLock:
         self._folder = Path(os.path.realpath(run))
         self._create = create
         self._made: list[Path] = []
-        self._lock = _make_lock(self._folder)
+        self._lock = lock_folder(self._folder)
 
     def __enter__(self) -> RunLock:
         """Make the folder where it is missing, and lock it; raises RunError."""
@@ -51,6 +58,7 @@ class RunLock:
         try:
             self._acquire()
             self._check_writable()
+            self._check_evaluations()
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -69,13 +77,14 @@ class RunLock:
         """
         if not has_run(self.run, self.key):
             return
+        self._check_evaluations()
         aside = rename_run_aside(self.run, self._folder, self.key)
         log.warning("%s held an earlier run. It is now %s.", self.run, aside)
         # The lock went with the folder. Whoever locks the new one first has it: we do, or are refused.
         with suppress(OSError):
             (aside / LOCK_FILE).unlink()
         self._lock.release()
-        self._lock = _make_lock(self._folder)
+        self._lock = lock_folder(self._folder)
         self._acquire()
 
     def _acquire(self) -> None:
@@ -98,23 +107,36 @@ class RunLock:
                 raise self._refuse_writing(error) from error
         raise RunError(self._describe_owner())
 
-    def _read_owner(self) -> tuple[int, str] | None:
+    def _check_evaluations(self) -> None:
+        """Raise RunError if the folder of an earlier run would be moved away from under an evaluation of it."""
+        if not self._create:
+            return
+        for file in self._folder.glob(f"*/{LOCK_FILE}"):
+            lock = SoftFileLock(file)
+            try:
+                # An evaluation that was killed has left its lock, which this takes over and removes.
+                lock.acquire(timeout=0.2)
+                lock.release()
+            except Timeout as error:
+                raise RunError(self._describe_owner(file, "evaluates the run in it")) from error
+
+    def _read_owner(self, file: Path | None = None) -> tuple[int, str] | None:
         """Return process and host that the lock names; None if it names none."""
         try:
-            number, host = (self._folder / LOCK_FILE).read_text(encoding="utf-8").split("\n")[:2]
+            number, host = (file or self._folder / LOCK_FILE).read_text(encoding="utf-8").split("\n")[:2]
             return int(number), host
         except (OSError, ValueError):
             return None
 
-    def _describe_owner(self) -> str:
+    def _describe_owner(self, file: Path | None = None, work: str = "trains into it") -> str:
         """Return the sentence that refuses a locked folder: who has it, and what to do."""
-        remove, owner = f"rm {shlex.quote(str(self._folder / LOCK_FILE))}", self._read_owner()
+        remove, owner = f"rm {shlex.quote(str(file or self._folder / LOCK_FILE))}", self._read_owner(file)
         if owner is None:
             return f"{self.run} has a lock that names no process. If no run writes there, remove it: {remove}"
         number, host = owner
         if host == socket.gethostname():
             return (
-                f"{self.run} is in use by process {number} on {host}, which trains into it. Wait until it ends, or "
+                f"{self.run} is in use by process {number} on {host}, which {work}. Wait until it ends, or "
                 f"choose another folder with `{self.key}=`."
             )
         return (
@@ -162,9 +184,3 @@ def refuse_run_folder(run: Path, key: str = "run") -> None:
     parent = next((path for path in (folder, *folder.parents) if path.exists()), folder)
     if not os.access(parent, os.W_OK | os.X_OK):
         raise RunError(f"{parent} cannot be written. Choose another folder with `{key}=`.")
-
-
-def _make_lock(folder: Path) -> SoftFileLock:
-    # Not a lock of the operating system: worker processes would inherit it and keep it after their run was killed, and
-    # not every network file system has one.
-    return SoftFileLock(folder / LOCK_FILE)

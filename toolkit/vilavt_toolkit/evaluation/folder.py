@@ -9,6 +9,9 @@ import re
 from io import TextIOWrapper
 from pathlib import Path
 
+from filelock import SoftFileLock
+
+from vilavt_toolkit.checkpoints.run_lock import lock_folder
 from vilavt_toolkit.errors import InputError, UsageError
 from vilavt_toolkit.evaluation.arms import EvaluatedItem
 
@@ -45,6 +48,7 @@ class EvaluationFolder:
         """The folder so far; None before the first item, so that an evaluation that cannot start leaves none."""
         self._items: TextIOWrapper | None = None
         self._error: OSError | None = None
+        self._lock: SoftFileLock | None = None
 
     def add_item(self, item: EvaluatedItem) -> None:
         """Append an item. After an error of the file system no more are written, and the evaluation goes on."""
@@ -55,6 +59,9 @@ class EvaluationFolder:
             if self._items is None:
                 self.path = _make_free_folder(self.target.with_name(f"{self.target.name}.unfinished"))
                 self._items = (self.path / ITEMS_FILE).open("w", encoding="utf-8")
+                # A new training of the run would move it away, and the rest be written into the new one.
+                self._lock = lock_folder(self.path)
+                self._lock.acquire(timeout=1)
             self._items.write(line)
             # Each item at once: a process that is killed loses its buffers.
             self._items.flush()
@@ -85,7 +92,10 @@ class EvaluationFolder:
             ) from error
 
     def close(self) -> None:
-        """Close the file of items."""
+        """Close the file of items, and let the run be moved again."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
         if self._items is not None:
             items, self._items = self._items, None
             try:
