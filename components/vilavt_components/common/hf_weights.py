@@ -69,7 +69,7 @@ def check_pretrained(auto: Any, part: str, settings: Pretrained, config: Any, ig
     assert settings.path is not None
     if not Path(settings.path).is_dir():
         return
-    stored = read_shapes(CheckpointLocation(settings.path, None, True, part), lambda key: key)
+    stored = read_shapes(CheckpointLocation(settings.path, None, True, part, _ADVICE), lambda key: key)
     with loading_errors(part, settings.path), quiet_transformers():
         with torch.device("meta"):
             model = auto.from_config(config)

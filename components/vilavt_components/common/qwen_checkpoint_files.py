@@ -41,6 +41,8 @@ class CheckpointLocation:
     local_files_only: bool
     part: str = "encoder"
     """The part of a model that is read from it, for errors."""
+    advice: str = _ADVICE
+    """What to give instead, for errors."""
 
     @property
     def hub_options(self) -> dict[str, Any]:
@@ -56,7 +58,7 @@ class CheckpointLocation:
 
     def as_input_error(self, verb: str) -> AbstractContextManager[None]:
         """Turn exceptions inside into an InputError: the part cannot be `verb` ("read" or "loaded")."""
-        return as_input_error(f"{self.part} {self.name!r} cannot be {verb}", _ADVICE, self.name)
+        return as_input_error(f"{self.part} {self.name!r} cannot be {verb}", self.advice, self.name)
 
 
 def read_checkpoint_config(origin: CheckpointLocation, families: tuple[str, ...] = FAMILIES) -> dict[str, Any]:
