@@ -1,7 +1,7 @@
-"""Encoder `timm_stages`: staged backbones of timm (ConvNeXt, Swin, ResNet). Read `encoder.py` first.
+"""Encoder `timm_stages`: staged backbones of timm (ConvNeXt, Swin, ResNet, and most others). Read `encoder.py` first.
 
-`models.py` takes timm's models apart into stem, stages and norms; `feature_maps.py` turns packed tokens into maps and
-back.
+`watching.py` watches timm's own forward pass, `plan.py` finds stem, stages and norms in what was called, and
+`models.py` runs them. `feature_maps.py` turns packed tokens into maps and back.
 """
 
 from __future__ import annotations

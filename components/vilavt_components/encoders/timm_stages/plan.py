@@ -19,7 +19,7 @@ from vilavt_toolkit.contracts import Grid
 from vilavt_toolkit.errors import BadConfig
 
 _HEADS_WITH_NORM = ("NormMlpClassifierHead", "ClNormMlpClassifierHead")
-
+_NO_STAGES = "timm's `feature_info` does not tell its stages apart"
 
 Axes = Literal["nchw", "nhwc", "nlc"]
 """Order of the axes of maps: images, height, width, channels; `l` are the tokens of height and width together."""
@@ -130,6 +130,8 @@ def _split_calls(model: Any, root: Call) -> tuple[list[list[Call]], list[Call]]:
     """Return the calls of every stage, and those after the last; raises _NotStaged."""
     marks = _stage_marks(model, root)
     related = [any(_belongs(call.name, mark) for mark in marks) for call in root.inner]
+    if not any(related):
+        raise _NotStaged(_NO_STAGES)
     # Before the first stage timm may do anything: the stem is its own forward pass, which ends there.
     start, end = related.index(True), len(related) - related[::-1].index(True)
     body, rest = root.inner[start:end], root.inner[end:]
@@ -137,13 +139,15 @@ def _split_calls(model: Any, root: Call) -> tuple[list[list[Call]], list[Call]]:
     if gap is not None:
         raise _NotStaged(gap)
     chain = [call for each in body for call in unroll_chain(each, marks)]
-    ends = sorted({max(i for i, call in enumerate(chain) if _belongs(call.name, mark)) for mark in marks})
-    begin = next(i for i, call in enumerate(chain) if _is_of_stage(call.name, marks[0]))
+    # A stage ends with the last call of its mark, and the first one begins with the first call of its kind.
+    last_calls = {mark: i for i, call in enumerate(chain) for mark in marks if _belongs(call.name, mark)}
+    begin = next((i for i, call in enumerate(chain) if _is_of_stage(call.name, marks[0])), 0)
     if chain[begin].given is root.given:
         # The first module belongs to the stem, or there would be no tokens to begin with.
-        begin, ends = begin + 1, [index for index in ends if index > begin]
+        begin += 1
+    ends = sorted({index for index in last_calls.values() if index >= begin})
     if len(ends) < 2:
-        raise _NotStaged("timm's `feature_info` does not tell its stages apart")
+        raise _NotStaged(_NO_STAGES)
     edges = [begin, *(index + 1 for index in ends)]
     stages = [chain[a:b] for a, b in pairwise(edges)]
     # What timm does after the last stage is left out if it is more than one module after another.
@@ -161,7 +165,7 @@ def _stage_marks(model: Any, root: Call) -> list[str]:
     if len(marks) > 1 and _kind(marks[0]) != _kind(marks[1]):
         marks = marks[1:]
     if len(marks) < 2:
-        raise _NotStaged("timm's `feature_info` does not tell its stages apart")
+        raise _NotStaged(_NO_STAGES)
     return marks
 
 
