@@ -86,15 +86,17 @@ def test_a_folder_of_transformers_gives_the_features_of_transformers(name, tmp_p
     tower = tower_of(name)
     tower.save_pretrained(tmp_path)
     encoder = encoder_of(name, tmp_path)
-    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    height, width = (16, 40) if name == "siglip2_naflex" else (32, 32)
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     view = encoder.prepare(Crop(pixels, "image", True))
     images = encoder.normalise_pixels(view.data.unsqueeze(0), next(encoder.model.parameters()))
     if name == "siglip2_naflex":
-        rows = images.view(1, 3, 4, 8, 4, 8).permute(0, 2, 4, 3, 5, 1).reshape(1, 16, -1)
+        # Patches as rows, of another grid than that of the weights.
+        rows = images.view(1, 3, 2, 8, 5, 8).permute(0, 2, 4, 3, 5, 1).reshape(1, 10, -1)
         given = {
             "pixel_values": rows,
-            "pixel_attention_mask": torch.ones(1, 16),
-            "spatial_shapes": torch.tensor([[4, 4]]),
+            "pixel_attention_mask": torch.ones(1, 10),
+            "spatial_shapes": torch.tensor([[2, 5]]),
         }
         hidden = tower(**given).last_hidden_state
     else:
