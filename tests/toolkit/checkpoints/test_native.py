@@ -196,6 +196,7 @@ DAMAGE = {
     "three types": (retyped(torch.float16, torch.bfloat16, torch.float32), "in several types"),
     "a pointer of git-lfs": (lambda f: (f / MODEL).write_text(LFS), "is a pointer of git-lfs in place of the file"),
     "a pointer as tokenizer": (lambda f: (f / TOKENIZER).write_text(LFS), "Fetch it: git lfs pull"),
+    "another file as recipe": (lambda f: shutil.copy(f / "resume.json", f / "recipe.yaml"), "more"),
     "a pipe as recipe": (lambda f: piped(f / "recipe.yaml"), "recipe.yaml is no file but a pipe"),
     "a pipe as tokenizer": (lambda f: piped(f / TOKENIZER), "tokenizer.json is no file but a pipe"),
     "a token with a negative id": (edited(TOKENIZER, "model.vocab.a", -1), "integer `-1`"),

@@ -37,7 +37,7 @@ from vilavt_toolkit.config.recipe_plugins import PLUGIN_FOLDER
 from vilavt_toolkit.config.schema import PARTS_WITH_WEIGHTS
 from vilavt_toolkit.config.yaml_reading import read_yaml
 from vilavt_toolkit.contracts import Dialogue
-from vilavt_toolkit.errors import InputError, RunError, UntrustedPlugins, VilavtError
+from vilavt_toolkit.errors import InputError, RecipeErrors, RunError, UntrustedPlugins, VilavtError
 from vilavt_toolkit.models.assemble import INQUIRY_ENCODER, LANGUAGE_MODEL, STOPPING, assemble_model
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.models.weight_types import TYPES_KEY, list_float_types
@@ -49,6 +49,9 @@ log = logging.getLogger(__name__)
 
 CHECKPOINTS_PER_RUN = 2
 """Number of checkpoints that a run keeps: the newest, and one more in case the newest is damaged."""
+
+_MOST_ERRORS = 4
+"""Errors of a checkpoint's recipe that are told."""
 
 _FOLDER = re.compile(r"step-(\d{8})")
 
@@ -276,6 +279,11 @@ def _as_run_error(folder: Path) -> Iterator[None]:
         yield
     except UntrustedPlugins:
         raise
+    except RecipeErrors as error:
+        # A file of something else gives thousands. Nobody mends the recipe of a checkpoint one by one.
+        more = len(error.errors) - _MOST_ERRORS
+        told = [each.report() for each in error.errors[:_MOST_ERRORS]] + ([f"and {more} more"] if more > 0 else [])
+        raise RunError(f"{folder} cannot be loaded: " + "\n".join(told)) from error
     except VilavtError as error:
         raise RunError(f"{folder} cannot be loaded: {error}") from error
 
