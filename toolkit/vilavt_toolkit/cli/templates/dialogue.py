@@ -5,7 +5,7 @@ Use it in a recipe that stands beside this file:
     plugins: [./my_part.py]
     model:
       dialogue: {name: my_part, box_units: 100}
-      language_model: {config: {max_position_embeddings: 512}}
+      language_model: {config: {max_position_embeddings: 1024}}
 """
 
 from __future__ import annotations
