@@ -205,6 +205,6 @@ def test_a_task_of_video_files_trains_in_workers_and_is_evaluated(films, tmp_pat
     assert "none.gif does not exist. Check the path of the video" in capsys.readouterr().err
 
 
-def test_the_quickstart_takes_videos_by_a_change_on_the_command_line(capsys):
-    assert run(["check", "quickstart", "model.source.name=video"]) == 0
-    assert "video" in capsys.readouterr().out
+def test_the_quickstart_s_model_takes_videos_and_its_task_does_not(capsys):
+    assert run(["check", "quickstart", "model.source.name=video"]) == 2
+    assert "must have 5 numbers, as its original's" in capsys.readouterr().err
