@@ -17,6 +17,12 @@ from vilavt_toolkit.checkpoints.run_lock import RunLock
 from vilavt_toolkit.cli.app import run
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch) -> None:
+    """Tables are as wide as into a file, also where the test runner sets a width."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 def refused(capsys, *arguments: str) -> str:
     """Check a recipe that must be refused; what is said."""
     assert run(["check", *arguments]) != 0

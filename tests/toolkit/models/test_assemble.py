@@ -101,7 +101,8 @@ def test_a_source_of_another_modality_is_refused_with_what_to_choose(tiny_recipe
     assert "model.source" in error and "'points'" in error and "'image'" in error
 
 
-def test_check_shows_every_part_and_changes_nothing(tiny_recipe, capsys):
+def test_check_shows_every_part_and_changes_nothing(tiny_recipe, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)  # xdist sets it, and narrow tables break words
     before = sorted(tiny_recipe.parent.rglob("*"))
     assert run(["check", str(tiny_recipe), "model.modulator.name=none"]) == 0
     shown = capsys.readouterr().out
