@@ -77,12 +77,12 @@ def load_recipe(
     plugins = RecipePlugins(errors)
     own: list[tuple[dict[str, Any], str]] = []
     lineage = _find_lineage(path)
-    for file, folder in reversed(lineage):
-        mapping = read_yaml(file)
+    for read in reversed(lineage):
+        mapping, folder, where = read.mapping, read.file.parent, display_path(read.file)
         mapping.pop("inherits", None)
-        plugins.add_layer(mapping.pop("plugins", None), file.parent, display_path(file), folder)
-        absolutise_checkpoint(mapping, file.parent)
-        own.append((mapping, display_path(file)))
+        plugins.add_layer(mapping.pop("plugins", None), folder, where, read.checkpoint)
+        absolutise_checkpoint(mapping, folder)
+        own.append((mapping, where))
     assignments = _read_overrides(overrides, plugins, errors)
     # Components first: the settings that a recipe may write depend on the components that it names.
     load_builtin()
@@ -103,7 +103,7 @@ def load_recipe(
     # Compared with the empty text: YAML reads `run: 0`, `run: no` and `run:` as values that Python takes for empty too.
     if layers.tree.get("run", "") == "":
         layers.tree["run"] = f"runs/{_recipe_name(path)}"
-    folders = {display_path(file): file.parent for file, _ in lineage}
+    folders = {display_path(read.file): read.file.parent for read in lineage}
     return replace(_check_layers(layers, path, folders, errors), plugins=tuple(plugins.found))
 
 
@@ -222,15 +222,22 @@ def _is_file(path: Path) -> bool:
         raise BadRecipe(f"{path} cannot be read ({error.strerror}). Check the path.") from error
 
 
-def _find_lineage(path: Path) -> list[tuple[Path, Path | None]]:
-    """Return the file of a recipe, of the recipe that it inherits, and so on, each with the checkpoint that it is of.
+@dataclass(frozen=True)
+class _ReadFile:
+    """One file of a recipe."""
 
-    The checkpoint is a folder, or None for a recipe of a user or of the package.
-    """
-    chain = [(path, find_checkpoint_folder(path))]
+    file: Path
+    mapping: dict[str, Any]
+    checkpoint: Path | None
+    """The folder of the checkpoint that it is of; None for a recipe of a user or of the package."""
+
+
+def _find_lineage(path: Path) -> list[_ReadFile]:
+    """Read the file of a recipe, of the recipe that it inherits, and so on."""
+    chain = [_ReadFile(path, read_yaml(path), find_checkpoint_folder(path))]
     while True:
-        child, checkpoint = chain[-1]
-        parent = read_yaml(child).get("inherits")
+        child, checkpoint = chain[-1].file, chain[-1].checkpoint
+        parent = chain[-1].mapping.get("inherits")
         if parent is None:
             return chain
         if not isinstance(parent, str):
@@ -246,15 +253,15 @@ def _find_lineage(path: Path) -> list[tuple[Path, Path | None]]:
         else:
             checkpoint = find_checkpoint_folder(found)
         # Resolved, since the same file can be reached by several paths.
-        if any(found.resolve() == known.resolve() for known, _ in chain):
-            names = " -> ".join(display_path(file) for file in [*(known for known, _ in chain), found])
+        if any(found.resolve() == known.file.resolve() for known in chain):
+            names = " -> ".join(display_path(file) for file in [*(known.file for known in chain), found])
             raise BadRecipe(
                 f"{display_path(child)}: inherits: the recipes inherit each other in a circle: {names}. Take one "
                 "`inherits` out."
             )
         if len(chain) == MOST_ANCESTORS:
             raise BadRecipe(f"{display_path(child)}: inherits: more than {MOST_ANCESTORS} recipes inherit each other.")
-        chain.append((found, checkpoint))
+        chain.append(_ReadFile(found, read_yaml(found), checkpoint))
 
 
 def _is_installed(path: Path) -> bool:
