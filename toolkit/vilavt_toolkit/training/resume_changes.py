@@ -40,8 +40,9 @@ _SPEED_AND_OUTPUT = frozenset(
 """Settings of a stage that may differ without a word. `init_from` was used when the run began."""
 _TOLD = frozenset({"max_skipped", "micro_batch", "steps"})
 """Settings of a stage that may differ and are told: more steps, for example, stretch the schedule."""
-_SOURCES = frozenset({"checkpoint", "path", "tokenizer"})
-"""Settings of the model that say where weights and tokenizers came from. The checkpoint has its own."""
+_FREE_IN_MODEL = frozenset({"checkpoint", "cudnn_attention", "path", "tokenizer"})
+"""Settings of the model that say where weights and tokenizers came from, of which the checkpoint has its own, or what
+computes."""
 _MOST_LISTED, _MOST_CHARACTERS = 8, 60
 _UNSET = object()
 
@@ -98,7 +99,7 @@ def _is_free(keys: KeyPath, stage: str) -> bool:
     if section in ("run", "plugins", "eval"):
         return True
     if section == "model":
-        return last in _SOURCES
+        return last in _FREE_IN_MODEL
     if section == stage:
         return key in _SPEED_AND_OUTPUT
     # Reinforcement trains in the number format of the section `train`, and reads nothing else there that counts.
