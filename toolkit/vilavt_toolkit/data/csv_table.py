@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from vilavt_toolkit.data.fields import BadRow, decode_utf8
-from vilavt_toolkit.data.rows import MOST_ROW_BYTES, Rows
+from vilavt_toolkit.data.rows import MOST_ROW_BYTES, OffsetRows
 from vilavt_toolkit.errors import InputError
 
 _DELIMITERS = (",", "\t", ";")
@@ -36,10 +35,10 @@ def _split_names(line: str, delimiter: str) -> list[str]:
     return [cell.strip() for cell in cells]
 
 
-class CsvTable(Rows):
+class CsvTable(OffsetRows):
     """A table of text. A cell that is empty is missing, and one that begins as JSON is read as JSON.
 
-    Columns A, B, C, ... are options. Only the offset and the line of each row are in memory, 16 bytes.
+    Columns A, B, C, ... are options.
     """
 
     def __init__(self, path: Path, delimiter: str) -> None:
@@ -47,7 +46,6 @@ class CsvTable(Rows):
         self._delimiter = delimiter
         # The module's own limit, of the whole process, is smaller than a picture in base64.
         csv.field_size_limit(MOST_ROW_BYTES)
-        self._offsets, self._lines = array("q"), array("q")
         with path.open("rb") as file:
             source = _CountedLines(file)
             reader = csv.reader(source, delimiter=delimiter)
@@ -72,25 +70,6 @@ class CsvTable(Rows):
             if any(cell.strip() for cell in row):
                 self._offsets.append(offset)
                 self._lines.append(number)
-
-    def __len__(self) -> int:
-        return len(self._offsets)
-
-    def locate_row(self, index: int) -> str:
-        return f"line {self._lines[index]}"
-
-    def read_row(self, index: int) -> Any:
-        # Opened each time: forked workers would share the file's position if it were kept open.
-        with self.path.open("rb") as file:
-            return self._read_at(file, index)
-
-    def scan_rows(self) -> Iterator[Any]:
-        with self.path.open("rb") as file:
-            for index in range(len(self)):
-                try:
-                    yield self._read_at(file, index)
-                except BadRow as problem:
-                    yield problem
 
     def _read_at(self, file: BinaryIO, index: int) -> Any:
         file.seek(self._offsets[index])

@@ -90,12 +90,45 @@ class JsonList(Rows):
         return self._items[index]
 
 
-class JsonLines(Rows):
-    """A file with a JSON object on every line. Only the offset and number of each line are in memory, 16 bytes."""
+class OffsetRows(Rows):
+    """The rows of a file of text. Only the offset and the line of each are in memory, 16 bytes.
+
+    A subclass fills both in its `__init__`.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._offsets, self._lines = array("q"), array("q")
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def locate_row(self, index: int) -> str:
+        return f"line {self._lines[index]}"
+
+    def read_row(self, index: int) -> Any:
+        # Opened each time: forked workers would share the file's position if it were kept open.
+        with self.path.open("rb") as file:
+            return self._read_at(file, index)
+
+    def scan_rows(self) -> Iterator[Any]:
+        with self.path.open("rb") as file:
+            for index in range(len(self)):
+                try:
+                    yield self._read_at(file, index)
+                except BadRow as problem:
+                    yield problem
+
+    @abstractmethod
+    def _read_at(self, file: BinaryIO, index: int) -> Any:
+        """Read a row of the opened file; raises BadRow."""
+
+
+class JsonLines(OffsetRows):
+    """A file with a JSON object on every line."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
         offset = 0
         with path.open("rb") as file:
             for number in itertools.count(1):
@@ -112,26 +145,7 @@ class JsonLines(Rows):
                     line = file.readline(MOST_ROW_BYTES + 1)
                 offset += len(line)
 
-    def __len__(self) -> int:
-        return len(self._offsets)
-
-    def locate_row(self, index: int) -> str:
-        return f"line {self._lines[index]}"
-
-    def read_row(self, index: int) -> Any:
-        # Opened each time: forked workers would share the file's position if it were kept open.
-        with self.path.open("rb") as file:
-            return self._read_line(file, index)
-
-    def scan_rows(self) -> Iterator[Any]:
-        with self.path.open("rb") as file:
-            for index in range(len(self)):
-                try:
-                    yield self._read_line(file, index)
-                except BadRow as problem:
-                    yield problem
-
-    def _read_line(self, file: BinaryIO, index: int) -> Any:
+    def _read_at(self, file: BinaryIO, index: int) -> Any:
         file.seek(self._offsets[index])
         line = file.readline(MOST_ROW_BYTES + 1)
         if len(line) > MOST_ROW_BYTES:
