@@ -1,4 +1,8 @@
-"""Values with many arrays through a socket, without a file or a copy for each."""
+"""Values with many arrays through a socket, without a file or a copy for each.
+
+Values are pickled. A socket joins this process with a worker that it has forked, and nobody else can write into it, so
+nothing is read here that the program did not make itself. No file is ever unpickled.
+"""
 
 from __future__ import annotations
 
@@ -39,16 +43,15 @@ def send_message(connection: socket.socket, value: Any) -> None:
     rest = io.BytesIO()
     _MessagePickler(rest, protocol=5, buffer_callback=arrays.append).dump(value)
     parts = [rest.getbuffer(), *(array.raw() for array in arrays)]
-    lengths = pickle.dumps([part.nbytes for part in parts])
-    connection.sendall(_LENGTH.pack(len(lengths)) + lengths)
+    connection.sendall(b"".join(map(_LENGTH.pack, [len(parts), *(part.nbytes for part in parts)])))
     for part in parts:
         connection.sendall(part)
 
 
 def receive_message(connection: socket.socket) -> Any:
     """Read a value that `send_message` wrote; its arrays share one buffer. Raises EOFError if the writer has ended."""
-    (size,) = _LENGTH.unpack(_read(connection, _LENGTH.size))
-    lengths: list[int] = pickle.loads(_read(connection, size))
+    (count,) = _LENGTH.unpack(_read(connection, _LENGTH.size))
+    lengths = [length for (length,) in _LENGTH.iter_unpack(_read(connection, count * _LENGTH.size))]
     starts = [0]
     for length in lengths:
         starts.append(starts[-1] + -(-length // _ALIGNMENT) * _ALIGNMENT)
