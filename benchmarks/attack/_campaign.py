@@ -11,7 +11,7 @@ import signal
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -83,9 +83,14 @@ class Campaign:
         for finding in self.findings:
             print(f"\n{finding.case}: {finding.outcome}\n{finding.detail}")
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
+            write_reports(file, [self])
         return 1 if self.findings else 0
+
+
+def write_reports(file: Path, campaigns: Sequence[Campaign]) -> None:
+    """Write the outcomes of campaigns as JSON, for `report.py`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps([each.to_json() for each in campaigns], indent=2) + "\n", encoding="utf-8")
 
 
 def parse_options(description: str, count: int) -> argparse.Namespace:

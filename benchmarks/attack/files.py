@@ -7,7 +7,6 @@ python benchmarks/attack/files.py --only images --first 17 --count 1     # one c
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import random
 import sys
@@ -17,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from _broken_files import MODALITIES, break_file
-from _campaign import Campaign
+from _campaign import Campaign, write_reports
 
 from vilavt_toolkit.contracts import Region, Source
 from vilavt_toolkit.data.fields import BadRow
@@ -108,15 +107,14 @@ def main() -> int:
     logging.disable(logging.WARNING)
     load_builtin()
     found = 0
-    reports = []
+    campaigns = []
     with tempfile.TemporaryDirectory() as folder:
         for name in options.only:
             campaign = attack(name, options, Path(folder))
             found += campaign.report(None)
-            reports.append(campaign.to_json())
+            campaigns.append(campaign)
     if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(reports, indent=2) + "\n", encoding="utf-8")
+        write_reports(options.json, campaigns)
     return 1 if found else 0
 
 

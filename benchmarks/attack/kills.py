@@ -7,7 +7,6 @@ python benchmarks/attack/kills.py --quick      # 3 of each
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -17,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from _campaign import Campaign, Finding
+from _campaign import Campaign, Finding, write_reports
 from _stages import STAGES, STEPS, Ended, Stage, list_different, newest_step, run_stage, start_stage
 
 from vilavt_toolkit.registry.trust import SETTINGS_VARIABLE
@@ -193,7 +192,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the outcomes into this file")
     options = parser.parse_args()
     options.count = 3 if options.quick else options.count
-    found, reports = 0, []
+    found, campaigns = 0, []
     with tempfile.TemporaryDirectory() as folder:
         # The plugin of the recipe is remembered as trusted, here and not among the user's own.
         os.environ[SETTINGS_VARIABLE] = folder
@@ -201,10 +200,9 @@ def main() -> int:
             for kind in options.only:
                 campaign = attack(stage, kind, options, Path(folder))
                 found += campaign.report(None)
-                reports.append(campaign.to_json())
+                campaigns.append(campaign)
     if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(reports, indent=2) + "\n", encoding="utf-8")
+        write_reports(options.json, campaigns)
     return 1 if found else 0
 
 

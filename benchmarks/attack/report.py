@@ -24,8 +24,7 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path, help="files that campaigns wrote")
     found: list[dict[str, Any]] = []
     for file in parser.parse_args().files:
-        campaigns = json.loads(file.read_text(encoding="utf-8"))
-        found += campaigns if isinstance(campaigns, list) else [campaigns]
+        found += json.loads(file.read_text(encoding="utf-8"))
     day, machine = datetime.now(UTC).date(), f"{platform.machine()}, Python {platform.python_version()}"
     lines = [HEADER, "| --- | ---: | --- | ---: | ---: | ---: | ---: |", *map(write_row, found)]
     table = "\n".join([START, *lines, "", f"Measured on {day}, {machine}, on a CPU.", END])
