@@ -47,11 +47,12 @@ def build_small_copy(config: Any, build: Callable[[Any], nn.Module]) -> nn.Modul
     """
     try:
         return _build_light(shrink_config(config), build)
+    # A model may raise anything for sizes that it was not made for.
     except Exception as error:
-        # A model may raise anything.
         failure = error
     try:
         return _build_light(config, build)
+    # Then the first reason is told, since the small copy is what every family should allow.
     except Exception:
         raise ValueError(f"no small copy of it can be tried: {describe_failure(failure)}") from failure
 

@@ -99,6 +99,7 @@ def _compare_masks(config: Any, longest: int) -> tuple[bool, str]:
         # A short inquiry beside a long one.
         ids = _choose_ids(model, (longest, 2))
         alone = [model(input_ids=torch.tensor([tokens])).last_hidden_state[0] for tokens in ids]
+    # Models of other people, of any family: whatever they raise is why they cannot be used.
     except Exception as error:
         return False, describe_failure(error)
     for takes_mask in (True, False):
@@ -109,6 +110,7 @@ def _compare_masks(config: Any, longest: int) -> tuple[bool, str]:
             if difference <= _TOLERANCE * max(1.0, *(part.abs().max().item() for part in alone)):
                 return takes_mask, ""
             reasons[takes_mask] = f"a padded inquiry is encoded {difference:.2g} from itself alone"
+        # As above. The other way of masking is tried all the same.
         except Exception as error:
             reasons[takes_mask] = describe_failure(error)
     return False, reasons[False]

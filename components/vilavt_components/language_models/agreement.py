@@ -88,6 +88,7 @@ def _try_architecture(config: Any, attention: str | None) -> str:
         features = embedded + 0.5 * torch.randn_like(embedded)
         plain = copy.model(input_ids=ids, use_cache=False).logits
         expected = copy.model(inputs_embeds=features, use_cache=False).logits
+    # Models of other people, of any family: whatever they raise is why they cannot be used.
     except Exception as error:
         return describe_failure(error)
     trials = {
@@ -98,6 +99,7 @@ def _try_architecture(config: Any, attention: str | None) -> str:
     for what, (read, columns, wanted) in trials.items():
         try:
             problem = _compare(read(copy, columns), wanted)
+        # As above.
         except Exception as error:
             problem = f"fail: {describe_failure(error)}"
         if problem:

@@ -31,6 +31,7 @@ def render_dialogues(
     """
     try:
         compiled = _build_environment().from_string(template)
+    # A template is code: reading it may already compute, and raise anything.
     except Exception as error:
         yield from [{"problem": _describe(error)}] * len(dialogues)
         return
@@ -44,7 +45,6 @@ def render_dialogues(
                 **special,
             )
         except Exception as error:
-            # A template is code, and raises anything.
             yield {"problem": _describe(error)}
         else:
             yield {"text": text} if len(text) <= LONGEST else {"problem": f"it writes more than {LONGEST:,} characters"}
