@@ -242,7 +242,9 @@ def test_a_check_of_right_weights_reads_none(folder, monkeypatch):
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
     with torch.device("meta"):
-        HFCausal(HFCausalConfig(path=str(folder))).load_weights()
+        model = HFCausal(HFCausalConfig(path=str(folder)))
+        model.load_weights()
+    assert all(weight.is_meta for weight in model.parameters())
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing-here", "not a//name"])

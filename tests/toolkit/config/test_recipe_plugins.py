@@ -97,12 +97,14 @@ def test_what_ran_from_a_recipe_of_the_user_is_trusted_in_a_checkpoint(
     with isolated_registries():
         load_recipe(tiny_recipe, ["plugins=[gate.py]"])
     with isolated_registries():
-        load_recipe(recipe_of(checkpoint, tiny_recipe, "plugins/gate.py"))
+        found = load_recipe(recipe_of(checkpoint, tiny_recipe, "plugins/gate.py"))
+    assert [plugin.code is not None for plugin in found.plugins] == [True]
 
 
 def test_what_this_process_has_loaded_needs_no_trust(tiny_recipe: Path, checkpoint: Path) -> None:
     load_plugins(["plugins/gate.py"], relative_to=checkpoint)
-    load_recipe(recipe_of(checkpoint, tiny_recipe, "plugins/gate.py"))
+    found = load_recipe(recipe_of(checkpoint, tiny_recipe, "plugins/gate.py"))
+    assert [plugin.code is not None for plugin in found.plugins] == [True]
 
 
 def link_out(checkpoint: Path) -> str:
