@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -125,10 +124,13 @@ def _evaluate_model(
 
     try:
         results = evaluate_arms(model, task, recipe.recipe.eval, recipe.recipe.seed, on_item=keep_item)
+    except BaseException:
+        # Whatever ended it, an interruption too.
+        if folder.path is not None:
+            log.warning("the evaluation did not end. The items that did are in %s.", folder.path / ITEMS_FILE)
+        raise
     finally:
         folder.close()
-        if sys.exc_info()[0] is not None and folder.path is not None:
-            log.warning("the evaluation did not end. The items that did are in %s.", folder.path / ITEMS_FILE)
     untaught = find_untaught_arms(taught) if taught is not None else ()
     summary = {**summarise_results(results, task, recipe.recipe.seed, untaught), **provenance}
     # Printed first: what took hours to measure is shown even if the disk is full.
