@@ -101,8 +101,13 @@ class TrainSection(StageSection):
     )
     preprocess: Literal["ahead", "stream"] = setting(
         "stream",
-        help="'ahead' preprocesses every sample once before the first step, 'stream' does it during training",
+        help="'ahead' prepares all samples that the steps use before the first step, 'stream' does it during training",
         formerly=("prepare",),
+    )
+    max_bad_samples: int = setting(
+        0,
+        help="samples that cannot be read and are left out, each with a warning, before the run stops",
+        minimum=0,
     )
     max_samples: int | None = setting(
         None, help="training samples used (null: all of the task's)", minimum=1, formerly=("examples",)

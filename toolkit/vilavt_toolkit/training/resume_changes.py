@@ -38,7 +38,7 @@ _SPEED_AND_OUTPUT = frozenset(
     }
 )
 """Settings of a stage that may differ without a word. `init_from` was used when the run began."""
-_TOLD = frozenset({"max_skipped", "micro_batch", "steps"})
+_TOLD = frozenset({"max_bad_samples", "max_skipped", "micro_batch", "steps"})
 """Settings of a stage that may differ and are told: more steps, for example, stretch the schedule."""
 _FREE_IN_MODEL = frozenset({"checkpoint", "cudnn_attention", "path", "tokenizer"})
 """Settings of the model that say where weights and tokenizers came from, of which the checkpoint has its own, or what

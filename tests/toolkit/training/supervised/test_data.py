@@ -23,6 +23,7 @@ from vilavt_toolkit.training.supervised.data import (
     StepSampler,
     TraceDataset,
     build_step_loader,
+    build_step_sampler,
 )
 
 
@@ -83,7 +84,7 @@ def same(first, second) -> bool:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_samples_made_ahead_are_the_streamed_ones(tiny_model, tiny_task, workers):
     traces = TraceDataset(tiny_model, tiny_task, 32)
-    ahead = PreparedDataset(traces, workers, 60.0)
+    ahead = PreparedDataset(traces, range(32), workers, 60.0)
     assert len(ahead) == 32
     assert all(same(ahead[index], traces[index]) for index in range(32))
 
@@ -116,7 +117,60 @@ class BadTask:
 def test_a_sample_that_cannot_be_learned_is_named(tiny_model, tiny_task, workers):
     traces = TraceDataset(tiny_model, BadTask(tiny_task), 8)
     with pytest.raises(InputError, match=r"sample digit_scenes/0/train/3: turn 0"):
-        PreparedDataset(traces, workers, 60.0)
+        PreparedDataset(traces, range(8), workers, 60.0)
+
+
+class CountingTask(BadTask):
+    """Keeps the indices of the samples that are asked for."""
+
+    def __init__(self, task):
+        super().__init__(task)
+        self.asked = []
+
+    def sample(self, split, index):
+        self.asked.append(index)
+        return self.task.sample(split, index)
+
+
+@given(st.integers(1, 30), st.integers(1, 12), st.integers(1, 20), st.data())
+def test_the_samples_that_the_steps_left_use_are_each_named_once(size, batch, steps, data):
+    sampler = StepSampler(size, batch, steps, 0, data.draw(st.integers(0, steps)))
+    used = sampler.used_indices()
+    assert len(set(used)) == len(used) and set(used) == {index for step in sampler for index in step}
+
+
+def test_only_the_samples_that_the_steps_use_are_prepared_ahead(tiny_model, tiny_task):
+    task = CountingTask(tiny_task)
+    list(build_step_loader(tiny_model, task, section(preprocess="ahead"), 0))
+    assert tiny_task.length("train") == 32 and len(task.asked) == len(set(task.asked)) == 2 * 8
+    task.asked.clear()
+    list(build_step_loader(tiny_model, task, section(preprocess="ahead"), 0, start=1))
+    assert len(task.asked) == 8, "a resumed run prepares what is left"
+
+
+@pytest.mark.parametrize("preprocess", ["ahead", "stream"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_sample_to_spare_is_left_out_and_its_neighbours_keep_their_places(
+    tiny_model, tiny_task, preprocess, workers
+):
+    settings = section(max_samples=8, workers=workers, preprocess=preprocess)
+    whole = list(build_step_loader(tiny_model, tiny_task, settings, 0))
+    spared = dataclasses.replace(settings, max_bad_samples=1)
+    left = list(build_step_loader(tiny_model, BadTask(tiny_task), spared, 0))
+    for step, (expected, found) in enumerate(zip(whole, left, strict=True)):
+        (bad,) = found.bad_samples
+        assert bad.index == 3 and "digit_scenes/0/train/3" in bad.reason
+        bad_place = build_step_sampler(tiny_task, settings, 0).step_indices(step).index(3)
+        assert sorted(found.order) == [place for place in range(8) if place != bad_place]
+        ids = {place: row for place, row in rows_by_place(expected) if place != bad_place}
+        assert dict(rows_by_place(found)) == ids
+
+
+def rows_by_place(batch):
+    rows = [
+        row[mask].tolist() for micro in batch.micro_batches for row, mask in zip(micro.ids, micro.mask, strict=True)
+    ]
+    return zip(batch.order, rows, strict=True)
 
 
 @pytest.mark.parametrize("preprocess", ["ahead", "stream"])

@@ -12,13 +12,16 @@ import torch
 from vilavt_toolkit.config.schema import TrainSection
 from vilavt_toolkit.contracts import LanguageModel, Task, Trajectory, View
 from vilavt_toolkit.dialogue.traces import build_trace_session
+from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.models.batch import Batch, collate
 from vilavt_toolkit.models.model import VisualChatModel
+from vilavt_toolkit.training.supervised.bad_samples import BadSample
 from vilavt_toolkit.training.supervised.workers import BeginSample, WorkerPool, require_fork
 from vilavt_toolkit.utils.progress import track_progress
 
 PreparedSample = tuple[Trajectory, list[View]]
 """A sample as the model is trained on it: ids and regions, and each region's crop, ready for the encoder."""
+
 _CHUNK = 64
 """Samples that a worker prepares before it sends them back."""
 
@@ -38,31 +41,43 @@ class TraceDataset:
 
 
 class PreparedDataset:
-    """All samples prepared once, in `workers` processes, before the first step; `seconds` is their time-out."""
+    """Samples prepared once, in `workers` processes, before the first step; `seconds` is their time-out.
 
-    def __init__(self, dataset: TraceDataset, workers: int, seconds: float) -> None:
-        def prepare_chunk(chunk: range, begin_sample: BeginSample) -> list[PreparedSample]:
-            return list(_prepare_samples(dataset, chunk, begin_sample))
+    `indices` are those of the samples that the run will use, each once.
+    """
 
-        chunks = [range(start, min(start + _CHUNK, len(dataset))) for start in range(0, len(dataset), _CHUNK)]
-        self._rows: list[PreparedSample] = []
+    def __init__(
+        self, dataset: TraceDataset, indices: Sequence[int], workers: int, seconds: float, skips_bad: bool = False
+    ) -> None:
+        def prepare_chunk(chunk: Sequence[int], begin_sample: BeginSample) -> list[PreparedSample | BadSample]:
+            return list(_prepare_samples(dataset, chunk, begin_sample, skips_bad))
+
+        chunks = [indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK)]
+        self._rows: dict[int, PreparedSample | BadSample] = {}
         with WorkerPool(prepare_chunk, workers, seconds) as pool:
-            for rows in track_progress(pool.map(chunks), len(chunks), "preparing samples"):
-                self._rows += rows
+            prepared = track_progress(pool.map(chunks), len(chunks), "preparing samples")
+            for chunk, rows in zip(chunks, prepared, strict=True):
+                self._rows.update(zip(chunk, rows, strict=True))
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> PreparedSample:
+    def __getitem__(self, index: int) -> PreparedSample | BadSample:
         return self._rows[index]
 
 
 def _prepare_samples(
-    dataset: TraceDataset | PreparedDataset, indices: Sequence[int], begin_sample: BeginSample
-) -> Iterator[PreparedSample]:
+    dataset: TraceDataset | PreparedDataset, indices: Sequence[int], begin_sample: BeginSample, skips_bad: bool
+) -> Iterator[PreparedSample | BadSample]:
+    """Yield every sample; with `skips_bad`, the error of one that cannot be read in its place."""
     for index in indices:
         begin_sample(index)
-        yield dataset[index]
+        try:
+            yield dataset[index]
+        except InputError as error:
+            if not skips_bad:
+                raise
+            yield BadSample(index, str(error))
 
 
 class StepSampler:
@@ -81,6 +96,16 @@ class StepSampler:
     def __iter__(self) -> Iterator[list[int]]:
         return map(self.step_indices, range(self.start, self.steps))
 
+    def used_indices(self) -> list[int]:
+        """Return the indices of all samples that the steps left use, each once, in the order in which they come."""
+        used: dict[int, None] = {}
+        for indices in self:
+            used.update(dict.fromkeys(indices))
+            # Later epochs bring nothing new.
+            if len(used) == self.size:
+                break
+        return list(used)
+
     def step_indices(self, step: int) -> list[int]:
         """Return the indices of one step's samples, which may be of two epochs or more."""
         places = range(step * self.batch_size, (step + 1) * self.batch_size)
@@ -97,10 +122,14 @@ class StepBatch:
     """The micro-batches of one optimizer step, and counts over all of them."""
 
     # Not a dataclass: Lightning replaces the fields of dataclasses to convert them to the training precision.
-    def __init__(self, micro_batches: Sequence[Batch], order: Sequence[int] = ()) -> None:
+    def __init__(
+        self, micro_batches: Sequence[Batch], order: Sequence[int] = (), bad_samples: Sequence[BadSample] = ()
+    ) -> None:
         self.micro_batches = tuple(micro_batches)
         self.order = tuple(order)
         """For each row, counted through the micro-batches, its sample's place in the step."""
+        self.bad_samples = tuple(bad_samples)
+        """The step's samples that are left out."""
         self.produced_tokens = sum(len(batch.targets) for batch in self.micro_batches)
         """Number of tokens that the model produces, which the loss is a mean over."""
         self.turns = sum(len(batch.starts) for batch in self.micro_batches)
@@ -108,7 +137,7 @@ class StepBatch:
 
     def to(self, device: torch.device | str) -> StepBatch:
         """Return the batch with its tensors on `device`."""
-        return StepBatch([batch.to(device) for batch in self.micro_batches], self.order)
+        return StepBatch([batch.to(device) for batch in self.micro_batches], self.order, self.bad_samples)
 
 
 @dataclass(frozen=True)
@@ -144,13 +173,15 @@ class StepLoader:
         collator: StepCollator,
         workers: int,
         seconds: float,
+        skips_bad: bool = False,
     ) -> None:
         self.check_stop: Callable[[], None] = lambda: None
         """Called while a batch is waited for; raises an error if the run is to end now."""
         self._sampler = sampler
 
         def prepare_step(step: int, begin_sample: BeginSample) -> StepBatch:
-            return collator(list(_prepare_samples(dataset, sampler.step_indices(step), begin_sample)))
+            prepared = list(_prepare_samples(dataset, sampler.step_indices(step), begin_sample, skips_bad))
+            return _collate_readable(prepared, collator)
 
         self._pool = WorkerPool(prepare_step, workers, seconds, lambda: self.check_stop())
 
@@ -164,6 +195,15 @@ class StepLoader:
     def close(self) -> None:
         """End the workers."""
         self._pool.close()
+
+
+def _collate_readable(prepared: Sequence[PreparedSample | BadSample], collator: StepCollator) -> StepBatch:
+    """Collate a step's samples without the bad ones, which the batch lists beside them."""
+    bad = [sample for sample in prepared if isinstance(sample, BadSample)]
+    places = [place for place, sample in enumerate(prepared) if not isinstance(sample, BadSample)]
+    batch = collator([sample for sample in prepared if not isinstance(sample, BadSample)])
+    # The collator counts the samples that it got, and errors name samples by their place in the whole step.
+    return StepBatch(batch.micro_batches, [places[place] for place in batch.order], bad) if bad else batch
 
 
 def build_step_sampler(task: Task, section: TrainSection, seed: int, start: int = 0) -> StepSampler:
@@ -181,9 +221,12 @@ def build_step_loader(
     traces = TraceDataset(model, task, sampler.size)
     if section.workers:
         require_fork()
-    is_ahead = section.preprocess == "ahead"
-    dataset = PreparedDataset(traces, section.workers, section.worker_seconds) if is_ahead else traces
-    # Prepared samples only need collating, which is too little to be worth a worker.
-    workers = 0 if is_ahead else section.workers
+    # Without a bad sample to spare, the first one ends the run with its own error, wherever it is met.
+    skips_bad, workers = section.max_bad_samples > 0, section.workers
+    dataset: TraceDataset | PreparedDataset = traces
+    if section.preprocess == "ahead":
+        used = sampler.used_indices()
+        # Prepared samples only need collating, which is too little to be worth a worker.
+        dataset, workers = PreparedDataset(traces, used, workers, section.worker_seconds, skips_bad), 0
     collator = StepCollator(section.micro_batch or section.batch_size, model.language_model)
-    return StepLoader(dataset, sampler, collator, workers, section.worker_seconds)
+    return StepLoader(dataset, sampler, collator, workers, section.worker_seconds, skips_bad)

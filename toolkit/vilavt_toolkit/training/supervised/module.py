@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from vilavt_toolkit.checkpoints.training_state import TrainingState
 from vilavt_toolkit.config.schema import TrainSection
 from vilavt_toolkit.contracts import Optimizer, StoppingPolicy
 from vilavt_toolkit.generation.hidden_states import collect_hidden_states
@@ -15,6 +16,7 @@ from vilavt_toolkit.models.batch import Batch
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.losses import target_logprobs_and_hits
 from vilavt_toolkit.training.stage import StageModule
+from vilavt_toolkit.training.supervised.bad_samples import BadSampleCount
 from vilavt_toolkit.training.supervised.data import StepBatch
 from vilavt_toolkit.training.trainable import trainable_parameters
 
@@ -39,13 +41,26 @@ class SupervisedModule(StageModule):
         model.train()
         super().__init__(model, optimizer, section, section.steps, start)
         self._list_sample_ids = list_sample_ids
+        self._bad_samples = BadSampleCount(section.max_bad_samples)
         self._learning_policies = [policy for policy in model.stopping if trainable_parameters(policy)]
+
+    def capture_state(self) -> TrainingState:
+        """Return the samples that were left out, beside what every stage needs."""
+        base = super().capture_state()
+        return TrainingState(base.tensors, {**base.data, "bad_samples": self._bad_samples.to_json()})
+
+    def load_state(self, state: TrainingState) -> None:
+        """Take over what `capture_state` gave; raises RunError if it is damaged."""
+        super().load_state(state)
+        self._bad_samples.load_json(state.data.get("bad_samples", ()))
 
     def training_step(self, batch: StepBatch, index: int) -> None:
         """Take one optimizer step on the mean loss over all produced tokens of the step.
 
-        If stopping policies learn, the mean of their loss over the step's turns is added.
+        If stopping policies learn, the mean of their loss over the step's turns is added. Raises TrainingError, before
+        anything changes, for more samples that cannot be read than `train.max_bad_samples`.
         """
+        self._bad_samples.add_samples(batch.bad_samples)
         step, optimizer = self.step, self.begin_step()
         # In float32: bf16, the default type under bf16-true, counts exactly to 256 only.
         loss, hits, stopping_loss = torch.zeros(3, device=self.device, dtype=torch.float32)
@@ -55,14 +70,14 @@ class SupervisedModule(StageModule):
             logprobs, is_hit = target_logprobs_and_hits(logits, micro_batch)
             policy_loss = policy_loss / max(1, batch.turns)
             # Divided by the step's counts, not the micro-batch's, so that the parts add up to the step's mean.
-            part = policy_loss - logprobs.sum() / batch.produced_tokens
+            part = policy_loss - logprobs.sum() / max(1, batch.produced_tokens)
             self.add_gradient(part)
             # Sums stay on the device: reading one here would wait for it.
             loss, hits = loss + part.detach(), hits + is_hit.sum()
             stopping_loss = stopping_loss + policy_loss.detach()
             step_logprobs.append(logprobs.detach())
         self.end_step(optimizer, loss, lambda: self._find_faulty(step, batch, step_logprobs))
-        metrics = {"loss": loss, "token_accuracy": hits / batch.produced_tokens}
+        metrics = {"loss": loss, "token_accuracy": hits / max(1, batch.produced_tokens)}
         if self._learning_policies:
             metrics["stopping_loss"] = stopping_loss
         self.log_metrics(metrics, in_bar=metrics)
@@ -72,6 +87,7 @@ class SupervisedModule(StageModule):
                 "learning_rate": optimizer.param_groups[0]["lr"],
                 "tokens": float(batch.produced_tokens),
                 "skipped": float(self.skipped_steps),
+                "bad_samples": float(len(self._bad_samples)),
             }
         )
 
