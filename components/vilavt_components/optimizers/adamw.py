@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from vilavt_toolkit.contracts import Optimizer
+from vilavt_toolkit.contracts import DECAYS, Optimizer
 from vilavt_toolkit.errors import BadConfig
 from vilavt_toolkit.registry import optimizers
 from vilavt_toolkit.settings import setting
@@ -72,7 +72,7 @@ class AdamW(Optimizer):
         config = self.config
         # torch takes the weight decay per group, so the parameters are split by it.
         groups = [
-            {"params": group, "weight_decay": decay}
+            {"params": group, "weight_decay": decay, DECAYS: group is decayed}
             for group, decay in ((decayed, config.weight_decay), (others, 0.0))
             if group
         ]

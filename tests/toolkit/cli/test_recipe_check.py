@@ -56,6 +56,30 @@ def test_it_tells_what_is_trained_and_how_long_samples_are_and_creates_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 
 
+def test_it_tells_the_learning_rate_and_decay_of_every_part_and_the_names_of_weights(tiny_recipe, capsys):
+    rates = 'train.rates={projector: {lr: 0.002}, "language_model.*norm*": {lr: 0.0003}}'
+    said = passes(capsys, str(tiny_recipe), "train.freeze=[encoder]", rates, "train.optimizer.weight_decay=0.25")
+    rows = [re.split(r"\s*[│|]\s*", line.strip("│| ")) for line in said.splitlines()]
+    mine = {(row[1], row[4]): row for row in rows if len(row) == 6 and row[0] == "train"}
+    assert int(mine["encoder", ""][3].replace(",", "")) > 0 and mine["encoder", ""][2] == ""
+    assert "0.25: " in mine["projector", "0.002"][5] and ", 0: " in mine["projector", "0.002"][5]
+    assert mine["language model", "0.0003"][5] == f"0: {mine['language model', '0.0003'][2]}"
+    assert "names of weights" not in said
+    listed = passes(capsys, str(tiny_recipe), "--names")
+    assert "language_model.model.model.layers.*.self_attn.q_proj.weight" in listed
+
+
+def test_a_pattern_that_matches_nothing_is_refused_with_its_key_for_every_stage(tiny_recipe, capsys):
+    told = refused(capsys, str(tiny_recipe), "train.freeze=[language_model.*q_prj*]")
+    assert "train.freeze: " in told and "q_proj" in told and "--names" in told
+
+
+def test_a_new_projector_that_would_be_frozen_at_random_is_refused(tiny_recipe, capsys):
+    told = refused(capsys, str(tiny_recipe), "train.freeze=[projector]")
+    assert "train.freeze: projector." in told and "train.freeze_new=true" in told
+    passes(capsys, str(tiny_recipe), "train.freeze=[projector]", "train.freeze_new=true")
+
+
 def test_features_that_do_not_fit_the_context_are_refused(tiny_recipe, capsys):
     told = refused(capsys, str(tiny_recipe), "model.language_model.config.max_position_embeddings=40")
     assert re.search(

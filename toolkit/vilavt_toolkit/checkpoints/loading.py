@@ -173,6 +173,18 @@ def _match_new_parts(model: VisualChatModel, filled: frozenset[str]) -> None:
             module.to(counts.most_common(1)[0][0])
 
 
+def find_new_parts(section: ModelSection) -> frozenset[str]:
+    """Return the parts between encoder and language model whose weights a model of these settings draws at random.
+
+    Neither has pretrained weights of its own, so that only `model.checkpoint` can hold them.
+    """
+    between = frozenset({"modulator", "projector"})
+    if not section.checkpoint:
+        return between
+    found = foreign.find_foreign_checkpoint(section.checkpoint, weights=False)
+    return between - found.format.filled_parts(section, found.folder)
+
+
 def _kinds_with_weights(model: VisualChatModel) -> frozenset[str]:
     """Return the kinds of parts that have weights and use them."""
     kinds = frozenset(kind for kind, module in model.parts().items() if next(module.parameters(), None) is not None)

@@ -79,13 +79,20 @@ def list_components(
 
 
 @app.command("check")
-def check_recipe(recipe: RecipeArgument, overrides: Overrides = None, trust_plugins: TrustOption = False) -> None:
+def check_recipe(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    names: Annotated[
+        bool, typer.Option("--names", help="Print the names of all weights, which patterns of the recipe match.")
+    ] = False,
+    trust_plugins: TrustOption = False,
+) -> None:
     """Check a recipe without loading weights."""
     _check_recipe_argument(recipe, overrides)
     from vilavt_toolkit.cli import commands
 
     with trusting_plugins(trust_plugins):
-        commands.check(recipe, overrides or [])
+        commands.check(recipe, overrides or [], names)
 
 
 @app.command("train")

@@ -21,8 +21,12 @@ if TYPE_CHECKING:
     from vilavt_toolkit.vision.explain import Explanation
 
 
-def check(name: str, overrides: Sequence[str]) -> None:
-    """Check a recipe and print its components, without allocating or loading weights; raises RecipeErrors."""
+def check(name: str, overrides: Sequence[str], names: bool = False) -> None:
+    """Check a recipe and print its components, without allocating or loading weights; raises RecipeErrors.
+
+    With `names` the names of all weights are printed too.
+    """
+    from vilavt_toolkit.cli.learning_report import make_learning_table, make_names_table
     from vilavt_toolkit.cli.recipe_check import check_recipe
     from vilavt_toolkit.cli.recipe_report import describe_samples, make_parts_table
 
@@ -30,6 +34,9 @@ def check(name: str, overrides: Sequence[str]) -> None:
     report = check_recipe(recipe)
     console = make_console()
     console.print(make_parts_table(recipe, report))
+    console.print(make_learning_table(report.learning))
+    if names:
+        console.print(make_names_table(report.learning))
     for line in describe_samples(report):
         console.print(line)
     console.print(

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
+from vilavt_toolkit.cli.learning_report import LearningReport
 from vilavt_toolkit.cli.sample_check import SampleReport, check_samples
 from vilavt_toolkit.config.limits import MOST_PARAMETERS
 from vilavt_toolkit.config.recipe import CheckedRecipe
-from vilavt_toolkit.config.schema import Recipe, RLSection, TrainSection
-from vilavt_toolkit.contracts import Task
+from vilavt_toolkit.config.schema import ModelSection, Recipe, RLSection, StageSection
+from vilavt_toolkit.contracts import Optimizer, Task
 from vilavt_toolkit.data.source_check import check_sources
 from vilavt_toolkit.data.splits import require_samples
 from vilavt_toolkit.errors import BadConfig
@@ -30,8 +31,8 @@ class RecipeReport:
 
     model: VisualChatModel
     """Its model, on the meta device."""
-    trained: dict[str, dict[str, int]]
-    """For `train`, and `rl` if the recipe has it: the trained parameters of every part."""
+    learning: dict[str, LearningReport]
+    """For `train`, and `rl` if the recipe has it: what is trained, and how."""
     samples: list[SampleReport]
 
 
@@ -48,9 +49,9 @@ def check_recipe(recipe: CheckedRecipe) -> RecipeReport:
         collect.try_build("model.checkpoint", lambda: _check_checkpoint(sections.model.checkpoint))
     task: Task | None = collect.try_build("task", sections.task.build)
     splits = _check_splits(collect, sections, task)
-    trained = {"train": _check_training(collect, sections.train, model)}
+    learning = {"train": _check_training(collect, sections, model)}
     if sections.rl is not None:
-        trained["rl"] = _check_reinforcement(collect, sections.rl, model)
+        learning["rl"] = _check_reinforcement(collect, recipe, sections.rl, model)
     _check_start(collect, recipe)
     samples: list[SampleReport] = []
     if model is not None:
@@ -59,7 +60,7 @@ def check_recipe(recipe: CheckedRecipe) -> RecipeReport:
             samples = check_samples(collect, sections, model, task, splits)
     collect.raise_errors()
     assert model is not None
-    return RecipeReport(model, trained, samples)
+    return RecipeReport(model, {key: found for key, found in learning.items() if found is not None}, samples)
 
 
 def _check_size(model: VisualChatModel) -> None:
@@ -110,47 +111,61 @@ def _check_splits(collect: ErrorCollector, sections: Recipe, task: Task | None) 
     return found
 
 
-def _check_training(collect: ErrorCollector, section: TrainSection, model: VisualChatModel | None) -> dict[str, int]:
-    """Build the optimizer, and try freezing, the optimizer and compiling; return the trained parameters by part."""
-    from vilavt_toolkit.training.trainable import freeze_parts, try_optimizer
-
+def _check_training(collect: ErrorCollector, sections: Recipe, model: VisualChatModel | None) -> LearningReport | None:
+    """Build the optimizer, and try freezing, the optimizer and compiling; return what is trained."""
+    section = sections.train
     optimizer = collect.try_build("train.optimizer", section.optimizer.build)
     if model is None:
-        return {}
+        return None
     learning = [weight for weight in model.parameters() if weight.requires_grad]
-    if collect.check_fits("train.freeze", lambda: freeze_parts(model, section.frozen)) and optimizer is not None:
-        collect.check_fits("train.optimizer", lambda: try_optimizer(optimizer, model))
+    is_new = not section.init_from
+    report = _check_learning(collect, model, section, optimizer, "train", sections.model if is_new else None)
     if section.compile:
         collect.check_fits("train.compile", model.vision.check_compiles)
-    trained = _count_trained(model)
     # Reinforcement starts from the unfrozen model: what the first stage freezes the second may train.
     for weight in learning:
         weight.requires_grad_(True)
-    return trained
+    return report
 
 
-def _check_reinforcement(collect: ErrorCollector, section: RLSection, model: VisualChatModel | None) -> dict[str, int]:
-    """Build every component of section `rl`, and try freezing and the optimizer; return the trained parameters."""
+def _check_reinforcement(
+    collect: ErrorCollector, recipe: CheckedRecipe, section: RLSection, model: VisualChatModel | None
+) -> LearningReport | None:
+    """Build every component of section `rl`, and try freezing and the optimizer; return what is trained."""
     from vilavt_toolkit.training.reinforcement.rollouts import WeightedRewards
-    from vilavt_toolkit.training.trainable import freeze_parts, try_optimizer
+    from vilavt_toolkit.training.reinforcement.run import starts_from_base
 
     collect.try_build("rl.rewards", lambda: WeightedRewards(section.rewards))
     collect.try_build("rl.advantage", section.advantage.build)
     collect.try_build("rl.policy_loss", section.policy_loss.build)
     optimizer = collect.try_build("rl.optimizer", section.optimizer.build)
     if model is None:
-        return {}
+        return None
+    is_new = starts_from_base(recipe, section)
+    return _check_learning(collect, model, section, optimizer, "rl", recipe.recipe.model if is_new else None)
+
+
+def _check_learning(
+    collect: ErrorCollector,
+    model: VisualChatModel,
+    section: StageSection,
+    optimizer: Optimizer | None,
+    key: str,
+    new: ModelSection | None,
+) -> LearningReport | None:
+    """Try what a stage trains and how; `new` are the settings of a model that it starts with new parts of, if any."""
+    from vilavt_toolkit.checkpoints.loading import find_new_parts
+    from vilavt_toolkit.training.trainable import refuse_frozen_new, select_trained, try_optimizer
+
+    if not collect.check_fits(f"{key}.freeze", lambda: select_trained(model, section, key)):
+        return None
+    if new is not None:
+        collect.check_fits(f"{key}.freeze", lambda: refuse_frozen_new(model, section, find_new_parts(new), key))
+    if optimizer is None:
+        return None
     # The optimizer is tried on the frozen model, since it refuses one in which nothing is trainable.
-    if collect.check_fits("rl.freeze", lambda: freeze_parts(model, section.frozen, "rl")) and optimizer is not None:
-        collect.check_fits("rl.optimizer", lambda: try_optimizer(optimizer, model, "rl"))
-    return _count_trained(model)
-
-
-def _count_trained(model: VisualChatModel) -> dict[str, int]:
-    return {
-        kind: sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
-        for kind, module in model.parts().items()
-    }
+    rates = collect.try_build(f"{key}.optimizer", lambda: try_optimizer(optimizer, model, section, key))
+    return None if rates is None else LearningReport.of_model(model, rates)
 
 
 def _check_start(collect: ErrorCollector, recipe: CheckedRecipe) -> None:

@@ -22,17 +22,17 @@ def make_parts_table(recipe: CheckedRecipe, report: RecipeReport) -> Table:
     table.add_column("part")
     table.add_column("name")
     table.add_column("parameters", justify="right")
-    for stage in report.trained:
+    for stage in report.learning:
         table.add_column(f"trained in {stage}", justify="right")
     table.add_column("shapes")
 
     def add_part(label: str, name: str, kind: str, module: Any, shapes: str) -> None:
         total = _count_parameters(module)
-        trained = [_describe_trained(counts.get(kind, 0), total) for counts in report.trained.values()]
+        trained = [_describe_trained(found.count_trained(kind), total) for found in report.learning.values()]
         table.add_row(label, name, f"{total:,}" if total else "", *trained, shapes)
 
     def add_plain(label: str, name: str, shapes: str) -> None:
-        table.add_row(label, name, "", *[""] * len(report.trained), shapes)
+        table.add_row(label, name, "", *[""] * len(report.learning), shapes)
 
     # Encoders of stages have blocks of several widths.
     widths = "/".join(map(str, sorted({block.width for block in spec.blocks})))

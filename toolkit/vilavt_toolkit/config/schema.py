@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from vilavt_toolkit.config.learning_schema import Rate
 from vilavt_toolkit.config.limits import describe_bad_path
 from vilavt_toolkit.registry import Part
 from vilavt_toolkit.settings import part, setting
@@ -65,7 +66,21 @@ class StageSection:
         help="optimizer steps with a NaN or infinite loss or gradient that are skipped before the run stops",
         minimum=0,
     )
-    freeze: list[PartWithWeights] = setting(help="parts of the model that are not trained", factory=list)
+    freeze: list[str] = setting(
+        help="weights that are not trained: parts, or patterns of names such as language_model.model.layers.[0-3].*",
+        factory=list,
+    )
+    unfreeze: list[str] = setting(
+        help="weights that are trained although `freeze` names them: parts, or patterns of names", factory=list
+    )
+    freeze_new: bool = setting(
+        False, help="allow that weights of a modulator or projector that no checkpoint has trained are frozen"
+    )
+    rates: dict[str, Rate] = setting(
+        help="learning rate and weight decay of parts, or of weights by patterns of their names; a pattern comes "
+        "before a part",
+        factory=dict,
+    )
 
     @property
     def frozen(self) -> list[str]:

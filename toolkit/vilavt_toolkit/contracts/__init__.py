@@ -32,7 +32,7 @@ from vilavt_toolkit.contracts.language_model import (
     protect_text,
 )
 from vilavt_toolkit.contracts.modulator import Context, Inquiry, Modulator
-from vilavt_toolkit.contracts.optimizer import Optimizer
+from vilavt_toolkit.contracts.optimizer import DECAYS, Optimizer
 from vilavt_toolkit.contracts.pixel_budget import PixelBudget, PixelBudgetConfig, view_size
 from vilavt_toolkit.contracts.projector import Projector
 from vilavt_toolkit.contracts.reinforcement import Advantage, PolicyLoss, Reward, RewardConfig
@@ -55,6 +55,7 @@ if not TYPE_CHECKING:
 
 
 __all__ = [
+    "DECAYS",
     "GO_ON",
     "NEEDS",
     "Advantage",

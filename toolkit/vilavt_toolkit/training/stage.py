@@ -18,8 +18,9 @@ from vilavt_toolkit.config.schema import RLSection, TrainSection
 from vilavt_toolkit.contracts import Optimizer
 from vilavt_toolkit.errors import TrainingError
 from vilavt_toolkit.models.model import VisualChatModel
+from vilavt_toolkit.training.parameter_groups import find_rules
 from vilavt_toolkit.training.schedule import learning_rate_factor
-from vilavt_toolkit.training.trainable import build_optimizer, freeze_parts, trainable_parameters
+from vilavt_toolkit.training.trainable import build_optimizer, select_trained, trainable_parameters
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class StageModule(pl.LightningModule):
         self._loss = torch.zeros(())
         self._is_finite = True
         self._metrics: dict[str, Tensor | float] = {}
-        freeze_parts(model, section.frozen, self.section_key)
+        select_trained(model, section, self.section_key)
 
     @property
     def step(self) -> int:
@@ -100,7 +101,8 @@ class StageModule(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build the recipe's optimizer over the trainable parameters."""
-        optimizer = build_optimizer(self._optimizer, trainable_parameters(self.model), self.section_key)
+        rules = find_rules(self.model, self.section, self.section_key)
+        optimizer = build_optimizer(self._optimizer, trainable_parameters(self.model), self.section_key, rules)
         # Each group's own rate, which `begin_step` scales by the schedule.
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])

@@ -295,7 +295,8 @@ def test_parts_that_come_in_evaluation_mode_are_trained_in_training_mode_and_fro
 
 @pytest.mark.parametrize("part", ["encoder", "modulator", "projector", "language_model"])
 def test_a_frozen_part_keeps_its_weights_and_the_others_learn(tiny_recipe, tiny_model, tmp_path, part):
-    run = run_of(tiny_recipe, tmp_path / "run", "train.steps=2", "train.batch_size=4", f"train.freeze=[{part}]")
+    settings = ["train.steps=2", "train.batch_size=4", f"train.freeze=[{part}]", "train.freeze_new=true"]
+    run = run_of(tiny_recipe, tmp_path / "run", *settings)
     prefix = {"encoder": "vision.backbone.", "modulator": "vision.modulators."}.get(part, f"{part}.")
     before, after = tiny_model.state_dict(), load(run).state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}

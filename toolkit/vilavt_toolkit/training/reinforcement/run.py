@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
-from vilavt_toolkit.checkpoints.loading import build_model, load_checkpoint_model
+from vilavt_toolkit.checkpoints.loading import build_model, find_new_parts, load_checkpoint_model
 from vilavt_toolkit.checkpoints.native import write_model
 from vilavt_toolkit.checkpoints.run_folder import expand_home
 from vilavt_toolkit.checkpoints.run_lock import RunLock
@@ -28,6 +28,7 @@ from vilavt_toolkit.training.reinforcement.module import PolicyParts, Reinforcem
 from vilavt_toolkit.training.reinforcement.rollouts import RolloutCollector
 from vilavt_toolkit.training.resume_changes import check_data
 from vilavt_toolkit.training.stage import Stage
+from vilavt_toolkit.training.trainable import refuse_frozen_new
 from vilavt_toolkit.training.trainer import StageStart, find_initial_checkpoint, prepare_stage, run_stage, weight_dtype
 from vilavt_toolkit.training.world import require_single_process
 from vilavt_toolkit.utils.limits import explained_limits
@@ -84,6 +85,8 @@ def _reinforce(stage: Stage, section: RLSection, start: StageStart, allow_change
         reference = _build_model(recipe, checkpoint if start.folder is None else _find_reference(run))
     parts = PolicyParts(section.optimizer.build(), section.advantage.build(), section.policy_loss.build())
     module = ReinforcementModule(model, collector, parts, section, start.step, reference, run)
+    if checkpoint is None:
+        refuse_frozen_new(model, section, find_new_parts(recipe.recipe.model), stage.section_key)
 
     def keep_reference() -> None:
         if reference is not None and start.folder is None:
@@ -109,14 +112,19 @@ def rl_run_folder(recipe: CheckedRecipe) -> Path:
     return expand_home(chosen) if chosen else first.with_name(f"{first.name}-rl")
 
 
+def starts_from_base(recipe: CheckedRecipe, section: RLSection) -> bool:
+    """Return True if a new run starts from `model.checkpoint`, because there is no run yet that it could start from."""
+    trained = expand_home(recipe.recipe.run) / "checkpoints"
+    return bool(recipe.recipe.model.checkpoint) and not section.init_from and not trained.is_dir()
+
+
 def _find_policy_checkpoint(stage: Stage, section: RLSection) -> Path | None:
     """Find the checkpoint that the policy starts from: of `rl.init_from`, else of the recipe's run.
 
     None if neither is there and the recipe has `model.checkpoint`, which the policy then starts from.
     """
     recipe = stage.recipe.recipe
-    trained = expand_home(recipe.run) / "checkpoints"
-    if recipe.model.checkpoint and not section.init_from and not trained.is_dir():
+    if starts_from_base(stage.recipe, section):
         log.warning("there is no run %s yet: reinforcement starts from model.checkpoint.", recipe.run)
         return None
     return find_initial_checkpoint(stage, section.init_from or recipe.run)

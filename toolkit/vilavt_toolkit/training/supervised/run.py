@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-from vilavt_toolkit.checkpoints.loading import build_model, load_checkpoint_model
+from vilavt_toolkit.checkpoints.loading import build_model, find_new_parts, load_checkpoint_model
 from vilavt_toolkit.checkpoints.run_folder import expand_home
 from vilavt_toolkit.checkpoints.run_lock import RunLock
 from vilavt_toolkit.config.recipe import CheckedRecipe
@@ -20,6 +20,7 @@ from vilavt_toolkit.training.resume_changes import check_data
 from vilavt_toolkit.training.stage import Stage
 from vilavt_toolkit.training.supervised.data import StepLoader, build_step_loader, build_step_sampler
 from vilavt_toolkit.training.supervised.module import SupervisedModule
+from vilavt_toolkit.training.trainable import refuse_frozen_new
 from vilavt_toolkit.training.trainer import StageStart, find_initial_checkpoint, prepare_stage, run_stage, weight_dtype
 from vilavt_toolkit.training.world import require_single_process
 from vilavt_toolkit.utils.limits import explained_limits
@@ -57,6 +58,8 @@ def _train(stage: Stage, section: TrainSection, start: StageStart, allow_changes
         return [task.sample("train", index).id for index in build_step_sampler(task, section, seed).step_indices(step)]
 
     module = SupervisedModule(model, section.optimizer.build(), section, start.step, list_sample_ids)
+    if start.folder is None and not section.init_from:
+        refuse_frozen_new(model, section, find_new_parts(recipe.recipe.model), stage.section_key)
 
     def build_loader() -> closing[StepLoader]:
         # Built late: preparing all samples takes minutes, and everything else is checked first.
