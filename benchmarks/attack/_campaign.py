@@ -18,7 +18,9 @@ from types import FrameType
 from typing import Any
 
 SECONDS = 10.0
-"""Time after which a case counts as a hang."""
+"""Processor time after which a case counts as a hang."""
+WAITING = 60.0
+"""Seconds by the clock after which it does, too: a case that waits takes no processor time."""
 GROWTH = 1_000_000_000
 """Bytes of memory by which a case may grow the process."""
 
@@ -50,9 +52,9 @@ class Campaign:
     def run_case(self, case: str, attempt: Callable[[], str]) -> None:
         """Run one case, and record the outcome that `attempt` returns, or what went wrong."""
         _forget_peak()
-        memory, started = _read_bytes("VmRSS"), time.monotonic()
+        memory, started = _read_bytes("VmRSS"), time.process_time()
         try:
-            with _time_limit(SECONDS):
+            with _time_limit():
                 outcome = attempt()
         except _Hang as error:
             outcome = "hang"
@@ -67,7 +69,7 @@ class Campaign:
             self.findings.append(Finding(case, "growth", f"{growth:,} bytes"))
             outcome = "growth"
         self.outcomes[outcome] += 1
-        self.slowest = max(self.slowest, time.monotonic() - started)
+        self.slowest = max(self.slowest, time.process_time() - started)
         self.largest_growth = max(self.largest_growth, growth)
 
     def to_json(self) -> dict[str, Any]:
@@ -112,20 +114,24 @@ def run_quietly(command: Callable[[], Any]) -> str:
 
 
 @contextlib.contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
+def _time_limit() -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         raise _Hang
 
-    before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    # Native code does not see the signal. Then the whole campaign ends, with the place where it stands.
-    faulthandler.dump_traceback_later(6 * seconds, exit=True)
+    limits = [(signal.ITIMER_PROF, signal.SIGPROF, SECONDS), (signal.ITIMER_REAL, signal.SIGALRM, WAITING)]
+    before = [signal.signal(number, end) for _, number, _ in limits]
+    for timer, _, seconds in limits:
+        signal.setitimer(timer, seconds)
+    # Native code does not see the signals. Then the whole campaign ends, with the place where it stands.
+    faulthandler.dump_traceback_later(2 * WAITING, exit=True)
     try:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for timer, _, _ in limits:
+            signal.setitimer(timer, 0)
+        for (_, number, _), handler in zip(limits, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _forget_peak() -> None:
