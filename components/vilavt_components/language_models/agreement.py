@@ -64,6 +64,37 @@ def refuse_disagreement(label: str, config: Any, attention: str | None) -> None:
         raise InputError(f"{label}: models of type {config.model_type!r} cannot be used ({reason}). {OTHER_FAMILY}")
 
 
+def describe_mixing(config: Any, attention: str | None) -> str:
+    """Return why a row of several dialogues cannot be read with the model of transformers' `config`, or nothing."""
+    attention = attention if attention in ("eager", "sdpa") else None
+    return _find_mixing(Architecture(config), attention)
+
+
+@cache
+def _find_mixing(architecture: Architecture, attention: str | None) -> str:
+    return run_trial(lambda: _try_packing(architecture.config, attention))
+
+
+def _try_packing(config: Any, attention: str | None) -> str:
+    """Return what differs between the logits of dialogues in one row and alone, in a small copy, or an empty text."""
+    try:
+        copy = _build_copy(config, attention)
+        whole = copy.embed((torch.arange(3, 3 + _LENGTH) % copy.vocab_size).view(1, _LENGTH))
+        parts = [whole, whole[:, : _LENGTH // 2], whole.flip(1)]
+        alone = [copy.model(inputs_embeds=part, use_cache=False).logits for part in parts]
+        row, positions = torch.cat(parts, dim=1), torch.cat([_count_columns(part) for part in parts], dim=2)
+        mask, lengths = row.new_ones(row.shape[:2], dtype=torch.bool), [part.shape[1] for part in parts]
+        problem = _compare(copy(row, positions, mask, documents=lengths), torch.cat(alone, dim=1))
+    # Models of other people, of any family: whatever they raise is why they cannot be used.
+    except Exception as error:
+        problem = f"fail: {describe_failure(error)}"
+    return f"its logits of several dialogues in a row {problem}" if problem else ""
+
+
+def _count_columns(part: Tensor) -> Tensor:
+    return torch.arange(part.shape[1])[None, None]
+
+
 @cache
 def _find_disagreement(architecture: Architecture, attention: str | None) -> str:
     """Return why the toolkit cannot read with an architecture, or an empty text."""
@@ -72,16 +103,9 @@ def _find_disagreement(architecture: Architecture, attention: str | None) -> str
 
 def _try_architecture(config: Any, attention: str | None) -> str:
     """Return what differs between transformers' logits and the toolkit's in a small copy, or an empty text."""
-    from transformers import AutoModelForCausalLM
-
-    def build(config: Any) -> nn.Module:
-        made: Any = AutoModelForCausalLM.from_config  # untyped
-        model: nn.Module = made(config, attn_implementation=attention, dtype=torch.float32)
-        return model
-
     try:
         read_layer_windows(config.get_text_config(decoder=True))
-        copy = SmallCopy(build_small_copy(config, build))
+        copy = _build_copy(config, attention)
         ids = (torch.arange(3, 3 + 2 * _LENGTH) % copy.vocab_size).view(2, _LENGTH)
         embedded = copy.embed(ids)
         # Columns of features are the embeddings of no token.
@@ -105,6 +129,17 @@ def _try_architecture(config: Any, attention: str | None) -> str:
         if problem:
             return f"its logits {what} {problem}"
     return ""
+
+
+def _build_copy(config: Any, attention: str | None) -> SmallCopy:
+    from transformers import AutoModelForCausalLM
+
+    def build(config: Any) -> nn.Module:
+        made: Any = AutoModelForCausalLM.from_config  # untyped
+        model: nn.Module = made(config, attn_implementation=attention, dtype=torch.float32)
+        return model
+
+    return SmallCopy(build_small_copy(config, build))
 
 
 def _compare(found: Tensor, expected: Tensor) -> str:

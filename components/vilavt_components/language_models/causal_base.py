@@ -14,6 +14,13 @@ from torch import Tensor, nn
 from vilavt_components.common.hf_errors import as_input_error
 from vilavt_components.common.precision import Float32RotaryFrequencies
 from vilavt_components.language_models.chat_templates import save_turn_template
+from vilavt_components.language_models.document_attention import (
+    DocumentRow,
+    describe_unpackable,
+    inner_attention,
+    no_mask,
+    register_document_attention,
+)
 from vilavt_components.language_models.layer_windows import causal_mask, number_columns, read_layer_windows
 from vilavt_components.language_models.tokenizer import HFTokenizer, load_tokenizer, train_tokenizer
 from vilavt_toolkit.contracts import CacheView, LanguageModel, TurnTemplate
@@ -145,9 +152,13 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
         mask: Tensor,
         cache: CacheView | None = None,
         last: int | None = None,
+        documents: Sequence[int] | None = None,
     ) -> Tensor:
         """Return logits [B, L, V] of columns [B, L, D] at positions [P, B, L]; see the contract."""
-        if cache is None:
+        if documents is not None:
+            row, unmasked = self._prepare_documents(documents, embeddings.device)
+            logits = self._compute_logits(embeddings, positions, unmasked, None, last, documents=row)
+        elif cache is None:
             logits = self._compute_logits(embeddings, positions, self._window_padding(mask, embeddings), None, last)
         else:
             with self._mask_taking_attention(is_single=embeddings.shape[1] == 1) as takes_none:
@@ -160,8 +171,13 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
         logits[..., len(self.tokenizer) :] = float("-inf")
         return logits
 
-    def _compute_logits(self, embeddings: Tensor, positions: Tensor, mask: Any, cache: Any, last: int | None) -> Tensor:
-        """Return the model's logits in a tensor that the caller may write to. A `mask` of None means causal."""
+    def _compute_logits(
+        self, embeddings: Tensor, positions: Tensor, mask: Any, cache: Any, last: int | None, **options: Any
+    ) -> Tensor:
+        """Return the model's logits in a tensor that the caller may write to. A `mask` of None means causal.
+
+        `options` go to every layer's attention.
+        """
         # One position axis: `positions` is [1, B, L]. transformers takes 0 for "logits of all columns".
         output = self.model(
             inputs_embeds=embeddings,
@@ -170,15 +186,31 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
             past_key_values=cache,
             use_cache=cache is not None,
             logits_to_keep=last or 0,
+            **options,
         )
         logits: Tensor = output.logits
         return logits
+
+    def describe_packing_problem(self) -> str:
+        """Return why the model takes no row of several dialogues, or an empty text."""
+        text = self.model.config.get_text_config()
+        return describe_unpackable(text)
+
+    def _prepare_documents(self, documents: Sequence[int], device: torch.device) -> tuple[DocumentRow, Any]:
+        """Return the dialogues of a row, and the masks that keep transformers from making its own."""
+        text = self.model.config.get_text_config()
+        # For good, since layers may be computed again in the backward pass, long after this forward.
+        text._attn_implementation = register_document_attention(text._attn_implementation)
+        unmasked, types = no_mask(device), self._windows.types
+        return DocumentRow(documents, self._windows, device), (
+            dict.fromkeys(types, unmasked) if len(types) > 1 else unmasked
+        )
 
     def _window_padding(self, mask: Tensor, embeddings: Tensor) -> Any:
         """Return the attention masks for columns [B, L, D] without a cache, of which those under `mask` are real."""
         # transformers slides a window over columns and counts padding as text, which would shift it from row to row.
         # No window slides within its own length, so a short text needs no other mask.
-        implementation = self.model.config.get_text_config()._attn_implementation
+        implementation = inner_attention(self.model.config.get_text_config()._attn_implementation)
         if not self._windows.applies_to(mask.shape[1]) or implementation not in _MASKED:
             return mask
         full, numbers = causal_mask(mask, embeddings.dtype), number_columns(mask)
@@ -215,7 +247,7 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
         config = self.model.config.get_text_config()
         chosen = config._attn_implementation
         # Where attention has more than queries, keys and values, as the sinks of gpt_oss, sdpa would leave them out.
-        if chosen == "eager" or not self.model._supports_sdpa:
+        if inner_attention(chosen) == "eager" or not self.model._supports_sdpa:
             used = "eager"
         else:
             used = self._single_token_attention() if is_single else "sdpa"

@@ -11,7 +11,7 @@ import torch
 
 from vilavt_components.common.hf_errors import check_known_settings, check_sizes
 from vilavt_components.common.hf_weights import check_pretrained, load_pretrained, loading_errors
-from vilavt_components.language_models.agreement import refuse_disagreement
+from vilavt_components.language_models.agreement import describe_mixing, refuse_disagreement
 from vilavt_components.language_models.causal_base import CausalConfig, CausalModel, config_errors
 from vilavt_toolkit.registry import language_models
 
@@ -54,6 +54,10 @@ class HFCausal(CausalModel):
             "windows": HFCausalConfig(config={"model_type": "gemma3_text", **mixed}, vocab_size=320),
             "sinks": HFCausalConfig(config={"model_type": "gpt_oss", **sinks}, vocab_size=320),
         }
+
+    def describe_packing_problem(self) -> str:
+        """Return why the model takes no row of several dialogues, or an empty text; a small copy of it is tried."""
+        return super().describe_packing_problem() or describe_mixing(self.model.config, self.config.attention)
 
     def load_weights(self) -> None:
         """Load the weights of `path`, or only check them for a model on the meta device; raises InputError."""

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SLIDING, _CHUNKED = "sliding_attention", "chunked_attention"
+_SLIDING, CHUNKED = "sliding_attention", "chunked_attention"
 # Types of layers in transformers that keep one key and value for each token, or nothing.
-_WITH_KEYS = ("full_attention", _SLIDING, _CHUNKED, "moe", "mlp")
+_WITH_KEYS = ("full_attention", _SLIDING, CHUNKED, "moe", "mlp")
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class LayerWindows:
     """The types that occur, as transformers names them."""
     sizes: Mapping[str, int]
     """Tokens in the window or chunk of every type that has one."""
+    layers: tuple[str, ...] = ()
+    """The type of every layer; empty if all are of one."""
 
     def applies_to(self, columns: int) -> bool:
         """Return True if some layer does not see all of so many columns."""
@@ -36,7 +38,7 @@ class LayerWindows:
         """
         found = dict(full) if isinstance(full, dict) else dict.fromkeys(self.types, full)
         for kind, size in self.sizes.items():
-            found[kind] = _hide_others(mask, new, seen, size, kind)
+            found[kind] = hide_others(mask, new, seen, size, kind)
         # Families that have one type of layer take no masks by type.
         return found if len(found) > 1 else next(iter(found.values()))
 
@@ -44,15 +46,16 @@ class LayerWindows:
 def read_layer_windows(text: Any) -> LayerWindows:
     """Return the windows of transformers' text configuration; raises ValueError for layers that keep other states."""
     window, chunk = getattr(text, "sliding_window", None), getattr(text, "attention_chunk_size", None)
-    types = tuple(dict.fromkeys(getattr(text, "layer_types", None) or ()))
+    layers = tuple(getattr(text, "layer_types", None) or ())
+    types = tuple(dict.fromkeys(layers))
     if not types:
         # Without types all layers are alike: in Mistral's first models all of them slide.
-        types = (_SLIDING if window else _CHUNKED if chunk else "full_attention",)
+        types = (_SLIDING if window else CHUNKED if chunk else "full_attention",)
     if other := [kind for kind in types if kind not in _WITH_KEYS]:
         # Such a state cannot go back when a turn is rewritten, and is not that of a row alone.
         raise ValueError(f"its layers of the type {other[0]!r} keep another state than keys and values")
-    given = {_SLIDING: window, _CHUNKED: chunk}
-    return LayerWindows(types, {kind: int(size) for kind in types if (size := given.get(kind))})
+    given = {_SLIDING: window, CHUNKED: chunk}
+    return LayerWindows(types, {kind: int(size) for kind in types if (size := given.get(kind))}, layers)
 
 
 def number_columns(mask: Tensor) -> Tensor:
@@ -70,7 +73,8 @@ def causal_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return added.masked_fill_(~visible, -torch.inf)[:, None]
 
 
-def _hide_others(mask: Tensor, new: Tensor, seen: Tensor, size: int, kind: str) -> Tensor:
+def hide_others(mask: Tensor, new: Tensor, seen: Tensor, size: int, kind: str = _SLIDING) -> Tensor:
+    """Return a mask without what is out of the window or chunk of `size`; arguments as those of `split_mask`."""
     rows, columns = new[:, None, :, None].int(), seen[:, None, None, :].int()
     hidden = rows - columns >= size if kind == _SLIDING else rows // size != columns // size
     return mask.masked_fill(hidden, -torch.inf)

@@ -209,13 +209,16 @@ class Qwen25VLLanguageModel(CausalModel):
         if self.is_tied:
             self.lm_head.weight = self.model.get_input_embeddings().weight
 
-    def _compute_logits(self, embeddings: Tensor, positions: Tensor, mask: Any, cache: Any, last: int | None) -> Tensor:
+    def _compute_logits(
+        self, embeddings: Tensor, positions: Tensor, mask: Any, cache: Any, last: int | None, **options: Any
+    ) -> Tensor:
         hidden = self.model(
             inputs_embeds=embeddings,
             position_ids=positions,
             attention_mask=mask,
             past_key_values=cache,
             use_cache=cache is not None,
+            **options,
         ).last_hidden_state
         logits: Tensor = self.lm_head(hidden if last is None else hidden[:, -last:])
         return logits

@@ -31,9 +31,9 @@ def sessions(tiny_model) -> list[Session]:
     return [example(tiny_model, seed, zooms, images) for seed, (zooms, images) in enumerate(shapes)]
 
 
-def batch_of(sessions, left: bool = False):
+def batch_of(sessions, left: bool = False, packed: bool = False):
     language_model = sessions[0].model.language_model
-    return collate([s.trajectory for s in sessions], [s.views for s in sessions], language_model, left)
+    return collate([s.trajectory for s in sessions], [s.views for s in sessions], language_model, left, packed)
 
 
 def logits_of(model, sessions, left: bool = False) -> list[torch.Tensor]:
@@ -130,3 +130,51 @@ def test_moving_a_batch_moves_its_tensors_and_keeps_the_rest(sessions):
     moved = batch.to("meta")
     assert moved.ids.device.type == moved.slots.device.type == moved.mask.device.type == "meta"
     assert moved.views == batch.views and moved.groups == batch.groups and moved.inquiries == batch.inquiries
+
+
+def packed_loss(model, sessions, packed: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The mean loss over all produced tokens, and every gradient; each dialogue alone unless `packed`."""
+    model.zero_grad(set_to_none=True)
+    batches = [batch_of(sessions, packed=True)] if packed else [batch_of([session]) for session in sessions]
+    count = sum(len(batch.targets) for batch in batches)
+    parts = [-target_logprobs(model(batch), batch).sum() / count for batch in batches]
+    loss = torch.stack(parts).sum()
+    loss.backward()
+    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    return loss.detach(), gradients
+
+
+@pytest.mark.parametrize("model_name", ["tiny_model", "mrope_model"])
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [4, 3, 1], [2]], ids=str)
+def test_a_packed_row_has_the_loss_and_every_gradient_of_its_dialogues_alone(request, model_name, order):
+    model = trained(request.getfixturevalue(model_name))
+    shapes = [(1, 1), (0, 2), (2, 3), (0, 0), (1, 2)]
+    rows = [example(model, number, *shapes[number]) for number in order]
+    loss, gradients = packed_loss(model, rows, packed=True)
+    expected_loss, expected = packed_loss(model, rows, packed=False)
+    assert (loss - expected_loss).abs() <= 1e-5 * expected_loss.abs()
+    assert gradients.keys() == expected.keys() and any("modulators" in name for name in expected)
+    for name, gradient in expected.items():
+        assert (gradients[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
+def test_a_packed_row_has_no_padding_and_knows_where_its_dialogues_are(tiny_model, sessions):
+    batch, padded = batch_of(sessions, packed=True), batch_of(sessions)
+    lengths = [len(session.trajectory.ids) for session in sessions]
+    assert batch.ids.shape == (1, sum(lengths)) and bool(batch.mask.all()) and batch.documents == tuple(lengths)
+    assert batch.ids[0].tolist() == [token for session in sessions for token in session.trajectory.ids]
+    for each in (batch, padded):
+        assert each.size == 5
+        assert each.find_trajectories(each.targets) == each.find_trajectories(each.starts + 1) == [0, 1, 2, 3, 4]
+        assert each.find_trajectories(each.slots) == [0, 1, 2, 4], "dialogue 3 shows nothing"
+        assert each.find_trajectories(each.targets[-1:]) == [4] and each.find_trajectories(each.targets[:0]) == []
+    assert torch.equal(batch.answered, padded.answered) and batch.inquiries == padded.inquiries
+    assert torch.equal(batch.ids.flatten()[batch.starts + 1], padded.ids.flatten()[padded.starts + 1])
+
+
+def test_a_dialogue_that_begins_with_a_written_token_is_refused(tiny_model, sessions):
+    """The column before it is of another dialogue, which would be taught to predict it."""
+    trajectory = sessions[0].trajectory.copy()
+    trajectory.produced[0] = True
+    with pytest.raises(ValueError, match="begins with a token of the model"):
+        collate([trajectory], [sessions[0].views], tiny_model.language_model)

@@ -126,13 +126,21 @@ class LanguageModel(nn.Module, Component, ABC):
         mask: Tensor,
         cache: CacheView | None = None,
         last: int | None = None,
+        documents: Sequence[int] | None = None,
     ) -> Tensor:
         """Return the logits [B, L, V] of columns [B, L, D] at positions [P, B, L], or of the `last` columns only.
 
         `mask` [B, L] is True on real columns, and padding may stand anywhere. With `cache` the columns follow those in
         the cache, `cache.mask` says which columns each one sees, and every layer adds its keys and values to the
         cache. The logit of the placeholder is -inf, in sampling as in training.
+
+        `documents` are the lengths of dialogues that fill a single row [1, L] one after another, each with positions of
+        its own. A column sees no other dialogue than its own. Only a model without a packing problem takes them.
         """
+
+    def describe_packing_problem(self) -> str:
+        """Return why `forward` takes no `documents`, in a few words; empty if it takes them."""
+        return "it reads one dialogue a row"
 
     # A module, so that a forward hook on it can read the hidden states without a second forward.
     @property

@@ -1,9 +1,10 @@
-"""Batches: trajectories side by side, padded, with their regions packed."""
+"""Batches: trajectories side by side and padded, or one after another in a row, with their regions packed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from vilavt_toolkit.contracts import LanguageModel, Trajectory, View
 
 @dataclass(frozen=True)
 class Batch:
-    """Holds B trajectories, padded to L columns. Regions, groups and inquiries are packed over the whole batch."""
+    """Holds B trajectories, padded to L columns, or several in one row of L. Regions and groups are packed over all."""
 
     ids: Tensor
     """[B, L] token ids, with the placeholder on padding."""
@@ -35,6 +36,22 @@ class Batch:
     """[M] flattened [B * L] columns before the M turns that the model wrote: each predicts the first token of one."""
     answered: Tensor
     """[M] float32, 1 if that turn answers, 0 if it calls the tool; turns that do neither are left out."""
+    documents: tuple[int, ...] = ()
+    """Lengths of the trajectories of a packed row, one after another; empty if each has a row of its own."""
+
+    @property
+    def size(self) -> int:
+        """Number of trajectories."""
+        return len(self.documents) or len(self.ids)
+
+    def find_trajectories(self, columns: Tensor) -> list[int]:
+        """Return the numbers of the trajectories that flattened [B * L] columns belong to, each once and in order."""
+        if not self.documents:
+            owners = columns // self.ids.shape[1]
+        else:
+            ends = torch.tensor(self.documents, device=columns.device).cumsum(0)
+            owners = torch.searchsorted(ends, columns, right=True)
+        return sorted(set(owners.tolist()))
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with its tensors on `device`; views move when they are embedded."""
@@ -51,41 +68,59 @@ def collate(
     views: Sequence[Sequence[View]],
     language_model: LanguageModel,
     left: bool = False,
+    packed: bool = False,
 ) -> Batch:
     """Pad trajectories to one length, and pack their regions; a group never leaves its own trajectory.
 
-    `views` are those of each trajectory's regions. `left` pads on the left.
+    `views` are those of each trajectory's regions. `left` pads on the left. `packed` lays the trajectories one after
+    another into a single row, without padding.
     """
-    length = max(len(trajectory.ids) for trajectory in trajectories)
-    shape = (len(trajectories), length)
-    ids = torch.full(shape, language_model.placeholder)
-    positions = torch.zeros(language_model.axes, *shape, dtype=torch.long)
-    mask, produced = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+    lengths = tuple(len(trajectory.ids) for trajectory in trajectories)
+    shape, firsts = _place_trajectories(lengths, left, packed)
+    ids = torch.full((shape[0] * shape[1],), language_model.placeholder)
+    positions = torch.zeros(language_model.axes, len(ids), dtype=torch.long)
+    mask, produced = torch.zeros(len(ids), dtype=torch.bool), torch.zeros(len(ids), dtype=torch.bool)
     slots: list[Tensor] = []
     groups: list[int] = []
     inquiries: list[tuple[int, ...]] = []
     turns: list[tuple[int, bool]] = []
-    for row, trajectory in enumerate(trajectories):
-        size = len(trajectory.ids)
-        start = length - size if left else 0
-        span = slice(start, start + size)
-        ids[row, span] = torch.tensor(trajectory.ids)
-        produced[row, span] = torch.tensor(trajectory.produced)
-        mask[row, span] = True
-        # Positions count a row's own tokens, so that padding on the left shifts no RoPE.
-        positions[:, row, span] = trajectory.positions(language_model)
-        turns += [(row * length + start + column, answers) for column, answers in _turn_starts(trajectory)]
+    for first, trajectory in zip(firsts, trajectories, strict=True):
+        span = slice(first, first + len(trajectory.ids))
+        ids[span] = torch.tensor(trajectory.ids)
+        produced[span] = torch.tensor(trajectory.produced)
+        mask[span] = True
+        # Positions count a trajectory's own tokens: neither padding on the left nor those before it shift its RoPE.
+        positions[:, span] = trajectory.positions(language_model)
+        turns += [(first + column, answers) for column, answers in _turn_starts(trajectory)]
         for region in trajectory.regions:
-            first = row * length + start + region.start
-            slots.append(torch.arange(first, first + region.count))
+            slots.append(torch.arange(first + region.start, first + region.start + region.count))
             groups.append(len(inquiries) + region.group)
         inquiries += [group.ids for group in trajectory.groups]
-    placed = torch.cat(slots) if slots else torch.zeros(0, dtype=torch.long)
-    packed = tuple(view for row in views for view in row)
-    targets = produced.flatten().nonzero()[:, 0]
-    starts = torch.tensor([column for column, _ in turns], dtype=torch.long)
-    answered = torch.tensor([answers for _, answers in turns], dtype=torch.float32)
-    return Batch(ids, positions, mask, targets, placed, packed, tuple(groups), tuple(inquiries), starts, answered)
+    if produced[firsts].any():
+        raise ValueError("a trajectory begins with a token of the model, which no column of its own predicts")
+    return Batch(
+        ids.view(shape),
+        positions.view(-1, *shape),
+        mask.view(shape),
+        targets=produced.nonzero()[:, 0],
+        slots=torch.cat(slots) if slots else torch.zeros(0, dtype=torch.long),
+        views=tuple(view for row in views for view in row),
+        groups=tuple(groups),
+        inquiries=tuple(inquiries),
+        starts=torch.tensor([column for column, _ in turns], dtype=torch.long),
+        answered=torch.tensor([answers for _, answers in turns], dtype=torch.float32),
+        documents=lengths if packed else (),
+    )
+
+
+def _place_trajectories(lengths: Sequence[int], left: bool, packed: bool) -> tuple[tuple[int, int], list[int]]:
+    """Return the shape [B, L] of a batch, and the flattened column in which each trajectory begins."""
+    if packed:
+        return (1, sum(lengths)), list(accumulate(lengths, initial=0))[:-1]
+    longest = max(lengths)
+    return (len(lengths), longest), [
+        row * longest + (longest - length if left else 0) for row, length in enumerate(lengths)
+    ]
 
 
 def _turn_starts(trajectory: Trajectory) -> Iterator[tuple[int, bool]]:

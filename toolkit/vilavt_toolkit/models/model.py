@@ -104,5 +104,7 @@ class VisualChatModel(nn.Module):
             embedded = self.embed(batch.ids, batch.slots, features)
         else:
             embedded = self.language_model.embed(batch.ids)
-        logits: Tensor = self.language_model(embedded, batch.positions, batch.mask)
+        # Language models of other people need not know of rows of several dialogues.
+        packed = {"documents": batch.documents} if batch.documents else {}
+        logits: Tensor = self.language_model(embedded, batch.positions, batch.mask, **packed)
         return logits

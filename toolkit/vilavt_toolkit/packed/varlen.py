@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from vilavt_toolkit.packed.tokens import (
     to_device,
 )
 
-_WIDEST_HEAD = 256
+WIDEST_HEAD = 256
 """Most channels of a head that the kernel supports."""
 
 
@@ -64,8 +65,8 @@ def choose_kernel(
     """
     if biased:
         return KernelChoice("buckets", "a bias is added to the logits")
-    if q.shape[-1] % 8 or q.shape[-1] > _WIDEST_HEAD:
-        return KernelChoice("buckets", f"heads of {q.shape[-1]} channels are no multiple of 8 up to {_WIDEST_HEAD}")
+    if q.shape[-1] % 8 or q.shape[-1] > WIDEST_HEAD:
+        return KernelChoice("buckets", f"heads of {q.shape[-1]} channels are no multiple of 8 up to {WIDEST_HEAD}")
     if wanted == "buckets":
         return KernelChoice("buckets", "it was asked for")
     missing = varlen_unsupported_reason(q)
@@ -211,5 +212,26 @@ def run_varlen_kernel(
     is_allowed: Any = torch.backends.cuda.cudnn_sdp_enabled  # untyped
     reach = -1 if is_allowed() else max(longest_q, longest_k)
     out = varlen_attn(q, k, v, starts_q, starts_k, longest_q, longest_k, scale=scale, window_size=(reach, reach))
+    assert isinstance(out, Tensor)
+    return out
+
+
+def run_causal_varlen_kernel(
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int, scale: float | None, window: int | None = None
+) -> Tensor:
+    """Run torch's kernel causally; q [S, H, d], k and v [S, H', d] -> [S, H, d], H a multiple of H'.
+
+    A query sees the keys of its segment up to its own place, the last `window` of them if that is given. `starts` are
+    those of a `VarlenPlan`.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    dtype, call = compute_dtype(q), cast("Callable[..., Any]", varlen_attn)
+    options: dict[str, Any] = {"scale": scale, "window_size": (-1 if window is None else window - 1, 0)}
+    # Earlier versions share keys between heads without being told.
+    if k.shape[1] != q.shape[1] and "enable_gqa" in inspect.signature(call).parameters:
+        options["enable_gqa"] = True
+    q, k, v = (states.to(dtype).contiguous() for states in (q, k, v))
+    out = call(q, k, v, starts, starts, longest, longest, **options)
     assert isinstance(out, Tensor)
     return out

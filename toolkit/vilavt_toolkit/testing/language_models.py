@@ -96,6 +96,27 @@ def ignores_masked_columns(instance: Instance[LanguageModel]) -> None:
 
 
 @_for_every_instance
+def keeps_dialogues_of_a_row_apart(instance: Instance[LanguageModel]) -> None:
+    """Dialogues in one row have the logits and the gradient that each has alone, if the model takes such rows."""
+    model = _build(instance)
+    if model.describe_packing_problem():
+        return
+    ids, mask = _ragged_batch(model)
+    rows = [ids[row, mask[row]].unsqueeze(0) for row in range(len(ids))]
+    embedded = model.embed(torch.cat(rows, dim=1)).detach().requires_grad_()
+    masks = [torch.ones_like(part, dtype=torch.bool) for part in rows]
+    positions, lengths = [_text_positions(model, part) for part in masks], [part.shape[1] for part in rows]
+    alone = torch.cat(
+        [model(*each) for each in zip(torch.split(embedded, lengths, dim=1), positions, masks, strict=True)], dim=1
+    )
+    together = model(embedded, torch.cat(positions, dim=2), torch.cat(masks, dim=1), documents=lengths)
+    _assert_same(together, alone, "dialogues in one row and alone")
+    sums = [logits.masked_fill(logits == float("-inf"), 0).square().sum() for logits in (together, alone)]
+    found, expected = (torch.autograd.grad(total, embedded)[0] for total in sums)
+    bench.assert_close(found, expected, "gradients of dialogues in one row and alone", _TOLERANCE)
+
+
+@_for_every_instance
 def continues_from_its_cache(instance: Instance[LanguageModel]) -> None:
     """Logits from the KV cache equal those of one full forward, with rows that grow at their own pace."""
     model = _build(instance)
@@ -212,6 +233,7 @@ def reloads_what_it_saved(instance: Instance[LanguageModel]) -> None:
 CLAIMS = (
     builds_quickly_and_on_the_meta_device,
     ignores_masked_columns,
+    keeps_dialogues_of_a_row_apart,
     continues_from_its_cache,
     continues_after_its_cache_was_truncated,
     exposes_its_hidden_states,

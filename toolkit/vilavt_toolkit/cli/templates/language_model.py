@@ -57,8 +57,7 @@ class _Layer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor, cache: CacheView | None, index: int) -> Tensor:
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         k, v = (k, v) if cache is None else cache.update(index, k, v)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
-        x = x + self.proj(attended.transpose(1, 2).flatten(2))
+        x = x + self.proj(F.scaled_dot_product_attention(q, k, v, mask.to(q.dtype)).transpose(1, 2).flatten(2))
         return x + cast("Tensor", self.mlp(self.norm2(x)))
 
 
@@ -93,6 +92,7 @@ class MyPart(LanguageModel):
         mask: Tensor,
         cache: CacheView | None = None,
         last: int | None = None,
+        documents: Sequence[int] | None = None,
     ) -> Tensor:
         """Return logits [B, L, V] of columns [B, L, D] at positions [1, B, L]; `mask` [B, L] is True on real ones."""
         x = embeddings + self.places(positions[0])

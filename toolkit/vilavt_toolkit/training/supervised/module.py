@@ -111,9 +111,8 @@ class SupervisedModule(StageModule):
         ids = list(self._list_sample_ids(step)) if self._list_sample_ids is not None else []
         found, first_row = [], 0
         for micro_batch, logprobs in zip(batch.micro_batches, step_logprobs, strict=True):
-            # A target is a place in the flattened batch [B * L], so that its row is the quotient by L.
-            rows = micro_batch.targets[~logprobs.isfinite()] // micro_batch.ids.shape[1]
-            found += [batch.order[first_row + row] for row in sorted(set(rows.tolist()))]
-            first_row += len(micro_batch.ids)
+            rows = micro_batch.find_trajectories(micro_batch.targets[~logprobs.isfinite()])
+            found += [batch.order[first_row + row] for row in rows]
+            first_row += micro_batch.size
         places = found or range(first_row)
         return [ids[place] if ids else f"number {place}" for place in places]
