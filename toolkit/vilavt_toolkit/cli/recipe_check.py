@@ -172,12 +172,14 @@ def _check_start(collect: ErrorCollector, recipe: CheckedRecipe) -> None:
     """Try what a stage does before its first step, and write nothing."""
     from vilavt_toolkit.checkpoints.run_folder import expand_home
     from vilavt_toolkit.checkpoints.run_lock import refuse_run_folder
+    from vilavt_toolkit.training.metric_log import check_trackers
     from vilavt_toolkit.training.trainer import make_trainer
     from vilavt_toolkit.training.world import require_single_process
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     collect.try_build("train", require_single_process)
     collect.try_build("train", lambda: make_trainer(recipe.recipe.train, logger=False, enable_progress_bar=False))
+    collect.check_fits("train", lambda: check_trackers(recipe.recipe.train.trackers))
     collect.try_build("run", lambda: refuse_run_folder(expand_home(recipe.recipe.run)))
     if recipe.recipe.train.init_from:
         collect.try_build("train.init_from", lambda: _check_initial_weights(recipe))

@@ -21,6 +21,10 @@ PARTS_WITH_WEIGHTS: frozenset[PartWithWeights] = frozenset(get_args(PartWithWeig
 """All kinds of parts that can have weights; `VisualChatModel.parts` gives their modules."""
 
 
+TrackerName = Literal["tensorboard", "csv", "wandb", "mlflow", "trackio"]
+"""A tracker of metrics, as `train.trackers` names it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSection:
     """The components of the model."""
@@ -129,6 +133,16 @@ class TrainSection(StageSection):
     )
     checkpoint_every: int = setting(500, help="steps between checkpoints", minimum=1)
     log_every: int = setting(10, help="steps between logged metrics", minimum=1)
+    trackers: list[TrackerName] = setting(
+        help="where metrics go, for both stages: tensorboard, csv, wandb, mlflow, trackio",
+        factory=lambda: ["tensorboard"],
+    )
+    peak_tflops: float | None = setting(
+        None,
+        help="10^12 operations per second that the device can do, for the metric mfu (null: by its name, or measured)",
+        minimum=0.001,
+        maximum=1e6,
+    )
     gradient_checkpointing: bool = setting(
         False, help="recompute the encoder's blocks in the backward pass: slower, but in less memory"
     )

@@ -52,19 +52,34 @@ class CostCounter:
         patches = [encoder.token_count(size) for size in sizes]
         features = sum(self._model.feature_count(size) for size in sizes)
         flops = 2.0 * self._encoder_weights * sum(patches) + 2.0 * self._projector_weights * features
+        return Usage(
+            patches=sum(patches), features=features, flops=flops + self.encoding_attention_flops(views, groups)
+        )
+
+    def encoding_attention_flops(self, views: Sequence[View], groups: Sequence[int] | None = None) -> float:
+        """Return the part of `encoding_cost` that is attention, which has no weights."""
+        sizes, encoder = [view.size for view in views], self._model.vision.backbone
+        if not sizes:
+            return 0.0
+        patches = [encoder.token_count(size) for size in sizes]
         # The layout of the real forward gives the segments, so windows and inquiry groups are counted as they run.
         layout = Layout.build(sizes, patches, range(len(sizes)) if groups is None else groups, encoder.partitions)
+        flops = 0.0
         for partition, width, attends_over_group in self._attention:
             segments = layout.partitions["group" if attends_over_group else partition]
             flops += 4.0 * width * sum(length**2 for length in segments)
-        return Usage(patches=sum(patches), features=features, flops=flops)
+        return flops
 
     def reading_flops(self, tokens: int, prefix: int, logit_count: int = 1) -> float:
         """Return the operations of reading `tokens` after a prefix, and of the logits at `logit_count` of them."""
+        attention = self.reading_attention_flops(tokens, prefix)
+        return 2.0 * self._blocks * tokens + attention + 2.0 * self._head * logit_count
+
+    def reading_attention_flops(self, tokens: int, prefix: int) -> float:
+        """Return the part of `reading_flops` that is attention, which has no weights."""
         # Causal attention: token i of them sees the prefix and i tokens, itself included. This is the mean over i.
         seen = prefix + (tokens + 1) / 2
-        attention = 4.0 * self._layers * self._width * tokens * seen
-        return 2.0 * self._blocks * tokens + attention + 2.0 * self._head * logit_count
+        return 4.0 * self._layers * self._width * tokens * seen
 
 
 def _count_matrix_weights(modules: Iterable[nn.Module], skip: Iterable[int] = ()) -> int:

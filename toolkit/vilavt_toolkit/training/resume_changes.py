@@ -32,7 +32,9 @@ _SPEED_AND_OUTPUT = frozenset(
         "rollout_batch",
         "run",
         "save_rollouts_every",
+        "peak_tflops",
         "threads",
+        "trackers",
         "worker_seconds",
         "workers",
     }

@@ -18,6 +18,7 @@ from vilavt_toolkit.config.schema import RLSection, TrainSection
 from vilavt_toolkit.contracts import Optimizer
 from vilavt_toolkit.errors import TrainingError
 from vilavt_toolkit.models.model import VisualChatModel
+from vilavt_toolkit.training.metric_log import MetricLog
 from vilavt_toolkit.training.parameter_groups import find_rules
 from vilavt_toolkit.training.schedule import learning_rate_factor
 from vilavt_toolkit.training.trainable import build_optimizer, select_trained, trainable_parameters
@@ -73,6 +74,8 @@ class StageModule(pl.LightningModule):
         """Steps left out because their loss or gradient was NaN or infinite."""
         self.is_between_steps = True
         """True while no weight changes, so that a checkpoint saved after an error is that of the last step."""
+        self.metric_log: MetricLog | None = None
+        """The trackers that get the metrics; None: nobody does."""
         self._optimizer = optimizer
         self._taken_steps = 0
         self._norm = torch.zeros(())
@@ -187,14 +190,12 @@ class StageModule(pl.LightningModule):
                 self.log(name, value, prog_bar=True, logger=False)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """End the step, and write its metrics to the logger every `log_every` steps.
+        """End the step, and write its metrics to the trackers every `log_every` steps.
 
         Lightning would count steps from 0 again in a resumed run, and only a private counter changes that. Metrics that
         a step does not set keep the values of an earlier one: rollouts are made before the first inner epoch only.
         """
         self.is_between_steps = True
         step = self.step - 1
-        if self.logger is None or (step + 1) % self.section.log_every:
-            return
-        self.logger.log_metrics({name: float(value) for name, value in self._metrics.items()}, step)
-        self.logger.save()
+        if self.metric_log is not None and not (step + 1) % self.section.log_every:
+            self.metric_log.log_metrics({name: float(value) for name, value in self._metrics.items()}, step)

@@ -24,11 +24,13 @@ from vilavt_toolkit.training.callbacks.checkpointing import CheckpointCallback
 from vilavt_toolkit.training.callbacks.interruption import Interruption
 from vilavt_toolkit.training.callbacks.progress_bar import StepProgressBar
 from vilavt_toolkit.training.callbacks.step_timer import StepTimer
-from vilavt_toolkit.training.metric_log import build_metric_log, log_recipe
+from vilavt_toolkit.training.callbacks.throughput import Throughput
+from vilavt_toolkit.training.metric_log import MetricLog, check_trackers
 from vilavt_toolkit.training.resume import check_state
 from vilavt_toolkit.training.resume_changes import check_settings
 from vilavt_toolkit.training.stage import Stage, StageModule
 from vilavt_toolkit.utils.files import write_json
+from vilavt_toolkit.utils.git_state import describe_git_state
 from vilavt_toolkit.utils.versions import collect_versions
 
 log = logging.getLogger(__name__)
@@ -79,6 +81,7 @@ def prepare_stage(
         state = load_training_state(folder)
     if settings.precision == "bf16-true":
         log.warning(_BF16_TRUE)
+    check_trackers(settings.trackers)
     checkpointing = CheckpointCallback(stage, state, interruption)
     return StageStart(folder, step, lock, checkpointing, interruption, _build_trainer(stage, checkpointing))
 
@@ -103,11 +106,18 @@ def run_stage(
         if start.folder is None:
             start.lock.move_run_aside()
         write_recipe(stage.run, stage.recipe)
-        write_json(stage.run / "versions.json", collect_versions())
+        versions, git = collect_versions(), describe_git_state(Path.cwd())
+        write_json(stage.run / "versions.json", versions)
+        write_json(stage.run / "git.json", git)
         if prepare_run is not None:
             prepare_run()
-        log_recipe(start.trainer.logger, stage.recipe.resolved, module.main_metric)
-        _fit_module(start.trainer, module, batches, interruption)
+        metric_log = MetricLog(stage.run, stage.recipe.recipe.train.trackers, start.step)
+        metric_log.start(stage.recipe.resolved, module.main_metric, {"versions": versions, "git": git})
+        module.metric_log, start.trainer.loggers = metric_log, list(metric_log.loggers.values())
+        try:
+            _fit_module(start.trainer, module, batches, interruption)
+        finally:
+            metric_log.finish()
     # A signal during the last step ends the program too: a command that would follow is not wanted.
     if interruption.is_requested:
         raise interruption.build_exit()
@@ -150,8 +160,9 @@ def _build_trainer(stage: Stage, checkpointing: CheckpointCallback) -> pl.Traine
     warnings.filterwarnings("ignore", message=".*in eval mode", module="pytorch_lightning")
     return make_trainer(
         stage.recipe.recipe.train,
-        logger=build_metric_log(stage.run),
-        callbacks=[StepProgressBar(), StepTimer(stage.run), checkpointing],
+        # Made when the run's folder is free, since some trackers write at once.
+        logger=False,
+        callbacks=[StepProgressBar(), StepTimer(stage.run), Throughput(stage), checkpointing],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -132,12 +133,16 @@ class StepBatch:
         """The step's samples that are left out."""
         self.produced_tokens = sum(len(batch.targets) for batch in self.micro_batches)
         """Number of tokens that the model produces, which the loss is a mean over."""
+        self.wait_seconds = 0.0
+        """Time for which training waited until the batch was ready."""
         self.turns = sum(len(batch.starts) for batch in self.micro_batches)
         """Number of the model's turns that answer or call the tool."""
 
     def to(self, device: torch.device | str) -> StepBatch:
         """Return the batch with its tensors on `device`."""
-        return StepBatch([batch.to(device) for batch in self.micro_batches], self.order, self.bad_samples)
+        moved = StepBatch([batch.to(device) for batch in self.micro_batches], self.order, self.bad_samples)
+        moved.wait_seconds = self.wait_seconds
+        return moved
 
 
 @dataclass(frozen=True)
@@ -190,7 +195,11 @@ class StepLoader:
 
     def __iter__(self) -> Iterator[StepBatch]:
         with self._pool:
-            yield from self._pool.map(range(self._sampler.start, self._sampler.steps))
+            asked = time.perf_counter()
+            for batch in self._pool.map(range(self._sampler.start, self._sampler.steps)):
+                batch.wait_seconds = time.perf_counter() - asked
+                yield batch
+                asked = time.perf_counter()
 
     def close(self) -> None:
         """End the workers."""
