@@ -12,8 +12,8 @@ import torch
 import vilavt_toolkit as vt
 from vilavt_toolkit.contracts import RegionCall, ToolCall, Turn
 from vilavt_toolkit.models.batch import collate
+from vilavt_toolkit.testing.plain_logprobs import plain_logprobs
 from vilavt_toolkit.testing.scripted import Scripted
-from vilavt_toolkit.training.losses import target_logprobs
 
 CLOUDS = """
 inherits: point_clouds
@@ -118,7 +118,7 @@ def read_as_at_once():
         trajectory, model = chat.trajectory, chat.model
         batch = collate([trajectory], [chat.session.views], model.language_model)
         with torch.no_grad():
-            full = target_logprobs(model(batch), batch).tolist()
+            full = plain_logprobs(model(batch), batch).tolist()
         kept = [p for p, own in zip(trajectory.logprobs, trajectory.produced, strict=True) if own]
         assert len(kept) == len(full) >= least
         assert max((abs(a - b) for a, b in zip(kept, full, strict=True)), default=0) < 1e-4

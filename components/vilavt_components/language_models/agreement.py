@@ -1,8 +1,9 @@
-"""A trial of an architecture: a small copy of it must give transformers' own logits, at once and from the KV cache."""
+"""A trial of an architecture: a small copy must give transformers' own logits, at once and from the KV cache."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -15,7 +16,7 @@ from vilavt_components.common.architecture_trials import (
     describe_failure,
     run_trial,
 )
-from vilavt_components.language_models.causal_base import OTHER_FAMILY, CausalConfig, CausalModel
+from vilavt_components.language_models.causal_base import OTHER_FAMILY, CausalConfig, CausalModel, LogitScaling
 from vilavt_components.language_models.layer_windows import read_layer_windows
 from vilavt_components.language_models.tokenizer import HFTokenizer, train_tokenizer
 from vilavt_toolkit.errors import InputError
@@ -31,6 +32,8 @@ _ROUNDS: tuple[tuple[list[int], tuple[int, ...]], ...] = (
     ([0, 1], (1, 2)),
 )
 _TOLERANCE = 1e-3
+_LARGE = 30.0
+"""A logit at which Gemma's caps, of 30 and more, can be seen."""
 
 
 class SmallCopy(CausalModel):
@@ -56,18 +59,29 @@ def _tiny_tokenizer() -> HFTokenizer:
     return train_tokenizer(["a"], [], 300, "<|feature|>")
 
 
+@dataclass(frozen=True)
+class _Trial:
+    """The result of trying a small copy of an architecture."""
+
+    problem: str
+    """Difference between transformers' logits and the toolkit's; empty if there is none."""
+    logit_scaling: LogitScaling = "unknown"
+
+
 def refuse_disagreement(label: str, config: Any, attention: str | None) -> None:
     """Raise InputError if the toolkit cannot read with the model of transformers' `config` as transformers does."""
-    # Kernels for GPUs cannot be tried here. They differ in speed only.
-    attention = attention if attention in ("eager", "sdpa") else None
-    if reason := _find_disagreement(Architecture(config), attention):
+    if reason := _try_once(Architecture(config), _tried_attention(attention)).problem:
         raise InputError(f"{label}: models of type {config.model_type!r} cannot be used ({reason}). {OTHER_FAMILY}")
+
+
+def find_logit_scaling(config: Any, attention: str | None) -> LogitScaling:
+    """Return what the model of transformers' `config` does with the logits of its head, which then is called alone."""
+    return _try_once(Architecture(config), _tried_attention(attention)).logit_scaling
 
 
 def describe_mixing(config: Any, attention: str | None) -> str:
     """Return why a row of several dialogues cannot be read with the model of transformers' `config`, or nothing."""
-    attention = attention if attention in ("eager", "sdpa") else None
-    return _find_mixing(Architecture(config), attention)
+    return _find_mixing(Architecture(config), _tried_attention(attention))
 
 
 @cache
@@ -95,14 +109,18 @@ def _count_columns(part: Tensor) -> Tensor:
     return torch.arange(part.shape[1])[None, None]
 
 
+def _tried_attention(attention: str | None) -> str | None:
+    # Kernels for GPUs cannot be tried here. They differ in speed only.
+    return attention if attention in ("eager", "sdpa") else None
+
+
 @cache
-def _find_disagreement(architecture: Architecture, attention: str | None) -> str:
-    """Return why the toolkit cannot read with an architecture, or an empty text."""
+def _try_once(architecture: Architecture, attention: str | None) -> _Trial:
     return run_trial(lambda: _try_architecture(architecture.config, attention))
 
 
-def _try_architecture(config: Any, attention: str | None) -> str:
-    """Return what differs between transformers' logits and the toolkit's in a small copy, or an empty text."""
+def _try_architecture(config: Any, attention: str | None) -> _Trial:
+    """Compare transformers' logits with the toolkit's in a small copy."""
     try:
         read_layer_windows(config.get_text_config(decoder=True))
         copy = _build_copy(config, attention)
@@ -114,7 +132,7 @@ def _try_architecture(config: Any, attention: str | None) -> str:
         expected = copy.model(inputs_embeds=features, use_cache=False).logits
     # Models of other people, of any family: whatever they raise is why they cannot be used.
     except Exception as error:
-        return describe_failure(error)
+        return _Trial(describe_failure(error))
     trials = {
         "of padded text": (_read_padded, embedded, plain),
         "of features": (_read_padded, features, expected),
@@ -127,8 +145,34 @@ def _try_architecture(config: Any, attention: str | None) -> str:
         except Exception as error:
             problem = f"fail: {describe_failure(error)}"
         if problem:
-            return f"its logits {what} {problem}"
-    return ""
+            return _Trial(f"its logits {what} {problem}")
+    kinds: tuple[LogitScaling, ...] = ("by_settings", "none")
+    for copy.logit_scaling in kinds:
+        if _splits_at_its_head(copy, features):
+            return _Trial("", copy.logit_scaling)
+    return _Trial("")
+
+
+def _splits_at_its_head(copy: SmallCopy, columns: Tensor) -> bool:
+    """Return True if logits made of hidden states, a few at a time, are those of the model's own forward."""
+    mask = torch.ones(columns.shape[:2], dtype=torch.bool)
+    positions = (mask.cumsum(1) - 1)[None]
+    # Small logits hide caps: the states are enlarged on their way into the head, in the model's own forward too.
+    try:
+        plain = copy(columns, positions, mask)
+        factor = _LARGE / plain[plain.isfinite()].abs().max()
+        hook = copy.head.register_forward_pre_hook(lambda _, given: (factor * given[0], *given[1:]))
+        try:
+            expected = copy(columns, positions, mask).flatten(0, 1)
+        finally:
+            hook.remove()
+        states = factor * copy.run_layers(columns, positions, mask).flatten(0, 1)
+        found = torch.cat([copy.compute_logits(part) for part in torch.split(states, 5)])
+        is_same_choice = torch.equal(found.isfinite(), expected.isfinite())
+        return is_same_choice and not _compare(found, expected.nan_to_num(neginf=0.0))
+    # Models of other people: whatever they raise, their forward as a whole is right.
+    except Exception:
+        return False
 
 
 def _build_copy(config: Any, attention: str | None) -> SmallCopy:

@@ -27,6 +27,8 @@ from vilavt_toolkit.contracts import CacheView, LanguageModel, TurnTemplate
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.settings import setting
 
+LogitScaling = Literal["by_settings", "none", "unknown"]
+"""A family's treatment of its head's logits: scaled as its settings say, none, or one that is not known."""
 # Attention that takes a mask [B, 1, L, C]. Other implementations take padding [B, L], and slide windows themselves.
 _MASKED = ("eager", "sdpa")
 OTHER_FAMILY = "Choose one that docs/language-models.md lists."
@@ -70,6 +72,8 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
     """The registered name, for errors."""
     template: ClassVar[str | None] = None
     """A chat template for tokenizers that have none and know its special tokens."""
+    logit_scaling: LogitScaling = "by_settings"
+    """Treatment of the output of `head`. If it is not known, the head is never called without the whole model."""
     config: CausalConfig
     model: Any
 
@@ -165,6 +169,47 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
                 attention_mask = self._attention_mask(cache, embeddings) if takes_none else cache.mask
                 attention_mask = self._window_cached(attention_mask, cache)
                 logits = self._compute_logits(embeddings, positions, attention_mask, _TransformersCache(cache), last)
+        return self._rule_out_tokens(logits)
+
+    def run_layers(
+        self, embeddings: Tensor, positions: Tensor, mask: Tensor, documents: Sequence[int] | None = None
+    ) -> Tensor:
+        """Return the last hidden states [B, L, D]; of a model whose head cannot be called alone, the logits."""
+        if self.logit_scaling == "unknown":
+            return super().run_layers(embeddings, positions, mask, documents)
+        if documents is not None:
+            row, unmasked = self._prepare_documents(documents, embeddings.device)
+            return self._run_layers(embeddings, positions, unmasked, documents=row)
+        return self._run_layers(embeddings, positions, self._window_padding(mask, embeddings))
+
+    def compute_logits(self, states: Tensor) -> Tensor:
+        """Return the logits [N, V] of states [N, D]."""
+        if self.logit_scaling == "unknown":
+            return super().compute_logits(states)
+        logits: Tensor = self.head(states)
+        if self.logit_scaling == "by_settings":
+            logits = _scale_logits(logits, self.model.config.get_text_config())
+        return self._rule_out_tokens(logits)
+
+    def _run_layers(self, embeddings: Tensor, positions: Tensor, mask: Any, **options: Any) -> Tensor:
+        """Return the hidden states [B, L, D] as they enter the head. A `mask` of None means causal."""
+        states: list[Tensor] = []
+
+        def keep_states(_: nn.Module, given: tuple[Tensor, ...]) -> Tensor:
+            states.append(given[0])
+            return given[0][:, :0]
+
+        # Between the layers and the head a family may do things of its own, so its whole forward runs. The head is
+        # given no column, and computes nothing.
+        hook = self.head.register_forward_pre_hook(keep_states)
+        try:
+            self._compute_logits(embeddings, positions, mask, None, None, **options)
+        finally:
+            hook.remove()
+        return states[0]
+
+    def _rule_out_tokens(self, logits: Tensor) -> Tensor:
+        """Set the logits [..., V] of tokens that cannot be written to -inf, in place."""
         # Neither a placeholder nor a row of the table without a token can be written. In training too, so that the
         # probabilities of all other tokens are the same as in sampling.
         logits[..., self.placeholder] = float("-inf")
@@ -257,6 +302,21 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
             yield used != "eager" and not is_single
         finally:
             config._attn_implementation = chosen
+
+
+def _scale_logits(logits: Tensor, settings: Any) -> Tensor:
+    """Scale logits [..., V] of a head as its family does; `settings` are transformers' of the text model.
+
+    Granite divides by `logits_scaling`, Cohere multiplies by `logit_scale`, and Gemma 2 caps at
+    `final_logit_softcapping` by tanh. A trial finds the families that do just this (`agreement.find_logit_scaling`).
+    """
+    if (divisor := getattr(settings, "logits_scaling", None)) is not None:
+        logits = logits / divisor
+    if (factor := getattr(settings, "logit_scale", None)) is not None:
+        logits = logits * factor
+    if (cap := getattr(settings, "final_logit_softcapping", None)) is not None:
+        logits = cap * torch.tanh(logits / cap)
+    return logits
 
 
 class _TransformersCache:

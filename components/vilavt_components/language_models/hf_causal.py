@@ -11,7 +11,7 @@ import torch
 
 from vilavt_components.common.hf_errors import check_known_settings, check_sizes
 from vilavt_components.common.hf_weights import check_pretrained, load_pretrained, loading_errors
-from vilavt_components.language_models.agreement import describe_mixing, refuse_disagreement
+from vilavt_components.language_models.agreement import describe_mixing, find_logit_scaling, refuse_disagreement
 from vilavt_components.language_models.causal_base import CausalConfig, CausalModel, config_errors
 from vilavt_toolkit.registry import language_models
 
@@ -35,6 +35,7 @@ class HFCausal(CausalModel):
         architecture = _load_architecture(config)
         self._load_tokenizer_and_sizes(architecture.get_text_config())
         refuse_disagreement(self.label, architecture, config.attention)
+        self.logit_scaling = find_logit_scaling(architecture, config.attention)
         self.model = _build_model(architecture, config)
 
     @classmethod

@@ -212,7 +212,14 @@ class Qwen25VLLanguageModel(CausalModel):
     def _compute_logits(
         self, embeddings: Tensor, positions: Tensor, mask: Any, cache: Any, last: int | None, **options: Any
     ) -> Tensor:
-        hidden = self.model(
+        hidden = self._run_layers(embeddings, positions, mask, cache, **options)
+        logits: Tensor = self.lm_head(hidden if last is None else hidden[:, -last:])
+        return logits
+
+    def _run_layers(
+        self, embeddings: Tensor, positions: Tensor, mask: Any, cache: Any = None, **options: Any
+    ) -> Tensor:
+        hidden: Tensor = self.model(
             inputs_embeds=embeddings,
             position_ids=positions,
             attention_mask=mask,
@@ -220,8 +227,7 @@ class Qwen25VLLanguageModel(CausalModel):
             use_cache=cache is not None,
             **options,
         ).last_hidden_state
-        logits: Tensor = self.lm_head(hidden if last is None else hidden[:, -last:])
-        return logits
+        return hidden
 
 
 _SMALL: dict[str, Any] = {

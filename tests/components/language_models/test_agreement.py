@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vilavt_components.common.small_copies import shrink_config
-from vilavt_components.language_models.agreement import refuse_disagreement
+from vilavt_components.language_models.agreement import find_logit_scaling, refuse_disagreement
 from vilavt_components.language_models.hf_causal import HFCausal, HFCausalConfig
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.models.meta import build_on_meta
@@ -57,6 +57,42 @@ def test_an_architecture_with_another_state_is_refused_by_name(family):
     with pytest.raises(InputError, match=f"models of type '{family}' cannot be used") as caught:
         refuse_disagreement("hf_causal", architecture(family, settings), None)
     assert reason in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("llama", "by_settings"),
+        ("gemma2", "by_settings"),
+        ("granite", "by_settings"),
+        ("cohere", "by_settings"),
+        # Its `logits_scaling` divides the hidden states.
+        ("minicpm3", "none"),
+    ],
+)
+def test_a_head_is_called_alone_where_the_trial_knows_what_follows_it(family, expected):
+    assert find_logit_scaling(architecture(family, {}), None) == expected
+
+
+def test_a_head_with_something_unknown_behind_it_is_never_called_alone(monkeypatch):
+    from transformers import LlamaForCausalLM
+
+    forward = LlamaForCausalLM.forward
+
+    def squashed(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        output.logits = torch.asinh(output.logits)
+        return output
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", squashed)
+    config = HFCausalConfig(config={**HFCausal.tiny().config, "hidden_size": 40}, vocab_size=320)
+    model = HFCausal(config)
+    assert model.logit_scaling == "unknown"
+    model.fit_tokenizer(["a"], [])
+    columns, mask = model.embed(torch.tensor([[3, 4, 5]])), torch.ones(1, 3, dtype=torch.bool)
+    states = model.run_layers(columns, torch.arange(3)[None, None], mask)
+    found = model.compute_logits(states[0, 1:2])
+    assert torch.equal(found[0], model(columns, torch.arange(3)[None, None], mask)[0, 1])
 
 
 def test_a_refused_family_builds_no_language_model():

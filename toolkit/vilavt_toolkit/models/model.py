@@ -16,7 +16,7 @@ from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
 
 
 class VisualChatModel(nn.Module):
-    """Holds the parts of a recipe, whose widths agree, and runs the forward that training uses."""
+    """Holds the parts of a recipe, whose widths agree, and runs them over the trajectories of a batch."""
 
     def __init__(
         self,
@@ -94,17 +94,27 @@ class VisualChatModel(nn.Module):
         return flat.index_copy(0, slots, features.to(flat.dtype)).view_as(embedded)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return logits [B, L, V] of whole trajectories.
+        """Return logits [B, L, V] of whole trajectories. Training uses `run_layers`, which needs no such tensor."""
+        embedded, packed = self._embed_batch(batch), _packed_arguments(batch)
+        logits: Tensor = self.language_model(embedded, batch.positions, batch.mask, **packed)
+        return logits
+
+    def run_layers(self, batch: Batch) -> Tensor:
+        """Return the states [B, L, D] of whole trajectories that `LanguageModel.compute_logits` makes logits of.
 
         Their regions are encoded here, and not in the data workers, so that all parts get gradients.
         """
+        embedded, packed = self._embed_batch(batch), _packed_arguments(batch)
+        return self.language_model.run_layers(embedded, batch.positions, batch.mask, **packed)
+
+    def _embed_batch(self, batch: Batch) -> Tensor:
         # A batch may have no image at all, as in the arm `blind`.
         if batch.views:
             features = self.encode(batch.views, batch.groups, batch.inquiries)
-            embedded = self.embed(batch.ids, batch.slots, features)
-        else:
-            embedded = self.language_model.embed(batch.ids)
-        # Language models of other people need not know of rows of several dialogues.
-        packed = {"documents": batch.documents} if batch.documents else {}
-        logits: Tensor = self.language_model(embedded, batch.positions, batch.mask, **packed)
-        return logits
+            return self.embed(batch.ids, batch.slots, features)
+        return self.language_model.embed(batch.ids)
+
+
+def _packed_arguments(batch: Batch) -> dict[str, Any]:
+    # Language models of other people need not know of rows of several dialogues.
+    return {"documents": batch.documents} if batch.documents else {}

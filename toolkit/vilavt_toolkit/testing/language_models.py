@@ -161,6 +161,22 @@ def exposes_its_hidden_states(instance: Instance[LanguageModel]) -> None:
 
 
 @_for_every_instance
+def computes_logits_of_chosen_columns(instance: Instance[LanguageModel]) -> None:
+    """Logits made of chosen states of `run_layers` are those of `forward`, in any order and number, twice the same."""
+    model = _build(instance)
+    ids, mask = _ragged_batch(model)
+    chosen = mask.flatten().nonzero()[:, 0].flip(0)
+    # Training wants the gradient, and logits may be written to while it is recorded.
+    states = model.run_layers(model.embed(ids), _text_positions(model, mask), mask).flatten(0, 1)[chosen]
+    with torch.no_grad():
+        full = _compute_logits(model, ids, mask).flatten(0, 1)[chosen]
+    for count in (5, len(chosen), 5):
+        found = [model.compute_logits(part) for part in torch.split(states, count)]
+        _assert_same(torch.cat(found).detach(), full, f"logits of {count} columns at once and in full")
+    assert len(model.compute_logits(states[:0])) == 0, "no column has logits"
+
+
+@_for_every_instance
 def positions_turns_like_the_whole(instance: Instance[LanguageModel]) -> None:
     """Columns that are added turn by turn, with regions among them, get the positions of adding them at once."""
     model, grid = _build(instance), (2, 3)
@@ -237,6 +253,7 @@ CLAIMS = (
     continues_from_its_cache,
     continues_after_its_cache_was_truncated,
     exposes_its_hidden_states,
+    computes_logits_of_chosen_columns,
     positions_turns_like_the_whole,
     never_samples_the_placeholder,
     round_trips_text_through_its_tokenizer,

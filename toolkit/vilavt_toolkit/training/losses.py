@@ -1,61 +1,97 @@
-"""Log-probabilities of the tokens that the model produced, from the logits of a batch."""
+"""Log-probabilities of the tokens that the model produced, from the states of the columns that predict them.
+
+The head is applied to those columns alone, some at a time. The logits of a chunk are computed again in the backward
+pass, so that no more than one chunk of them is ever in memory. Values and gradients do not depend on the chunks.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from vilavt_toolkit.contracts import LanguageModel
 from vilavt_toolkit.models.batch import Batch
 
-
-def target_logprobs(logits: Tensor, batch: Batch, temperature: float = 1.0) -> Tensor:
-    """Return the log-probabilities [N], in float32, of the N produced tokens, row by row; logits [B, L, V]."""
-    produced_logits, tokens = _select_produced(logits, batch)
-    return _token_logprobs(produced_logits, tokens, temperature)
+_CHUNK_BYTES = 256 << 20
+"""Size of a chunk's logits in float32. The softmax and its gradient hold some four times as much for a moment."""
 
 
-def target_logprobs_and_hits(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return `target_logprobs` [N], and a bool [N]: True where a token is the likeliest. Gathers the logits once."""
-    produced_logits, tokens = _select_produced(logits, batch)
-    return _token_logprobs(produced_logits, tokens, 1.0), produced_logits.detach().argmax(-1) == tokens
+def target_logprobs(
+    language_model: LanguageModel, states: Tensor, batch: Batch, temperature: float = 1.0, chunk: int | None = None
+) -> Tensor:
+    """Return the log-probabilities [N], in float32, of the N produced tokens, row by row.
 
-
-def logprobs_and_entropy(logits: Tensor, batch: Batch, temperature: float, chunk: int = 4096) -> tuple[Tensor, Tensor]:
-    """Return `target_logprobs` [N] and, without gradient, the entropy [N] in nats of each token's distribution.
-
-    Computed `chunk` tokens at a time, and again in the backward pass, so that no second [N, V] in float32 stays in
-    memory. Values and gradients do not depend on `chunk`.
+    `states` [B, L, D] are those of `LanguageModel.run_layers`, and `chunk` is the number of tokens whose logits are in
+    memory at once (None: as many as fit into a fixed size).
     """
-    produced_logits, tokens = _select_produced(logits, batch)
-    logprobs, entropy = [], []
-    chunks = list(zip(torch.split(produced_logits, chunk), torch.split(tokens, chunk), strict=True))
-    for chunk_logits, chunk_tokens in chunks:
-        if len(chunks) == 1:
-            # A single chunk is as large as what checkpointing would save.
-            logprobs.append(_token_logprobs(chunk_logits, chunk_tokens, temperature))
-        else:
-            logprobs.append(
-                checkpoint(
-                    _token_logprobs, chunk_logits, chunk_tokens, temperature,
-                    use_reentrant=False, preserve_rng_state=False,
-                )
-            )  # fmt: skip
-        with torch.no_grad():
-            probabilities = (chunk_logits.float() / temperature).softmax(-1)
-            # `entr` is -p log p, with its limit 0 at p = 0.
-            entropy.append(torch.special.entr(probabilities).sum(-1))
-    return torch.cat(logprobs), torch.cat(entropy)
+
+    def score(logits: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
+        return (_token_logprobs(logits, tokens, temperature),)
+
+    (logprobs,) = _score_in_chunks(language_model, states, batch, chunk, score)
+    return logprobs
 
 
-def _select_produced(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the logits [N, V] that predict the produced tokens, and these tokens [N]."""
-    # The logits at a place predict the next token, hence - 1. No row begins with a produced token.
-    produced_logits = logits.flatten(0, 1).index_select(0, batch.targets - 1)
-    return produced_logits, batch.ids.flatten().index_select(0, batch.targets)
+def target_logprobs_and_hits(
+    language_model: LanguageModel, states: Tensor, batch: Batch, chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return `target_logprobs` [N], and a bool [N]: True where a token is the likeliest."""
+
+    def score(logits: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
+        return _token_logprobs(logits, tokens, 1.0), logits.detach().argmax(-1) == tokens
+
+    logprobs, hits = _score_in_chunks(language_model, states, batch, chunk, score)
+    return logprobs, hits
+
+
+def logprobs_and_entropy(
+    language_model: LanguageModel, states: Tensor, batch: Batch, temperature: float, chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return `target_logprobs` [N] and, without gradient, the entropy [N] in nats of each token's distribution."""
+
+    def score(logits: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
+        logprobs = _token_logprobs(logits, tokens, temperature)
+        probabilities = (logits.detach().float() / temperature).softmax(-1)
+        # `entr` is -p log p, with its limit 0 at p = 0.
+        return logprobs, torch.special.entr(probabilities).sum(-1)
+
+    logprobs, entropy = _score_in_chunks(language_model, states, batch, chunk, score)
+    return logprobs, entropy
+
+
+def _score_in_chunks(
+    language_model: LanguageModel,
+    states: Tensor,
+    batch: Batch,
+    chunk: int | None,
+    score: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+) -> list[Tensor]:
+    """Return what `score` makes of the logits [n, V] and tokens [n] of each chunk, as tensors [N]."""
+
+    def score_chunk(chunk_states: Tensor, chunk_tokens: Tensor) -> tuple[Tensor, ...]:
+        return score(language_model.compute_logits(chunk_states), chunk_tokens)
+
+    # The state of a column predicts the next token, hence - 1. No row begins with a produced token.
+    predicting = states.flatten(0, 1).index_select(0, batch.targets - 1)
+    tokens = batch.ids.flatten().index_select(0, batch.targets)
+    rows = chunk or max(1, _CHUNK_BYTES // (4 * language_model.vocab_size))
+    # Without a produced token there is one empty chunk, so that the head is called in every micro-batch.
+    chunks = list(zip(torch.split(predicting, rows), torch.split(tokens, rows), strict=True))
+    if len(chunks) == 1 or not torch.is_grad_enabled():
+        # A single chunk is as large as what recomputing would need in the backward pass.
+        parts = [score_chunk(*part) for part in chunks]
+    else:
+        parts = [checkpoint(score_chunk, *part, use_reentrant=False, preserve_rng_state=False) for part in chunks]
+    return [torch.cat(values) for values in zip(*parts, strict=True)]
 
 
 def _token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
     # Half precision would round log-probabilities to two or three digits, and a policy's ratio is their exponential.
-    return -F.cross_entropy(logits.float() / temperature, tokens, reduction="none")
+    logits = logits.float()
+    # Dividing by 1 would only copy them.
+    scaled = logits if temperature == 1 else logits / temperature
+    return -F.cross_entropy(scaled, tokens, reduction="none")

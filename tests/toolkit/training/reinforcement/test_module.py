@@ -15,7 +15,8 @@ from vilavt_toolkit.contracts import Reward, Sample
 from vilavt_toolkit.generation.loop import Decoding, Loop
 from vilavt_toolkit.models.batch import collate
 from vilavt_toolkit.models.model import VisualChatModel
-from vilavt_toolkit.training.losses import logprobs_and_entropy, target_logprobs
+from vilavt_toolkit.testing.plain_logprobs import plain_logprobs
+from vilavt_toolkit.training.losses import logprobs_and_entropy
 from vilavt_toolkit.training.reinforcement.metrics import TokenAverages
 from vilavt_toolkit.training.reinforcement.module import ReinforcementModule
 from vilavt_toolkit.training.reinforcement.policy_math import repeat_per_token, weighted_sum
@@ -33,7 +34,8 @@ def test_what_was_recorded_while_sampling_is_what_a_training_forward_computes(rl
         trajectories, views = [row.trajectory for row in part], [row.views for row in part]
         batch = collate(trajectories, views, module.model.language_model, left)
         with torch.no_grad():
-            found, _ = logprobs_and_entropy(module.model(batch), batch, 0.8)
+            states = module.model.run_layers(batch)
+            found, _ = logprobs_and_entropy(module.model.language_model, states, batch, 0.8)
         recorded = torch.tensor([value for row in part for value in row.sampled_logprobs])
         assert len(recorded) > 10 and (found - recorded).abs().max() < 1e-4
 
@@ -54,7 +56,7 @@ def test_the_first_inner_step_has_ratio_1_nothing_clipped_and_the_gradient_of_re
     whole = next(pending.split_into_chunks(None))
     batch = pending.collate_chunk(whole, module.model.language_model)
     gain = repeat_per_token([row.advantage for row in pending.rollouts], pending.lengths)
-    weighted_sum(-gain * target_logprobs(fresh.model(batch), batch), weights, pending.lengths).backward()
+    weighted_sum(-gain * plain_logprobs(fresh.model(batch), batch), weights, pending.lengths).backward()
     for name, weight in fresh.model.named_parameters():
         if weight.grad is not None:
             assert (module.grads[name] - weight.grad).abs().max() <= 1e-6 + 1e-4 * weight.grad.abs().max(), name
@@ -103,18 +105,24 @@ def test_a_micro_batch_that_uses_nothing_that_learns_adds_loss_and_no_gradient(r
         assert (split.grads[name] - expected).abs().max() < 1e-4 * max(1e-2, expected.abs().max()), name
 
 
-def test_no_gradient_enters_where_the_model_wrote_nothing(rl, rl_recipe):
+def test_no_gradient_enters_where_the_model_wrote_nothing(rl, rl_recipe, monkeypatch):
     module = rl.module_of(rl_recipe)
-    seen = []
-    module.model.register_forward_hook(lambda model, given, logits: logits.retain_grad() or seen.append(logits))
+    seen, run_layers = [], module.model.run_layers
+
+    def watched(batch):
+        seen.append(run_layers(batch))
+        seen[0].retain_grad()
+        return seen[0]
+
+    monkeypatch.setattr(module.model, "run_layers", watched)
     pending = rl.pending_of(module)
     (chunk,) = pending.split_into_chunks(None)
     loss_of(module, pending).backward()
-    (logits,) = seen
+    (states,) = seen
     batch = pending.collate_chunk(chunk, module.model.language_model)
     written = torch.zeros(batch.ids.numel(), dtype=torch.bool)
     written[batch.targets - 1] = True
-    gradient = logits.grad.flatten(0, 1)
+    gradient = states.grad.flatten(0, 1)
     assert (gradient[~written] == 0).all() and (gradient[written].abs().amax(1) > 0).any()
 
 
@@ -182,11 +190,11 @@ def test_logprobs_in_chunks_are_those_of_one_piece_in_value_and_gradient(rl, tin
     pending = rl.pending_of(module)
     batch = pending.collate_chunk(next(pending.split_into_chunks(None)), module.model.language_model)
     with torch.no_grad():
-        logits = module.model(batch)
+        states = module.model.run_layers(batch)
     found = []
     for chunk in (10**6, 7):
-        leaf = logits.clone().requires_grad_()
-        logprobs, entropy = logprobs_and_entropy(leaf, batch, 0.7, chunk)
+        leaf = states.clone().requires_grad_()
+        logprobs, entropy = logprobs_and_entropy(module.model.language_model, leaf, batch, 0.7, chunk)
         (logprobs * torch.arange(len(logprobs))).sum().backward()
         found.append((logprobs.detach(), entropy, leaf.grad))
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*found, strict=True))
@@ -208,7 +216,7 @@ def test_a_reference_of_the_start_costs_nothing_at_first_and_then_holds_the_weig
         rows = rl.pending_of(rl.module_of(rl_recipe, model=copy.deepcopy(start))).rollouts
         batch = collate([row.trajectory for row in rows], [row.views for row in rows], start.language_model)
         with torch.no_grad():
-            before, after = (target_logprobs(model(batch), batch) for model in (start, module.model))
+            before, after = (plain_logprobs(model(batch), batch) for model in (start, module.model))
         drifted[kl] = float((before - after).abs().mean())
     assert drifted[10.0] < drifted[0.0]
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from vilavt_toolkit.config.schema import TrainSection
 from vilavt_toolkit.contracts import TraceTurn
 from vilavt_toolkit.errors import InputError, UsageError
-from vilavt_toolkit.training.losses import target_logprobs
+from vilavt_toolkit.testing.plain_logprobs import plain_logprobs
 from vilavt_toolkit.training.schedule import learning_rate_factor
 from vilavt_toolkit.training.supervised import workers
 from vilavt_toolkit.training.supervised.data import (
@@ -60,7 +60,7 @@ def gradients(model, batch) -> dict[str, torch.Tensor]:
     model = copy.deepcopy(model)
     model.zero_grad()
     for micro in batch.micro_batches:
-        (-target_logprobs(model(micro), micro).sum() / batch.produced_tokens).backward()
+        (-plain_logprobs(model(micro), micro).sum() / batch.produced_tokens).backward()
     return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 
 

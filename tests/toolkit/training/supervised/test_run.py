@@ -425,8 +425,8 @@ def test_metrics_are_exact_in_bf16_too(tiny_recipe, monkeypatch):
     assert float(logged["learning_rate"]) == pytest.approx(1e-3, rel=1e-6)
 
 
-def all_but_one_right(logits, batch):
-    logprobs, hits = target_logprobs_and_hits(logits, batch)
+def all_but_one_right(language_model, states, batch):
+    logprobs, hits = target_logprobs_and_hits(language_model, states, batch)
     return logprobs, torch.arange(len(hits)) > 0
 
 

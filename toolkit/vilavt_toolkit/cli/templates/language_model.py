@@ -95,16 +95,28 @@ class MyPart(LanguageModel):
         documents: Sequence[int] | None = None,
     ) -> Tensor:
         """Return logits [B, L, V] of columns [B, L, D] at positions [1, B, L]; `mask` [B, L] is True on real ones."""
+        x = self._run(embeddings, positions, mask, cache)
+        return self.compute_logits(x if last is None else x[:, -last:])
+
+    def run_layers(self, embeddings: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """Return the last hidden states [B, L, D], of which training takes those that predict produced tokens."""
+        return self._run(embeddings, positions, mask, None)
+
+    def compute_logits(self, states: Tensor) -> Tensor:
+        """Return the logits [..., V] of hidden states [..., D]."""
+        logits: Tensor = self.output(states)
+        # The placeholder stands for a feature and is never written.
+        logits[..., self.placeholder] = float("-inf")
+        return logits
+
+    def _run(self, embeddings: Tensor, positions: Tensor, mask: Tensor, cache: CacheView | None) -> Tensor:
         x = embeddings + self.places(positions[0])
         causal = mask.new_ones(mask.shape[1], mask.shape[1]).tril()
         # A large finite number, not -inf: a padding column that sees nothing would give NaN.
         seen = torch.where(causal & mask[:, None, None], 0.0, -1e4) if cache is None else cache.mask
         for index, layer in enumerate(self.stack):
             x = layer(x, seen, cache, index)
-        logits: Tensor = self.output(self.norm(x if last is None else x[:, -last:]))
-        # The placeholder stands for a feature and is never written.
-        logits[..., self.placeholder] = float("-inf")
-        return logits
+        return cast("Tensor", self.norm(x))
 
     def save_assets(self, folder: Path) -> None:
         """Write what a checkpoint needs beside settings and weights. Here nothing: the tokenizer is code."""

@@ -208,7 +208,8 @@ class ReinforcementModule(StageModule):
         """Return the loss [N] of every produced token of a chunk; the first step records the old log-probabilities."""
         temperature = self.section.temperature
         batch = buffer.collate_chunk(chunk, self.model.language_model).to(self.device)
-        logp, entropy = logprobs_and_entropy(self.model(batch), batch, temperature)
+        states = self.model.run_layers(batch)
+        logp, entropy = logprobs_and_entropy(self.model.language_model, states, batch, temperature)
         if is_first:
             buffer.old_logprobs[chunk.tokens] = logp.detach()
             self._record_logprob_gap(buffer, chunk, logp.detach(), averages)
@@ -245,7 +246,7 @@ def _reward_matrix(groups: Sequence[PromptGroup]) -> Tensor:
 
 @torch.no_grad()
 def _reference_logprobs(reference: VisualChatModel, batch: Batch, temperature: float) -> Tensor:
-    logprobs = target_logprobs(reference(batch), batch, temperature)
+    logprobs = target_logprobs(reference.language_model, reference.run_layers(batch), batch, temperature)
     # Autocast caches casts of weights. Those made here without gradient must not reach the update.
     torch.clear_autocast_cache()
     return logprobs

@@ -66,8 +66,8 @@ class SupervisedModule(StageModule):
         loss, hits, stopping_loss = torch.zeros(3, device=self.device, dtype=torch.float32)
         step_logprobs: list[Tensor] = []
         for micro_batch in batch.micro_batches:
-            logits, policy_loss = self._run_model(micro_batch)
-            logprobs, is_hit = target_logprobs_and_hits(logits, micro_batch)
+            states, policy_loss = self._run_model(micro_batch)
+            logprobs, is_hit = target_logprobs_and_hits(self.model.language_model, states, micro_batch)
             policy_loss = policy_loss / max(1, batch.turns)
             # Divided by the step's counts, not the micro-batch's, so that the parts add up to the step's mean.
             part = policy_loss - logprobs.sum() / max(1, batch.produced_tokens)
@@ -92,19 +92,21 @@ class SupervisedModule(StageModule):
         )
 
     def _run_model(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the logits [B, L, V], and the loss of the learning stopping policies, summed over the turns."""
+        """Return the states [B, L, D] of all columns, and the learning stopping policies' loss, summed over turns."""
         policy_loss = torch.zeros((), device=self.device, dtype=torch.float32)
         if not self._learning_policies:
-            return self.model(batch), policy_loss
-        with collect_hidden_states(self.model.language_model) as states:
-            logits = self.model(batch)
+            return self.model.run_layers(batch), policy_loss
+        with collect_hidden_states(self.model.language_model) as seen:
+            states = self.model.run_layers(batch)
+        # States are hidden states, except those of a language model that has only `forward`, and has called its head.
+        hidden = seen[-1] if seen else states
         # Detached: the policies read the model, and what the model learns must not depend on which policies read it.
-        turn_starts = states[-1].detach().flatten(0, 1).index_select(0, batch.starts)
+        turn_starts = hidden.detach().flatten(0, 1).index_select(0, batch.starts)
         for policy in self._learning_policies:
             found = cast(StoppingPolicy, policy).loss(turn_starts, batch.answered)
             if found is not None:
                 policy_loss = policy_loss + found
-        return logits, policy_loss
+        return states, policy_loss
 
     def _find_faulty(self, step: int, batch: StepBatch, step_logprobs: Sequence[Tensor]) -> list[str]:
         """Name the samples with a log-probability that is NaN or infinite, or all of the step if none has one."""
