@@ -136,9 +136,9 @@ def rewarded(module, values):
 
 def test_a_group_whose_rewards_are_all_equal_costs_no_forward(rl, rl_recipe, monkeypatch):
     module = rewarded(rl.module_of(rl_recipe), lambda call: float(call >= 4 and call % 2))
-    forward, rows = VisualChatModel.forward, []
+    run_layers, rows = VisualChatModel.run_layers, []
     monkeypatch.setattr(
-        VisualChatModel, "forward", lambda self, batch: rows.append(len(batch.ids)) or forward(self, batch)
+        VisualChatModel, "run_layers", lambda self, batch: rows.append(len(batch.ids)) or run_layers(self, batch)
     )
     rl.stepped(module, 1)
     assert rows == [4]
