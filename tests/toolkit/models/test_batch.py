@@ -11,6 +11,7 @@ from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.dialogue.traces import build_trace_session
 from vilavt_toolkit.models.batch import collate
 from vilavt_toolkit.testing.plain_logprobs import plain_logprobs
+from vilavt_toolkit.training.losses import target_logprobs
 
 
 def example(model, seed: int, zooms: int, images: int = 1) -> Session:
@@ -137,7 +138,9 @@ def packed_loss(model, sessions, packed: bool) -> tuple[torch.Tensor, dict[str, 
     model.zero_grad(set_to_none=True)
     batches = [batch_of(sessions, packed=True)] if packed else [batch_of([session]) for session in sessions]
     count = sum(len(batch.targets) for batch in batches)
-    parts = [-target_logprobs(model(batch), batch).sum() / count for batch in batches]
+    language_model = model.language_model
+    logprobs = [target_logprobs(language_model, model.run_layers(batch), batch) for batch in batches]
+    parts = [-each.sum() / count for each in logprobs]
     loss = torch.stack(parts).sum()
     loss.backward()
     gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
