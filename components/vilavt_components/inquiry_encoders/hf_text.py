@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vilavt_components.common.hf_errors import as_input_error, check_known_settings, check_sizes
 from vilavt_components.common.hf_weights import check_pretrained, load_pretrained, loading_errors
+from vilavt_components.common.plain_text import PlainEncoder
 from vilavt_components.common.precision import Float32RotaryFrequencies
 from vilavt_components.common.token_ids import check_token_ids, check_tokens_have_rows
 from vilavt_components.inquiry_encoders.hf_text_masks import choose_mask, encode_padded, keep_encoder
@@ -75,6 +76,7 @@ class HFTextInquiryEncoder(Float32RotaryFrequencies, InquiryEncoder):
         self._language_model = (language_model,)
         source = config.tokenizer or config.path
         self.tokenizer = None if source is None else _load_tokenizer(source, config)
+        self._plain_encoder = None if source is None else PlainEncoder(self.tokenizer, config.prefix)
         self._architecture = architecture = _load_architecture(config, language_model.vocab_size)
         self.max_tokens = min(config.max_tokens, _max_length(architecture), _max_length(self.tokenizer))
         self._takes_mask = choose_mask(architecture, self.max_tokens)
@@ -136,16 +138,14 @@ class HFTextInquiryEncoder(Float32RotaryFrequencies, InquiryEncoder):
     def tokenize(self, text: str) -> list[int]:
         """Return token ids of the prefix and the stripped text, at most `max_tokens`; [] for a blank text.
 
-        They have the special tokens of its own tokenizer, if it has one.
+        They have the special tokens of its own tokenizer around them, if it has one, and none for a name in the text.
         """
         text = text.strip()
         if not text:
             return []
-        text = self.config.prefix + text
-        if self.tokenizer is None:
-            return self._encode_with_end(self._language_model[0].tokenizer, text)
-        ids: list[int] = self.tokenizer.encode(text, truncation=True, max_length=self.max_tokens)
-        return ids
+        if self._plain_encoder is None:
+            return self._encode_with_end(self._language_model[0].tokenizer, self.config.prefix + text)
+        return self._plain_encoder.encode(text, self.max_tokens)
 
     def _encode_with_end(self, tokenizer: Any, text: str) -> list[int]:
         """Return ids by the language model's tokenizer, with `end_token` after them; raises InputError."""

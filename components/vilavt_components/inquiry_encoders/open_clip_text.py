@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vilavt_components.common.hf_errors import as_input_error
 from vilavt_components.common.library_errors import LIBRARY_ERRORS
 from vilavt_components.common.open_clip import OpenClipModel, OpenClipSettings, resolve_model
+from vilavt_components.common.plain_text import SpecialNames
 from vilavt_toolkit.contracts import InquiryEncoder, LanguageModel
 from vilavt_toolkit.errors import BadConfig
 from vilavt_toolkit.packed.tokens import concat_ranges, to_device
@@ -180,7 +181,10 @@ def _build_tokenizer(clip: OpenClipModel, text_config: Mapping[str, Any], local_
         advice = "Give a hub name in reach or cached, or a folder with the tokenizer's files."
         with as_input_error(f"tokenizer '{source}' of {clip.name} cannot be loaded", advice, source):
             wrapped = HFTokenizer(source, context_length=context, local_files_only=local_files_only, **more)
-            return wrapped, int(wrapped.tokenizer.pad_token_id)
+            inner = wrapped.tokenizer
+            added = [str(each) for each in inner.added_tokens_decoder.values() if each.special]
+            _read_names_as_text(wrapped, [*added, *inner.all_special_tokens])
+            return wrapped, int(inner.pad_token_id)
     try:
         simple = SimpleTokenizer(context_length=context, **more)
     except LIBRARY_ERRORS as error:
@@ -194,7 +198,15 @@ def _build_tokenizer(clip: OpenClipModel, text_config: Mapping[str, Any], local_
             f"`vocab_size` {size} of {clip.name} is below the {simple.vocab_size} of its tokenizer. Set it to "
             f"{simple.vocab_size}."
         )
+    _read_names_as_text(simple, [simple.decoder[token] for token in simple.all_special_ids])
     return simple, 0
+
+
+def _read_names_as_text(tokenizer: Any, names: Sequence[str]) -> None:
+    """Let one of open_clip's tokenizers read the names of special tokens in a text as words."""
+    clean, special = tokenizer.clean_fn, SpecialNames(names)
+    # After cleaning, which turns `&lt;` into `<`.
+    tokenizer.clean_fn = lambda text: special.cut(clean(text))
 
 
 def _tokenizer_settings(text_config: Mapping[str, Any]) -> dict[str, Any]:

@@ -113,6 +113,16 @@ def test_a_long_inquiry_is_cut_and_keeps_its_marks(bert_folder):
     assert encoder.tokenize("  \n") == []
 
 
+@pytest.mark.parametrize("prefix", ["", "a ", "[CLS] a "])
+def test_names_of_special_tokens_in_an_inquiry_are_words(bert_folder, prefix):
+    encoder = encoder_of(path=str(bert_folder), prefix=prefix, local_files_only=True)
+    before = encoder.tokenize("red")[:-2]
+    ids = encoder.tokenize("[SEP] red[PAD] [CLS]square")
+    assert ids[: len(before)] == before and ids[-1] == WORDS.index("[SEP]")
+    assert not {WORDS.index(name) for name in ("[PAD]", "[CLS]", "[SEP]")} & set(ids[len(before) : -1])
+    assert {WORDS.index("red"), WORDS.index("square")} <= set(ids)
+
+
 def test_a_new_model_reads_the_language_models_tokens():
     language_model = bench.example_language_model()
     encoder = HFTextInquiryEncoder(HFTextConfig(config=FAMILIES["qwen3"], max_tokens=3), language_model)

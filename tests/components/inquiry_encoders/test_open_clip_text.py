@@ -181,6 +181,28 @@ def test_a_tokenizer_of_transformers_pads_as_open_clip_does(tokenizer_folder):
     assert_close(encoder(ids)[1], expected, "pooled")
 
 
+@pytest.mark.parametrize("text", ["a <end_of_text> lamp", "&lt;End_of_text&gt; lamp", "<start_of_text> <end_of_text>"])
+def test_names_of_special_tokens_in_an_inquiry_are_words(text):
+    encoder = encoder_of(config=config_of())
+    assert encoder.token_texts(encoder.tokenize(text))[1:-1] == [
+        *(["a"] if text.startswith("a") else []),
+        *(["<", "start", "_", "of", "_", "text", ">"] if "start" in text else []),
+        *(["<", "end", "_", "of", "_", "text", ">"]),
+        *(["lamp"] if "lamp" in text else []),
+    ]
+    first, *inner, last = encoder.tokenize(text)
+    assert (first, last) == (49406, 49407) and not {first, last} & set(inner)
+
+
+def test_names_of_special_tokens_are_words_to_a_tokenizer_of_transformers(tokenizer_folder):
+    config = json.loads((tokenizer_folder.path / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"clean": "whitespace"}
+    (tokenizer_folder.path / "open_clip_config.json").write_text(json.dumps(config))
+    encoder = encoder_of(path=str(tokenizer_folder.path), local_files_only=True)
+    texts = encoder.token_texts(encoder.tokenize("[SEP] red [CLS]"))
+    assert texts[0] == "[CLS]" and not {"[SEP]", "[CLS]"} & set(texts[1:-1])
+
+
 def test_a_tokenizer_out_of_reach_is_one_sentence(tmp_path):
     (tmp_path / "open_clip_config.json").write_text(
         json.dumps({"model_cfg": config_of({"hf_tokenizer_name": "owner/elsewhere"})})

@@ -7,6 +7,7 @@ import os
 import struct
 import warnings
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +181,32 @@ def test_random_damage_never_raises_anything_but_input_error(tmp_path: Path) -> 
                 assert "\n" not in str(error)
             else:
                 assert source.pixels.dtype == np.uint8 and source.pixels.shape[2] == 3
+
+
+@pytest.mark.filterwarnings("ignore:Metadata Warning")
+@pytest.mark.parametrize("compression", ["group4", "tiff_lzw", "tiff_adobe_deflate", "jpeg"])
+def test_a_damaged_tiff_writes_nothing_to_the_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], compression: str
+) -> None:
+    rng, path = np.random.default_rng(0), tmp_path / "bad.tif"
+    image = Image.fromarray(rng.integers(0, 256, (64, 80, 3), dtype=np.uint8))
+    image.convert("1" if compression == "group4" else "RGB").save(path, compression=compression)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(12):
+        damaged = bytearray(whole)
+        for place in rng.integers(8, len(whole), 12):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            ImageSource.open(path, ImageConfig())
+        except InputError:
+            refused += 1
+        # An image that somebody else opened is decoded here too.
+        with suppress(InputError, OSError, SyntaxError), Image.open(path) as opened:
+            ImageSource.open(opened, ImageConfig())
+    assert refused
+    # libtiff writes to the file descriptor, and not through Python.
+    assert capfd.readouterr() == ("", "")
 
 
 def test_the_pixel_limit_is_a_setting(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import struct
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -37,6 +38,22 @@ _ORIENTATION = 0x0112
 _LIMIT_LOCK = threading.RLock()
 
 
+@cache
+def _silence_libtiff() -> None:
+    """Keep the libtiff inside Pillow from writing what is wrong with a file to stderr, once in a process."""
+    import ctypes
+
+    from PIL import _imaging
+
+    # Pillow raises for the same faults. Its handle finds the symbols of the libraries that it was linked to. Turning
+    # file descriptor 2 away for a moment instead would also lose what other threads write then.
+    # OSError and AttributeError: Pillow was built without that library, or hides it.
+    with suppress(OSError, AttributeError):
+        set_handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
+        set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+        set_handler(None)
+
+
 @contextmanager
 def limit_pixels(max_pixels: int | None) -> Iterator[None]:
     """Let Pillow read images of at most `max_pixels` pixels inside the block, or of any size for None.
@@ -46,6 +63,7 @@ def limit_pixels(max_pixels: int | None) -> Iterator[None]:
     """
     from PIL import Image
 
+    _silence_libtiff()
     # `catch_warnings` swaps a global of the process too, so it must be inside the lock.
     with _LIMIT_LOCK, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # they are about metadata

@@ -83,14 +83,24 @@ class Mlp(nn.Module):
         self.down_proj = nn.Linear(hidden, width)
 
 
+class RMSNorm(nn.RMSNorm):
+    """A norm that runs as one kernel, also where its weight and the tokens are of different types."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise tokens [S, D] in float32 and return them in their own type."""
+        # Autocast casts the weights of linear layers and not this one, and the kernel wants one type. Rollouts hold it
+        # in their own type, so that both stages compute the same.
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Block(nn.Module):
     """The modules of one block."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.norm1 = nn.RMSNorm(width, eps=_EPS)
+        self.norm1 = RMSNorm(width, eps=_EPS)
         self.attn = Attention(width)
-        self.norm2 = nn.RMSNorm(width, eps=_EPS)
+        self.norm2 = RMSNorm(width, eps=_EPS)
         self.mlp = Mlp(width, hidden)
 
 
@@ -120,7 +130,7 @@ class Merger(nn.Module):
     def __init__(self, shape: QwenVisionConfig) -> None:
         super().__init__()
         merged = shape.hidden_size * shape.spatial_merge_size**2
-        self.ln_q = nn.RMSNorm(shape.hidden_size, eps=_EPS)
+        self.ln_q = RMSNorm(shape.hidden_size, eps=_EPS)
         self.mlp = nn.Sequential(nn.Linear(merged, merged), nn.GELU(), nn.Linear(merged, shape.out_hidden_size))
 
 

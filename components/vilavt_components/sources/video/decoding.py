@@ -66,7 +66,7 @@ class FileFrames(FrameReader):
             shown = [packet for packet in packets if not packet.hidden]
             unit, rate = float(stream.time_base or 1), float(stream.guessed_rate or stream.average_rate or _USUAL_RATE)
             self._index_packets(shown, unit, rate)
-            why = why or _describe_missing(container, stream, len(packets), self.times)
+            why = why or _describe_missing(container, stream, packets, self.times)
             if not shown:
                 raise _no_frames_error(path, why)
         if why:
@@ -207,15 +207,20 @@ def _ends_mid_packet(path: Path) -> bool:
     return bool(lengths) and path.stat().st_size % lengths[0] != 0
 
 
-def _describe_missing(container: InputContainer, stream: VideoStream, count: int, times: Sequence[float]) -> str:
-    """Describe what the header promises if it is clearly more than the `count` packets; empty if nothing is missing."""
+def _describe_missing(
+    container: InputContainer, stream: VideoStream, packets: Sequence[_Packet], times: Sequence[float]
+) -> str:
+    """Describe what the header promises if it is clearly more than the packets; empty if nothing is missing."""
     # The index of other formats counts slots of time rather than frames, or is an estimate.
-    if "mp4" in container.format.name and len(stream.index_entries) > count:
+    if "mp4" in container.format.name and len(stream.index_entries) > len(packets):
         return f"of {len(stream.index_entries)} that were promised"
-    if container.format.name not in _TIMED:
-        return ""
     # The file's duration includes its sound, the pictures' own does not, and allows a tighter bound.
     own = _matroska_duration(stream)
+    if container.format.name == "avi" and not (packets and packets[-1].hidden):
+        # Its header counts slots of time. The duration that FFmpeg tells is an estimate from the file's size.
+        own = float(stream.frames * (stream.time_base or 0))
+    elif container.format.name not in _TIMED:
+        return ""
     promised = own or (container.duration or 0) / 1e6
     least = _ENOUGH * promised
     if times and (own or len(container.streams) == 1):
@@ -258,8 +263,24 @@ def _frame_stamp(frame: VideoFrame) -> float:
 
 
 @contextmanager
+def _explain_memory(name: str) -> Iterator[None]:
+    """Turn a lack of memory inside the block, FFmpeg's or ours, into an InputError."""
+    try:
+        yield
+    except MemoryError as error:
+        raise InputError(
+            f"{name} needs more memory than is free. Scale it down, or lower max_pixels to refuse such videos."
+        ) from error
+
+
+@contextmanager
 def _open_stream(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a file and its first video stream; raises InputError."""
+    """Open a file and its first video stream for the block; raises InputError, also for a lack of memory inside it."""
+    with _explain_memory(str(path)):
+        yield from _open_container(path)
+
+
+def _open_container(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     av = _import_av(str(path))
     try:
         # The whitelist keeps a file from fetching what it names from elsewhere, and "file:" keeps a colon in its own
@@ -305,5 +326,7 @@ def _import_av(name: str) -> ModuleType:
 
 
 def _error_text(error: Exception) -> str:
-    """Return FFmpeg's message without number and path."""
+    """Return FFmpeg's message without number and path; raises MemoryError, which is no fault of the file."""
+    if isinstance(error, MemoryError):
+        raise error
     return str(getattr(error, "strerror", None) or error)

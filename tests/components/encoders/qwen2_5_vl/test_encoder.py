@@ -94,6 +94,21 @@ def test_packed_features_are_those_of_transformers_in_the_callers_order():
 
 
 @torch.no_grad()
+@torch.no_grad()
+def test_norms_run_as_one_kernel_under_autocast(recwarn):
+    weights = transformers_tower().state_dict()
+    encoder = filled(encoder_of(), weights)
+    tokens = torch.randn(9, SHAPE["hidden_size"])
+    norm = encoder.tower.blocks[0].norm1
+    with torch.autocast("cpu", torch.bfloat16):
+        views = [patches_of((8, 8))]
+        features_of(encoder, views)
+        found = norm(tokens.bfloat16())
+    assert not [str(each.message) for each in recwarn if "fused" in str(each.message)]
+    # Rollouts hold the weights in bfloat16, and must compute the same.
+    assert found.dtype == torch.bfloat16 and torch.equal(found, norm.bfloat16()(tokens.bfloat16()))
+
+
 def test_images_become_the_patches_of_transformers_image_processor():
     from transformers import Qwen2VLImageProcessor
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import sys
 import threading
 import tracemalloc
@@ -513,8 +514,7 @@ def test_a_file_that_ends_early_has_the_frames_that_are_there_and_says_so(tmp_pa
     last = len(source.times) - 1
     assert 4 < last < COUNT - 1 and source.overview_frames[-1] == last
     assert [index_of(Region(source, overview=k).crop().data[:, WIDTH // 2 + 4 :]) for k in (0, 3)] == [0, last]
-    if kind != "avi":  # which does not say how long it should be
-        assert f"a.{kind} ends early: {last + 1} frames" in caplog.text
+    assert f"a.{kind} ends early: {last + 1} frames" in caplog.text
 
 
 def test_a_film_cut_off_between_two_frames_is_measured_by_the_time_it_was_to_last(tmp_path, caplog):
@@ -525,7 +525,7 @@ def test_a_film_cut_off_between_two_frames_is_measured_by_the_time_it_was_to_las
     assert len(opened(path).times) == 12 and "(of 1.0 s that were promised)" in caplog.text
 
 
-@pytest.mark.parametrize(("form", "codec"), [("mkv", "mpeg4"), ("flv", "flv")])
+@pytest.mark.parametrize(("form", "codec"), [("mkv", "mpeg4"), ("flv", "flv"), ("avi", "mpeg4"), ("avi", "ffv1")])
 def test_a_film_that_lost_its_last_frames_only_says_so_too(tmp_path, caplog, form, codec):
     path = encoded(tmp_path / f"a.{form}", [grey(index % COUNT) for index in range(4 * COUNT)], codec=codec)
     assert len(opened(path).times) == 4 * COUNT and not caplog.text, "a whole one says nothing"
@@ -555,6 +555,26 @@ def test_a_cut_program_stream_loses_the_frames_that_were_cut_through(tmp_path, c
     source = opened(path)
     last = len(source.times) - 1
     assert f"a.mpg ends early: {last + 1} frames" in caplog.text and index_of(right_half(source, last)) == last // 4
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads its own size from /proc")
+def test_too_little_memory_for_a_frame_is_called_that(tmp_path):
+    path = encoded(tmp_path / "large.mp4", [np.zeros((2800, 2800, 3), np.uint8)], codec="mpeg4")
+    script = (
+        "import re, resource\n"
+        "from vilavt_components.sources.video.source import VideoConfig, VideoSource\n"
+        "from vilavt_toolkit.errors import InputError\n"
+        f"VideoSource.open({str(tmp_path / 'small.mp4')!r}, VideoConfig())\n"
+        "size = 1024 * int(re.search(r'VmSize:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (size + 20_000_000, -1))\n"
+        "try:\n"
+        f"    VideoSource.open({str(path)!r}, VideoConfig())\n"
+        "except InputError as error:\n"
+        "    print(error)\n"
+    )
+    encoded(tmp_path / "small.mp4")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "large.mp4 needs more memory than is free. Scale it down" in done.stdout, done.stdout + done.stderr
 
 
 def test_a_damaged_frame_in_the_middle_is_named_and_the_others_can_be_seen(tmp_path, film):
