@@ -120,6 +120,13 @@ def test_regions_of_one_inquiry_cost_no_more_where_no_modulator_joins_them(tiny_
     assert attention(tiny_model, [(4, 4), (2, 2)], [0, 0]) == 2 * 4 * 32 * (16**2 + 4**2)
 
 
+def test_a_block_of_one_head_has_attention_to_count(_tiny_folder):
+    one_head = "model.encoder.config.num_heads=1"
+    model = build(_tiny_folder / "tiny.yaml", [one_head, "model.modulator=none"])
+    assert [block.heads for block in model.vision.backbone.spec.blocks] == [1, 1]
+    assert attention(model, [(8, 8)]) == 2 * 4 * 32 * 64**2
+
+
 def test_blocks_without_heads_have_no_attention_to_count(_tiny_folder):
     stages = "{name: timm_stages, overview_pixels: 1024, zoom_pixels: 1024}"
     model = build(_tiny_folder / "tiny.yaml", [f"model.encoder={stages}", "model.modulator=none"])

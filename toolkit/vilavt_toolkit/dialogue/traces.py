@@ -40,13 +40,13 @@ class TraceSession(Session):
         """Ask the question of a sample and write its trace. Raises InputError."""
         demands = any(turn.demanded and not turn.boxes for turn in sample.trace[:1])
         self.ask(sample.question, sample.tool and not demands)
-        self.write_trace(sample.trace)
+        self.write_trace(sample.trace, sample.tool)
 
-    def write_trace(self, trace: Sequence[TraceTurn]) -> None:
-        """Write a whole trace. Raises InputError naming the turn that cannot be written."""
+    def write_trace(self, trace: Sequence[TraceTurn], tool: bool = True) -> None:
+        """Write a whole trace, further questions with the tool or without. Raises InputError naming a wrong turn."""
         for number, turn in enumerate(trace):
             try:
-                self._write_trace_turn(turn)
+                self._write_trace_turn(turn, tool)
             except ContextFull as full:
                 raise InputError(f"turn {number} of the trace: {full} {SHORTER}") from None
             except CallError as error:
@@ -54,11 +54,11 @@ class TraceSession(Session):
                     f"turn {number} of the trace: {error} Correct the trace or remove the sample."
                 ) from None
 
-    def _write_trace_turn(self, given: TraceTurn) -> None:
+    def _write_trace_turn(self, given: TraceTurn, tool: bool) -> None:
         if given.question:
             if self.trajectory.answer is None:
                 raise CallError("its question comes before the last one was answered.")
-            self.try_ask(given.question)
+            self.try_ask(given.question, tool)
         check_boxes_form(given.boxes)
         if bool(given.boxes) == (given.answer is not None):
             raise CallError("it must either name boxes or answer.")

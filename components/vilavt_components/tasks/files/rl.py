@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+from vilavt_components.common.answers.official import score_official
 from vilavt_components.common.answers.scoring import REINFORCEMENT_KINDS, score_answer
 from vilavt_components.tasks.files.questions import QuestionFormat, read_question
 from vilavt_components.tasks.files.tiny_files import tiny_questions
@@ -14,6 +15,7 @@ from vilavt_toolkit.data.fields import Fields
 from vilavt_toolkit.data.file_task import FilesConfig, FileTask
 from vilavt_toolkit.data.named_originals import ORIGINAL_KEYS
 from vilavt_toolkit.registry import tasks
+from vilavt_toolkit.settings import setting
 
 _FORMAT = QuestionFormat(
     type_key="question_type",
@@ -26,6 +28,12 @@ _FORMAT = QuestionFormat(
 @dataclass(frozen=True, kw_only=True)
 class VilavtRLConfig(FilesConfig):
     """Settings of task `vilavt_rl`."""
+
+    scoring: Literal["strict", "official"] = setting(
+        "strict",
+        help="rule of an evaluation's scores, where strict is that of reward `answer` and official that of the paper's "
+        "evaluation",
+    )
 
 
 @tasks.register("vilavt_rl", VilavtRLConfig)
@@ -40,6 +48,7 @@ class VilavtRL(FileTask):
         *("id", "question", "answer", *ORIGINAL_KEYS, "question_type", "max_pixels", "max_num_steps", "options"),
         "data_type",
     )
+    config: VilavtRLConfig
 
     @classmethod
     def tiny(cls) -> VilavtRLConfig:
@@ -54,8 +63,17 @@ class VilavtRL(FileTask):
 
     def read_sample(self, fields: Fields, training: bool) -> Sample:
         """Read the sample of a row; adds what is wrong with it to `fields.problems`."""
-        return replace(read_question(fields, _FORMAT), max_turns=fields.read_int("max_num_steps", 1))
+        # A row that is trained on is scored by a reward, which refuses some answers that the paper's evaluation takes.
+        form = _FORMAT if training else replace(_FORMAT, score=self.score)
+        return replace(read_question(fields, form), max_turns=fields.read_int("max_num_steps", 1))
 
     def score(self, sample: Sample, answer: str | None) -> float:
-        """Return the score of an answer by the question's type, as reward `answer` does."""
-        return score_answer(sample, answer)
+        """Return the score of an answer by the question's type, as reward `answer` does unless `scoring` is official.
+
+        Strict by default, unlike a benchmark: an evaluation then measures what reinforcement pays for.
+        """
+        return score_official(sample, answer) if self.config.scoring == "official" else score_answer(sample, answer)
+
+    def score_turn(self, sample: Sample, text: str, answer: str | None) -> float:
+        """Return the score of the last turn: officially of its first answer, even if the turn is malformed."""
+        return score_official(sample, text) if self.config.scoring == "official" else self.score(sample, answer)

@@ -58,13 +58,16 @@ def tiny_plain_rows() -> str:
 
 
 def trace_row(number: int) -> dict[str, Any]:
-    """Make a row of task `traces`: by turns with a zoom, with a zoom into it, and with an answer alone."""
+    """Make a row of task `traces`: by turns with a zoom, with a zoom into it, with an answer alone; some ask again."""
     colour = _COLOURS[number % len(_COLOURS)]
     zooms: list[dict[str, Any]] = [
         {"thought": "too small", "inquiry": "the colour", "boxes": [[0, 0, 8, 8]]},
         {"thought": "still small", "inquiry": "the middle", "boxes": {"index": 1, "box": [2, 2, 6.5, 6]}},
     ]
     turns = [*zooms[: number % 3], {"thought": "it is plain", "answer": colour}]
+    if number % 5 == 4:
+        more = {"question": "and in the corner?", "inquiry": "the corner", "boxes": [[0, 0, 4, 4]]}
+        turns += [more, {"answer": "the same"}]
     return {
         "id": number,
         "image": f"images/{number % 12}.png",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from vilavt_components.tasks.files.plain_rows import ROW_FIELDS, PlainRowsConfig, PlainRowsTask, read_plain_question
+from vilavt_components.tasks.files.questions import TAG
 from vilavt_components.tasks.files.tiny_files import tiny_plain_rows
 from vilavt_toolkit.contracts import Box, Sample, TraceTurn
 from vilavt_toolkit.data.fields import Fields, is_finite_number
@@ -14,7 +15,7 @@ from vilavt_toolkit.data.originals import Size
 from vilavt_toolkit.registry import tasks
 from vilavt_toolkit.utils.text import format_value
 
-_TURN_FIELDS = ("thought", "inquiry", "boxes", "answer")
+_TURN_FIELDS = ("question", "thought", "inquiry", "boxes", "answer")
 _BOX_FIELDS = ("index", "box")
 _BOX_LENGTHS = {"image": 4, "video": 5, "point_cloud": 6}
 """Numbers of a box in an original of each kind; a video's begin with the frame."""
@@ -34,7 +35,8 @@ class TracesConfig(PlainRowsConfig):
 class Traces(PlainRowsTask):
     """Rows of a question, turns of thought, inquiry and boxes in pixels of the originals, and an answer.
 
-    The toolkit cuts the crops and writes the turns in the recipe's dialogue. Files are of the kinds of `questions`.
+    A turn may begin with a further question. The toolkit cuts the crops and writes the turns in the recipe's dialogue.
+    Files are of the kinds of `questions`.
     """
 
     name: ClassVar[str] = "traces"
@@ -56,9 +58,9 @@ class Traces(PlainRowsTask):
 
     def read_sample(self, fields: Fields, training: bool) -> Sample:
         """Read the sample of a row; adds what is wrong with it to `fields.problems`."""
-        # The answer may stand in the row, in the last turn, or in both.
+        # The answer may stand in the row, in the turn that answers its question, or in both.
         if not fields.has_value("answer"):
-            fields = fields.replace_value("answer", _answer_of_last_turn(fields.row))
+            fields = fields.replace_value("answer", _find_first_answer(fields.row))
         sample = replace(read_plain_question(fields), tool=fields.read_flag("tool", True))
         # A file that is asked may hold questions alone.
         turns = _read_turns(fields, len(sample.originals)) if training or fields.has_value("turns") else []
@@ -91,10 +93,18 @@ def _write_box(box: Box) -> str:
     return f"[{', '.join(f'{side:g}' for side in box)}]"
 
 
-def _answer_of_last_turn(row: Mapping[str, Any]) -> Any:
+def _find_first_answer(row: Mapping[str, Any]) -> Any:
+    """Return the answer to the row's own question: that of the last turn before a further question."""
     turns = row.get("turns")
-    last = turns[-1] if isinstance(turns, list) and turns else None
+    turns = turns if isinstance(turns, list) else []
+    asked = [str(turn.get("question") or "").strip() if isinstance(turn, Mapping) else "" for turn in turns]
+    last = turns[_index_of_answer(asked)] if turns else None
     return last.get("answer") if isinstance(last, Mapping) else None
+
+
+def _index_of_answer(asked: Sequence[str]) -> int:
+    """Return the index of the turn that answers the row's question; `asked` are the further questions of all turns."""
+    return next((number for number, question in enumerate(asked) if number and question), len(asked)) - 1
 
 
 def _read_turns(fields: Fields, originals: int) -> list[TraceTurn]:
@@ -119,10 +129,14 @@ def _read_turn(fields: Fields, where: str, value: Any, originals: int) -> TraceT
     for name in turn.find_unknown(_TURN_FIELDS):
         turn.add_problem(name, f"is no field of a turn. There are {', '.join(_TURN_FIELDS)}: rename or remove it.")
     thought, inquiry = turn.read_text("thought", required=False), turn.read_text("inquiry", required=False)
+    # Tables write "" where a turn asks nothing.
+    question = turn.read_text("question", required=False).strip()
+    if TAG.search(question):
+        turn.add_problem("question", "has an image tag, and originals are shown with the row's question. Remove it.")
     boxes = _read_boxes(turn, originals)
     answer = turn.read_plain_text("answer") if turn.has_value("answer") else None
     fields.add_problems(turn.problems, f"{where}.")
-    return TraceTurn(thought, inquiry, tuple(boxes), answer)
+    return TraceTurn(thought, inquiry, tuple(boxes), answer, question=question)
 
 
 def _read_boxes(turn: Fields, originals: int) -> list[tuple[int, Box]]:
@@ -159,33 +173,49 @@ def _read_box(turn: Fields, where: str, value: Any, originals: int) -> tuple[int
 
 
 def _finish_trace(fields: Fields, turns: Sequence[TraceTurn], sample: Sample) -> tuple[TraceTurn, ...]:
-    """Return a whole trace, whose last turn gives the row's answer; notes turns that no model could write."""
+    """Return a whole trace, in which every question is answered; notes turns that no model could write."""
     if not turns:
         return ()
-    *zooms, last = turns
-    if last.boxes:
-        zooms, last = [*turns], TraceTurn("")
-    if last.answer not in (None, sample.answer):
+    finished = list(turns)
+    if turns[0].question:
+        fields.add_problem("turns[0].question", "is before the row's own `question`, which is asked first. Remove it.")
+    first = _index_of_answer([turn.question for turn in turns])
+    if first == len(turns) - 1:
+        # In a trace of one question the row may give the answer.
+        finished[-1] = turns[-1] if turns[-1].boxes else replace(turns[-1], answer=sample.answer)
+        finished += [TraceTurn("", answer=sample.answer)] if turns[-1].boxes else []
+    if turns[first].answer not in (None, sample.answer):
         fields.add_problem(
-            f"turns[{len(turns) - 1}].answer",
-            f"is {format_value(last.answer)}, and the row's answer {format_value(sample.answer)}. Leave one out.",
+            f"turns[{first}].answer",
+            f"is {format_value(turns[first].answer)}, and the row's answer {format_value(sample.answer)}. Leave one "
+            "out.",
         )
-    for number, turn in enumerate(zooms):
-        if not turn.boxes or turn.answer is not None:
-            what = "has boxes and an answer" if turn.boxes else "has no boxes, and is not the last"
-            fields.add_problem(f"turns[{number}]", f"{what}. Every turn zooms, and the last one answers.")
-    if zooms and not sample.tool:
+    _check_order(fields, turns, finished)
+    if any(turn.boxes for turn in turns) and not sample.tool:
         fields.add_problem("tool", "is false, and the turns zoom. Leave out their boxes, or `tool`.")
-    _check_regions(fields, zooms, sample)
-    return (*zooms, replace(last, answer=sample.answer))
+    _check_regions(fields, turns, sample)
+    return tuple(finished)
 
 
-def _check_regions(fields: Fields, zooms: Sequence[TraceTurn], sample: Sample) -> None:
+def _check_order(fields: Fields, turns: Sequence[TraceTurn], finished: Sequence[TraceTurn]) -> None:
+    """Check that turns zoom until the last one before a further question or the end, which answers."""
+    for number, turn in enumerate(turns):
+        where, following = f"turns[{number}]", finished[number + 1 : number + 2]
+        is_last = not following or bool(following[0].question)
+        if turn.boxes and turn.answer is not None:
+            fields.add_problem(where, "has boxes and an answer. Every turn zooms, and the last one answers.")
+        elif is_last and finished[number].answer is None:
+            fields.add_problem(where, "ends its question without an `answer`. Add one.")
+        elif not is_last and not turn.boxes:
+            fields.add_problem(where, "has no boxes, and is not the last. Every turn zooms, and the last one answers.")
+
+
+def _check_regions(fields: Fields, turns: Sequence[TraceTurn], sample: Sample) -> None:
     """Check that boxes are in regions that were shown by then, and have the numbers of their original's kind."""
     shown = [original.kind for original in sample.originals]
     # How many first views a video has is for its source to say, and the check knows no source.
     is_countable = not {"video", "any"} & set(shown)
-    for number, turn in enumerate(zooms):
+    for number, turn in enumerate(turns):
         kinds = []
         for place, (index, box) in enumerate(turn.boxes):
             where = f"turns[{number}].boxes[{place}]"

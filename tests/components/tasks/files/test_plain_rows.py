@@ -87,12 +87,54 @@ def test_zooms_into_zooms_and_into_one_of_several_originals_name_it(folder):
     assert trace[-1] == TraceTurn("", answer="x")
 
 
+AGAIN = {"question": "And below?", "inquiry": "below", "boxes": {"index": 1, "box": [8, 8, 16, 16]}}
+
+
+@pytest.mark.parametrize("answer", [{}, {"answer": 7}])
+def test_a_turn_may_begin_with_a_further_question(folder, tiny_model, answer):
+    turns = [
+        *TRACE["turns"],
+        AGAIN,
+        {"thought": "seen", "answer": 3},
+        {"question": " And its colour? ", "answer": "red"},
+    ]
+    sample = traces(folder, {**TRACE, "turns": turns, **answer}).sample("train", 0)
+    assert sample.answer == "7"
+    assert [turn.question for turn in sample.trace] == ["", "", "And below?", "", "And its colour?"]
+    trajectory = build_trace_session(tiny_model, sample).trajectory
+    assert [asked.text for asked in trajectory.questions] == ["Which digit?", "And below?", "And its colour?"]
+    assert [turn.answer for turn in trajectory.turns] == [None, "7", None, "3", "red"]
+    assert len(trajectory.regions) == 3
+    assert {"And below?", "And its colour?", "red"} <= set(traces(folder, {**TRACE, "turns": turns}).corpus())
+
+
+def test_further_questions_of_a_row_without_the_tool_are_asked_without_it_too(folder, tiny_model):
+    turns = [{"answer": "7"}, {"question": "And its colour?", "answer": "red"}]
+    sample = traces(folder, {**TRACE, "turns": turns, "tool": False}).sample("train", 0)
+    session = build_trace_session(tiny_model, sample)
+    assert len(session.trajectory.questions) == 2 and not session.can_call_tool
+
+
+def test_a_row_that_is_asked_is_asked_its_own_question_alone(folder):
+    write_lines(folder / "test.jsonl", [{**TRACE, "turns": [*TRACE["turns"], {"question": "x?", "answer": "y"}]}])
+    task = traces(folder, TRACE, test_files=str(folder / "test.jsonl"))
+    sample = task.sample("test", 0)
+    assert (sample.question, sample.answer, sample.trace) == ("Which digit?", "7", ())
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
+        ({"turns": [*TRACE["turns"], AGAIN]}, r"turns\[2\]: ends its question without an `answer`"),
+        ({"turns": [ZOOM, {"question": "x?", "answer": "y"}]}, r"turns\[0\]: ends its question without an `answer`"),
+        ({"turns": [{"question": "x?", "answer": "y"}]}, r"turns\[0\]\.question: is before the row's own"),
+        ({"turns": [*TRACE["turns"], {"question": 3, "answer": "y"}]}, r"turns\[2\]\.question: is 3 \(int\)"),
+        ({"turns": [*TRACE["turns"], {"question": "<image>?", "answer": "y"}]}, r"question: has an image tag"),
+        ({"turns": [*TRACE["turns"], {"answer": "y"}]}, r"turns\[1\]: has no boxes, and is not the last"),
+        ({"answer": "8", "turns": [*TRACE["turns"], {"question": "x?", "answer": "8"}]}, r"turns\[1\]\.answer: is '7'"),
         ({"turns": None}, r"turns: is missing. It must be a list of turns"),
         ({"turns": ["zoom"]}, r"turns\[0\]: is 'zoom' \(str\). It must be an object with a thought"),
-        ({"turns": [{**ZOOM, "query": "x"}]}, r"turns\[0\]\.query: is no field of a turn. There are thought, inquiry"),
+        ({"turns": [{**ZOOM, "query": "x"}]}, r"turns\[0\]\.query: is no field of a turn. There are question, thought"),
         ({"turns": [{"thougt": "x"}]}, r"turns\[0\]\.thougt: is no field of this format. Did you mean 'thought'"),
         ({"turns": [{"boxes": [[1, 2, 3]]}, {"answer": "x"}]}, r"boxes\[0\]: has 3 numbers. Write \[x1, y1, x2, y2\]"),
         ({"turns": [{"boxes": [[1, 2, "3", 4]]}, {"answer": "x"}]}, r"turns\[0\]\.boxes\[0\]: is \[1, 2, '3', 4\]"),

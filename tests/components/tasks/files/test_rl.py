@@ -17,7 +17,7 @@ from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.generation.loop import Decoding, Loop
 
 
-def task_of(folder: Path, **changed: Any) -> VilavtRL:
+def task_of(folder: Path, official: bool = False, **changed: Any) -> VilavtRL:
     Image.new("RGB", (64, 64), "red").save(folder / "a.png")
     row = {
         "question": "Is it red?",
@@ -29,7 +29,8 @@ def task_of(folder: Path, **changed: Any) -> VilavtRL:
         "max_num_steps": 2,
     }
     (folder / "rl.jsonl").write_text(json.dumps({**row, **changed}) + "\n")
-    return VilavtRL(VilavtRLConfig(files=str(folder / "rl.jsonl")))
+    settings = {"test_files": str(folder / "rl.jsonl"), "scoring": "official"} if official else {}
+    return VilavtRL(VilavtRLConfig(files=str(folder / "rl.jsonl"), **settings))
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,31 @@ def test_the_question_type_says_how_answers_are_compared(tmp_path, kind, truth, 
     sample = task.sample("train", 0)
     assert task.score(sample, answer) == pytest.approx(score)
     assert sample.originals == (str(tmp_path / "a.png"),)
+
+
+@pytest.mark.parametrize(
+    ("kind", "truth", "text", "strict"),
+    [
+        ("multiple choice", "B", "B) the lamp", 0),
+        ("multiple choice", "B", "B, because it is red", 0),
+        ("judgment", "yes", "**yes**", 0),
+        ("judgment", "yes", "</think> <answer>yes</answer> as I said", 0),
+        ("regression", "4", "4.0", 1),
+    ],
+)
+def test_an_evaluation_may_score_answers_by_the_papers_rule(tmp_path, kind, truth, text, strict):
+    for official, expected in ((False, strict), (True, 1)):
+        task = task_of(tmp_path, official, question_type=kind, answer=truth)
+        sample = task.sample("test" if official else "train", 0)
+        answer = None if "<" in text else text
+        assert task.score_turn(sample, text, answer) == expected
+
+
+def test_a_truth_that_only_the_papers_rule_reads_may_be_asked_and_not_learned(tmp_path):
+    task = task_of(tmp_path, True, question_type="multiple choice", answer="B. chair")
+    assert task.score(task.sample("test", 0), "b") == 1
+    with pytest.raises(InputError, match=r"answer: is 'B\. chair'"):
+        task.length("train")
 
 
 @pytest.mark.parametrize(
