@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,14 @@ def main() -> None:
     if options.write and options.only != list(FAMILIES):
         parser.error("--write replaces the whole table. Leave out --only or --write.")
     reasons: dict[str, str] = {}
+    unpackable: list[str] = []
     for family in options.only:
         reasons[family] = find_reason(family)
-        print(f"{family}: {reasons[family] or 'right'}", flush=True)
+        mixing = "" if reasons[family] else find_mixing(family)
+        unpackable += [family] if mixing else []
+        print(f"{family}: {reasons[family] or mixing or 'right'}", flush=True)
     if options.write:
-        replace_section(PAGE, "families", format_families(reasons))
+        replace_section(PAGE, "families", format_families(reasons, unpackable))
 
 
 def find_reason(family: str) -> str:
@@ -68,8 +71,17 @@ def find_reason(family: str) -> str:
     return ""
 
 
-def format_families(reasons: Mapping[str, str]) -> str:
-    """Return the families that are read right, and a table of the others by reason."""
+def find_mixing(family: str) -> str:
+    """Return why a family that is read right takes no row of several dialogues, or an empty text."""
+    from transformers import AutoConfig
+
+    from vilavt_components.language_models.agreement import describe_mixing
+
+    return describe_mixing(AutoConfig.for_model(family, **SETTINGS.get(family, {})), None)
+
+
+def format_families(reasons: Mapping[str, str], unpackable: Sequence[str]) -> str:
+    """Return the families that are read right, which of them are not packed, and a table of the others by reason."""
     import transformers
 
     groups: dict[str, list[str]] = {}
@@ -80,9 +92,23 @@ def format_families(reasons: Mapping[str, str]) -> str:
     right = groups.pop("", [])
     rows = [f"| {reason} | {', '.join(groups[reason])} |" for reason in sorted(groups)]
     version = transformers.__version__
+    names = ", ".join(f"`{family}`" for family in unpackable)
+    packed = f"{len(right) - len(unpackable)} of them take rows of several dialogues, all but {names}."
     head = f"Of the {len(reasons)} causal families of transformers {version}, {len(right)} are read right:"
     return "\n".join(
-        [head, "", ", ".join(right), "", "The others are refused:", "", "| reason | families |", "| --- | --- |", *rows]
+        [
+            head,
+            "",
+            ", ".join(right),
+            "",
+            packed,
+            "",
+            "The others are refused:",
+            "",
+            "| reason | families |",
+            "| --- | --- |",
+            *rows,
+        ]
     )
 
 

@@ -56,6 +56,17 @@ def test_what_changes_speed_and_output_alone_goes_on_without_a_word(tiny_recipe,
     assert not caplog.text
 
 
+def test_larger_rows_go_on_and_are_told_unless_samples_are_cut_to_them(tiny_recipe, tiny_run, tmp_path, caplog):
+    compare(tiny_recipe, tiny_run, "train.pack_tokens=900", "train.pack_patches=4000")
+    assert "train.pack_tokens=900 (was null), train.pack_patches=4000 (was null)" in caplog.text
+    cutting = tmp_path / "cutting"
+    shutil.copytree(tiny_run, cutting)
+    for file in cutting.rglob("recipe.yaml"):
+        file.write_text(file.read_text().replace("long_samples: refuse", "long_samples: cut"))
+    with pytest.raises(RunError, match=r"train\.pack_tokens=900 \(was null\)"):
+        compare(tiny_recipe, cutting, "train.pack_tokens=900", "train.long_samples=cut")
+
+
 def test_more_steps_and_smaller_micro_batches_go_on_and_are_told(tiny_recipe, tiny_run, caplog):
     compare(tiny_recipe, tiny_run, "train.steps=9", "train.micro_batch=2")
     assert "train.steps=9 (was 4), train.micro_batch=2 (was null)" in caplog.text

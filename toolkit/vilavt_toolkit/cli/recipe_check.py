@@ -17,6 +17,7 @@ from vilavt_toolkit.config.limits import MOST_PARAMETERS
 from vilavt_toolkit.config.recipe import CheckedRecipe
 from vilavt_toolkit.config.schema import ModelSection, Recipe, RLSection, StageSection
 from vilavt_toolkit.contracts import Optimizer, Task
+from vilavt_toolkit.data.row_budget import require_packing
 from vilavt_toolkit.data.source_check import check_sources
 from vilavt_toolkit.data.splits import require_samples
 from vilavt_toolkit.errors import BadConfig
@@ -122,6 +123,8 @@ def _check_training(collect: ErrorCollector, sections: Recipe, model: VisualChat
     report = _check_learning(collect, model, section, optimizer, "train", sections.model if is_new else None)
     if section.compile:
         collect.check_fits("train.compile", model.vision.check_compiles)
+    if section.pack_tokens is not None:
+        collect.check_fits("train.pack_tokens", lambda: require_packing(model))
     # Reinforcement starts from the unfrozen model: what the first stage freezes the second may train.
     for weight in learning:
         weight.requires_grad_(True)

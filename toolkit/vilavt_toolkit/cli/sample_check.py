@@ -10,6 +10,7 @@ from vilavt_toolkit.config.schema import Recipe
 from vilavt_toolkit.contracts import Sample, Task
 from vilavt_toolkit.data.file_task import FileTask
 from vilavt_toolkit.data.lengths import LengthMeter
+from vilavt_toolkit.data.row_budget import RowBudget, build_row_budget
 from vilavt_toolkit.dialogue.session import Session, session_for
 from vilavt_toolkit.dialogue.traces import build_trace_session
 from vilavt_toolkit.errors import InputError
@@ -48,19 +49,22 @@ def check_samples(
         # Reinforcement and evaluation ask questions. The first stage learns from traces, if the recipe is for it.
         learns = split == "train" and not (isinstance(task, FileTask) and not task.trains)
         asks = sections.rl is not None
-        report = collect.try_build(key, functools.partial(_check_split, model, task, split, learns, asks))
+        budget = build_row_budget(sections.train, model) if split == "train" else None
+        report = collect.try_build(key, functools.partial(_check_split, model, task, split, learns, asks, budget))
         if report is not None:
             found.append(report)
     return found
 
 
-def _check_split(model: VisualChatModel, task: Task, split: str, learns: bool, asks: bool) -> SampleReport:
+def _check_split(
+    model: VisualChatModel, task: Task, split: str, learns: bool, asks: bool, budget: RowBudget | None
+) -> SampleReport:
     """Return a report of the longest of some samples; raises InputError for one that the model cannot take."""
     size = task.length(split)
     numbers = sorted({index * size // _MEASURED for index in range(_MEASURED)})
     # A recipe of both stages may have data for the second one only.
     learns = learns and (_has_trace(task.sample(split, numbers[0])) or not asks)
-    meter = LengthMeter(model, traces=learns)
+    meter = LengthMeter(model, traces=learns, budget=budget if learns else None)
     for number in numbers:
         meter.measure(number, task.sample(split, number))
     if problems := meter.lengths.list_problems():

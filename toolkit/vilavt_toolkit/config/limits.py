@@ -35,7 +35,10 @@ _BY_KEY: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("dims", "in_chans", "in_channels", "features", "rank", "n_embd"), _WIDTH),
     **dict.fromkeys(("img_size", "image_size", "patch_size", "size"), _SIDE),
     **dict.fromkeys(("window_size", "temporal_patch_size", "spatial_merge_size", "merge", "pad_mlp"), (1, 1_024)),
-    **dict.fromkeys(("max_position_embeddings", "context_length", "n_positions", "max_tokens"), (1, 10**8)),
+    **dict.fromkeys(
+        ("max_position_embeddings", "context_length", "n_positions", "max_tokens", "pack_tokens", "pack_patches"),
+        (1, 10**8),
+    ),
     **dict.fromkeys(("vocab_size",), (1, 10**7)),
     **dict.fromkeys(("mlp_ratio", "max_scale", "temperature", "lr", "fps", "folder_fps"), (0, 1_000)),
     **dict.fromkeys(("batch_size", "micro_batch", "rollout_batch", "group_size", "prompts_per_step"), _AT_ONCE),

@@ -109,7 +109,27 @@ class TrainSection(StageSection):
     )
     batch_size: int = setting(help="dialogues of an optimizer step", minimum=1)
     micro_batch: int | None = setting(
-        None, help="dialogues in memory at once, a divisor of batch_size (null: all)", minimum=1
+        None,
+        help="dialogues in memory at once, a divisor of batch_size (null: all)",
+        minimum=1,
+        replaces=("pack_tokens", "pack_patches"),
+    )
+    pack_tokens: int | None = setting(
+        None,
+        help="instead of micro_batch: most tokens of a row that dialogues share, without padding",
+        minimum=1,
+        replaces=("micro_batch",),
+    )
+    pack_patches: int | None = setting(
+        None,
+        help="most patches, tokens of the encoder, of such a row (null: no limit)",
+        minimum=1,
+        replaces=("micro_batch",),
+    )
+    long_samples: Literal["refuse", "cut", "alone"] = setting(
+        "refuse",
+        help="samples larger than such a row: refuse them, cut them after the last turn that fits, or give each a row "
+        "alone",
     )
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = setting(
         "32-true", help="number format of weights and activations, in Lightning's words"
@@ -158,6 +178,8 @@ class TrainSection(StageSection):
             raise ValueError(
                 f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}. Write a divisor of it."
             )
+        if self.pack_patches is not None and self.pack_tokens is None:
+            raise ValueError("pack_patches limits rows of pack_tokens, which is not set. Set pack_tokens too.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from vilavt_toolkit.utils.progress import track_progress
 
 if TYPE_CHECKING:
     from vilavt_toolkit.config.recipe import CheckedRecipe
+    from vilavt_toolkit.data.row_budget import RowBudget
     from vilavt_toolkit.models.model import VisualChatModel
 
 
@@ -125,15 +126,17 @@ def build_meta_model(recipe: CheckedRecipe) -> VisualChatModel:
     return model
 
 
-def check_lengths(model: VisualChatModel, task: Task, split: str, traces: bool = True) -> None:
+def check_lengths(
+    model: VisualChatModel, task: Task, split: str, traces: bool = True, budget: RowBudget | None = None
+) -> None:
     """Raise InputError with the samples of a split of data files that the model cannot take; other tasks pass.
 
-    With `traces`, the traces of samples count too.
+    With `traces`, the traces of samples count too. `budget` is that of the rows which samples share, if they do.
     """
     # Other tasks make their samples themselves: there is no file that a user could correct.
     if not isinstance(task, FileTask):
         return
-    meter, size = LengthMeter(model, traces), task.length(split)
+    meter, size = LengthMeter(model, traces, budget), task.length(split)
     for number in track_progress(range(size), size, "measuring samples"):
         meter.measure(number, task.sample(split, number))
     problems = meter.lengths.list_problems()
@@ -158,8 +161,10 @@ def check_lengths(model: VisualChatModel, task: Task, split: str, traces: bool =
 class LengthMeter:
     """Measures samples as the model would take them; `lengths` grows with every sample."""
 
-    def __init__(self, model: VisualChatModel, traces: bool = True) -> None:
+    def __init__(self, model: VisualChatModel, traces: bool = True, budget: RowBudget | None = None) -> None:
         self.model = model
+        self.budget = budget
+        """Budget of the rows which samples share, if they do: one that is larger may be refused or cut."""
         self.traces = traces
         """True if the traces of samples are learned from and so count, False if only questions are asked."""
         self.lengths = Lengths(model.language_model.context_length)
@@ -173,6 +178,10 @@ class LengthMeter:
                 # Black images of one byte cannot be written to, and nothing does.
                 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
                 session = self.build_session(sample)
+            trajectory, views = session.trajectory, session.views
+            # Training refuses what is longer than the context before it would cut it.
+            if self.budget is not None and len(trajectory.ids) <= self.lengths.context:
+                trajectory, views = self.budget.fit(trajectory, views)
         except InputError as error:
             self.lengths.refused.append((number, str(error)))
             return
@@ -182,10 +191,10 @@ class LengthMeter:
         self.lengths.framing += any(session.protect(text) != text for text in sample.texts())
         encoder = self.model.vision.backbone
         self.lengths.numbers.append(number)
-        self.lengths.tokens.append(len(session.trajectory.ids))
-        self.lengths.features.append(sum(region.count for region in session.trajectory.regions))
-        self.lengths.patches.append(sum(encoder.token_count(view.size) for view in session.views))
-        for view, region in zip(session.views, session.trajectory.regions, strict=True):
+        self.lengths.tokens.append(len(trajectory.ids))
+        self.lengths.features.append(sum(region.count for region in trajectory.regions))
+        self.lengths.patches.append(sum(encoder.token_count(view.size) for view in views))
+        for view, region in zip(views, trajectory.regions, strict=True):
             extent, whole = encoder.extent(view), session.sources[region.source].extent
             # Only images have sizes to compare: two numbers of a view, four of a source. Sizes are rounded to whole
             # patches, so a tenth less is no budget at work.

@@ -40,8 +40,9 @@ _SPEED_AND_OUTPUT = frozenset(
     }
 )
 """Settings of a stage that may differ without a word. `init_from` was used when the run began."""
-_TOLD = frozenset({"max_bad_samples", "max_skipped", "micro_batch", "steps"})
+_TOLD = frozenset({"max_bad_samples", "max_skipped", "micro_batch", "pack_patches", "pack_tokens", "steps"})
 """Settings of a stage that may differ and are told: more steps, for example, stretch the schedule."""
+_ROW_SIZES = ("pack_patches", "pack_tokens")
 _FREE_IN_MODEL = frozenset({"checkpoint", "cudnn_attention", "path", "tokenizer"})
 """Settings of the model that say where weights and tokenizers came from, of which the checkpoint has its own, or what
 computes."""
@@ -65,7 +66,7 @@ def check_settings(recipe: CheckedRecipe, folder: Path, stage: str, allow_change
         return
     for keys, old, new in _list_differences(before, contain_recipe(recipe).resolved, ()):
         if not _is_free(keys, stage):
-            is_told = keys[0] == stage and keys[-1] in _TOLD and len(keys) == 2
+            is_told = keys[0] == stage and keys[-1] in _TOLD and len(keys) == 2 and not _cuts_samples(before, keys)
             (told if is_told else refused).append(f"{format_path(keys)}={_format(new)} (was {_format(old)})")
     refused += _list_changed_plugins(recipe, folder, saved.get("plugins") or ())
     if told:
@@ -93,6 +94,12 @@ def _refuse_changes(what: str, changes: Sequence[str], allow_changes: bool) -> N
     if not allow_changes:
         raise RunError(f"{text} Resume with the same, or add --allow-changes to go on with the new.")
     log.warning(text)
+
+
+def _cuts_samples(before: Any, keys: KeyPath) -> bool:
+    """Return True if a setting says how much of long samples is learned from, as it does where they are cut."""
+    section = before.get(keys[0])
+    return keys[-1] in _ROW_SIZES and isinstance(section, Mapping) and section.get("long_samples") == "cut"
 
 
 def _is_free(keys: KeyPath, stage: str) -> bool:

@@ -12,11 +12,13 @@ import torch
 
 from vilavt_toolkit.config.schema import TrainSection
 from vilavt_toolkit.contracts import LanguageModel, Task, Trajectory, View
+from vilavt_toolkit.data.row_budget import RowBudget, build_row_budget
 from vilavt_toolkit.dialogue.traces import build_trace_session
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.models.batch import Batch, collate
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.supervised.bad_samples import BadSample
+from vilavt_toolkit.training.supervised.packing import fill_rows
 from vilavt_toolkit.training.supervised.workers import BeginSample, WorkerPool, require_fork
 from vilavt_toolkit.utils.progress import track_progress
 
@@ -28,17 +30,26 @@ _CHUNK = 64
 
 
 class TraceDataset:
-    """A task's training samples as trajectories and views, prepared on access."""
+    """A task's training samples as trajectories and views, prepared on access.
 
-    def __init__(self, model: VisualChatModel, task: Task, size: int) -> None:
-        self.model, self.task, self.size = model, task, size
+    With the `budget` of a row, samples that are larger are what its settings make of them.
+    """
+
+    def __init__(self, model: VisualChatModel, task: Task, size: int, budget: RowBudget | None = None) -> None:
+        self.model, self.task, self.size, self.budget = model, task, size, budget
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> PreparedSample:
-        session = build_trace_session(self.model, self.task.sample("train", index))
-        return session.trajectory, session.views
+        sample = self.task.sample("train", index)
+        session = build_trace_session(self.model, sample)
+        if self.budget is None:
+            return session.trajectory, session.views
+        try:
+            return self.budget.fit(session.trajectory, session.views)
+        except InputError as error:
+            raise InputError(f"sample {sample.id}: {error}") from None
 
 
 class PreparedDataset:
@@ -147,22 +158,29 @@ class StepBatch:
 
 @dataclass(frozen=True)
 class StepCollator:
-    """Collates the samples of one step into micro-batches."""
+    """Collates the samples of one step into micro-batches: padded rows, or with `budget` one row without padding."""
 
     micro_batch: int
     language_model: LanguageModel
+    budget: RowBudget | None = None
 
     def __call__(self, prepared: Sequence[PreparedSample]) -> StepBatch:
-        """Return the batch of a step."""
-        # Sorted by length, so that rows of one micro-batch need little padding. No gradient depends on the split.
-        order = sorted(range(len(prepared)), key=lambda place: len(prepared[place][0].ids))
-        prepared = [prepared[place] for place in order]
-        micro_batches = []
-        for start in range(0, len(prepared), self.micro_batch):
-            part = prepared[start : start + self.micro_batch]
-            trajectories, views = [row for row, _ in part], [views for _, views in part]
-            micro_batches.append(collate(trajectories, views, self.language_model))
+        """Return the batch of a step. Any part of the step's samples may be given, such as those of one process."""
+        micro_batches, order = list[Batch](), list[int]()
+        for places in self._split(prepared):
+            trajectories, views = [prepared[place][0] for place in places], [prepared[place][1] for place in places]
+            packed = self.budget is not None
+            micro_batches.append(collate(trajectories, views, self.language_model, packed=packed))
+            order += places
         return StepBatch(micro_batches, order)
+
+    def _split(self, prepared: Sequence[PreparedSample]) -> list[list[int]]:
+        """Return the places of every micro-batch's samples. No gradient depends on the split."""
+        if self.budget is not None:
+            return fill_rows([self.budget.measure(*sample) for sample in prepared], self.budget)
+        # Sorted by length, so that rows of one micro-batch need little padding.
+        order = sorted(range(len(prepared)), key=lambda place: len(prepared[place][0].ids))
+        return [order[start : start + self.micro_batch] for start in range(0, len(order), self.micro_batch)]
 
 
 class StepLoader:
@@ -227,7 +245,8 @@ def build_step_loader(
 ) -> StepLoader:
     """Build the loader of all batches from step `start` on; preparing samples ahead happens here."""
     sampler = build_step_sampler(task, section, seed, start)
-    traces = TraceDataset(model, task, sampler.size)
+    budget = build_row_budget(section, model)
+    traces = TraceDataset(model, task, sampler.size, budget)
     if section.workers:
         require_fork()
     # Without a bad sample to spare, the first one ends the run with its own error, wherever it is met.
@@ -237,5 +256,5 @@ def build_step_loader(
         used = sampler.used_indices()
         # Prepared samples only need collating, which is too little to be worth a worker.
         dataset, workers = PreparedDataset(traces, used, workers, section.worker_seconds, skips_bad), 0
-    collator = StepCollator(section.micro_batch or section.batch_size, model.language_model)
+    collator = StepCollator(section.micro_batch or section.batch_size, model.language_model, budget)
     return StepLoader(dataset, sampler, collator, workers, section.worker_seconds, skips_bad)

@@ -12,6 +12,7 @@ from vilavt_toolkit.config.recipe import CheckedRecipe
 from vilavt_toolkit.config.schema import TrainSection
 from vilavt_toolkit.contracts import Task
 from vilavt_toolkit.data.lengths import check_lengths
+from vilavt_toolkit.data.row_budget import build_row_budget, require_packing
 from vilavt_toolkit.data.source_check import check_sources
 from vilavt_toolkit.data.splits import require_samples
 from vilavt_toolkit.models.model import VisualChatModel
@@ -48,8 +49,11 @@ def _train(stage: Stage, section: TrainSection, start: StageStart, allow_changes
     start.checkpointing.facts["data"] = check_data(start.checkpointing.state, task, "train", allow_changes)
     check_sources(task, recipe.recipe.model.source, "train")
     model = _build_model(recipe, stage, start.folder)
+    budget = build_row_budget(section, model)
+    if budget is not None:
+        require_packing(model)
     if start.folder is None:
-        check_lengths(model, task, "train")
+        check_lengths(model, task, "train", budget=budget)
     model.vision.gradient_checkpointing = section.gradient_checkpointing
     if section.compile:
         model.vision.compile_blocks()

@@ -1,0 +1,175 @@
+"""Rows that dialogues share: within their budget, few and even, and they teach what the dialogues alone teach."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vilavt_toolkit.config.recipe import load_recipe
+from vilavt_toolkit.config.schema import Part, TrainSection
+from vilavt_toolkit.data.row_budget import RowBudget, RowSize, build_row_budget
+from vilavt_toolkit.errors import BadConfig, InputError, RecipeErrors
+from vilavt_toolkit.training.losses import target_logprobs
+from vilavt_toolkit.training.supervised.data import StepCollator, TraceDataset, build_step_loader
+from vilavt_toolkit.training.supervised.packing import fill_rows
+from vilavt_toolkit.training.supervised.run import run_supervised
+
+sizes = st.lists(st.builds(RowSize, st.integers(1, 40), st.integers(0, 60)), max_size=40)
+
+
+def budget_of(tokens: int, patches: int | None = None, long_samples="alone", count=lambda view: 4) -> RowBudget:
+    return RowBudget(tokens, patches, long_samples, count)
+
+
+@given(sizes, st.integers(20, 100), st.none() | st.integers(20, 100))
+def test_every_sample_is_in_one_row_and_no_shared_row_is_larger_than_its_budget(sizes, tokens, patches):
+    budget = budget_of(tokens, patches)
+    rows = fill_rows(sizes, budget)
+    assert sorted(itertools.chain(*rows)) == list(range(len(sizes)))
+    for row in rows:
+        assert row
+        if len(row) > 1:
+            assert sum(sizes[number].tokens for number in row) <= tokens
+            assert patches is None or sum(sizes[number].patches for number in row) <= patches
+
+
+@given(sizes, st.integers(40, 100))
+def test_rows_are_few_and_depend_on_sizes_only(sizes, tokens):
+    rows = fill_rows(sizes, budget_of(tokens))
+    assert rows == fill_rows(list(sizes), budget_of(tokens))
+    # First fit decreasing: at most 11/9 of the fewest rows there can be, and 6/9 more.
+    fewest = -(-sum(size.tokens for size in sizes) // tokens)
+    assert len(rows) <= max(11 / 9 * max(fewest, _fewest_rows(sizes, tokens)) + 6 / 9, 0)
+
+
+def _fewest_rows(sizes, tokens: int) -> int:
+    """A second bound from below: samples of more than half a row share it with none of their kind."""
+    return sum(2 * size.tokens > tokens for size in sizes)
+
+
+def test_rows_are_as_even_as_they_can_be_and_the_largest_comes_first():
+    rows = fill_rows([RowSize(10, 0)] * 7, budget_of(40))
+    assert [len(row) for row in rows] == [4, 3]
+    rows = fill_rows([RowSize(30, 0), RowSize(10, 0), RowSize(10, 0), RowSize(10, 0)], budget_of(50))
+    assert rows == [[0], [1, 2, 3]]
+    rows = fill_rows([RowSize(10, 90), RowSize(90, 10), RowSize(10, 90), RowSize(90, 10)], budget_of(100, 100))
+    assert sorted(len(row) for row in rows) == [2, 2], "a row is filled by tokens and by patches"
+
+
+def section(**settings) -> TrainSection:
+    return TrainSection(**{"steps": 3, "batch_size": 6, "optimizer": Part("adamw", None, None), **settings})
+
+
+def gradients(model, batch) -> dict[str, torch.Tensor]:
+    model = copy.deepcopy(model)
+    model.zero_grad()
+    for micro in batch.micro_batches:
+        (-target_logprobs(model(micro), micro).sum() / batch.produced_tokens).backward()
+    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def test_a_packed_step_has_every_gradient_of_the_padded_step(tiny_model, tiny_task):
+    samples = [TraceDataset(tiny_model, tiny_task, 8)[index] for index in range(8)]
+    expected = gradients(tiny_model, StepCollator(1, tiny_model.language_model)(samples))
+    assert any(name.startswith("vision.modulators") for name in expected)
+    longest = max(len(trajectory.ids) for trajectory, _ in samples)
+    for tokens in (longest, 3 * longest, 100 * longest):
+        batch = StepCollator(1, tiny_model.language_model, budget_of(tokens))(samples)
+        assert all(bool(micro.mask.all()) for micro in batch.micro_batches), "no column is padding"
+        assert sorted(batch.order) == list(range(8)) and batch.produced_tokens == sum(
+            sum(trajectory.produced) for trajectory, _ in samples
+        )
+        found = gradients(tiny_model, batch)
+        assert found.keys() == expected.keys()
+        for name, gradient in expected.items():
+            assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), (tokens, name)
+
+
+def token_rows(loader) -> list[list[list[int]]]:
+    return [[micro.ids[0].tolist() for micro in batch.micro_batches] for batch in loader]
+
+
+@pytest.mark.parametrize("preprocess", ["stream", "ahead"])
+def test_rows_are_the_same_with_workers_and_after_resuming(tiny_model, tiny_task, preprocess):
+    settings = section(pack_tokens=400, pack_patches=900, max_samples=10)
+    rows = token_rows(build_step_loader(tiny_model, tiny_task, settings, 5))
+    assert any(len(step) < 6 for step in rows), "dialogues share rows"
+    other = dataclasses.replace(settings, workers=2, preprocess=preprocess)
+    assert token_rows(build_step_loader(tiny_model, tiny_task, other, 5)) == rows
+    assert token_rows(build_step_loader(tiny_model, tiny_task, settings, 5, start=2)) == rows[2:]
+
+
+def test_a_sample_that_is_longer_than_a_row_is_refused_by_name_cut_at_a_turn_or_alone(tiny_model, tiny_task):
+    whole, views = TraceDataset(tiny_model, tiny_task, 4)[3]
+    assert len(whole.turns) > 1
+    settings = section(pack_tokens=len(whole.ids) - 1, max_samples=4)
+    refusing = TraceDataset(tiny_model, tiny_task, 4, build_row_budget(settings, tiny_model))
+    with pytest.raises(InputError, match=r"sample digit_scenes/0/train/3: .* Raise that, or set train\.long_samples"):
+        refusing[3]
+    alone = dataclasses.replace(settings, long_samples="alone")
+    assert TraceDataset(tiny_model, tiny_task, 4, build_row_budget(alone, tiny_model))[3][0] == whole
+    cutting = dataclasses.replace(settings, long_samples="cut")
+    cut, kept = TraceDataset(tiny_model, tiny_task, 4, build_row_budget(cutting, tiny_model))[3]
+    assert cut.ids == whole.ids[: len(cut.ids)] and cut.produced[-1] and not whole.produced[len(cut.ids)]
+    assert len(cut.turns) == len(cut.starts) == len(whole.turns) - 1
+    assert len(kept) == len(cut.regions) < len(views)
+    assert all(region.group < len(cut.groups) and region.start < len(cut.ids) for region in cut.regions)
+    small = dataclasses.replace(cutting, pack_tokens=3)
+    with pytest.raises(InputError, match="and so is its first turn alone"):
+        TraceDataset(tiny_model, tiny_task, 4, build_row_budget(small, tiny_model))[3]
+
+
+def test_patches_make_a_sample_too_long_too(tiny_model, tiny_task):
+    settings = section(pack_tokens=10_000, pack_patches=1, max_samples=4)
+    with pytest.raises(InputError, match=r"patches are more than a row of .*train\.pack_patches=1 takes"):
+        TraceDataset(tiny_model, tiny_task, 4, build_row_budget(settings, tiny_model))[0]
+
+
+def test_training_on_packed_rows_gives_the_weights_of_padded_ones(tiny_recipe, tmp_path):
+    from safetensors.torch import load_file
+
+    found = []
+    for name, settings in {"packed": ["train.pack_tokens=500"], "padded": ["train.micro_batch=1"]}.items():
+        recipe = load_recipe(tiny_recipe, [f"run={tmp_path / name}", "train.steps=2", *settings])
+        run = run_supervised(recipe)
+        found.append(load_file(next((run / "checkpoints").glob("step-*2")) / "model.safetensors"))
+    packed, padded = found
+    for name, weight in padded.items():
+        assert (packed[name] - weight).abs().max() <= 1e-4 * max(1.0, float(weight.abs().max())), name
+
+
+def test_a_language_model_that_reads_one_dialogue_a_row_is_refused(tiny_recipe, tmp_path):
+    from vilavt_toolkit.cli.recipe_check import check_recipe
+
+    settings = ["train.pack_tokens=500", "model.language_model.config.model_type=stablelm"]
+    recipe = load_recipe(tiny_recipe, [f"run={tmp_path / 'run'}", *settings])
+    with pytest.raises(RecipeErrors, match=r"train\.pack_tokens.*no row of several dialogues.*train\.micro_batch"):
+        check_recipe(recipe)
+    with pytest.raises(BadConfig, match="no row of several dialogues"):
+        run_supervised(recipe)
+
+
+def test_check_refuses_a_row_that_a_sample_does_not_fit_in(tiny_recipe, tmp_path):
+    from vilavt_toolkit.cli.recipe_check import check_recipe
+
+    recipe = load_recipe(tiny_recipe, [f"run={tmp_path / 'run'}", "train.pack_tokens=20"])
+    with pytest.raises(RecipeErrors, match=r"sample digit_scenes.*are more than a row of train\.pack_tokens=20 takes"):
+        check_recipe(recipe)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (["train.pack_tokens=500", "train.micro_batch=2"], "alternatives"),
+        (["train.pack_patches=500"], "pack_patches limits rows of pack_tokens"),
+    ],
+)
+def test_keys_that_contradict_each_other_are_refused(tiny_recipe, settings, reason):
+    with pytest.raises(RecipeErrors, match=reason):
+        load_recipe(tiny_recipe, settings)
