@@ -9,6 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vilavt_toolkit.generation.flops import CostCounter
+from vilavt_toolkit.models.batch import collate
 from vilavt_toolkit.training.losses import target_logprobs
 from vilavt_toolkit.training.step_cost import TrainingCostCounter, find_peak_rate
 from vilavt_toolkit.training.supervised.data import StepCollator, TraceDataset
@@ -37,6 +38,15 @@ def test_training_everything_costs_three_forward_passes(tiny_model, batch):
     )
 
 
+def test_dialogues_that_share_a_row_cost_what_each_costs_alone(tiny_model, tiny_task, batch):
+    dataset = TraceDataset(tiny_model, tiny_task, 4)
+    samples = [dataset[index] for index in range(4)]
+    packed = collate(*zip(*samples, strict=True), tiny_model.language_model, packed=True)
+    counter = TrainingCostCounter(tiny_model)
+    assert counter.count(packed).flops == pytest.approx(counter.count(batch).flops)
+    assert counter.count(packed).tokens == counter.count(batch).tokens == packed.ids.numel()
+
+
 def test_frozen_parts_cost_what_gradients_need(tiny_model, batch):
     forward, model = forward_flops(tiny_model, batch), copy.deepcopy(tiny_model)
     encoding = CostCounter(model).encoding_cost(batch.views, batch.groups).flops
@@ -50,13 +60,17 @@ def test_frozen_parts_cost_what_gradients_need(tiny_model, batch):
 
 
 def test_the_count_is_that_of_torch_but_for_what_it_leaves_out(tiny_model, batch):
-    """Torch counts padding, logits of all columns and inquiries too, and has no formula of attention on the CPU."""
+    """Torch counts padding and inquiries too, and has no formula of attention on the CPU."""
     model = copy.deepcopy(tiny_model)
     counter = FlopCounterMode(display=False)
     with counter:
-        target_logprobs(model(batch), batch).sum().backward()
-    counted = TrainingCostCounter(model).count(batch).flops
-    assert 0.4 * counter.get_total_flops() < counted < 1.2 * counter.get_total_flops()
+        target_logprobs(model.language_model, model.run_layers(batch), batch).sum().backward()
+    costs = CostCounter(model)
+    attention = costs.encoding_attention_flops(batch.views, batch.groups)
+    attention += sum(costs.reading_attention_flops(length, 0) for length in batch.mask.sum(1).tolist())
+    counted = TrainingCostCounter(model).count(batch).flops - 3 * attention
+    # Nor does it count a gradient of the pixels, which nobody needs.
+    assert 0.8 * counter.get_total_flops() < counted < 1.2 * counter.get_total_flops()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

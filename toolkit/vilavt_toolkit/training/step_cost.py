@@ -70,7 +70,8 @@ class TrainingCostCounter:
 
 
 def _document_lengths(batch: Batch) -> list[int]:
-    lengths: list[int] = batch.mask.sum(1).tolist()
+    # Attention costs the square of a dialogue, whichever row it stands in.
+    lengths: list[int] = list(batch.documents) or batch.mask.sum(1).tolist()
     return lengths
 
 

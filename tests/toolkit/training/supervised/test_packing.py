@@ -70,7 +70,9 @@ def gradients(model, batch) -> dict[str, torch.Tensor]:
     model = copy.deepcopy(model)
     model.zero_grad()
     for micro in batch.micro_batches:
-        (-target_logprobs(model(micro), micro).sum() / batch.produced_tokens).backward()
+        (
+            -target_logprobs(model.language_model, model.run_layers(micro), micro).sum() / batch.produced_tokens
+        ).backward()
     return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 
 
