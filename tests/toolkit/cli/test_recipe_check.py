@@ -61,10 +61,10 @@ def test_it_tells_the_learning_rate_and_decay_of_every_part_and_the_names_of_wei
     said = passes(capsys, str(tiny_recipe), "train.freeze=[encoder]", rates, "train.optimizer.weight_decay=0.25")
     # Every line of a table begins and ends with a border.
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.splitlines()]
-    mine = {(row[1], row[4]): row for row in rows if len(row) == 6 and row[0] == "train"}
-    assert int(mine["encoder", ""][3].replace(",", "")) > 0 and mine["encoder", ""][2] == ""
-    assert "0.25: " in mine["projector", "0.002"][5] and ", 0: " in mine["projector", "0.002"][5]
-    assert mine["language model", "0.0003"][5] == f"0: {mine['language model', '0.0003'][2]}"
+    mine = {(row[1], row[5]): row for row in rows if len(row) == 7 and row[0] == "train"}
+    assert int(mine["encoder", ""][4].replace(",", "")) > 0 and mine["encoder", ""][2] == ""
+    assert "0.25: " in mine["projector", "0.002"][6] and ", 0: " in mine["projector", "0.002"][6]
+    assert mine["language model", "0.0003"][6] == f"0: {mine['language model', '0.0003'][2]}"
     assert "names of weights" not in said
     listed = passes(capsys, str(tiny_recipe), "--names")
     assert "language_model.model.model.layers.*.self_attn.q_proj.weight" in listed

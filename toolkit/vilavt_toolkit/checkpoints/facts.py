@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from vilavt_toolkit.errors import InputError, RunError
 from vilavt_toolkit.utils.files import check_plain_files, read_json
@@ -11,6 +12,8 @@ from vilavt_toolkit.utils.text import format_value
 FORMAT = 2
 """The number of the format that is written. It rises when an older toolkit would misread a new checkpoint."""
 
+ADAPTERS_KEY = "adapters"
+"""Key of the adapters that the weights have. Toolkits that do not know it refuse the names of these weights."""
 _FACTS_FILE = "checkpoint.json"
 
 
@@ -27,6 +30,14 @@ def is_format1(folder: Path) -> bool:
         return True
     number, _ = _read_format_and_step(folder)
     return number == 1
+
+
+def read_adapters(folder: Path) -> dict[str, Any] | None:
+    """Return the plain data of the adapters that a checkpoint's weights have; None if they have none."""
+    if not (folder / _FACTS_FILE).is_file():
+        return None
+    facts: dict[str, Any] = read_json(folder / _FACTS_FILE)
+    return facts.get(ADAPTERS_KEY)
 
 
 def _read_format_and_step(folder: Path) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from vilavt_toolkit.checkpoints.native import load_checkpoint, load_weights_into
+from vilavt_toolkit.checkpoints.native import add_saved_adapters, load_checkpoint, load_weights_into
 from vilavt_toolkit.checkpoints.run_folder import expand_home
 from vilavt_toolkit.config.parsing import Location, parse_config
 from vilavt_toolkit.config.recipe import CheckedRecipe, load_recipe
@@ -18,6 +18,7 @@ from vilavt_toolkit.config.schema import ModelSection
 from vilavt_toolkit.contracts import Task
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.formats import foreign
+from vilavt_toolkit.models.adapters import merge_adapters
 from vilavt_toolkit.models.assemble import assemble_model, load_weights
 from vilavt_toolkit.models.meta import copy_weights, parse_dtype, unfilled_parameters
 from vilavt_toolkit.models.model import VisualChatModel
@@ -195,10 +196,12 @@ def _kinds_with_weights(model: VisualChatModel) -> frozenset[str]:
 def load_checkpoint_model(recipe: CheckedRecipe, folder: Path, resume: bool = False) -> VisualChatModel:
     """Build a recipe's model with the weights of a checkpoint of ours; raises VilavtError if they do not fit.
 
-    Unless training is to `resume`, stopping policies may differ from the checkpoint's. A policy that it has no weights
-    for starts with new ones.
+    Unless training is to `resume`, stopping policies may differ from the checkpoint's, and adapters are merged. A
+    policy that it has no weights for starts with new ones.
     """
     model, new = load_matching_weights(recipe, folder, other_stopping=not resume)
+    if not resume:
+        merge_adapters(model)
     if new:
         log.warning("%s has no weights of the recipe's stopping policies. New are %s.", folder, shorten_list(new))
     return model
@@ -207,6 +210,10 @@ def load_checkpoint_model(recipe: CheckedRecipe, folder: Path, resume: bool = Fa
 def load_matching_weights(
     recipe: CheckedRecipe, folder: Path, other_stopping: bool
 ) -> tuple[VisualChatModel, list[str]]:
-    """Build a recipe's model with a checkpoint's weights; return it and the names that `load_weights_into` left new."""
+    """Build a recipe's model with a checkpoint's weights; return it and the names that `load_weights_into` left new.
+
+    If the checkpoint has adapters, the model has them too.
+    """
     model = assemble_model(recipe.recipe.model, recipe.where, saved=folder)
+    add_saved_adapters(model, folder)
     return model, load_weights_into(model, folder, other_stopping=other_stopping)

@@ -11,6 +11,7 @@ RUN/checkpoints/step-00000700/
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -27,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file, save_model
 
 from vilavt_toolkit.checkpoints import format1
-from vilavt_toolkit.checkpoints.facts import FORMAT, is_format1, read_step
+from vilavt_toolkit.checkpoints.facts import ADAPTERS_KEY, FORMAT, is_format1, read_adapters, read_step
 from vilavt_toolkit.checkpoints.run_folder import expand_home
 from vilavt_toolkit.checkpoints.training_state import TENSORS_KEY, TrainingState, describe_tensors
 from vilavt_toolkit.checkpoints.weights import RenameWeight, describe_mismatch, fill_weights
@@ -38,11 +39,12 @@ from vilavt_toolkit.config.schema import PARTS_WITH_WEIGHTS
 from vilavt_toolkit.config.yaml_reading import read_yaml
 from vilavt_toolkit.contracts import Dialogue
 from vilavt_toolkit.errors import InputError, RecipeErrors, RunError, UntrustedPlugins, VilavtError
+from vilavt_toolkit.models.adapters import Adapters, add_adapters, merge_adapters
 from vilavt_toolkit.models.assemble import INQUIRY_ENCODER, LANGUAGE_MODEL, STOPPING, assemble_model
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.models.weight_types import TYPES_KEY, list_float_types
 from vilavt_toolkit.utils.files import write_bytes, write_json, write_text
-from vilavt_toolkit.utils.text import shorten_list
+from vilavt_toolkit.utils.text import shorten_list, shorten_text
 from vilavt_toolkit.utils.versions import collect_versions
 
 log = logging.getLogger(__name__)
@@ -111,7 +113,8 @@ def write_model(folder: Path, model: VisualChatModel, recipe: CheckedRecipe, ste
     # `save_model` writes tensors that share memory once, which safetensors otherwise refuses.
     save_model(model, str(folder / "model.safetensors"), {TYPES_KEY: list_float_types(model.state_dict().values())})
     write_recipe(folder, contain_recipe(recipe, model.dialogue))
-    write_json(folder / "checkpoint.json", checkpoint_facts(step))
+    adapters = {} if model.adapters is None else {ADAPTERS_KEY: model.adapters.to_json()}
+    write_json(folder / "checkpoint.json", {**checkpoint_facts(step), **adapters})
 
 
 def checkpoint_facts(step: int) -> dict[str, Any]:
@@ -255,13 +258,41 @@ def load_checkpoint(
         model = assemble_model(
             recipe.recipe.model, str(folder / "recipe.yaml"), saved=folder, filled=PARTS_WITH_WEIGHTS
         )
+    add_saved_adapters(model, folder, empty=True)
     wanted = dtype or (computing_dtype(recipe) if as_trained else None)
-    if new := load_weights_into(model, folder, wanted, other_stopping=bool(overrides)):
+    # Adapters are merged in the types that they were trained in, and the sum is rounded once.
+    given = wanted if model.adapters is None else None
+    if new := load_weights_into(model, folder, given, other_stopping=bool(overrides)):
         raise RunError(
             f"{folder} holds no weights {shorten_list(new)}, which a stopping policy must learn first. Train it with "
             f"train.init_from={path}."
         )
+    if model.adapters is not None:
+        merge_adapters(model)
+        model.to(wanted or _widest_type(model))
     return model.to(device).eval(), recipe
+
+
+def add_saved_adapters(model: VisualChatModel, folder: Path, empty: bool = False) -> None:
+    """Put the adapters of a checkpoint on a model, so that it has the checkpoint's weights; raises RunError.
+
+    `empty` is that of `add_adapters`.
+    """
+    saved = read_adapters(folder)
+    if saved is None:
+        return
+    try:
+        add_adapters(model, Adapters.from_json(saved), empty)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = shorten_text(f"{type(error).__name__}: {error}")
+        raise RunError(
+            f"{folder / 'checkpoint.json'}: its adapters do not fit the recipe ({reason}). Use another checkpoint."
+        ) from error
+
+
+def _widest_type(model: VisualChatModel) -> torch.dtype:
+    """Return the type that loses nothing of any weight: frozen weights may be narrower than trained ones."""
+    return functools.reduce(torch.promote_types, {weight.dtype for weight in model.parameters()})
 
 
 def computing_dtype(recipe: CheckedRecipe) -> torch.dtype | None:

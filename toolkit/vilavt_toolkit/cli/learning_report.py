@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from vilavt_toolkit.models.weight_names import collapse_numbers, part_of_weight
+from vilavt_toolkit.models.adapters import is_adapter
+from vilavt_toolkit.models.weight_names import collapse_numbers, name_without_adapter, part_of_weight
 from vilavt_toolkit.utils.text import shorten_list
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ class LearningWeight:
     """One weight of a model as a stage treats it."""
 
     name: str
+    """As it is in the model without adapters."""
     part: str
     shape: tuple[int, ...]
     numbers: int
@@ -40,7 +42,13 @@ class LearningReport:
         parts = part_of_weight(model)
         return cls(
             [
-                LearningWeight(name, parts.get(id(weight), ""), tuple(weight.shape), weight.numel(), rates.get(name))
+                LearningWeight(
+                    name_without_adapter(name),
+                    parts.get(id(weight), ""),
+                    tuple(weight.shape),
+                    weight.numel(),
+                    rates.get(name),
+                )
                 for name, weight in model.named_parameters()
             ]
         )
@@ -53,8 +61,10 @@ class LearningReport:
 def make_learning_table(stages: Mapping[str, LearningReport]) -> Table:
     """Return a table of the numbers that each stage trains in every part, by learning rate, and of frozen ones."""
     table = Table(title="trained weights")
-    for number, column in enumerate(("stage", "part", "trained", "frozen", "learning rate", "weight decay")):
-        table.add_column(column, justify="left" if number < 2 else "right", no_wrap=number != 5)
+    for number, column in enumerate(
+        ("stage", "part", "trained", "of it LoRA", "frozen", "learning rate", "weight decay")
+    ):
+        table.add_column(column, justify="left" if number < 2 else "right", no_wrap=number != 6)
     for stage, report in stages.items():
         for part in dict.fromkeys(weight.part for weight in report.weights):
             _add_part(table, stage, part, [weight for weight in report.weights if weight.part == part])
@@ -67,15 +77,18 @@ def _add_part(table: Table, stage: str, part: str, weights: Sequence[LearningWei
     rates = sorted({weight.rate.lr for weight in weights if weight.rate is not None}, reverse=True)
     label = part.replace("_", " ")
     if not rates:
-        table.add_row(stage, label, "", f"{frozen:,}", "", "")
+        table.add_row(stage, label, "", "", f"{frozen:,}", "", "")
     for place, lr in enumerate(rates):
         decays: dict[float, int] = {}
+        lora = 0
         for weight in weights:
             if weight.rate is not None and weight.rate.lr == lr:
                 decays[weight.rate.weight_decay] = decays.get(weight.rate.weight_decay, 0) + weight.numbers
+                lora += weight.numbers if is_adapter(weight.name) else 0
         shown = [f"{decay:g}: {numbers:,}" for decay, numbers in sorted(decays.items(), reverse=True)]
         held = f"{frozen:,}" if frozen and not place else ""
-        table.add_row(stage, label, f"{sum(decays.values()):,}", held, f"{lr:g}", ", ".join(shown))
+        adapters = f"{lora:,}" if lora else ""
+        table.add_row(stage, label, f"{sum(decays.values()):,}", adapters, held, f"{lr:g}", ", ".join(shown))
 
 
 def make_names_table(stages: Mapping[str, LearningReport]) -> Table:

@@ -22,6 +22,7 @@ from vilavt_toolkit.data.source_check import check_sources
 from vilavt_toolkit.data.splits import require_samples
 from vilavt_toolkit.errors import BadConfig
 from vilavt_toolkit.formats import foreign
+from vilavt_toolkit.models.adapters import remove_adapters
 from vilavt_toolkit.models.assemble import ErrorCollector, assemble_model
 from vilavt_toolkit.models.model import VisualChatModel
 
@@ -119,13 +120,14 @@ def _check_training(collect: ErrorCollector, sections: Recipe, model: VisualChat
     if model is None:
         return None
     learning = [weight for weight in model.parameters() if weight.requires_grad]
-    is_new = not section.init_from
-    report = _check_learning(collect, model, section, optimizer, "train", sections.model if is_new else None)
+    new = None if section.init_from else sections.model
+    report = _check_learning(collect, model, section, optimizer, "train", section.precision, new)
     if section.compile:
         collect.check_fits("train.compile", model.vision.check_compiles)
     if section.pack_tokens is not None:
         collect.check_fits("train.pack_tokens", lambda: require_packing(model))
     # Reinforcement starts from the unfrozen model: what the first stage freezes the second may train.
+    remove_adapters(model)
     for weight in learning:
         weight.requires_grad_(True)
     return report
@@ -145,7 +147,10 @@ def _check_reinforcement(
     if model is None:
         return None
     is_new = starts_from_base(recipe, section)
-    return _check_learning(collect, model, section, optimizer, "rl", recipe.recipe.model if is_new else None)
+    precision, new = recipe.recipe.train.precision, recipe.recipe.model if is_new else None
+    report = _check_learning(collect, model, section, optimizer, "rl", precision, new)
+    remove_adapters(model)
+    return report
 
 
 def _check_learning(
@@ -154,12 +159,23 @@ def _check_learning(
     section: StageSection,
     optimizer: Optimizer | None,
     key: str,
+    precision: str,
     new: ModelSection | None,
 ) -> LearningReport | None:
     """Try what a stage trains and how; `new` are the settings of a model that it starts with new parts of, if any."""
     from vilavt_toolkit.checkpoints.loading import find_new_parts
-    from vilavt_toolkit.training.trainable import refuse_frozen_new, select_trained, try_optimizer
+    from vilavt_toolkit.training.trainable import (
+        add_stage_adapters,
+        check_frozen_dtype,
+        refuse_frozen_new,
+        select_trained,
+        try_optimizer,
+    )
 
+    collect.check_fits(f"{key}.frozen_dtype", lambda: check_frozen_dtype(section, precision, key))
+    # Adapters first, so that their errors are told at their own key.
+    if not collect.check_fits(f"{key}.lora", lambda: add_stage_adapters(model, section, key)):
+        return None
     if not collect.check_fits(f"{key}.freeze", lambda: select_trained(model, section, key)):
         return None
     if new is not None:

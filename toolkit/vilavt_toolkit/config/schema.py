@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from vilavt_toolkit.config.learning_schema import Rate
+from vilavt_toolkit.config.learning_schema import LoraSection, Rate
 from vilavt_toolkit.config.limits import describe_bad_path
 from vilavt_toolkit.registry import Part
 from vilavt_toolkit.settings import part, setting
@@ -79,6 +79,12 @@ class StageSection:
     )
     freeze_new: bool = setting(
         False, help="allow that weights of a modulator or projector that no checkpoint has trained are frozen"
+    )
+    lora: LoraSection | None = setting(
+        None, help="adapters of low rank on linear layers, in place of training their parts in full (null: none)"
+    )
+    frozen_dtype: Literal["same", "bfloat16"] = setting(
+        "same", help="number format of frozen weights; bfloat16 halves their memory and needs precision bf16-mixed"
     )
     rates: dict[str, Rate] = setting(
         help="learning rate and weight decay of parts, or of weights by patterns of their names; a pattern comes "

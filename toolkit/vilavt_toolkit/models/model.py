@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from vilavt_toolkit.config.schema import PartWithWeights
 from vilavt_toolkit.contracts import Dialogue, Grid, LanguageModel, Projector, Region, Source, StoppingPolicy, View
 from vilavt_toolkit.models.batch import Batch
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
+
+if TYPE_CHECKING:
+    from vilavt_toolkit.models.adapters import Adapters
 
 
 class VisualChatModel(nn.Module):
@@ -35,6 +38,8 @@ class VisualChatModel(nn.Module):
         self.dialogue = dialogue
         self.stopping = nn.ModuleList(stopping)
         """Stopping policies; the first one that does not go on decides."""
+        self.adapters: Adapters | None = None
+        """The low-rank adapters on its layers, while it has some."""
         # A class and its config, not an instance: a source is opened for every original.
         self._source, self._source_config = source, source_config
 

@@ -80,12 +80,16 @@ def match_names(names: Iterable[str], pattern: str) -> list[str]:
     return [name for name in names if whole.match(name) or inside.match(name)]
 
 
-def suggest_names(pattern: str, names: Iterable[str]) -> str:
-    """Return a sentence with the names nearest to a pattern, for an error, and where all names can be read."""
+def suggest_names(pattern: str, names: Iterable[str], wider: bool = True) -> str:
+    """Return a sentence with the names nearest to a pattern, for an error, and where all names can be read.
+
+    With `wider`, modules that the named ones lie in may be meant too.
+    """
     where = " `vilavt check RECIPE --names` prints all names."
     wanted = collapse_numbers(pattern)
     # Layers are alike, so that one pattern stands for all of them. A pattern may name a weight or a layer around it.
-    candidates = {wider for name in names for wider in _list_wider(collapse_numbers(name))}
+    shown = map(collapse_numbers, names)
+    candidates = {each for name in shown for each in (_list_wider(name) if wider else [name])}
     likeness = {each: max(_likeness(wanted, each), _likeness(_last(wanted), _last(each))) for each in candidates}
     close = sorted(each for each in likeness if likeness[each] >= _LEAST_LIKENESS)
     close.sort(key=lambda each: (-likeness[each], len(each)))

@@ -13,6 +13,7 @@ from vilavt_toolkit.packed.attention import attend_segments
 from vilavt_toolkit.packed.tokens import Layout, Tokens
 from vilavt_toolkit.registry import encoders
 from vilavt_toolkit.testing import bench
+from vilavt_toolkit.testing.adapters import assert_adapters_learn
 from vilavt_toolkit.testing.bench import Instance
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
 from vilavt_toolkit.vision.modulation import layout_after_block
@@ -229,6 +230,14 @@ def survives_bfloat16(instance: Instance[Encoder]) -> None:
         bench.assert_close_in_bf16(_encode_plainly(encoder.to(torch.bfloat16), views), expected)
 
 
+@_for_every_instance
+def trains_adapters_on_its_linear_layers(instance: Instance[Encoder]) -> None:
+    """A low-rank adapter on a linear layer gets a gradient wherever the layer's weight would, and can be merged."""
+    encoder = instance.build()
+    views = bench.example_views(encoder)
+    assert_adapters_learn(encoder, lambda: _encode_plainly(encoder, views), 1e-4)
+
+
 CLAIMS = (
     builds_quickly_and_on_the_meta_device,
     declares_what_it_is,
@@ -240,4 +249,5 @@ CLAIMS = (
     keeps_its_state,
     never_waits_for_the_device,
     survives_bfloat16,
+    trains_adapters_on_its_linear_layers,
 )

@@ -15,6 +15,7 @@ from vilavt_toolkit.generation.hidden_states import collect_hidden_states
 from vilavt_toolkit.generation.kv_cache import KVCache
 from vilavt_toolkit.registry import language_models
 from vilavt_toolkit.testing import bench
+from vilavt_toolkit.testing.adapters import assert_adapters_learn
 from vilavt_toolkit.testing.bench import Instance
 
 _TOLERANCE = 1e-4
@@ -246,6 +247,20 @@ def reloads_what_it_saved(instance: Instance[LanguageModel]) -> None:
         )
 
 
+@_for_every_instance
+def trains_adapters_on_its_linear_layers(instance: Instance[LanguageModel]) -> None:
+    """A low-rank adapter on a linear layer gets a gradient wherever the layer's weight would, and can be merged."""
+    model = _build(instance)
+    ids, mask = _ragged_batch(model)
+
+    def compute() -> Tensor:
+        # Padding may hold anything, and tokens that are ruled out have no finite logit.
+        logits = _compute_logits(model, ids, mask)[mask]
+        return logits.where(logits.isfinite(), 0)
+
+    assert_adapters_learn(model, compute, _TOLERANCE)
+
+
 CLAIMS = (
     builds_quickly_and_on_the_meta_device,
     ignores_masked_columns,
@@ -258,4 +273,5 @@ CLAIMS = (
     never_samples_the_placeholder,
     round_trips_text_through_its_tokenizer,
     reloads_what_it_saved,
+    trains_adapters_on_its_linear_layers,
 )

@@ -16,6 +16,7 @@ from torch import Tensor
 from vilavt_toolkit.contracts import Encoder, Modulator, View
 from vilavt_toolkit.registry import encoders, modulators
 from vilavt_toolkit.testing import bench
+from vilavt_toolkit.testing.adapters import assert_adapters_learn
 from vilavt_toolkit.testing.bench import Instance
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
 from vilavt_toolkit.vision.modulation import unsupported_reason
@@ -320,6 +321,14 @@ def _flatten_gradient(gradient: Tensor | None) -> Tensor:
     return torch.zeros(0) if gradient is None else gradient.flatten()
 
 
+@_for_every_case(variants=True)
+def trains_adapters_on_its_linear_layers(case: _Case) -> None:
+    """A low-rank adapter on a linear layer gets a gradient wherever the layer's weight would, and can be merged."""
+    dynamic = case.build_trained()
+    views = bench.example_views(dynamic.backbone)
+    assert_adapters_learn(dynamic.modulators, lambda: _encode_groups(dynamic, views), 1e-4)
+
+
 CLAIMS = (
     builds_quickly_and_on_the_meta_device,
     starts_as_no_modulation,
@@ -334,4 +343,5 @@ CLAIMS = (
     keeps_its_state,
     never_waits_for_the_device,
     survives_bfloat16,
+    trains_adapters_on_its_linear_layers,
 )

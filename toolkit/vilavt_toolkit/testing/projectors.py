@@ -11,6 +11,7 @@ from vilavt_toolkit.contracts import Grid, Projector
 from vilavt_toolkit.errors import BadConfig
 from vilavt_toolkit.registry import projectors
 from vilavt_toolkit.testing import bench
+from vilavt_toolkit.testing.adapters import assert_adapters_learn
 from vilavt_toolkit.testing.bench import Instance
 
 _SIZES: list[Grid] = [(4, 4), (2, 3), (4, 4), (5, 1), (1, 1)]
@@ -83,10 +84,18 @@ def survives_bfloat16(instance: Instance[Projector]) -> None:
     bench.assert_close_in_bf16(found, expected)
 
 
+@_for_every_instance
+def trains_adapters_on_its_linear_layers(instance: Instance[Projector]) -> None:
+    """A low-rank adapter on a linear layer gets a gradient wherever the layer's weight would, and can be merged."""
+    projector = _build(instance)
+    assert_adapters_learn(projector, lambda: _project_features(projector))
+
+
 CLAIMS = (
     builds_quickly_and_on_the_meta_device,
     projects_packed_as_alone,
     gives_gradients_without_waiting,
     keeps_its_state,
     survives_bfloat16,
+    trains_adapters_on_its_linear_layers,
 )

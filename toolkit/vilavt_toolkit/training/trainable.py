@@ -2,42 +2,98 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from vilavt_toolkit.config.schema import StageSection
 from vilavt_toolkit.contracts import Optimizer
-from vilavt_toolkit.errors import BadConfig, UsageError
+from vilavt_toolkit.errors import BadConfig, RunError, UsageError
+from vilavt_toolkit.models.adapters import Adapters, add_adapters, find_linear_layers, is_adapter, list_adapted_layers
 from vilavt_toolkit.models.model import VisualChatModel
-from vilavt_toolkit.models.weight_names import match_weights, part_of_weight
+from vilavt_toolkit.models.weight_names import match_weights, name_without_adapter, part_of_weight
 from vilavt_toolkit.training.parameter_groups import WeightRules, find_rules, split_groups
 
 NamedParameter = tuple[str, nn.Parameter]
 
 
 def select_trained(model: VisualChatModel, section: StageSection, key: str = "train") -> None:
-    """Exclude weights from training as a stage's section says: no gradient, no dropout, fixed running statistics.
+    """Put a stage's adapters on a model, and exclude weights from training as its section says.
 
-    `key` is the name of the section. Raises BadConfig for a pattern that matches nothing, and UsageError if nothing is
-    left to train.
+    Frozen weights get no gradient, and modules of them no dropout, and their running statistics are fixed. `key` is the
+    name of the section. Raises BadConfig for a pattern that matches nothing, RunError for adapters of a checkpoint that
+    are not the recipe's, and UsageError if nothing is left to train.
     """
+    add_stage_adapters(model, section, key)
     frozen = match_weights(model, section.frozen, f"{key}.freeze")
     unfrozen = match_weights(model, section.unfreeze, f"{key}.unfreeze")
+    layers = list_adapted_layers(model)
+    adapted = {id(layer.get_base_layer().weight): name for name, layer in layers.items()}
     for pattern, weights in unfrozen.items():
+        if found := [adapted[id(weight)] for weight in weights if id(weight) in adapted]:
+            raise BadConfig(
+                f"{key}.unfreeze: {pattern!r} holds the weight of {found[0]}, which has an adapter. Narrow the pattern."
+            )
         if not all(weight.requires_grad for weight in weights):
             raise BadConfig(
                 f"{key}.unfreeze: {pattern!r} holds weights that their own part freezes. Set `frozen` of that part."
             )
-    kept = {id(weight) for weights in unfrozen.values() for weight in weights}
-    for weight in (weight for weights in frozen.values() for weight in weights):
+    # Adapters train whatever is frozen around them, and all else of a part with adapters is frozen.
+    adapters = {id(weight) for name, weight in model.named_parameters() if is_adapter(name)}
+    kept = adapters | {id(weight) for weights in unfrozen.values() for weight in weights}
+    around = [part for part in model.parts().values() if not adapters.isdisjoint(map(id, part.parameters()))]
+    for weight in itertools.chain(*frozen.values(), *(part.parameters() for part in around)):
         if id(weight) not in kept:
             weight.requires_grad_(False)
     if not trainable_parameters(model):
         raise UsageError(f"{key}.freeze leaves nothing to train. Take a part out of it.")
     _switch_off_frozen(model)
+
+
+def add_stage_adapters(model: VisualChatModel, section: StageSection, key: str) -> None:
+    """Put the section's adapters on a model, unless a checkpoint has brought them.
+
+    Raises BadConfig for patterns that fit no layer, and RunError if the checkpoint has brought others.
+    """
+    wanted = None
+    if (lora := section.lora) is not None:
+        layers = find_linear_layers(model, lora.targets, f"{key}.lora.targets") if model.adapters is None else ()
+        alpha = 2.0 * lora.rank if lora.alpha is None else lora.alpha
+        wanted = Adapters(lora.rank, alpha, lora.dropout, lora.rslora, layers)
+    if model.adapters is None:
+        if wanted is not None:
+            add_adapters(model, wanted)
+    # Their layers follow from `targets`, which are compared before the checkpoint is loaded.
+    elif wanted is None or replace(wanted, layers=model.adapters.layers) != model.adapters:
+        raise RunError(f"The checkpoint has adapters of other settings. Resume with the same {key}.lora.")
+
+
+def check_frozen_dtype(section: StageSection, precision: str, key: str = "train") -> None:
+    """Raise BadConfig if frozen weights cannot be kept in the number format that a stage's section says."""
+    if section.frozen_dtype != "same" and precision != "bf16-mixed":
+        raise BadConfig(
+            f"{key}.frozen_dtype {section.frozen_dtype} needs train.precision bf16-mixed, which computes with weights "
+            "of two formats. Change either."
+        )
+
+
+def store_frozen(model: VisualChatModel, section: StageSection, precision: str, key: str = "train") -> None:
+    """Keep frozen weights in the number format that a stage's section says; raises BadConfig.
+
+    To be called after `select_trained`.
+    """
+    check_frozen_dtype(section, precision, key)
+    if section.frozen_dtype == "same":
+        return
+    for weight in model.parameters():
+        if not weight.requires_grad and weight.dtype == torch.float32:
+            weight.data = weight.data.to(torch.bfloat16)
+    for layer in list_adapted_layers(model).values():
+        # Autocast brings inputs and adapters together. peft would first copy every input in float32.
+        layer.cast_input_dtype_enabled = False
 
 
 def _switch_off_frozen(module: nn.Module) -> None:
@@ -62,8 +118,9 @@ def refuse_frozen_new(model: VisualChatModel, section: StageSection, new: Collec
         part = parts.get(id(weight))
         if part in new and not weight.requires_grad:
             raise BadConfig(
-                f"{name} is new in this stage and would be frozen at its random values. Take its {part} out of "
-                f"{key}.freeze, start from a run with {key}.init_from, or set {key}.freeze_new=true if that is meant."
+                f"{name_without_adapter(name)} is new in this stage and would be frozen at its random values. Take its "
+                f"{part} out of {key}.freeze and {key}.lora.targets, start from a run with {key}.init_from, or set "
+                f"{key}.freeze_new=true if that is meant."
             )
 
 

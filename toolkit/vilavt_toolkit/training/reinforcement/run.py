@@ -28,7 +28,7 @@ from vilavt_toolkit.training.reinforcement.module import PolicyParts, Reinforcem
 from vilavt_toolkit.training.reinforcement.rollouts import RolloutCollector
 from vilavt_toolkit.training.resume_changes import check_data
 from vilavt_toolkit.training.stage import Stage
-from vilavt_toolkit.training.trainable import refuse_frozen_new
+from vilavt_toolkit.training.trainable import refuse_frozen_new, store_frozen
 from vilavt_toolkit.training.trainer import StageStart, find_initial_checkpoint, prepare_stage, run_stage, weight_dtype
 from vilavt_toolkit.training.world import require_single_process
 from vilavt_toolkit.utils.limits import explained_limits
@@ -73,7 +73,7 @@ def _reinforce(stage: Stage, section: RLSection, start: StageStart, allow_change
     require_samples(task, str(recipe.recipe.task), section.split)
     start.checkpointing.facts["data"] = check_data(start.checkpointing.state, task, section.split, allow_changes)
     check_sources(task, recipe.recipe.model.source, section.split)
-    model = _build_model(recipe, checkpoint)
+    model = _build_model(recipe, checkpoint, resume=start.folder is not None)
     if start.folder is None:
         check_lengths(model, task, section.split, traces=False)
     model.vision.gradient_checkpointing = recipe.recipe.train.gradient_checkpointing
@@ -85,6 +85,7 @@ def _reinforce(stage: Stage, section: RLSection, start: StageStart, allow_change
         reference = _build_model(recipe, checkpoint if start.folder is None else _find_reference(run))
     parts = PolicyParts(section.optimizer.build(), section.advantage.build(), section.policy_loss.build())
     module = ReinforcementModule(model, collector, parts, section, start.step, reference, run)
+    store_frozen(model, section, recipe.recipe.train.precision, stage.section_key)
     if checkpoint is None:
         refuse_frozen_new(model, section, find_new_parts(recipe.recipe.model), stage.section_key)
 
@@ -130,10 +131,10 @@ def _find_policy_checkpoint(stage: Stage, section: RLSection) -> Path | None:
     return find_initial_checkpoint(stage, section.init_from or recipe.run)
 
 
-def _build_model(recipe: CheckedRecipe, checkpoint: Path | None) -> VisualChatModel:
+def _build_model(recipe: CheckedRecipe, checkpoint: Path | None, resume: bool = False) -> VisualChatModel:
     if checkpoint is None:
         return build_model(recipe, weight_dtype(recipe.recipe.train.precision), copy=True)
-    return load_checkpoint_model(recipe, checkpoint)
+    return load_checkpoint_model(recipe, checkpoint, resume)
 
 
 def _find_reference(run: Path) -> Path:

@@ -21,7 +21,7 @@ from vilavt_toolkit.training.resume_changes import check_data
 from vilavt_toolkit.training.stage import Stage
 from vilavt_toolkit.training.supervised.data import StepLoader, build_step_loader, build_step_sampler
 from vilavt_toolkit.training.supervised.module import SupervisedModule
-from vilavt_toolkit.training.trainable import refuse_frozen_new
+from vilavt_toolkit.training.trainable import refuse_frozen_new, store_frozen
 from vilavt_toolkit.training.trainer import StageStart, find_initial_checkpoint, prepare_stage, run_stage, weight_dtype
 from vilavt_toolkit.training.world import require_single_process
 from vilavt_toolkit.utils.limits import explained_limits
@@ -62,6 +62,7 @@ def _train(stage: Stage, section: TrainSection, start: StageStart, allow_changes
         return [task.sample("train", index).id for index in build_step_sampler(task, section, seed).step_indices(step)]
 
     module = SupervisedModule(model, section.optimizer.build(), section, start.step, list_sample_ids)
+    store_frozen(model, section, section.precision, stage.section_key)
     if start.folder is None and not section.init_from:
         refuse_frozen_new(model, section, find_new_parts(recipe.recipe.model), stage.section_key)
 
