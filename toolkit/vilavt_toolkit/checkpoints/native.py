@@ -17,7 +17,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -49,8 +49,8 @@ from vilavt_toolkit.utils.versions import collect_versions
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS_PER_RUN = 2
-"""Number of checkpoints that a run keeps: the newest, and one more in case the newest is damaged."""
+_BEST = "best"
+"""The link among the checkpoints of a run to the best one."""
 
 _MOST_ERRORS = 4
 """Errors of a checkpoint's recipe that are told."""
@@ -67,9 +67,10 @@ def save_checkpoint(
     recipe: CheckedRecipe,
     step: int,
     state: TrainingState | None = None,
-    kept_step: int | None = None,
+    kept_steps: Collection[int | None] = (),
+    keep: int = 2,
 ) -> Path:
-    """Write the checkpoint of `step` and remove older ones, but for that of `kept_step`; return its folder.
+    """Write the checkpoint of `step` and remove all but the newest `keep` and those of `kept_steps`; return its folder.
 
     Raises InputError for a full disk.
     """
@@ -93,10 +94,23 @@ def save_checkpoint(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     # Hidden folders were replaced above, or left by a process that was killed while it wrote.
-    old_ones = [path for path in _list_checkpoints(run)[:-CHECKPOINTS_PER_RUN] if path.name != _folder_name(kept_step)]
+    kept = {_folder_name(kept_step) for kept_step in kept_steps}
+    old_ones = [path for path in _list_checkpoints(run)[:-keep] if path.name not in kept]
     for old in [*old_ones, *parent.glob(".step-*")]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def link_best_checkpoint(run: Path, step: int) -> None:
+    """Let RUN/checkpoints/best lead to the checkpoint of a step; only a warning says if that cannot be."""
+    link = run / "checkpoints" / _BEST
+    temporary = link.with_name(f".{_BEST}.{secrets.token_hex(4)}")
+    # Made beside it and moved: the link leads to a whole checkpoint at every moment.
+    try:
+        temporary.symlink_to(_folder_name(step), target_is_directory=True)
+        os.replace(temporary, link)
+    except OSError as error:
+        log.warning("%s cannot be linked to step %d (%s), which is the best.", link, step, error.strerror)
 
 
 def _folder_name(step: int | None) -> str:

@@ -102,6 +102,8 @@ def _check_splits(collect: ErrorCollector, sections: Recipe, task: Task | None) 
     if task is None:
         return {}
     named = {"task": "train", "eval.split": sections.eval.split}
+    if sections.train.validate_every is not None:
+        named["train.validate_every"] = "val"
     if sections.rl is not None:
         named["rl.split"] = sections.rl.split
     found: dict[str, str] = {}

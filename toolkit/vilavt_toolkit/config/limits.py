@@ -46,6 +46,7 @@ _BY_KEY: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("threads", "inner_epochs", "turns", "frames", "patience", "max_resamples"), (0, 10_000)),
     **dict.fromkeys(("max_new_tokens", "max_length", "length", "margin", "box_units"), (0, 10**6)),
     **dict.fromkeys(("steps", "warmup_steps", "checkpoint_every", "log_every", "save_rollouts_every"), _COUNT),
+    **dict.fromkeys(("validate_every", "validate_samples", "validate_dialogues", "keep_checkpoints"), _COUNT),
     **dict.fromkeys(("items", "train_items", "val_items", "test_items"), _COUNT),
     **dict.fromkeys(("max_samples", "max_bad_samples", "max_skipped"), _COUNT),
     **dict.fromkeys(("points", "max_points", "overview_points", "zoom_points"), (1, 10**8)),

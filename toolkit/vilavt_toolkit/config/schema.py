@@ -65,6 +65,9 @@ class StageSection:
         "linear", help="course of the learning rate after warm-up"
     )
     gradient_clip: float | None = setting(1.0, help="largest norm of the gradient (null: no limit)", minimum=0)
+    keep_checkpoints: int = setting(
+        2, help="newest checkpoints that are kept, beside the newest sound one and the best one", minimum=1
+    )
     max_skipped: int = setting(
         10,
         help="optimizer steps with a NaN or infinite loss or gradient that are skipped before the run stops",
@@ -159,6 +162,21 @@ class TrainSection(StageSection):
     )
     checkpoint_every: int = setting(500, help="steps between checkpoints", minimum=1)
     log_every: int = setting(10, help="steps between logged metrics", minimum=1)
+    validate_every: int | None = setting(
+        None, help="steps between validations on split val (null: none); the last step has one too", minimum=1
+    )
+    validate_samples: int = setting(256, help="samples of a validation's loss, drawn from the split", minimum=1)
+    validate_dialogues: int = setting(
+        16, help="dialogues of a validation that the model leads and the task scores (0: none)", minimum=0
+    )
+    best_by: Literal["loss", "accuracy"] = setting(
+        "loss", help="metric of validations by which checkpoints/best is chosen, and patience counted"
+    )
+    patience: int | None = setting(
+        None,
+        help="validations without a better best_by after which training ends (null: it goes on)",
+        minimum=1,
+    )
     trackers: list[TrackerName] = setting(
         help="where metrics go, for both stages: tensorboard, csv, wandb, mlflow, trackio",
         factory=lambda: ["tensorboard"],
@@ -186,6 +204,10 @@ class TrainSection(StageSection):
             )
         if self.pack_patches is not None and self.pack_tokens is None:
             raise ValueError("pack_patches limits rows of pack_tokens, which is not set. Set pack_tokens too.")
+        if self.patience is not None and self.validate_every is None:
+            raise ValueError("patience counts validations, and there are none. Set validate_every too.")
+        if self.best_by == "accuracy" and not self.validate_dialogues:
+            raise ValueError("best_by accuracy needs dialogues. Raise validate_dialogues, or write best_by: loss.")
 
 
 @dataclass(frozen=True, kw_only=True)

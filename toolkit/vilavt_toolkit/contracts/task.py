@@ -104,6 +104,13 @@ class Task(Component, ABC):
     def sample(self, split: str, index: int) -> Sample:
         """Return the sample at `index`; a pure function of config, split and index."""
 
+    def training_sample(self, split: str, index: int) -> Sample:
+        """Return the sample at `index` as it is learned from, with its trace, also of a split that is asked elsewhere.
+
+        A validation computes its loss on these. By default that of `sample`.
+        """
+        return self.sample(split, index)
+
     @abstractmethod
     def corpus(self) -> Iterator[str]:
         """Return texts to train a tokenizer on: questions, thoughts, inquiries and answers."""

@@ -110,6 +110,13 @@ class FileTask(Task):
             raise IndexError(f"split '{split}' of '{self.name}' has {len(rows)} samples, so there is no {index}.")
         return self._load_corpus(self._split_source(split)).read_sample(int(rows[index]))
 
+    def training_sample(self, split: str, index: int) -> Sample:
+        """Read the sample at `index` as it is learned from, whatever the split; raises IndexError or InputError."""
+        rows = self._split_rows(split)
+        if not 0 <= index < len(rows):
+            raise IndexError(f"split '{split}' of '{self.name}' has {len(rows)} samples, so there is no {index}.")
+        return self._load_corpus((self._split_source(split)[0], True)).read_sample(int(rows[index]))
+
     def first_places(self, split: str) -> Mapping[str, str]:
         """Return where the first original of each kind stands in the files of a split; raises InputError."""
         return self._load_corpus(self._split_source(split)).first_places

@@ -127,6 +127,11 @@ class MetricLog:
         for name, logger in self.loggers.items():
             self._try(name, lambda logger=logger: _write_metrics(logger, metrics, step))
 
+    @property
+    def takes_pictures(self) -> bool:
+        """True if a tracker shows pictures."""
+        return any(not isinstance(logger, CSVLogger) for logger in self.loggers.values())
+
     def log_pictures(self, tag: str, pictures: Sequence[tuple[Image, str]], step: int) -> None:
         """Give pictures, each with its caption, to every tracker that takes some; CSV takes none."""
         for name, logger in self.loggers.items():

@@ -22,10 +22,12 @@ log = logging.getLogger(__name__)
 _SPEED_AND_OUTPUT = frozenset(
     {
         "accelerator",
+        "best_by",
         "checkpoint_every",
         "compile",
         "gradient_checkpointing",
         "init_from",
+        "keep_checkpoints",
         "log_every",
         "preprocess",
         "reward_seconds",
@@ -35,12 +37,15 @@ _SPEED_AND_OUTPUT = frozenset(
         "peak_tflops",
         "threads",
         "trackers",
+        "validate_dialogues",
+        "validate_every",
+        "validate_samples",
         "worker_seconds",
         "workers",
     }
 )
 """Settings of a stage that may differ without a word. `init_from` was used when the run began."""
-_TOLD = frozenset({"max_bad_samples", "max_skipped", "micro_batch", "pack_patches", "pack_tokens", "steps"})
+_TOLD = frozenset({"max_bad_samples", "max_skipped", "micro_batch", "pack_patches", "pack_tokens", "patience", "steps"})
 """Settings of a stage that may differ and are told: more steps, for example, stretch the schedule."""
 _ROW_SIZES = ("pack_patches", "pack_tokens")
 _FREE_IN_MODEL = frozenset({"checkpoint", "cudnn_attention", "path", "tokenizer"})

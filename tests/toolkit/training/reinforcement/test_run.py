@@ -68,10 +68,8 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does_in_a_buffer_t
     expected = {name: tensors(whole, 6, name) for name in ("model", "resume")}
     one = reinforced(rl_recipe, start, *settings, f"rl.run={broken}", "rl.steps=2")
     shutil.rmtree(one / "checkpoints")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "CHECKPOINTS_PER_RUN", 9)
-        shutil.rmtree(one)
-        reinforced(rl_recipe, start, *settings, f"rl.run={broken}")
+    shutil.rmtree(one)
+    reinforced(rl_recipe, start, *settings, f"rl.run={broken}", "rl.keep_checkpoints=9")
     for later in range(step + 1, 7):
         shutil.rmtree(broken / "checkpoints" / f"step-{later:08d}")
     held = load_training_state(broken / "checkpoints" / f"step-{step:08d}")

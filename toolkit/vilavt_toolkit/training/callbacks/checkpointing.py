@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 
-from vilavt_toolkit.checkpoints.native import save_checkpoint
+from vilavt_toolkit.checkpoints.native import link_best_checkpoint, save_checkpoint
 from vilavt_toolkit.checkpoints.training_state import TrainingState
 from vilavt_toolkit.errors import RunError, VilavtError
 from vilavt_toolkit.training.callbacks.interruption import Interruption
@@ -30,11 +30,21 @@ class CheckpointCallback(pl.Callback):
         self.stage, self.state, self.interruption = stage, state, interruption
         self.facts: dict[str, Any] = {}
         """Plain data that every checkpoint keeps with its training state, by key."""
+        self.best_step: int | None = None
+        """The step of the best checkpoint by a validation, which is kept; None without validations."""
+        self._is_best = False
         self._soundness = Soundness()
         self._previous_step, self._told_step = 0, -1
         self._has_begun = False
         self._tried_step: int | None = None
         self._newest: Path | None = None
+
+    def mark_best(self, step: int, is_saved: bool) -> None:
+        """Let `step` be the best one so far: its checkpoint is linked, and saved first if it is not `is_saved`."""
+        self.best_step = step
+        if is_saved:
+            link_best_checkpoint(self.stage.run, step)
+        self._is_best = not is_saved
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -71,7 +81,8 @@ class CheckpointCallback(pl.Callback):
         module, is_stopping = cast(StageModule, pl_module), self.interruption.is_requested
         self._soundness.judge_step(module)
         is_due = module.step % self.stage.section.checkpoint_every == 0 or module.step == self.stage.total_steps
-        if is_stopping or is_due:
+        # A run that ends early ends in a checkpoint too.
+        if is_stopping or is_due or self._is_best or trainer.should_stop:
             self._save_checkpoint(trainer, module)
         if is_stopping:
             self._tell_newest()
@@ -99,13 +110,17 @@ class CheckpointCallback(pl.Callback):
         state = capture_state(trainer.optimizers[0], _grad_scaler(trainer), module.capture_state())
         state.data.update(self.facts, soundness=self._soundness.to_json())
         run, sound = self.stage.run, self._soundness.step
-        self._newest = save_checkpoint(run, module.model, self.stage.recipe, module.step, state, sound)
+        keep, kept = self.stage.section.keep_checkpoints, (sound, self.best_step)
+        self._newest = save_checkpoint(run, module.model, self.stage.recipe, module.step, state, kept, keep)
+        if self._is_best:
+            self._is_best = False
+            link_best_checkpoint(run, module.step)
         self._soundness.add_checkpoint(module)
-        # The newest two are kept in any case. A sound one behind them says that training has diverged since.
+        # The newest are kept in any case. A sound one behind them says that training has diverged since.
         if sound is not None and sound < self._previous_step and sound != self._told_step:
             self._told_step = sound
             log.warning(
-                "training seems to have diverged since step %d, whose checkpoint is kept beside the newest two in %s.",
+                "training seems to have diverged since step %d, whose checkpoint is kept beside the newest in %s.",
                 sound,
                 run,
             )

@@ -30,19 +30,22 @@ _CHUNK = 64
 
 
 class TraceDataset:
-    """A task's training samples as trajectories and views, prepared on access.
+    """A task's samples as trajectories and views, as they are learned from; prepared on access.
 
     With the `budget` of a row, samples that are larger are what its settings make of them.
     """
 
-    def __init__(self, model: VisualChatModel, task: Task, size: int, budget: RowBudget | None = None) -> None:
-        self.model, self.task, self.size, self.budget = model, task, size, budget
+    def __init__(
+        self, model: VisualChatModel, task: Task, size: int, budget: RowBudget | None = None, split: str = "train"
+    ) -> None:
+        self.model, self.task, self.size, self.budget, self.split = model, task, size, budget, split
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> PreparedSample:
-        sample = self.task.sample("train", index)
+        is_learned = self.split == "train"
+        sample = self.task.sample("train", index) if is_learned else self.task.training_sample(self.split, index)
         session = build_trace_session(self.model, sample)
         if self.budget is None:
             return session.trajectory, session.views
@@ -62,7 +65,7 @@ class PreparedDataset:
         self, dataset: TraceDataset, indices: Sequence[int], workers: int, seconds: float, skips_bad: bool = False
     ) -> None:
         def prepare_chunk(chunk: Sequence[int], begin_sample: BeginSample) -> list[PreparedSample | BadSample]:
-            return list(_prepare_samples(dataset, chunk, begin_sample, skips_bad))
+            return list(prepare_samples(dataset, chunk, begin_sample, skips_bad))
 
         chunks = [indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK)]
         self._rows: dict[int, PreparedSample | BadSample] = {}
@@ -78,7 +81,7 @@ class PreparedDataset:
         return self._rows[index]
 
 
-def _prepare_samples(
+def prepare_samples(
     dataset: TraceDataset | PreparedDataset, indices: Sequence[int], begin_sample: BeginSample, skips_bad: bool
 ) -> Iterator[PreparedSample | BadSample]:
     """Yield every sample; with `skips_bad`, the error of one that cannot be read in its place."""
@@ -203,7 +206,7 @@ class StepLoader:
         self._sampler = sampler
 
         def prepare_step(step: int, begin_sample: BeginSample) -> StepBatch:
-            prepared = list(_prepare_samples(dataset, sampler.step_indices(step), begin_sample, skips_bad))
+            prepared = list(prepare_samples(dataset, sampler.step_indices(step), begin_sample, skips_bad))
             return _collate_readable(prepared, collator)
 
         self._pool = WorkerPool(prepare_step, workers, seconds, lambda: self.check_stop())

@@ -91,6 +91,11 @@ class SupervisedModule(StageModule):
             }
         )
 
+    def score_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the log-probability [N] of every token that the model wrote, and whether it is the likeliest one."""
+        states, _ = self._run_model(batch)
+        return target_logprobs_and_hits(self.model.language_model, states, batch)
+
     def _run_model(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the states [B, L, D] of all columns, and the learning stopping policies' loss, summed over turns."""
         policy_loss = torch.zeros((), device=self.device, dtype=torch.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
+from typing import Any, cast
 
 from vilavt_toolkit.checkpoints.loading import build_model, find_new_parts, load_checkpoint_model
 from vilavt_toolkit.checkpoints.run_folder import expand_home
@@ -17,10 +18,12 @@ from vilavt_toolkit.data.source_check import check_sources
 from vilavt_toolkit.data.splits import require_samples
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.callbacks.interruption import Interruption
+from vilavt_toolkit.training.callbacks.validation import Validation
 from vilavt_toolkit.training.resume_changes import check_data
 from vilavt_toolkit.training.stage import Stage
 from vilavt_toolkit.training.supervised.data import StepLoader, build_step_loader, build_step_sampler
 from vilavt_toolkit.training.supervised.module import SupervisedModule
+from vilavt_toolkit.training.supervised.validation import SPLIT, Validator
 from vilavt_toolkit.training.trainable import refuse_frozen_new, store_frozen
 from vilavt_toolkit.training.trainer import StageStart, find_initial_checkpoint, prepare_stage, run_stage, weight_dtype
 from vilavt_toolkit.training.world import require_single_process
@@ -48,6 +51,9 @@ def _train(stage: Stage, section: TrainSection, start: StageStart, allow_changes
     require_samples(task, str(recipe.recipe.task), "train")
     start.checkpointing.facts["data"] = check_data(start.checkpointing.state, task, "train", allow_changes)
     check_sources(task, recipe.recipe.model.source, "train")
+    if section.validate_every is not None:
+        require_samples(task, str(recipe.recipe.task), SPLIT)
+        check_sources(task, recipe.recipe.model.source, SPLIT)
     model = _build_model(recipe, stage, start.folder)
     budget = build_row_budget(section, model)
     if budget is not None:
@@ -65,6 +71,12 @@ def _train(stage: Stage, section: TrainSection, start: StageStart, allow_changes
     store_frozen(model, section, section.precision, stage.section_key)
     if start.folder is None and not section.init_from:
         refuse_frozen_new(model, section, find_new_parts(recipe.recipe.model), stage.section_key)
+
+    if section.validate_every is not None:
+        validator = Validator(model, task, section, recipe.recipe.eval, seed)
+        callbacks: list[Any] = cast(Any, start.trainer).callbacks
+        # Before the checkpoint of its step, which says how good the step is.
+        callbacks.insert(callbacks.index(start.checkpointing), Validation(validator, section, start.checkpointing))
 
     def build_loader() -> closing[StepLoader]:
         # Built late: preparing all samples takes minutes, and everything else is checked first.
