@@ -11,7 +11,7 @@ from vilavt_toolkit.utils.files import resolve_address
 
 def to_path(original: str | os.PathLike[str]) -> Path:
     """Return the path that a user gave; raises InputError for a web address, which a path would lose a slash of."""
-    return Path(resolve_address(os.fspath(original)))
+    return Path(resolve_address(original))
 
 
 def check_regular_file(path: Path, noun: str, wanted: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -15,6 +14,7 @@ from vilavt_toolkit.chat import saving, tool
 from vilavt_toolkit.chat.answer import Answer, build_answer
 from vilavt_toolkit.chat.async_events import AsyncEvents
 from vilavt_toolkit.chat.events import Answered, Event
+from vilavt_toolkit.checkpoints.run_folder import expand_home
 from vilavt_toolkit.contracts import Source, Trajectory
 from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.errors import UsageError
@@ -187,13 +187,13 @@ class Chat:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the conversation, without its KV cache, into a folder, new or a chat's; raises InputError."""
         self._check_idle()
-        saving.save_chat(self.session, self.decoding, Path(folder))
+        saving.save_chat(self.session, self.decoding, expand_home(folder))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], model: VisualChatModel) -> Chat:
         """Load a chat that `save` wrote; the next question reads all of it, once. Raises InputError."""
         _check_model(model)
-        session, decoding = saving.load_chat(Path(folder), model)
+        session, decoding = saving.load_chat(expand_home(folder), model)
         chat = cls(model, decoding=decoding)
         chat.session = session
         return chat

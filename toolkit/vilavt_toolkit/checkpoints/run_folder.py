@@ -6,15 +6,18 @@ import os
 from pathlib import Path
 
 from vilavt_toolkit.errors import RunError
+from vilavt_toolkit.utils.files import find_address, resolve_address
 
 LOCK_FILE = ".lock"
 """The file of a run folder that names the process that trains into it."""
 
 
 def expand_home(path: str | os.PathLike[str]) -> Path:
-    """Return the folder that a user names, with `~` as their home; raises RunError if that home is not known."""
+    """Return the folder that a user names, with `~` as their home; raises RunError if it is none here."""
+    if address := find_address(path):
+        raise RunError(f"{address} is a web address. Give the path of a folder on this machine.")
     try:
-        return Path(path).expanduser()
+        return Path(resolve_address(path)).expanduser()
     except RuntimeError as error:
         raise RunError(f"{os.fspath(path)!r} names a home folder that is not known. Write the whole path.") from error
 

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from vilavt_toolkit.config.recipe import CheckedRecipe
 from vilavt_toolkit.utils.console import make_console
+from vilavt_toolkit.utils.files import resolve_address
 
 if TYPE_CHECKING:
     from vilavt_toolkit.chat.answer import Answer
@@ -167,7 +168,8 @@ def ask(options: ModelOptions, images: Sequence[Path], question: str, asking: As
     decoding = Decoding(options.max_new_tokens, asking.temperature, asking.seed)
     if asking.trace is not None:
         check_picture_name(asking.trace)
-    answer = Chat(options.load(), [str(image) for image in images], decoding).ask(question)
+    paths = [resolve_address(image) for image in images]
+    answer = Chat(options.load(), paths, decoding).ask(question)
     if asking.as_json:
         # Escapes of JSON, so that no terminal obeys what a model wrote.
         sys.stdout.write(f"{json.dumps(answer.to_json())}\n")
@@ -218,7 +220,7 @@ def chat(
         conversation = Chat.load(saved, model)
         conversation.decoding = decoding
     for image in images:
-        conversation.add(str(image))
+        conversation.add(resolve_address(image))
     return run_terminal(conversation, options.model, make_console(), make_console(stderr=True))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from filelock import SoftFileLock
 
+from vilavt_toolkit.checkpoints.run_folder import expand_home
 from vilavt_toolkit.checkpoints.run_lock import lock_folder
 from vilavt_toolkit.errors import InputError, UsageError
 from vilavt_toolkit.evaluation.arms import EvaluatedItem
@@ -32,6 +33,7 @@ def name_evaluation_folder(run: Path, name: str) -> Path:
 
 def find_evaluation_folder(path: Path) -> Path:
     """Return the folder of the evaluation that a user names: the path itself, or its `eval` if the path is a run's."""
+    path = expand_home(path)
     holds_one = any((path / name).is_file() for name in (SUMMARY_FILE, ITEMS_FILE))
     return path if holds_one else path / "eval"
 

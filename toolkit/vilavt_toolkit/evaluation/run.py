@@ -51,7 +51,7 @@ def evaluate_run(
 
     The files are written into the run's folder `eval`, or into `eval-NAME`.
     """
-    out = name_evaluation_folder(Path(run), name)
+    out = name_evaluation_folder(expand_home(run), name)
     # Overrides of `task` and `eval` reach the recipe but not the model, which is read as it was trained.
     folder, allowed = find_checkpoint(run), _check_overrides(overrides)
     stopping = [override for override in allowed if override.startswith(_STOPPING)]

@@ -15,6 +15,7 @@ from pathlib import Path
 from vilavt_toolkit.errors import BadRecipe
 from vilavt_toolkit.registry import ENTRY_POINTS, REGISTRIES, loaded_plugins, registering_from
 from vilavt_toolkit.registry.plugin_code import PluginCode, digest_module, read_code
+from vilavt_toolkit.utils.files import find_address
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,8 @@ def find_plugin(plugin: str, folder: Path) -> Plugin:
     """Read the code of a plugin that is a file, relative to `folder`, or name the module; raises BadRecipe."""
     if not plugin.endswith(".py"):
         return Plugin(plugin)
+    if address := find_address(plugin):
+        raise BadRecipe(f"plugins: {address} is a web address. Download it, read it, and give the path of the file.")
     try:
         file = Path(os.path.abspath(folder / Path(plugin).expanduser()))
     except RuntimeError as error:

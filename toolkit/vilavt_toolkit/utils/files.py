@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,13 +20,30 @@ COST_FILE = "cost.json"
 """The file of a run with the cost of its training."""
 
 
-def resolve_address(name: str) -> str:
+_LOST_SLASH = re.compile(r"(https?|ftp|s3|gs|hf|file):/(?!/)", re.IGNORECASE)
+"""The beginning of an address that was made a `Path`, which keeps one slash of two or three."""
+
+
+def find_address(name: str | os.PathLike[str]) -> str | None:
+    """Return the web address that stands in the place of a path, shortened; None for a path or a `file:///path`."""
+    text = _restore_slashes(name)
+    return shorten_text(text) if "://" in text and text[:7].lower() != "file://" else None
+
+
+def resolve_address(name: str | os.PathLike[str]) -> str:
     """Return the path that a text names, also as `file:///path`; raises InputError for a web address."""
-    if name[:7].lower() == "file://":
-        return unquote(name[7:].removeprefix("localhost"))
-    if "://" in name:
-        raise InputError(f"{shorten_text(name)} is a web address. Download it and give the path of the file.")
-    return name
+    if address := find_address(name):
+        raise InputError(f"{address} is a web address. Download it and give the path of the file.")
+    text = _restore_slashes(name)
+    return unquote(text[7:].removeprefix("localhost")) if text[:7].lower() == "file://" else text
+
+
+def _restore_slashes(name: str | os.PathLike[str]) -> str:
+    """Return a path as a text, and an address that was made a `Path` with the slashes that it lost."""
+    text = os.fspath(name)
+    lost = None if isinstance(name, str) else _LOST_SLASH.match(text)
+    # Of file:///path the path begins with the third slash.
+    return text if lost is None else f"{lost[1]}:/{'/' if lost[1].lower() == 'file' else ''}{text[len(lost[1]) + 1 :]}"
 
 
 @contextmanager
@@ -36,6 +54,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     # In the same folder, since `os.replace` is atomic only within one file system. The random part keeps two processes
     # that write the same file apart.
+    if address := find_address(path):
+        raise InputError(f"{address} is a web address and cannot be written. Choose a path on this machine.")
     target = Path(path)
     # The suffix stays last: writers such as Pillow choose the format by it.
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}{target.suffix}")
