@@ -29,19 +29,21 @@ def poisoned(recipe, monkeypatch, steps: tuple[int, ...]) -> list[str]:
 
     def lossless(language_model, states, batch):
         logprobs, hits = target_logprobs_and_hits(language_model, states, batch)
-        rows = [ids[mask].tolist() in bad for ids, mask in zip(batch.ids, batch.mask, strict=True)]
-        return logprobs.where(~torch.tensor(rows)[batch.targets // batch.ids.shape[1]], float("nan")), hits
+        lengths = batch.documents or batch.mask.sum(1).tolist()
+        dialogues = [part.tolist() for part in torch.split(batch.ids[batch.mask], list(lengths))]
+        is_bad = torch.zeros(batch.ids.numel(), dtype=torch.bool)
+        is_bad[batch.mask.flatten()] = torch.tensor([ids in bad for ids in dialogues for _ in ids])
+        return logprobs.where(~is_bad[batch.targets], float("nan")), hits
 
     monkeypatch.setattr(sft, "target_logprobs_and_hits", lossless)
     return [sample.id for sample in samples]
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_a_step_that_is_no_number_is_left_out_and_its_sample_named(
-    tiny_recipe, tmp_path, monkeypatch, caplog, precision
-):
+@pytest.mark.parametrize("setting", ["train.precision=32-true", "train.precision=bf16-mixed", "train.pack_tokens=400"])
+def test_a_step_that_is_no_number_is_left_out_and_its_sample_named(tiny_recipe, tmp_path, monkeypatch, caplog, setting):
     (name,) = poisoned(tiny_recipe, monkeypatch, (2,))
-    settings = [f"run={tmp_path / 'run'}", f"train.precision={precision}", "train.micro_batch=4"]
+    rows = [] if "pack_tokens" in setting else ["train.micro_batch=4"]
+    settings = [f"run={tmp_path / 'run'}", setting, *rows]
     with caplog.at_level(logging.WARNING):
         run = run_supervised(load_recipe(tiny_recipe, settings))
     told = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]

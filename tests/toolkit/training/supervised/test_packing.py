@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import random
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.config.schema import Part, TrainSection
+from vilavt_toolkit.contracts import InquiryTokens, ShownRegion, Trajectory, View
 from vilavt_toolkit.data.row_budget import RowBudget, RowSize, build_row_budget
 from vilavt_toolkit.errors import BadConfig, InputError, RecipeErrors
 from vilavt_toolkit.training.losses import target_logprobs
@@ -91,6 +93,28 @@ def test_a_packed_step_has_every_gradient_of_the_padded_step(tiny_model, tiny_ta
         assert found.keys() == expected.keys()
         for name, gradient in expected.items():
             assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), (tokens, name)
+
+
+def test_no_column_of_a_mixed_set_is_padding(tiny_model):
+    """One to six images, 60 to 2,000 tokens: padded to the longest of four, half of all columns would be empty."""
+    generator, placeholder = random.Random(0), tiny_model.language_model.placeholder
+    samples = []
+    for _ in range(48):
+        count = int(60 * (2_000 / 60) ** generator.random())
+        trajectory = Trajectory(groups=[InquiryTokens()])
+        trajectory.add_given([5] * (count // 4))
+        for _ in range(images := generator.randint(1, 6)):
+            trajectory.add_region(ShownRegion(0, None, 0, 0, 4, (4, 4), grid=(2, 2)), placeholder)
+        trajectory.add_produced([6] * (count - len(trajectory.ids)))
+        samples.append((trajectory, [View(torch.zeros(1), (4, 4))] * images))
+    budget = budget_of(4_096, 4_096, count=lambda view: 16)
+    collator = StepCollator(4, tiny_model.language_model, budget)
+    packed, padded = collator(samples), dataclasses.replace(collator, budget=None)(samples)
+    columns = [sum(micro.mask.numel() for micro in batch.micro_batches) for batch in (packed, padded)]
+    tokens = sum(len(trajectory.ids) for trajectory, _ in samples)
+    assert columns[0] == tokens < 0.97 * columns[1]
+    assert max(micro.ids.shape[1] for micro in packed.micro_batches) <= 4_096
+    assert len(packed.micro_batches) == -(-tokens // 4_096), "as few rows as there can be"
 
 
 def token_rows(loader) -> list[list[list[int]]]:
