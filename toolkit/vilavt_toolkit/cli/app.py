@@ -7,15 +7,19 @@ from typing import Annotated, cast
 
 import typer
 
+from vilavt_toolkit.cli.argument_checks import check_overrides, check_recipe_argument, check_resume
 from vilavt_toolkit.cli.options import (
     AllowChangesOption,
+    DeviceMemoryOption,
     DeviceOption,
     DtypeOption,
     KindArgument,
+    LengthOption,
     LocalFilesOption,
     MaxNewTokensOption,
     ModelArgument,
     Overrides,
+    PlannedDeviceOption,
     RecipeArgument,
     ResumeOption,
     RevisionOption,
@@ -88,11 +92,32 @@ def check_recipe(
     trust_plugins: TrustOption = False,
 ) -> None:
     """Check a recipe without loading weights."""
-    _check_recipe_argument(recipe, overrides)
+    check_recipe_argument(recipe, overrides)
     from vilavt_toolkit.cli import commands
 
     with trusting_plugins(trust_plugins):
         commands.check(recipe, overrides or [], names)
+
+
+@app.command("plan")
+def plan_recipe(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    device: PlannedDeviceOption = "h200",
+    device_memory: DeviceMemoryOption = None,
+    length: LengthOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan of every stage as one line of JSON.")] = False,
+    trust_plugins: TrustOption = False,
+) -> None:
+    """Tell what training takes, without weights or a GPU.
+
+    A step of every stage is simulated on shapes: its memory, its operations, its time by the rates of a device.
+    """
+    check_recipe_argument(recipe, overrides)
+    from vilavt_toolkit.cli import commands
+
+    with trusting_plugins(trust_plugins):
+        commands.plan(recipe, overrides or [], commands.PlanOptions(device, device_memory, length, as_json))
 
 
 @app.command("train")
@@ -104,8 +129,8 @@ def train_model(
     trust_plugins: TrustOption = False,
 ) -> None:
     """Train the model of a recipe on its task."""
-    _check_resume(resume, allow_changes)
-    _check_recipe_argument(recipe, overrides)
+    check_resume(resume, allow_changes)
+    check_recipe_argument(recipe, overrides)
     from vilavt_toolkit.cli import commands
 
     with trusting_plugins(trust_plugins):
@@ -124,8 +149,8 @@ def reinforce_model(
 
     The recipe's section `rl` says how. The stage starts from the run of the recipe, or from rl.init_from.
     """
-    _check_resume(resume, allow_changes)
-    _check_recipe_argument(recipe, overrides)
+    check_resume(resume, allow_changes)
+    check_recipe_argument(recipe, overrides)
     from vilavt_toolkit.cli import commands
 
     with trusting_plugins(trust_plugins):
@@ -146,7 +171,7 @@ def evaluate_model(
     Every arm of eval.arms answers the same items, so the arms can be compared. An earlier evaluation is moved aside.
     """
     # RUN may be a folder or a recipe, which only the command can tell apart.
-    _check_overrides(overrides)
+    check_overrides(overrides)
     from vilavt_toolkit.cli import commands
 
     with trusting_plugins(trust_plugins):
@@ -325,31 +350,11 @@ def check_data(
     """Check a data file and show the lengths of its samples."""
     # A mistyped recipe is refused before a large file is read.
     if recipe is not None:
-        _check_recipe_argument(recipe, None)
+        check_recipe_argument(recipe, None)
     from vilavt_toolkit.cli import data_check
 
     with trusting_plugins(trust_plugins):
         data_check.check_data(file, root, recipe, decode)
-
-
-def _check_resume(resume: bool, allow_changes: bool) -> None:
-    if allow_changes and not resume:
-        raise UsageError("--allow-changes belongs to --resume: a new run may have any settings. Leave it out.")
-
-
-def _check_overrides(overrides: list[str] | None) -> None:
-    from vilavt_toolkit.config.recipe import split_override
-
-    for override in overrides or ():
-        split_override(override)
-
-
-def _check_recipe_argument(recipe: str, overrides: list[str] | None) -> None:
-    """Refuse a missing recipe or a malformed override before torch is imported, which takes seconds."""
-    from vilavt_toolkit.config.recipe import find_recipe
-
-    find_recipe(recipe)
-    _check_overrides(overrides)
 
 
 def run(arguments: list[str]) -> int:

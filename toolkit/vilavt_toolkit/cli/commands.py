@@ -46,6 +46,36 @@ def check(name: str, overrides: Sequence[str], names: bool = False) -> None:
     )
 
 
+@dataclass(frozen=True)
+class PlanOptions:
+    """What a plan is made for, as the command line has it."""
+
+    device: str = "h200"
+    memory: str | None = None
+    length: int | None = None
+    as_json: bool = False
+
+
+def plan(name: str, overrides: Sequence[str], options: PlanOptions) -> None:
+    """Simulate a step of every stage of a recipe, and print what it takes; raises VilavtError."""
+    from vilavt_toolkit.planning.rates import find_rates, parse_memory
+
+    # What can be refused without a model is refused before one is built.
+    rates = find_rates(options.device)
+    memory = None if options.memory is None else parse_memory(options.memory)
+    from vilavt_toolkit.cli.plan_report import print_plan
+    from vilavt_toolkit.planning import plan as planning
+
+    request = planning.PlanRequest(rates, memory, options.length)
+    with planning.read_planned_recipe(name, overrides) as (recipe, stand_ins):
+        plans = planning.plan_recipe(recipe, request, stand_ins)
+    if options.as_json:
+        sys.stdout.write(f"{json.dumps([planning.to_json(each) for each in plans])}\n")
+        return
+    for each in plans:
+        print_plan(make_console(), recipe.name, each, request)
+
+
 def train(name: str, overrides: Sequence[str], resume: bool, allow_changes: bool = False) -> None:
     """Run the supervised stage of a recipe; raises VilavtError."""
     recipe = _read_recipe(name, overrides)

@@ -87,3 +87,24 @@ LocalFilesOption = Annotated[
 TrustOption = Annotated[
     bool, typer.Option("--trust-plugins", help="Run plugins of a checkpoint that have not run here before. Read them.")
 ]
+PlannedDeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="Device to plan for: h200, b200, h100, a100, l40s or rtx4090 by their stated rates.",
+    ),
+]
+DeviceMemoryOption = Annotated[
+    str | None,
+    typer.Option("--device-memory", metavar="SIZE", help="Memory of a device, like 141GB. Default: as --device has."),
+]
+LengthOption = Annotated[
+    int | None,
+    typer.Option(
+        "--length",
+        metavar="TOKENS",
+        min=1,
+        help="Tokens of every dialogue. Default: as the task's samples have them, or 16384 where they are not here.",
+    ),
+]

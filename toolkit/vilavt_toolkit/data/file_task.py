@@ -61,6 +61,8 @@ class FileTask(Task):
     """The field that names a sample."""
     trains: ClassVar[bool] = True
     """True if `files` are split train; else they are split test."""
+    has_traces: ClassVar[bool] = True
+    """True if samples may have traces, which the supervised stage learns from."""
     known_fields: ClassVar[tuple[str, ...]] = ()
     """The fields of a row that are read. The check names others, and refuses those that look misspelt."""
 

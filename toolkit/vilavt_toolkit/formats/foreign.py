@@ -6,6 +6,10 @@ import json
 import logging
 import os
 import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,8 @@ _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # Everything that describes a model and its tokenizer, and nothing large.
 _DESCRIPTION = ("*.json", "*.txt", "*.jinja", "*.model")
 _WEIGHTS = "*.safetensors"
+_stand_ins: ContextVar[StandIns | None] = ContextVar("stand_ins", default=None)
+"""The descriptions that stand in for hub names inside `published_stand_ins`."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,9 @@ def fetch_folder(name: str, hub: HubAccess, weights: bool = True) -> Path:
             name, revision=hub.revision, allow_patterns=patterns, local_files_only=hub.local_files_only
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        stand_ins = _stand_ins.get()
+        if stand_ins is not None and not weights and (folder := stand_ins.find(name)) is not None:
+            return folder
         # The hub's errors are paragraphs with addresses. Their first sentence says what is wrong.
         reason = re.split(r"(?<=[.!?])\s", " ".join(str(error).split()))[0].removesuffix(".")[:240]
         raise InputError(
@@ -79,6 +88,41 @@ def fetch_folder(name: str, hub: HubAccess, weights: bool = True) -> Path:
             f"download it where there is a network: `hf download {name}`."
         ) from error
     return Path(found)
+
+
+class StandIns:
+    """Descriptions of published models that stand in for those of hub names that the hub does not give."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.used: list[str] = []
+        """Hub names that have been stood in for."""
+
+    def find(self, name: str) -> Path | None:
+        """Return a folder that describes the published model of a hub name, or None if no format knows it."""
+        from vilavt_toolkit.registry.plugins import load_builtin
+
+        folder = self._root / name.replace("/", "--")
+        if name in self.used:
+            return folder
+        load_builtin()
+        folder.mkdir(exist_ok=True)
+        if not any(build_format(entry.name).describe_published(name, folder) for entry in formats.entries()):
+            return None
+        self.used.append(name)
+        return folder
+
+
+@contextmanager
+def published_stand_ins() -> Iterator[StandIns]:
+    """Let descriptions of published models stand in for hub names that the hub does not give; never for weights."""
+    with tempfile.TemporaryDirectory(prefix="vilavt-") as root:
+        stand_ins = StandIns(Path(root))
+        token = _stand_ins.set(stand_ins)
+        try:
+            yield stand_ins
+        finally:
+            _stand_ins.reset(token)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -38,6 +38,14 @@ class CheckpointFormat(Component, ABC):
         folder. Raises InputError, and MissingWeights if the shapes can only be read off the weights.
         """
 
+    def describe_published(self, name: str, folder: Path) -> bool:
+        """Write config files and a tokenizer with the shapes of a published model into `folder`, which is empty.
+
+        Returns False if the format knows no model of that hub name. A plan is made from shapes alone, and so works
+        where no hub is in reach.
+        """
+        return False
+
     @abstractmethod
     def filled_parts(self, section: ModelSection, folder: Path) -> frozenset[str]:
         """Return the parts of a recipe's model that `load` fills; the others have new weights, or their own."""

@@ -17,6 +17,7 @@ from vilavt_components.formats.vilavt import export
 from vilavt_components.formats.vilavt import recipe_section as sections
 from vilavt_components.formats.vilavt import tensor_names as keys
 from vilavt_components.formats.vilavt.example import build_example
+from vilavt_components.formats.vilavt.published import write_description
 from vilavt_components.inquiry_encoders.hf_text import HFTextConfig
 from vilavt_components.language_models.qwen2_5_vl import Qwen25VLLanguageConfig
 from vilavt_toolkit.config.schema import ModelSection
@@ -55,6 +56,10 @@ class VilavtFormat(CheckpointFormat):
     def read_section(self, folder: Path) -> dict[str, Any]:
         """Return the parts with their shapes, the paper's pixel budgets and its limit of turns."""
         return sections.read_section(folder)
+
+    def describe_published(self, name: str, folder: Path) -> bool:
+        """Write the shapes of a published Qwen2.5-VL, ViLaVT or Qwen3-Embedding, and a tokenizer of bytes."""
+        return write_description(name, folder)
 
     def filled_parts(self, section: ModelSection, folder: Path) -> frozenset[str]:
         """Return tower and language model and, for a query-aware checkpoint, modulator and inquiry encoder."""

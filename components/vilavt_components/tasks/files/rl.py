@@ -44,6 +44,7 @@ class VilavtRL(FileTask):
     """
 
     name: ClassVar[str] = "vilavt_rl"
+    has_traces: ClassVar[bool] = False
     known_fields: ClassVar[tuple[str, ...]] = (
         *("id", "question", "answer", *ORIGINAL_KEYS, "question_type", "max_pixels", "max_num_steps", "options"),
         "data_type",

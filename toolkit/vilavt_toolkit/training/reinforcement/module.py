@@ -97,7 +97,7 @@ class ReinforcementModule(StageModule):
         """Take optimizer step number `batch`, and collect rollouts before it if it is the first on them."""
         step, epoch = divmod(batch, self.section.inner_epochs)
         if epoch == 0:
-            self._buffer = self._fill_buffer(step)
+            self._buffer = self.fill_buffer(step)
         assert self._buffer is not None
         started = time.perf_counter()
         metrics = self._take_step(self._buffer, is_first=epoch == 0)
@@ -110,7 +110,7 @@ class ReinforcementModule(StageModule):
 
     # --- Rollouts --------------------------------------------------------------------------------------------------
 
-    def _fill_buffer(self, step: int) -> RolloutBuffer:
+    def fill_buffer(self, step: int) -> RolloutBuffer:
         """Collect rollouts until a prompt group teaches something.
 
         Raises TrainingError if none does after `max_resamples` further attempts.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ class RolloutBuffer:
     """[N] the same under the weights that training started from; zeros if they are not needed."""
 
     @classmethod
-    def from_rollouts(cls, rollouts: Sequence[LearnedRollout], device: torch.device | str) -> RolloutBuffer:
+    def from_rollouts(cls, rollouts: Sequence[LearnedRollout], device: torch.device | str) -> Self:
         """Sort rollouts by length, so that chunks need little padding; log-probabilities are zeros to be filled."""
         ordered = tuple(sorted(rollouts, key=lambda rollout: len(rollout.trajectory.ids)))
         count = sum(rollout.produced_tokens for rollout in ordered)

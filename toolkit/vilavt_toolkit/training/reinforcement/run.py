@@ -24,6 +24,7 @@ from vilavt_toolkit.data.splits import require_samples
 from vilavt_toolkit.errors import InputError, RunError, UsageError
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.callbacks.interruption import Interruption
+from vilavt_toolkit.training.memory import apply_memory_settings
 from vilavt_toolkit.training.reinforcement.module import PolicyParts, ReinforcementModule
 from vilavt_toolkit.training.reinforcement.rollouts import RolloutCollector
 from vilavt_toolkit.training.resume_changes import check_data
@@ -76,7 +77,7 @@ def _reinforce(stage: Stage, section: RLSection, start: StageStart, allow_change
     model = _build_model(recipe, checkpoint, resume=start.folder is not None)
     if start.folder is None:
         check_lengths(model, task, section.split, traces=False)
-    model.vision.gradient_checkpointing = recipe.recipe.train.gradient_checkpointing
+    apply_memory_settings(model, recipe.recipe.train)
     collector = RolloutCollector(model, task, section, recipe.recipe.seed)
     collector.check_stop = start.interruption.check_between_steps
     reference = None

@@ -243,6 +243,13 @@ def build_step_sampler(task: Task, section: TrainSection, seed: int, start: int 
     return StepSampler(size, section.batch_size, section.steps, seed, start)
 
 
+def build_step_collator(model: VisualChatModel, section: TrainSection) -> StepCollator:
+    """Build what collates a step's samples into micro-batches, as the recipe says."""
+    return StepCollator(
+        section.micro_batch or section.batch_size, model.language_model, build_row_budget(section, model)
+    )
+
+
 def build_step_loader(
     model: VisualChatModel, task: Task, section: TrainSection, seed: int, start: int = 0
 ) -> StepLoader:
@@ -259,5 +266,5 @@ def build_step_loader(
         used = sampler.used_indices()
         # Prepared samples only need collating, which is too little to be worth a worker.
         dataset, workers = PreparedDataset(traces, used, workers, section.worker_seconds, skips_bad), 0
-    collator = StepCollator(section.micro_batch or section.batch_size, model.language_model, budget)
+    collator = build_step_collator(model, section)
     return StepLoader(dataset, sampler, collator, workers, section.worker_seconds, skips_bad)

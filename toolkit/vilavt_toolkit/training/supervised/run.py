@@ -19,6 +19,7 @@ from vilavt_toolkit.data.splits import require_samples
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.callbacks.interruption import Interruption
 from vilavt_toolkit.training.callbacks.validation import Validation
+from vilavt_toolkit.training.memory import apply_memory_settings
 from vilavt_toolkit.training.resume_changes import check_data
 from vilavt_toolkit.training.stage import Stage
 from vilavt_toolkit.training.supervised.data import StepLoader, build_step_loader, build_step_sampler
@@ -60,7 +61,7 @@ def _train(stage: Stage, section: TrainSection, start: StageStart, allow_changes
         require_packing(model)
     if start.folder is None:
         check_lengths(model, task, "train", budget=budget)
-    model.vision.gradient_checkpointing = section.gradient_checkpointing
+    apply_memory_settings(model, section)
     if section.compile:
         model.vision.compile_blocks()
 

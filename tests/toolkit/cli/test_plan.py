@@ -1,0 +1,43 @@
+"""`vilavt plan`: what a recipe takes, in a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from vilavt_toolkit.cli.app import run
+
+
+def test_a_plan_of_both_stages_is_printed(tiny_recipe, capsys):
+    rl = "rl={steps: 2, prompts_per_step: 2, group_size: 2, max_new_tokens: 8, micro_batch: 1}"
+    assert run(["plan", str(tiny_recipe), rl, "--device-memory", "1MB"]) == 0
+    shown = capsys.readouterr().out
+    assert "tiny, train: " in shown and "tiny, rl: " in shown
+    for told in ("weights", "gradients", "moments", "activations", "logits", "cache", "optimizer step", "rollout"):
+        assert told in shown
+    assert "does not fit into" in shown and "samples of split 'train'" in shown
+
+
+def test_a_plan_as_json_says_whether_it_fits_and_what_it_takes(tiny_recipe, capsys):
+    assert run(["plan", str(tiny_recipe), "--length", "200", "--json", "--device", "rtx4090"]) == 0
+    (plan,) = json.loads(capsys.readouterr().out)
+    assert plan["stage"] == "train" and plan["fits"] and plan["lengths"]["longest"] == 200
+    assert plan["peak_bytes"] == max(plan["peak_by_phase"].values()) == sum(plan["peak_by_kind"].values())
+    weights = sum(part["trained"] for part in plan["parameters"].values())
+    assert plan["peak_by_kind"]["weights"] == pytest.approx(4 * weights, rel=0.2), "each storage is rounded up"
+    assert plan["step_seconds"] == pytest.approx(sum(plan["seconds_by_phase"].values())) and plan["step_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--length", "999999"], "is more than the context"),
+        (["--device", "abacus"], "Give one of h200"),
+        (["--device-memory", "much"], "is no size"),
+    ],
+)
+def test_what_cannot_be_planned_is_told_in_a_sentence(tiny_recipe, capsys, arguments, told):
+    assert run(["plan", str(tiny_recipe), *arguments]) == 2
+    said = capsys.readouterr().err
+    assert told in said and "Traceback" not in said

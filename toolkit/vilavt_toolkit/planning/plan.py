@@ -1,0 +1,188 @@
+"""A plan: what the stages of a recipe take on a device, found by simulating a step of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from vilavt_toolkit.checkpoints.native import load_run_recipe
+from vilavt_toolkit.config.recipe import CheckedRecipe
+from vilavt_toolkit.contracts import Task
+from vilavt_toolkit.data.file_task import FileTask
+from vilavt_toolkit.errors import InputError, VilavtError
+from vilavt_toolkit.formats import foreign
+from vilavt_toolkit.models.model import VisualChatModel
+from vilavt_toolkit.planning.dialogues import (
+    DEFAULT_LENGTH,
+    PlannedDialogues,
+    extend_dialogue,
+    invent_dialogues,
+    measure_dialogues,
+)
+from vilavt_toolkit.planning.rates import Rates
+from vilavt_toolkit.planning.reinforcement import simulate_reinforcement_step
+from vilavt_toolkit.planning.simulation import Simulation, build_planned_model, simulate_supervised_step
+from vilavt_toolkit.registry import Part
+
+StageName = Literal["train", "rl"]
+FILLED_SHARE = 0.92
+"""Share of a device's memory that can be filled: the rest goes to the context, to libraries and to fragments."""
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What a plan is made for."""
+
+    rates: Rates
+    memory: int | None = None
+    """Bytes of a device; None: those of the rates."""
+    length: int | None = None
+    """Tokens of every dialogue; None: as the task has them."""
+
+    @property
+    def limit(self) -> int:
+        """Bytes that a step may take."""
+        return int((self.rates.memory if self.memory is None else self.memory) * FILLED_SHARE)
+
+
+@dataclass
+class StagePlan:
+    """What a stage of a recipe takes."""
+
+    stage: StageName
+    origin: str
+    """Where the lengths are from."""
+    lengths: list[int]
+    steps: int
+    """Optimizer steps of the stage."""
+    simulation: Simulation
+    limit: int
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def fits(self) -> bool:
+        """True if the step needs no more than a device has."""
+        return self.simulation.peak.bytes <= self.limit
+
+
+@contextmanager
+def read_planned_recipe(name: str, overrides: Sequence[str]) -> Iterator[tuple[CheckedRecipe, list[str]]]:
+    """Read a recipe, and the names of published models whose shapes stand in for what the hub does not give.
+
+    The files of such a model are there inside the block. Raises RecipeErrors.
+    """
+    with foreign.published_stand_ins() as stand_ins:
+        recipe = load_run_recipe(name, overrides)
+        model = recipe.recipe.model
+        # An encoder's shapes are part of its settings, so that it needs no description.
+        model = replace(
+            model,
+            language_model=_find_description(model.language_model),
+            inquiry_encoder=_find_description(model.inquiry_encoder),
+        )
+        yield replace(recipe, recipe=replace(recipe.recipe, model=model)), stand_ins.used
+
+
+def _find_description(part: Part) -> Part:
+    """Return a part with a folder in the place of a hub name that only a stand-in describes."""
+    path = getattr(part.config, "path", None)
+    if not path or not foreign.is_hub_name(path):
+        return part
+    try:
+        folder = foreign.fetch_folder(path, foreign.HubAccess(), weights=False)
+    except InputError:
+        # The part itself says what is wrong with it.
+        return part
+    return replace(part, config=replace(part.config, path=str(folder)))
+
+
+def plan_recipe(recipe: CheckedRecipe, request: PlanRequest, stand_ins: Sequence[str] = ()) -> list[StagePlan]:
+    """Plan every stage that a recipe has; raises VilavtError."""
+    return [plan_stage(recipe, stage, request, stand_ins) for stage in list_stages(recipe)]
+
+
+def list_stages(recipe: CheckedRecipe) -> list[StageName]:
+    """Return the stages of a recipe: reinforcement alone if its task has no traces to learn from."""
+    entry = recipe.recipe.task.entry.cls
+    learns = not issubclass(entry, FileTask) or (entry.trains and entry.has_traces)
+    if recipe.recipe.rl is None:
+        return ["train"]
+    return ["train", "rl"] if learns else ["rl"]
+
+
+def plan_stage(
+    recipe: CheckedRecipe, stage: StageName, request: PlanRequest, stand_ins: Sequence[str] = ()
+) -> StagePlan:
+    """Simulate a step of a stage; raises VilavtError."""
+    model = build_planned_model(recipe)
+    notes = _describe_stand_ins(stand_ins)
+    planned = _choose_dialogues(recipe, stage, model, request, bool(stand_ins), notes)
+    simulate = simulate_supervised_step if stage == "train" else simulate_reinforcement_step
+    simulation = simulate(recipe, model, planned.dialogues, request.rates)
+    rl = recipe.recipe.rl
+    steps = rl.steps if stage == "rl" and rl is not None else recipe.recipe.train.steps
+    return StagePlan(stage, planned.origin, planned.lengths, steps, simulation, request.limit, notes)
+
+
+def _describe_stand_ins(names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    return [f"the hub does not give {', '.join(names)}: the published shapes stand in for them"]
+
+
+def _choose_dialogues(
+    recipe: CheckedRecipe,
+    stage: StageName,
+    model: VisualChatModel,
+    request: PlanRequest,
+    is_stand_in: bool,
+    notes: list[str],
+) -> PlannedDialogues:
+    """Return the dialogues of a step: of the stated length, else as the task has them, else of a usual length."""
+    rl = recipe.recipe.rl if stage == "rl" else None
+    count = recipe.recipe.train.batch_size if rl is None else rl.prompts_per_step
+    written = None if rl is None else rl.max_new_tokens
+    if request.length is not None:
+        return invent_dialogues(model, request.length, count, written)
+    reason = "its tokenizer is not here"
+    if not is_stand_in:
+        try:
+            task: Task = recipe.recipe.task.build()
+            measured = measure_dialogues(model, task, "train" if rl is None else rl.split, count, traces=rl is None)
+            return measured if rl is None else _extend_prompts(model, measured, rl.max_new_tokens)
+        except VilavtError as error:
+            reason = " ".join(str(error).split())
+    length = min(DEFAULT_LENGTH, model.language_model.context_length)
+    notes.append(f"lengths of the task cannot be measured ({reason.rstrip('.')}). Set another with --length")
+    return invent_dialogues(model, length, count, written)
+
+
+def _extend_prompts(model: VisualChatModel, prompts: PlannedDialogues, written: int) -> PlannedDialogues:
+    dialogues = tuple(extend_dialogue(model, prompt, written) for prompt in prompts.dialogues)
+    return PlannedDialogues(dialogues, f"{prompts.origin}, with two calls and {written:,} tokens written")
+
+
+def to_json(plan: StagePlan) -> dict[str, Any]:
+    """Return a plan as plain data."""
+    simulation = plan.simulation
+    return {
+        "stage": plan.stage,
+        "fits": plan.fits,
+        "limit_bytes": plan.limit,
+        "lengths": {"from": plan.origin, "mean": sum(plan.lengths) / len(plan.lengths), "longest": max(plan.lengths)},
+        "parameters": {
+            part: {"trained": trained, "frozen": frozen} for part, (trained, frozen) in simulation.parameters.items()
+        },
+        "peak_bytes": simulation.peak.bytes,
+        "peak_by_kind": dict(simulation.peak.by_kind),
+        "peak_by_phase": {phase: peak.bytes for phase, peak in simulation.peaks.items()},
+        "operations": dict(simulation.cost.operations),
+        "step_seconds": simulation.cost.seconds,
+        "seconds_by_phase": {phase: cost.seconds for phase, cost in simulation.phases.items()},
+        "launches": simulation.cost.launches,
+        "waits": dict(simulation.cost.waits),
+        "steps": plan.steps,
+        "notes": plan.notes,
+    }
