@@ -369,12 +369,19 @@ def run(arguments: list[str]) -> int:
     except SystemExit as ended:
         if ended.code != TERMINATED:
             raise
-        return print_failure("asked to end", TERMINATED)
+        return _tell_end("asked to end", TERMINATED)
     except _ClickError as error:
         return print_failure(_describe_usage_error(error), UsageError.exit_code)
     if code == INTERRUPTED:
-        return print_failure("interrupted", INTERRUPTED)
+        return _tell_end("interrupted", INTERRUPTED)
     return code if isinstance(code, int) else 0
+
+
+def _tell_end(message: str, code: int) -> int:
+    """Print that the user ended a command, unless whoever launched this process does, and return its exit code."""
+    from vilavt_toolkit.training.launch import is_launched_here
+
+    return code if is_launched_here() else print_failure(message, code)
 
 
 def _describe_usage_error(error: typer.BadParameter) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from vilavt_toolkit.config.recipe import CheckedRecipe
+from vilavt_toolkit.training.launch import is_launched_here
 from vilavt_toolkit.utils.console import make_console
 from vilavt_toolkit.utils.files import resolve_address
 
@@ -79,10 +80,34 @@ def plan(name: str, overrides: Sequence[str], options: PlanOptions) -> None:
 def train(name: str, overrides: Sequence[str], resume: bool, allow_changes: bool = False) -> None:
     """Run the supervised stage of a recipe; raises VilavtError."""
     recipe = _read_recipe(name, overrides)
+    if _launch_ranks(recipe, ["train", name, *overrides, *_resume_options(resume, allow_changes)]):
+        return
     from vilavt_toolkit.training.supervised.run import run_supervised
+    from vilavt_toolkit.training.world import find_world
 
     run = run_supervised(recipe, resume, allow_changes)
-    make_console().print(f"the run is in {run}; evaluate it with: vilavt eval {run}")
+    if find_world().is_first:
+        make_console().print(f"the run is in {run}; evaluate it with: vilavt eval {run}")
+
+
+def _launch_ranks(recipe: CheckedRecipe, arguments: Sequence[str]) -> bool:
+    """Run a command as one process for each device; return False if this process is to run it."""
+    section = recipe.recipe.train
+    if section.devices == 1 and section.nodes == 1:
+        return False
+    from vilavt_toolkit.registry.trust import trusts_all
+    from vilavt_toolkit.training.launch import launch_ranks
+    from vilavt_toolkit.training.world import check_devices, find_launcher
+
+    if find_launcher() != "none":
+        return False
+    check_devices(section)
+    launch_ranks([*arguments, *(["--trust-plugins"] if trusts_all() else [])], section.devices, section.nodes)
+    return True
+
+
+def _resume_options(resume: bool, allow_changes: bool) -> list[str]:
+    return [*(["--resume"] if resume else []), *(["--allow-changes"] if allow_changes else [])]
 
 
 def reinforce(name: str, overrides: Sequence[str], resume: bool, allow_changes: bool = False) -> None:
@@ -270,6 +295,7 @@ def _read_recipe(name: str, overrides: Sequence[str]) -> CheckedRecipe:
     from vilavt_toolkit.checkpoints.native import load_run_recipe
 
     recipe = load_run_recipe(name, overrides)
-    for note in recipe.notes:
+    # A process that was launched as one of several reads what the launcher has read, and told.
+    for note in () if is_launched_here() else recipe.notes:
         make_console(stderr=True).print(f"note: {note}")
     return recipe

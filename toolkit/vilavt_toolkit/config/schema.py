@@ -20,6 +20,9 @@ PartWithWeights = Literal["encoder", "modulator", "inquiry_encoder", "projector"
 PARTS_WITH_WEIGHTS: frozenset[PartWithWeights] = frozenset(get_args(PartWithWeights))
 """All kinds of parts that can have weights; `VisualChatModel.parts` gives their modules."""
 
+STRATEGIES = ("auto", "replicated")
+"""The ways in which several devices share a model."""
+
 
 TrackerName = Literal["tensorboard", "csv", "wandb", "mlflow", "trackio"]
 """A tracker of metrics, as `train.trackers` names it."""
@@ -195,9 +198,16 @@ class TrainSection(StageSection):
     )
     threads: int | None = setting(None, help="CPU threads of torch (null: its own choice)", minimum=1)
     accelerator: str = setting("auto", help="Lightning's accelerator: auto, cpu or gpu")
+    devices: int = setting(1, help="devices of a node that train together, each with a process of its own", minimum=1)
+    nodes: int = setting(1, help="machines that train together, each with `devices` devices", minimum=1)
+    strategy: str = setting(
+        "auto",
+        help="several devices: replicated (all weights on each), fsdp2 (weights, gradients and moments sharded), auto",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_strategy(self.strategy)
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
             raise ValueError(
                 f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}. Write a divisor of it."
@@ -314,6 +324,16 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _check_run(self.run)
+
+
+def _check_strategy(strategy: str) -> None:
+    if strategy.startswith("deepspeed"):
+        raise ValueError(
+            f"strategy {strategy!r} is not supported: DeepSpeed keeps gradients where clipping, skipping of bad steps "
+            "and checkpoints do not find them. Write fsdp2, which shards as its ZeRO-3 does."
+        )
+    if strategy not in STRATEGIES:
+        raise ValueError(f"strategy {strategy!r} is not known. Write one of {', '.join(STRATEGIES)}.")
 
 
 def _check_run(run: str) -> None:

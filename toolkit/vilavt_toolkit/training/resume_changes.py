@@ -45,7 +45,20 @@ _SPEED_AND_OUTPUT = frozenset(
     }
 )
 """Settings of a stage that may differ without a word. `init_from` was used when the run began."""
-_TOLD = frozenset({"max_bad_samples", "max_skipped", "micro_batch", "pack_patches", "pack_tokens", "patience", "steps"})
+_TOLD = frozenset(
+    {
+        "devices",
+        "max_bad_samples",
+        "max_skipped",
+        "micro_batch",
+        "nodes",
+        "pack_patches",
+        "pack_tokens",
+        "patience",
+        "steps",
+        "strategy",
+    }
+)
 """Settings of a stage that may differ and are told: more steps, for example, stretch the schedule."""
 _ROW_SIZES = ("pack_patches", "pack_tokens")
 _FREE_IN_MODEL = frozenset({"checkpoint", "cudnn_attention", "path", "tokenizer"})

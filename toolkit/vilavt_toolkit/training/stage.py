@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -21,7 +21,9 @@ from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.metric_log import MetricLog
 from vilavt_toolkit.training.parameter_groups import find_rules
 from vilavt_toolkit.training.schedule import learning_rate_factor
+from vilavt_toolkit.training.strategies import ReplicatedStrategy
 from vilavt_toolkit.training.trainable import build_optimizer, select_trained, trainable_parameters
+from vilavt_toolkit.training.world import World
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,8 @@ class Stage:
     """Optimizer steps in all."""
     section_key: str
     """Name of the recipe's section: `train` or `rl`."""
+    world: World = field(default_factory=World)
+    """The processes that train together."""
 
 
 class StoppedBetweenSteps(KeyboardInterrupt):
@@ -68,6 +72,8 @@ class StageModule(pl.LightningModule):
         self.automatic_optimization = False
         self.model = model
         self.section = section
+        self.world = World()
+        """The processes that train together; `run_stage` sets it."""
         self.total_steps = total
         self.start_step = start
         self.skipped_steps = 0
@@ -134,10 +140,14 @@ class StageModule(pl.LightningModule):
     def end_step(self, optimizer: Any, loss: Tensor, find_faulty: Callable[[], Sequence[str]]) -> None:
         """Take the optimizer's step, or leave it out if loss or gradient is NaN or infinite.
 
-        `find_faulty` names the samples whose own loss is not finite, or all of the step; it is called only then.
-        Raises TrainingError if more steps were left out than the recipe allows.
+        `loss` is that of the whole step, over all processes. `find_faulty` names this process's samples whose own loss
+        is not finite, or all of the step; it is called only then. Raises TrainingError if more steps were left out than
+        the recipe allows.
         """
         step, self._loss = self.step, loss
+        # Before a loss scaler looks for infinite gradients: every process must find the same.
+        if isinstance(self.trainer.strategy, ReplicatedStrategy):
+            self.trainer.strategy.sum_gradients([weight for _, weight in trainable_parameters(self.model)])
         # Either way `on_before_optimizer_step` decides whether the step changes anything. A loss scaler refuses to step
         # without any gradient.
         if any(weight.grad is not None for _, weight in trainable_parameters(self.model)):
@@ -148,7 +158,7 @@ class StageModule(pl.LightningModule):
         if self._is_finite:
             return
         self.skipped_steps += 1
-        names = list(find_faulty())
+        names = list(dict.fromkeys(name for found in self.world.gather(list(find_faulty())) for name in found))
         more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
         reason = f"loss or gradient is NaN or infinite, with samples {', '.join(names[:_MAX_NAMED])}{more}"
         log.warning("step %d is left out: its %s.", step, reason)

@@ -20,6 +20,7 @@ from vilavt_toolkit.checkpoints.run_lock import RunLock
 from vilavt_toolkit.checkpoints.training_state import load_training_state
 from vilavt_toolkit.config.schema import TrainSection
 from vilavt_toolkit.errors import UsageError
+from vilavt_toolkit.training.agreement import AgreedBatches
 from vilavt_toolkit.training.callbacks.checkpointing import CheckpointCallback
 from vilavt_toolkit.training.callbacks.interruption import Interruption
 from vilavt_toolkit.training.callbacks.progress_bar import StepProgressBar
@@ -29,6 +30,8 @@ from vilavt_toolkit.training.metric_log import MetricLog, check_trackers
 from vilavt_toolkit.training.resume import check_state
 from vilavt_toolkit.training.resume_changes import check_settings
 from vilavt_toolkit.training.stage import Stage, StageModule
+from vilavt_toolkit.training.strategies import build_strategy, connect_processes, find_environment
+from vilavt_toolkit.training.world import World, check_devices
 from vilavt_toolkit.utils.files import write_json
 from vilavt_toolkit.utils.git_state import describe_git_state
 from vilavt_toolkit.utils.versions import collect_versions
@@ -49,7 +52,8 @@ class StageStart:
     folder: Path | None
     """The checkpoint to resume from; None at step 0."""
     step: int
-    lock: RunLock
+    lock: RunLock | None
+    """None in all processes but the first."""
     checkpointing: CheckpointCallback
     """Holds the checkpoint's training state until the first step. Nothing else may, for it is as large as the model."""
     interruption: Interruption
@@ -57,33 +61,35 @@ class StageStart:
 
 
 def prepare_stage(
-    stage: Stage, resume: bool, lock: RunLock, interruption: Interruption, allow_changes: bool = False
+    stage: Stage, resume: bool, lock: RunLock | None, interruption: Interruption, allow_changes: bool = False
 ) -> StageStart | None:
-    """Seed all random numbers and find where the stage starts; None if all steps are taken. Raises VilavtError.
+    """Connect the processes, seed all random numbers and find where the stage starts; None if all steps are taken.
 
     `lock` is that of the stage's run folder. It is held, and signals are handled, until the stage has ended. A run is
-    resumed under other settings that count only with `allow_changes`.
+    resumed under other settings that count only with `allow_changes`. Raises VilavtError.
     """
     settings = stage.recipe.recipe.train
     if settings.threads:
         torch.set_num_threads(settings.threads)
     pl.seed_everything(stage.recipe.recipe.seed, workers=True, verbose=False)
-    folder = find_checkpoint(stage.run) if resume else None
+    checkpointing = CheckpointCallback(stage, interruption)
+    trainer = _build_trainer(stage, checkpointing)
+    connect_processes(trainer.strategy, settings)
+    # Found once for all: another process may not see yet what the last run wrote into a folder on the network.
+    folder = stage.world.share(find_checkpoint(stage.run) if resume and stage.world.is_first else None)
     step = 0 if folder is None else read_step(folder)
     if step >= stage.total_steps:
         log.warning(
             "%s has taken all %d steps. Raise %s.steps to go on.", stage.run, stage.total_steps, stage.section_key
         )
         return None
-    state = None
     if folder is not None:
         check_settings(stage.recipe, folder, stage.section_key, allow_changes)
-        state = load_training_state(folder)
+        checkpointing.state = load_training_state(folder)
     if settings.precision == "bf16-true":
         log.warning(_BF16_TRUE)
     check_trackers(settings.trackers)
-    checkpointing = CheckpointCallback(stage, state, interruption)
-    return StageStart(folder, step, lock, checkpointing, interruption, _build_trainer(stage, checkpointing))
+    return StageStart(folder, step, lock, checkpointing, interruption, trainer)
 
 
 def run_stage(
@@ -97,31 +103,48 @@ def run_stage(
 
     `prepare_run` is called once the folder holds nothing of an earlier run. Raises VilavtError.
     """
+    module.world = stage.world
     optimizer = module.configure_optimizers()
     if start.checkpointing.state is not None:
         check_state(start.checkpointing.state, optimizer, stage.section_key)
     interruption = start.interruption
-    with build_loader() as batches, interruption.deferred():
-        # Last of all: what fails before leaves an earlier run where it was, and no half of a new one.
-        if start.folder is None:
-            start.lock.move_run_aside()
-        write_recipe(stage.run, stage.recipe)
-        versions, git = collect_versions(), describe_git_state(Path.cwd())
-        write_json(stage.run / "versions.json", versions)
-        write_json(stage.run / "git.json", git)
-        if prepare_run is not None:
-            prepare_run()
-        metric_log = MetricLog(stage.run, stage.recipe.recipe.train.trackers, start.step)
-        metric_log.start(stage.recipe.resolved, module.main_metric, {"versions": versions, "git": git})
-        module.metric_log, start.trainer.loggers = metric_log, list(metric_log.loggers.values())
+    loader = build_loader()
+    if stage.world.size > 1:
+        loader = AgreedBatches(loader, stage.world, interruption)
+    with loader as batches, interruption.deferred():
+        # Last of all: what fails before, in any process, leaves an earlier run where it was, and no half of a new one.
+        stage.world.wait()
+        if start.lock is not None:
+            facts = _begin_folder(stage, start, start.lock)
+            if prepare_run is not None:
+                prepare_run()
+            module.metric_log = MetricLog(stage.run, stage.recipe.recipe.train.trackers, start.step)
+            module.metric_log.start(stage.recipe.resolved, module.main_metric, facts)
+            start.trainer.loggers = list(module.metric_log.loggers.values())
+        stage.world.wait()
         try:
             _fit_module(start.trainer, module, batches, interruption)
         finally:
-            metric_log.finish()
+            if module.metric_log is not None:
+                module.metric_log.finish()
     # A signal during the last step ends the program too: a command that would follow is not wanted.
     if interruption.is_requested:
         raise interruption.build_exit()
     return stage.run
+
+
+def _begin_folder(stage: Stage, start: StageStart, lock: RunLock) -> dict[str, Any]:
+    """Move an earlier run aside, unless it is resumed, and write what every run folder begins with.
+
+    Returns the facts that trackers get beside the recipe: versions, and the state of git.
+    """
+    if start.folder is None:
+        lock.move_run_aside()
+    write_recipe(stage.run, stage.recipe)
+    facts = {"versions": collect_versions(), "git": describe_git_state(Path.cwd())}
+    for name, found in facts.items():
+        write_json(stage.run / f"{name}.json", found)
+    return facts
 
 
 def _fit_module(trainer: pl.Trainer, module: StageModule, batches: Iterable[Any], interruption: Interruption) -> None:
@@ -160,21 +183,29 @@ def _build_trainer(stage: Stage, checkpointing: CheckpointCallback) -> pl.Traine
     warnings.filterwarnings("ignore", message=".*in eval mode", module="pytorch_lightning")
     return make_trainer(
         stage.recipe.recipe.train,
+        stage.world,
         # Made when the run's folder is free, since some trackers write at once.
         logger=False,
         callbacks=[StepProgressBar(), StepTimer(stage.run), Throughput(stage), checkpointing],
     )
 
 
-def make_trainer(settings: TrainSection, **options: Any) -> pl.Trainer:
-    """Make Lightning's trainer of one process; raises UsageError if the device or the number format is not there."""
+def make_trainer(settings: TrainSection, world: World, **options: Any) -> pl.Trainer:
+    """Make Lightning's trainer; raises UsageError if a device or the number format is not there."""
+    check_devices(settings)
     is_on_gpu = settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     if settings.precision == "16-mixed" and not is_on_gpu:
         raise UsageError("train.precision: 16-mixed needs a CUDA GPU. Use bf16-mixed or 32-true here.")
+    environment = find_environment(world)
     try:
         return pl.Trainer(
             accelerator=settings.accelerator,
-            devices=1,
+            devices=settings.devices,
+            num_nodes=settings.nodes,
+            strategy=build_strategy(settings, world),
+            plugins=None if environment is None else [environment],
+            # The samples are dealt to the processes before they are batches.
+            use_distributed_sampler=False,
             precision=settings.precision,
             max_epochs=1,
             # The module logs by itself, at the steps of the whole run.

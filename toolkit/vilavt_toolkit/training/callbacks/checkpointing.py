@@ -13,8 +13,9 @@ from vilavt_toolkit.checkpoints.training_state import TrainingState
 from vilavt_toolkit.errors import RunError, VilavtError
 from vilavt_toolkit.training.callbacks.interruption import Interruption
 from vilavt_toolkit.training.callbacks.soundness import Soundness
-from vilavt_toolkit.training.resume import capture_state, restore_state
+from vilavt_toolkit.training.resume import capture_state, restore_state, seed_rank
 from vilavt_toolkit.training.stage import Stage, StageModule, StoppedBetweenSteps
+from vilavt_toolkit.training.world import is_agreed
 from vilavt_toolkit.utils.text import shorten_text
 
 log = logging.getLogger(__name__)
@@ -26,8 +27,10 @@ class CheckpointCallback(pl.Callback):
     Lightning's own checkpoints are pickles of the whole module. These are folders that load without this code.
     """
 
-    def __init__(self, stage: Stage, state: TrainingState | None, interruption: Interruption) -> None:
-        self.stage, self.state, self.interruption = stage, state, interruption
+    def __init__(self, stage: Stage, interruption: Interruption) -> None:
+        self.stage, self.interruption = stage, interruption
+        self.state: TrainingState | None = None
+        """The state to put back; None in a new run, and once it is put back."""
         self.facts: dict[str, Any] = {}
         """Plain data that every checkpoint keeps with its training state, by key."""
         self.best_step: int | None = None
@@ -42,9 +45,13 @@ class CheckpointCallback(pl.Callback):
     def mark_best(self, step: int, is_saved: bool) -> None:
         """Let `step` be the best one so far: its checkpoint is linked, and saved first if it is not `is_saved`."""
         self.best_step = step
-        if is_saved:
+        if is_saved and self.stage.world.is_first:
             link_best_checkpoint(self.stage.run, step)
         self._is_best = not is_saved
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.stage.world.size > 1:
+            self.interruption.replace_handlers()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -59,11 +66,14 @@ class CheckpointCallback(pl.Callback):
 
     def _put_back(self, trainer: pl.Trainer, module: StageModule) -> None:
         """Put the state of a resumed run back; raises RunError if it is damaged."""
+        # A new run's first process goes on with the numbers that made the weights.
+        seed_rank(self.stage.recipe.recipe.seed, self.stage.world, module.start_step)
         if self.state is None:
             self._soundness.begin(module, None)
             return
         try:
-            restore_state(self.state, trainer.optimizers[0], self.stage.section_key, _grad_scaler(trainer))
+            key, scaler, world = self.stage.section_key, _grad_scaler(trainer), self.stage.world
+            restore_state(self.state, trainer.optimizers[0], key, scaler, world)
             module.load_state(self.state)
             self._soundness.begin(module, self.state.data.get("soundness"))
         # Whoever takes a part of the state finds out what is wrong with it, each in an exception of its own.
@@ -78,7 +88,7 @@ class CheckpointCallback(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        module, is_stopping = cast(StageModule, pl_module), self.interruption.is_requested
+        module, is_stopping = cast(StageModule, pl_module), self.interruption.agree(self.stage.world)
         self._soundness.judge_step(module)
         is_due = module.step % self.stage.section.checkpoint_every == 0 or module.step == self.stage.total_steps
         # A run that ends early ends in a checkpoint too.
@@ -94,7 +104,9 @@ class CheckpointCallback(pl.Callback):
         is_stopped = isinstance(exception, StoppedBetweenSteps)
         # A sample that cannot be read or a reward that raises has changed no weight: no step before it need be lost.
         is_failed = isinstance(exception, Exception) and module.is_between_steps and module.step > module.start_step
-        if not (is_stopped or is_failed):
+        # Processes save together. One that meets an error alone would wait for the others, who are in the next step.
+        is_together = is_stopped or self.stage.world.size == 1 or is_agreed(exception)
+        if not (is_stopped or is_failed) or not is_together:
             return
         # The step may be saved already, or its saving may be what failed. A state that is not put back is a saved one.
         if self._tried_step != module.step and self.state is None:
@@ -107,17 +119,25 @@ class CheckpointCallback(pl.Callback):
 
     def _save_checkpoint(self, trainer: pl.Trainer, module: StageModule) -> None:
         self._tried_step = module.step
-        state = capture_state(trainer.optimizers[0], _grad_scaler(trainer), module.capture_state())
+        world, run, sound = self.stage.world, self.stage.run, self._soundness.step
+        state = capture_state(trainer.optimizers[0], _grad_scaler(trainer), module.capture_state(), world)
         state.data.update(self.facts, soundness=self._soundness.to_json())
-        run, sound = self.stage.run, self._soundness.step
         keep, kept = self.stage.section.keep_checkpoints, (sound, self.best_step)
-        self._newest = save_checkpoint(run, module.model, self.stage.recipe, module.step, state, kept, keep)
-        if self._is_best:
-            self._is_best = False
+        error: VilavtError | None = None
+        if world.is_first:
+            try:
+                self._newest = save_checkpoint(run, module.model, self.stage.recipe, module.step, state, kept, keep)
+            except VilavtError as found:
+                error = found
+        # The others wait until it is written, and end with the first process if it cannot be.
+        if failed := world.agree_on_error(error):
+            raise failed
+        if self._is_best and world.is_first:
             link_best_checkpoint(run, module.step)
+        self._is_best = False
         self._soundness.add_checkpoint(module)
         # The newest are kept in any case. A sound one behind them says that training has diverged since.
-        if sound is not None and sound < self._previous_step and sound != self._told_step:
+        if sound is not None and sound < self._previous_step and sound != self._told_step and world.is_first:
             self._told_step = sound
             log.warning(
                 "training seems to have diverged since step %d, whose checkpoint is kept beside the newest in %s.",

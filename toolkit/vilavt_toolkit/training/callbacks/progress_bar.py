@@ -27,19 +27,31 @@ class StepProgressBar(ProgressBar):
         self._console = Console(stderr=True)
         self._bar = make_progress_bar(self._console)
         self._last = 0.0
+        self._is_enabled = True
+
+    def disable(self) -> None:
+        """Show nothing; Lightning calls this in every process but the first."""
+        self._is_enabled = False
+
+    def enable(self) -> None:
+        """Show the bar again."""
+        self._is_enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the bar at the steps taken before this fit."""
         module = cast(StageModule, pl_module)
         self._bar.add_task("training", total=module.total_steps, completed=module.start_step, note="")
-        with suppress(OSError):
-            self._bar.start()
+        if self._is_enabled:
+            with suppress(OSError):
+                self._bar.start()
         self._last = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count a step, and update the metrics if the last update was long enough ago."""
+        if not self._is_enabled:
+            return
         # A terminal that is gone, or a log on a full disk, must not end a run: its signal asks for a checkpoint.
         with suppress(OSError):
             self._show_step(trainer, cast(StageModule, pl_module))

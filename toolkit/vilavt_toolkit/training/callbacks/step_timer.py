@@ -37,7 +37,7 @@ class StepTimer(pl.Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write cost.json."""
-        if self._step_seconds:
+        if self._step_seconds and trainer.is_global_zero:
             model = cast(StageModule, pl_module).model
             write_json(
                 self.run / COST_FILE,

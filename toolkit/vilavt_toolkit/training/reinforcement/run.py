@@ -55,7 +55,7 @@ def run_reinforcement(recipe: CheckedRecipe, resume: bool = False, allow_changes
 
     With `resume` the run's newest checkpoint is continued, with `allow_changes` under other settings or samples too.
     """
-    require_single_process()
+    require_single_process(recipe.recipe.train, "vilavt rl")
     section, run = require_rl_section(recipe), rl_run_folder(recipe)
     stage = Stage(recipe, section, run, section.steps * section.inner_epochs, "rl")
     # Signals are handled before anything is started that they would have to end.

@@ -20,6 +20,7 @@ from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.supervised.bad_samples import BadSample
 from vilavt_toolkit.training.supervised.packing import fill_rows
 from vilavt_toolkit.training.supervised.workers import BeginSample, WorkerPool, require_fork
+from vilavt_toolkit.training.world import World
 from vilavt_toolkit.utils.progress import track_progress
 
 PreparedSample = tuple[Trajectory, list[View]]
@@ -98,11 +99,15 @@ def prepare_samples(
 class StepSampler:
     """The indices of every step's samples: shuffled epochs, laid end to end and cut into steps.
 
-    They are a function of seed and step alone, so that a resumed run sees the same samples without saved state.
+    They are a function of seed and step alone, so that a resumed run sees the same samples without saved state. Each
+    process of `world` gets its share of every step, so that together they take the steps of one process.
     """
 
-    def __init__(self, size: int, batch_size: int, steps: int, seed: int, start: int = 0) -> None:
+    def __init__(
+        self, size: int, batch_size: int, steps: int, seed: int, start: int = 0, world: World | None = None
+    ) -> None:
         self.size, self.batch_size, self.steps, self.seed, self.start = size, batch_size, steps, seed, start
+        self.world = world or World()
         self._latest_order = -1, np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -122,8 +127,8 @@ class StepSampler:
         return list(used)
 
     def step_indices(self, step: int) -> list[int]:
-        """Return the indices of one step's samples, which may be of two epochs or more."""
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)
+        """Return the indices of this process's samples of one step, which may be of two epochs or more."""
+        places = self.world.deal(range(step * self.batch_size, (step + 1) * self.batch_size))
         return [int(self._epoch_order(place // self.size)[place % self.size]) for place in places]
 
     def _epoch_order(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -236,11 +241,13 @@ def _collate_readable(prepared: Sequence[PreparedSample | BadSample], collator: 
     return StepBatch(batch.micro_batches, [places[place] for place in batch.order], bad) if bad else batch
 
 
-def build_step_sampler(task: Task, section: TrainSection, seed: int, start: int = 0) -> StepSampler:
+def build_step_sampler(
+    task: Task, section: TrainSection, seed: int, start: int = 0, world: World | None = None
+) -> StepSampler:
     """Build the sampler of a task's training samples, of which `max_samples` are used at most."""
     available = task.length("train")
     size = min(section.max_samples or available, available)
-    return StepSampler(size, section.batch_size, section.steps, seed, start)
+    return StepSampler(size, section.batch_size, section.steps, seed, start, world)
 
 
 def build_step_collator(model: VisualChatModel, section: TrainSection) -> StepCollator:
@@ -251,10 +258,15 @@ def build_step_collator(model: VisualChatModel, section: TrainSection) -> StepCo
 
 
 def build_step_loader(
-    model: VisualChatModel, task: Task, section: TrainSection, seed: int, start: int = 0
+    model: VisualChatModel,
+    task: Task,
+    section: TrainSection,
+    seed: int,
+    start: int = 0,
+    world: World | None = None,
 ) -> StepLoader:
     """Build the loader of all batches from step `start` on; preparing samples ahead happens here."""
-    sampler = build_step_sampler(task, section, seed, start)
+    sampler = build_step_sampler(task, section, seed, start, world)
     budget = build_row_budget(section, model)
     traces = TraceDataset(model, task, sampler.size, budget)
     if section.workers:

@@ -19,6 +19,7 @@ from vilavt_toolkit.training.stage import StageModule
 from vilavt_toolkit.training.supervised.bad_samples import BadSampleCount
 from vilavt_toolkit.training.supervised.data import StepBatch
 from vilavt_toolkit.training.trainable import trainable_parameters
+from vilavt_toolkit.training.world import agreeing
 
 StepSampleIds = Callable[[int], Sequence[str]]
 """Returns the ids of a step's samples, in the order they were drawn."""
@@ -60,7 +61,11 @@ class SupervisedModule(StageModule):
         If stopping policies learn, the mean of their loss over the step's turns is added. Raises TrainingError, before
         anything changes, for more samples that cannot be read than `train.max_bad_samples`.
         """
-        self._bad_samples.add_samples(batch.bad_samples)
+        # Over all processes, of which this one may have no sample at all.
+        produced_tokens, turns, bad = self.world.sum_counts(batch.produced_tokens, batch.turns, len(batch.bad_samples))
+        if bad:
+            with agreeing():
+                self._bad_samples.add_samples(sum(self.world.gather(batch.bad_samples), ()))
         step, optimizer = self.step, self.begin_step()
         # In float32: bf16, the default type under bf16-true, counts exactly to 256 only.
         loss, hits, stopping_loss = torch.zeros(3, device=self.device, dtype=torch.float32)
@@ -68,16 +73,17 @@ class SupervisedModule(StageModule):
         for micro_batch in batch.micro_batches:
             states, policy_loss = self._run_model(micro_batch)
             logprobs, is_hit = target_logprobs_and_hits(self.model.language_model, states, micro_batch)
-            policy_loss = policy_loss / max(1, batch.turns)
+            policy_loss = policy_loss / max(1, turns)
             # Divided by the step's counts, not the micro-batch's, so that the parts add up to the step's mean.
-            part = policy_loss - logprobs.sum() / max(1, batch.produced_tokens)
+            part = policy_loss - logprobs.sum() / max(1, produced_tokens)
             self.add_gradient(part)
             # Sums stay on the device: reading one here would wait for it.
             loss, hits = loss + part.detach(), hits + is_hit.sum()
             stopping_loss = stopping_loss + policy_loss.detach()
             step_logprobs.append(logprobs.detach())
+        loss, hits, stopping_loss = self.world.sum_tensor(torch.stack([loss, hits, stopping_loss]))
         self.end_step(optimizer, loss, lambda: self._find_faulty(step, batch, step_logprobs))
-        metrics = {"loss": loss, "token_accuracy": hits / max(1, batch.produced_tokens)}
+        metrics = {"loss": loss, "token_accuracy": hits / max(1, produced_tokens)}
         if self._learning_policies:
             metrics["stopping_loss"] = stopping_loss
         self.log_metrics(metrics, in_bar=metrics)
@@ -85,7 +91,7 @@ class SupervisedModule(StageModule):
             {
                 "gradient_norm": self._norm,
                 "learning_rate": optimizer.param_groups[0]["lr"],
-                "tokens": float(batch.produced_tokens),
+                "tokens": float(produced_tokens),
                 "skipped": float(self.skipped_steps),
                 "bad_samples": float(len(self._bad_samples)),
             }

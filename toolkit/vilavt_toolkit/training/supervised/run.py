@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ from vilavt_toolkit.training.supervised.module import SupervisedModule
 from vilavt_toolkit.training.supervised.validation import SPLIT, Validator
 from vilavt_toolkit.training.trainable import refuse_frozen_new, store_frozen
 from vilavt_toolkit.training.trainer import StageStart, find_initial_checkpoint, prepare_stage, run_stage, weight_dtype
-from vilavt_toolkit.training.world import require_single_process
+from vilavt_toolkit.training.world import check_world, connected
 from vilavt_toolkit.utils.limits import explained_limits
 
 
@@ -36,11 +36,12 @@ def run_supervised(recipe: CheckedRecipe, resume: bool = False, allow_changes: b
 
     With `resume` the run's newest checkpoint is continued, with `allow_changes` under other settings or samples too.
     """
-    require_single_process()
-    section = recipe.recipe.train
-    stage = Stage(recipe, section, expand_home(recipe.recipe.run), section.steps, "train")
+    section, world = recipe.recipe.train, check_world(recipe.recipe.train)
+    stage = Stage(recipe, section, expand_home(recipe.recipe.run), section.steps, "train", world)
+    # The first process alone writes into the folder.
+    locked = RunLock(stage.run, create=not resume) if world.is_first else nullcontext()
     # Signals are handled before anything is started that they would have to end.
-    with explained_limits("train"), Interruption() as interruption, RunLock(stage.run, create=not resume) as lock:
+    with explained_limits("train"), Interruption() as interruption, connected(world), locked as lock:
         start = prepare_stage(stage, resume, lock, interruption, allow_changes)
         return stage.run if start is None else _train(stage, section, start, allow_changes)
 
@@ -66,7 +67,8 @@ def _train(stage: Stage, section: TrainSection, start: StageStart, allow_changes
         model.vision.compile_blocks()
 
     def list_sample_ids(step: int) -> list[str]:
-        return [task.sample("train", index).id for index in build_step_sampler(task, section, seed).step_indices(step)]
+        sampler = build_step_sampler(task, section, seed, world=stage.world)
+        return [task.sample("train", index).id for index in sampler.step_indices(step)]
 
     module = SupervisedModule(model, section.optimizer.build(), section, start.step, list_sample_ids)
     store_frozen(model, section, section.precision, stage.section_key)
@@ -81,7 +83,7 @@ def _train(stage: Stage, section: TrainSection, start: StageStart, allow_changes
 
     def build_loader() -> closing[StepLoader]:
         # Built late: preparing all samples takes minutes, and everything else is checked first.
-        loader = build_step_loader(model, task, section, seed, start.step)
+        loader = build_step_loader(model, task, section, seed, start.step, stage.world)
         loader.check_stop = start.interruption.check_between_steps
         return closing(loader)
 
