@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,15 @@ def run_ranks(command: list[str], size: int = 1, **happens: Any) -> dict[str, An
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    started, told = time.monotonic(), [tempfile.TemporaryFile() for _ in range(size)]
+    with ExitStack() as stack:
+        told = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(size)]
+        return _wait_for_ranks(command, size, port, told, happens)
+
+
+def _wait_for_ranks(
+    command: list[str], size: int, port: int, told: list[Any], happens: dict[str, Any]
+) -> dict[str, Any]:
+    started = time.monotonic()
     children = [_fork_rank(command, rank, size, port, told[rank], happens) for rank in range(size)]
     codes: list[int | None] = [None] * size
     until = time.monotonic() + 120

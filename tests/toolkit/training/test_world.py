@@ -38,7 +38,7 @@ def test_each_process_of_a_launcher_finds_its_place(tiny_recipe, monkeypatch, la
     for name, value in launcher.items():
         monkeypatch.setenv(name, value)
     assert check_world(section(tiny_recipe, "train.devices=2")) == World(1, 2)
-    with pytest.raises(UsageError, match="is 2: .* train.devices 2 x train.nodes 2 is 4"):
+    with pytest.raises(UsageError, match=r"is 2: .* train.devices 2 x train.nodes 2 is 4"):
         check_world(section(tiny_recipe, "train.devices=2", "train.nodes=2"))
 
 
@@ -59,7 +59,7 @@ def test_one_process_of_a_launcher_is_taken_and_so_is_a_command_in_a_batch_scrip
 
 
 def test_python_says_how_to_start_several_processes(tiny_recipe):
-    with pytest.raises(UsageError, match="needs 2 processes, and this is one. Start it .* `vilavt train`"):
+    with pytest.raises(UsageError, match=r"needs 2 processes, and this is one. Start it .* `vilavt train`"):
         vt.train(tiny_recipe, ["train.devices=2"])
 
 
@@ -74,7 +74,7 @@ def test_devices_that_are_not_there_are_refused_by_check_and_train(tiny_recipe, 
 
 def test_a_machine_with_fewer_gpus_says_how_many(tiny_recipe, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    with pytest.raises(UsageError, match="train.devices is 8, and there are 4 GPUs here"):
+    with pytest.raises(UsageError, match=r"train.devices is 8, and there are 4 GPUs here"):
         check_devices(section(tiny_recipe, "train.devices=8", "train.accelerator=gpu"))
 
 
