@@ -35,34 +35,60 @@ def run_ranks(runs: dict[str, dict[str, Any]]) -> dict[str, SimpleNamespace]:
     return {name: SimpleNamespace(**each) for name, each in zip(runs, found, strict=True)}
 
 
-@pytest.fixture(scope="module")
-def ranks(_tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """All runs of this file, made in one process; their outcomes, their folder, and `runs`, which named them."""
-    folder = tmp_path_factory.mktemp("ranks")
+class Runs:
+    """Runs of the tiny recipe in one folder, all made by one process, and their outcomes by name."""
 
-    def run(name: str, size: int, *overrides: str, resume: str = "", step: int = 0, **happens: Any) -> dict[str, Any]:
-        settings = ["train.steps=4", f"train.devices={size}", f"run={folder / name}", *overrides]
+    def __init__(self, recipe: Path, folder: Path) -> None:
+        self.recipe, self.folder = recipe, folder
+        self.planned: dict[str, dict[str, Any]] = {}
+        self.outcomes: dict[str, SimpleNamespace] = {}
+
+    def add(self, name: str, size: int, *overrides: str, resume: str = "", **happens: Any) -> None:
+        """Plan a run of `size` processes; with `resume` from what the run of that name had saved at its second step."""
+        settings = ["train.steps=4", f"train.devices={size}", f"run={self.folder / name}", *overrides]
         if resume:
-            happens["copy"] = [str(folder / resume), str(folder / name), step]
+            happens["copy"] = [str(self.folder / resume), str(self.folder / name), 2]
         options = ["--resume"] if resume else []
-        command = ["train", str(_tiny_folder / "tiny.yaml"), *settings, *options]
-        return {"command": command, "size": size, "gradients": str(folder / f"{name}.safetensors"), **happens}
+        happens.setdefault("gradients", str(self.folder / f"{name}.safetensors"))
+        self.planned[name] = {"command": ["train", str(self.recipe), *settings, *options], "size": size, **happens}
 
+    def make(self) -> Runs:
+        self.outcomes = run_ranks(self.planned)
+        return self
+
+
+FSDP2, FEW = "train.strategy=fsdp2", ("train.batch_size=2", "train.steps=1")
+
+
+@pytest.fixture(scope="module")
+def ranks(_tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    runs = Runs(_tiny_folder / "tiny.yaml", tmp_path_factory.mktemp("ranks"))
+    runs.add("one", 1)
+    runs.add("replicated", 2, "train.micro_batch=2")
+    # Eight samples on three processes, one at a time: three micro-batches on two of them, two on the third.
+    runs.add("fsdp2", 3, "train.micro_batch=1", FSDP2)
+    runs.add("one, few samples", 1, *FEW)
+    runs.add("fsdp2, few samples", 3, *FEW, FSDP2)
+    runs.add("replicated on three", 3, resume="replicated")
+    runs.add("fsdp2 on one", 1, resume="fsdp2")
+    runs.add("stopped", 2, "train.steps=50", signal=[1, signal.SIGTERM])
+    runs.add("full", 2, resume="replicated", full=0, gradients="")
+    return runs.make()
+
+
+@pytest.fixture(scope="module")
+def more_ranks(_tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    runs = Runs(_tiny_folder / "tiny.yaml", tmp_path_factory.mktemp("ranks"))
     dropout = "model.language_model.config.attention_dropout=0.2"
-    runs = {
-        "one": run("one", 1),
-        "two": run("two", 2, "train.micro_batch=2"),
-        "resumed on one": run("resumed on one", 1, resume="two", step=2),
-        "resumed on three": run("resumed on three", 3, resume="two", step=2),
-        "more ranks than samples": run("few", 3, "train.batch_size=2", "train.steps=1"),
-        "few on one": run("few on one", 1, "train.batch_size=2", "train.steps=1"),
-        "dropout": run("dropout", 2, dropout),
-        "dropout resumed": run("dropout resumed", 2, dropout, resume="dropout", step=2),
-        "stopped": run("stopped", 2, "train.steps=50", signal=[1, signal.SIGTERM]),
-        "broken": run("broken", 2, "train.steps=40", broken=[1, 5]),
-        "full": {**run("full", 2, resume="two", step=2, full=0), "gradients": ""},
-    }
-    return SimpleNamespace(folder=folder, outcomes=run_ranks(runs))
+    runs.add("one, few samples", 1, *FEW)
+    runs.add("replicated, few samples", 3, *FEW)
+    for strategy in ("replicated", "fsdp2"):
+        chosen = f"train.strategy={strategy}"
+        runs.add(strategy, 2, dropout, chosen)
+        runs.add(f"{strategy} resumed", 2, dropout, chosen, resume=strategy)
+        runs.add(f"{strategy} broken", 2, "train.steps=40", chosen, broken=[1, 5])
+        runs.add(f"{strategy} on three", 3, dropout, chosen, resume=strategy)
+    return runs.make()
 
 
 def largest_difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
@@ -75,73 +101,90 @@ def largest_difference(found: dict[str, torch.Tensor], expected: dict[str, torch
     return max(float((found[name] - value).norm()) / norms[name.split("/")[0]] for name, value in expected.items())
 
 
-def gradients(ranks: SimpleNamespace, name: str, rank: int = 0) -> dict[str, torch.Tensor]:
-    return load_file(ranks.folder / f"{name}.safetensors-{rank}")
+def gradients(runs: Runs, name: str, rank: int = 0) -> dict[str, torch.Tensor]:
+    return load_file(runs.folder / f"{name}.safetensors-{rank}")
 
 
 def newest_step(run: Path) -> int:
     return int(find_checkpoint(run).name[5:])
 
 
-def test_loss_and_gradients_of_two_ranks_are_those_of_one_process(ranks):
+@pytest.mark.parametrize(("name", "size"), [("replicated", 2), ("fsdp2", 3)])
+def test_loss_and_gradients_of_several_processes_are_those_of_one(ranks, name, size):
     expected = gradients(ranks, "one")
-    assert ranks.outcomes["one"].codes == [0] and ranks.outcomes["two"].codes == [0, 0], ranks.outcomes["two"].told
-    first = {name: value for name, value in expected.items() if name.startswith("0/")}
-    for rank in range(2):
-        found = gradients(ranks, "two", rank)
-        assert largest_difference({name: found[name] for name in first}, first) < EXACT
+    assert ranks.outcomes["one"].codes == [0] and ranks.outcomes[name].codes == [0] * size, ranks.outcomes[name].told
+    first = {key: value for key, value in expected.items() if key.startswith("0/")}
+    for rank in range(size):
+        found = gradients(ranks, name, rank)
+        assert largest_difference({key: found[key] for key in first}, first) < EXACT
         # Rounding grows through Adam from step to step.
         assert largest_difference(found, expected) < 100 * EXACT
 
 
-def test_both_ranks_hold_the_same_gradients_to_the_bit(ranks):
-    first, second = gradients(ranks, "two", 0), gradients(ranks, "two", 1)
+def test_all_processes_hold_the_same_gradients_to_the_bit(ranks):
+    first, second = gradients(ranks, "replicated", 0), gradients(ranks, "replicated", 1)
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_rank_without_a_sample_takes_its_part_of_the_step(ranks):
-    assert ranks.outcomes["more ranks than samples"].codes == [0, 0, 0]
-    expected = gradients(ranks, "few on one")
+def test_a_process_without_a_sample_takes_its_part_of_a_sharded_step(ranks):
+    require_same_step(ranks, "fsdp2, few samples")
+
+
+@pytest.mark.nightly
+def test_a_process_without_a_sample_takes_its_part_of_a_replicated_step(more_ranks):
+    require_same_step(more_ranks, "replicated, few samples")
+
+
+def require_same_step(runs: Runs, name: str) -> None:
+    assert runs.outcomes[name].codes == [0, 0, 0], runs.outcomes[name].told
+    expected = gradients(runs, "one, few samples")
     for rank in range(3):
-        assert largest_difference(gradients(ranks, "few", rank), expected) < EXACT
+        assert largest_difference(gradients(runs, name, rank), expected) < EXACT
 
 
-@pytest.mark.parametrize(("name", "size"), [("resumed on one", 1), ("resumed on three", 3)])
-def test_what_two_ranks_saved_goes_on_in_any_number(ranks, name, size):
+@pytest.mark.parametrize(("name", "size"), [("replicated on three", 3), ("fsdp2 on one", 1)])
+def test_what_some_processes_saved_goes_on_in_any_number_to_the_same_weights(ranks, name, size):
     outcome = ranks.outcomes[name]
     assert outcome.codes == [0] * size, outcome.told
-    assert f"train.devices={size} (was 2)" in outcome.told[0]
+    assert f"train.devices={size} (was" in outcome.told[0]
     expected = vt.load(ranks.folder / "one").state_dict()
     for key, value in vt.load(ranks.folder / name).state_dict().items():
         assert torch.allclose(value, expected[key], atol=2e-4), key
 
 
-def test_two_ranks_go_on_from_a_stop_to_the_bit_with_random_numbers_of_their_own(ranks):
-    assert ranks.outcomes["dropout resumed"].codes == [0, 0]
+@pytest.mark.nightly
+@pytest.mark.parametrize("strategy", ["replicated", "fsdp2"])
+def test_two_processes_go_on_from_a_stop_to_the_bit_with_random_numbers_of_their_own(more_ranks, strategy):
+    outcome = more_ranks.outcomes[f"{strategy} resumed"]
+    assert outcome.codes == [0, 0], outcome.told
+    assert more_ranks.outcomes[f"{strategy} on three"].codes == [0, 0, 0]
     for name in ("model", "resume"):
         file = f"{name}.safetensors"
-        expected = load_file(find_checkpoint(ranks.folder / "dropout") / file)
-        found = load_file(find_checkpoint(ranks.folder / "dropout resumed") / file)
+        expected = load_file(find_checkpoint(more_ranks.folder / strategy) / file)
+        found = load_file(find_checkpoint(more_ranks.folder / f"{strategy} resumed") / file)
         assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
     assert not torch.equal(expected["random.torch"], expected["random.rank1.torch"])
 
 
-def test_a_signal_to_one_rank_stops_all_after_the_same_step_which_is_saved(ranks):
+def test_a_signal_to_one_process_stops_all_after_the_same_step_which_is_saved(ranks):
     outcome = ranks.outcomes["stopped"]
     assert outcome.codes == [143, 143], outcome.told
     assert newest_step(ranks.folder / "stopped") == 2
     assert "Go on from it with --resume" in outcome.told[0] and "Traceback" not in "".join(outcome.told)
 
 
-def test_a_sample_that_one_rank_cannot_read_ends_all_with_its_name_and_the_last_step_saved(ranks):
-    outcome = ranks.outcomes["broken"]
+@pytest.mark.nightly
+@pytest.mark.parametrize("strategy", ["replicated", "fsdp2"])
+def test_a_sample_that_one_process_cannot_read_ends_all_with_its_name_and_the_last_step_saved(more_ranks, strategy):
+    outcome = more_ranks.outcomes[f"{strategy} broken"]
     assert outcome.codes == [1, 1], outcome.told
     for text in outcome.told:
         assert "sample 5 cannot be read. Mend it." in text and "Traceback" not in text
-    assert newest_step(ranks.folder / "broken") >= 1 or not (ranks.folder / "broken" / "checkpoints").exists()
+    run = more_ranks.folder / f"{strategy} broken"
+    assert not (run / "checkpoints").exists() or newest_step(run) >= 1
 
 
-def test_a_full_disk_ends_all_ranks_in_a_sentence_and_leaves_the_earlier_checkpoint(ranks):
+def test_a_full_disk_ends_all_processes_in_a_sentence_and_leaves_the_earlier_checkpoint(ranks):
     outcome = ranks.outcomes["full"]
     assert outcome.codes == [1, 1], outcome.told
     assert "cannot be written" in outcome.told[0] and "Traceback" not in "".join(outcome.told)

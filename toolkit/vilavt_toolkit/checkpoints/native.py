@@ -17,7 +17,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file, save_model
+from torch import Tensor
 
 from vilavt_toolkit.checkpoints import format1
 from vilavt_toolkit.checkpoints.facts import ADAPTERS_KEY, FORMAT, is_format1, read_adapters, read_step
@@ -69,17 +70,18 @@ def save_checkpoint(
     state: TrainingState | None = None,
     kept_steps: Collection[int | None] = (),
     keep: int = 2,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write the checkpoint of `step` and remove all but the newest `keep` and those of `kept_steps`; return its folder.
 
-    Raises InputError for a full disk.
+    `weights` is the state dict to write in place of the model's own, whose weights may be sharded or change. Raises InputError for a full disk.
     """
     parent = run / "checkpoints"
     final = parent / _folder_name(step)
     temporary = parent / f".{final.name}.{secrets.token_hex(4)}"
     try:
         temporary.mkdir(parents=True)
-        write_model(temporary, model, recipe, step)
+        write_model(temporary, model, recipe, step, weights)
         if state is not None:
             save_file(state.tensors, str(temporary / "resume.safetensors"))
             write_json(temporary / "resume.json", {**state.data, TENSORS_KEY: describe_tensors(state.tensors)})
@@ -117,15 +119,24 @@ def _folder_name(step: int | None) -> str:
     return "" if step is None else f"step-{step:08d}"
 
 
-def write_model(folder: Path, model: VisualChatModel, recipe: CheckedRecipe, step: int) -> None:
-    """Write everything that loading a model needs; afterwards nothing in the folder refers to a file outside it."""
+def write_model(
+    folder: Path, model: VisualChatModel, recipe: CheckedRecipe, step: int, weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write everything that loading a model needs; afterwards nothing in the folder refers to a file outside it.
+
+    `weights` are those of `save_checkpoint`.
+    """
     (folder / LANGUAGE_MODEL).mkdir()
     model.language_model.save_assets(folder / LANGUAGE_MODEL)
     if model.vision.inquiry_encoder is not None:
         (folder / INQUIRY_ENCODER).mkdir()
         model.vision.inquiry_encoder.save_assets(folder / INQUIRY_ENCODER)
-    # `save_model` writes tensors that share memory once, which safetensors otherwise refuses.
-    save_model(model, str(folder / "model.safetensors"), {TYPES_KEY: list_float_types(model.state_dict().values())})
+    file = str(folder / "model.safetensors")
+    if weights is not None:
+        save_file(dict(weights), file, {TYPES_KEY: list_float_types(weights.values())})
+    else:
+        # `save_model` writes tensors that share memory once, which safetensors otherwise refuses.
+        save_model(model, file, {TYPES_KEY: list_float_types(model.state_dict().values())})
     write_recipe(folder, contain_recipe(recipe, model.dialogue))
     adapters = {} if model.adapters is None else {ADAPTERS_KEY: model.adapters.to_json()}
     write_json(folder / "checkpoint.json", {**checkpoint_facts(step), **adapters})

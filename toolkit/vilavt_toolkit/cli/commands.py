@@ -85,8 +85,10 @@ def train(name: str, overrides: Sequence[str], resume: bool, allow_changes: bool
     from vilavt_toolkit.training.supervised.run import run_supervised
     from vilavt_toolkit.training.world import find_world
 
+    # Asked before, since Lightning forgets the processes when training ends.
+    is_first = find_world().is_first
     run = run_supervised(recipe, resume, allow_changes)
-    if find_world().is_first:
+    if is_first:
         make_console().print(f"the run is in {run}; evaluate it with: vilavt eval {run}")
 
 

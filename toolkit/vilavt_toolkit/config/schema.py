@@ -20,7 +20,7 @@ PartWithWeights = Literal["encoder", "modulator", "inquiry_encoder", "projector"
 PARTS_WITH_WEIGHTS: frozenset[PartWithWeights] = frozenset(get_args(PartWithWeights))
 """All kinds of parts that can have weights; `VisualChatModel.parts` gives their modules."""
 
-STRATEGIES = ("auto", "replicated")
+STRATEGIES = ("auto", "replicated", "fsdp2")
 """The ways in which several devices share a model."""
 
 
@@ -208,6 +208,8 @@ class TrainSection(StageSection):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_strategy(self.strategy)
+        if self.strategy == "fsdp2" and self.precision == "16-mixed":
+            raise ValueError("strategy fsdp2 has no loss scale, which 16-mixed needs. Write precision bf16-mixed.")
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
             raise ValueError(
                 f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}. Write a divisor of it."

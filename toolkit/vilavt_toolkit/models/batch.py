@@ -63,6 +63,14 @@ class Batch:
         return replace(self, **tensors)
 
 
+def make_empty_batch(language_model: LanguageModel) -> Batch:
+    """Return a batch of one row of two tokens, the second a target, for a process that has no sample to run."""
+    ids = torch.full((1, 2), language_model.placeholder)
+    positions = torch.arange(2).expand(language_model.axes, 1, 2)
+    none, mask = torch.zeros(0, dtype=torch.long), torch.ones(1, 2, dtype=torch.bool)
+    return Batch(ids, positions, mask, torch.ones(1, dtype=torch.long), none, (), (), (), none, none.float())
+
+
 def collate(
     trajectories: Sequence[Trajectory],
     views: Sequence[Sequence[View]],

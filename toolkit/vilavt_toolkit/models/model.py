@@ -36,6 +36,8 @@ class VisualChatModel(nn.Module):
         self.projector = projector
         self.language_model = language_model
         self.dialogue = dialogue
+        self.encodes_always = False
+        """True if other processes wait for this one in every encoding: then it takes part without a view too."""
         self.stopping = nn.ModuleList(stopping)
         """Stopping policies; the first one that does not go on decides."""
         self.adapters: Adapters | None = None
@@ -117,7 +119,12 @@ class VisualChatModel(nn.Module):
         if batch.views:
             features = self.encode(batch.views, batch.groups, batch.inquiries)
             return self.embed(batch.ids, batch.slots, features)
-        return self.language_model.embed(batch.ids)
+        embedded = self.language_model.embed(batch.ids)
+        if self.encodes_always:
+            features, _ = self.vision.encode((), (), ())
+            # The sum of no features: zero, and a way for gradients into the encoder.
+            embedded = embedded + features.sum().to(embedded.dtype)
+        return embedded
 
 
 def _packed_arguments(batch: Batch) -> dict[str, Any]:

@@ -6,15 +6,20 @@ Tensors go into resume.safetensors, the rest into resume.json, so that a checkpo
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vilavt_toolkit.checkpoints.training_state import TrainingState
 from vilavt_toolkit.errors import RunError
 from vilavt_toolkit.training.world import World
+
+WeightNames = Mapping[int, str]
+"""The names of weights by their `id`."""
 
 
 def capture_state(
@@ -22,31 +27,41 @@ def capture_state(
     scaler: Any = None,
     stage: TrainingState | None = None,
     world: World | None = None,
+    names: WeightNames | None = None,
 ) -> TrainingState:
     """Return everything that `restore_state` needs, together with the stage's own state.
 
-    All processes of `world` call this; the first one's result has the random numbers of all.
+    All processes of `world` call this. The first one's result has the random numbers of all, and the whole state of an
+    optimizer of sharded weights. `names` are those of the trained weights; without, they are numbered.
     """
-    tensors, data = _capture_random_state(world or World())
-    # Torch numbers the parameters in the order of the groups. That order is the model's, which a recipe fixes.
+    world = world or World()
+    tensors, data = _capture_random_state(world)
+    listed = _list_names(optimizer, names)
     for index, values in optimizer.state_dict()["state"].items():
         for key, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{key}"] = value.detach().cpu().contiguous()
-            else:
-                data[f"optimizer.{index}.{key}"] = value
-    data["trained"] = _trained_shapes(optimizer)
+            if not isinstance(value, Tensor):
+                data[f"optimizer.{listed[index]}.{key}"] = value
+                continue
+            # Gathered in every process, and kept in the one that writes.
+            whole = value.full_tensor() if isinstance(value, DTensor) else value
+            if world.is_first:
+                tensors[f"optimizer.{listed[index]}.{key}"] = whole.detach().cpu().contiguous()
+    data["trained"] = dict(zip(listed, _trained_shapes(optimizer), strict=True))
     data["scaler"] = scaler.state_dict() if scaler is not None else None
     if stage is not None:
         tensors, data = tensors | stage.tensors, data | stage.data
     return TrainingState(tensors, data)
 
 
-def check_state(state: TrainingState, optimizer: torch.optim.Optimizer, section: str) -> None:
+def check_state(
+    state: TrainingState, optimizer: torch.optim.Optimizer, section: str, names: WeightNames | None = None
+) -> None:
     """Raise RunError if the state is that of an optimizer over other tensors; `section` is the recipe's."""
     saved, trained = state.data.get("trained"), _trained_shapes(optimizer)
-    if saved != trained:
-        count = len(saved) if isinstance(saved, list) else "no"
+    # Checkpoints of earlier versions number the weights in the order of the optimizer's groups.
+    known = saved == trained if isinstance(saved, list) else saved == _name_shapes(optimizer, names)
+    if not known:
+        count = len(saved) if isinstance(saved, list | dict) else "no"
         raise RunError(
             f"The checkpoint was made training {count} tensors and the recipe trains {len(trained)}, or "
             f"others. Resume with the same {section}.freeze and {section}.optimizer."
@@ -59,19 +74,25 @@ def restore_state(
     section: str,
     scaler: Any = None,
     world: World | None = None,
+    names: WeightNames | None = None,
 ) -> None:
     """Put optimizer, loss scale and random numbers back; raises RunError if the optimizer is another.
 
-    A process that the saved run did not have keeps its random numbers.
+    A process that the saved run did not have keeps its random numbers. `names` are those of `capture_state`.
     """
-    check_state(state, optimizer, section)
+    check_state(state, optimizer, section, names)
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    places = {name: place for place, name in enumerate(_list_names(optimizer, names))}
     # Another device copies by itself. On the CPU the optimizer would go on with what is mapped from the file.
     on_cpu = any(weight.device.type == "cpu" for group in optimizer.param_groups for weight in group["params"])
     merged: dict[int, dict[str, Any]] = {}
     for key, value in [*state.tensors.items(), *state.data.items()]:
         if key.startswith("optimizer."):
-            _, index, name = key.split(".", 2)
-            merged.setdefault(int(index), {})[name] = value.clone() if on_cpu and isinstance(value, Tensor) else value
+            weight_name, field = key.removeprefix("optimizer.").rsplit(".", 1)
+            place = places[weight_name] if weight_name in places else int(weight_name)
+            if isinstance(value, Tensor):
+                value = _shard_like(value.clone() if on_cpu else value, weights[place])
+            merged.setdefault(place, {})[field] = value
     # The groups' settings are the recipe's, which may have changed: a resumed run takes a new learning rate.
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": merged, "param_groups": groups})
@@ -121,6 +142,25 @@ def _restore_random_state(state: TrainingState, prefix: str) -> None:
         for device in range(torch.cuda.device_count()):
             if f"{prefix}.cuda.{device}" in state.tensors:
                 torch.cuda.set_rng_state(state.tensors[f"{prefix}.cuda.{device}"], device)
+
+
+def _shard_like(value: Tensor, weight: Tensor) -> Tensor:
+    """Return this process's share of a state that has its weight's shape; the weight itself says how it is sharded."""
+    if not isinstance(weight, DTensor) or value.shape != weight.shape:
+        return value
+    # Every process has read the whole from the file, so that nothing is sent.
+    shared: Tensor = distribute_tensor(value, weight.device_mesh, weight.placements, src_data_rank=None)
+    return shared
+
+
+def _list_names(optimizer: torch.optim.Optimizer, names: WeightNames | None) -> list[str]:
+    """Return the names of the weights in the order in which torch numbers them, which is that of the groups."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    return [str(place) if names is None else names[id(weight)] for place, weight in enumerate(weights)]
+
+
+def _name_shapes(optimizer: torch.optim.Optimizer, names: WeightNames | None) -> dict[str, list[int]]:
+    return dict(zip(_list_names(optimizer, names), _trained_shapes(optimizer), strict=True))
 
 
 def _trained_shapes(optimizer: torch.optim.Optimizer) -> list[list[int]]:

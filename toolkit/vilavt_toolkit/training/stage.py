@@ -10,7 +10,9 @@ from typing import Any, ClassVar, cast
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from vilavt_toolkit.checkpoints.training_state import TrainingState
 from vilavt_toolkit.config.recipe import CheckedRecipe
@@ -21,6 +23,7 @@ from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.metric_log import MetricLog
 from vilavt_toolkit.training.parameter_groups import find_rules
 from vilavt_toolkit.training.schedule import learning_rate_factor
+from vilavt_toolkit.training.sharding import shard_model
 from vilavt_toolkit.training.strategies import ReplicatedStrategy
 from vilavt_toolkit.training.trainable import build_optimizer, select_trained, trainable_parameters
 from vilavt_toolkit.training.world import World
@@ -100,6 +103,11 @@ class StageModule(pl.LightningModule):
         """The loss of the latest step; None if it was left out."""
         return float(self._loss) if self._is_finite else None
 
+    @property
+    def weight_names(self) -> dict[int, str]:
+        """The names of the trained weights by their `id`."""
+        return {id(weight): name for name, weight in trainable_parameters(self.model)}
+
     def capture_state(self) -> TrainingState:
         """Return what the stage needs to resume exactly, beside weights, optimizer and random state."""
         return TrainingState({}, {"skipped": self.skipped_steps})
@@ -116,6 +124,14 @@ class StageModule(pl.LightningModule):
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         return optimizer
+
+    def configure_model(self) -> None:
+        """Shard the model over the processes where the strategy says so; Lightning calls this before the first step."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            # Stages without a section `train` of their own have one process.
+            is_bf16 = getattr(self.section, "precision", "") == "bf16-mixed"
+            assert self.device_mesh is not None
+            shard_model(self.model, self.device_mesh["data_parallel"], is_bf16)
 
     # --- The step --------------------------------------------------------------------------------------------------
 
@@ -178,6 +194,9 @@ class StageModule(pl.LightningModule):
         limit = self.section.gradient_clip
         weights = [weight for _, weight in trainable_parameters(self.model)]
         self._norm = nn.utils.clip_grad_norm_(weights, float("inf") if limit is None else limit)
+        # Of sharded gradients this is the norm over all processes, which each of them gets here.
+        if isinstance(self._norm, DTensor):
+            self._norm = self._norm.full_tensor()
         # A loss scaler finds its scale by letting gradients overflow, and leaves such steps out itself.
         has_scaler = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         checked = self._loss if has_scaler else self._loss + self._norm.to(self._loss.device)

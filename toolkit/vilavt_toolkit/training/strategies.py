@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,7 +13,7 @@ from lightning_fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from pytorch_lightning.strategies import DDPStrategy, ParallelStrategy, Strategy
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy, Strategy
 from torch import Tensor, nn
 
 from vilavt_toolkit.config.schema import TrainSection
@@ -72,7 +73,17 @@ def _sum_bucket(gradients: Sequence[Tensor]) -> None:
 
 def build_strategy(section: TrainSection, world: World) -> Strategy | str:
     """Build the strategy of a run; one process needs none of its own."""
-    return "auto" if world.size == 1 else ReplicatedStrategy(timeout=_patience(section))
+    if world.size == 1:
+        return "auto"
+    if section.strategy == "fsdp2":
+        return ModelParallelStrategy(world.size, tensor_parallel_size=1, timeout=_patience(section))
+    return ReplicatedStrategy(timeout=_patience(section))
+
+
+def find_lightning_precision(section: TrainSection, world: World) -> Any:
+    """Return Lightning's name of the number format; sharded weights are gathered in theirs, without autocast."""
+    is_sharded = world.size > 1 and section.strategy == "fsdp2"
+    return "32-true" if is_sharded and section.precision == "bf16-mixed" else section.precision
 
 
 def find_environment(world: World) -> ClusterEnvironment | None:

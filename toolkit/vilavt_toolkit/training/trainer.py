@@ -30,7 +30,12 @@ from vilavt_toolkit.training.metric_log import MetricLog, check_trackers
 from vilavt_toolkit.training.resume import check_state
 from vilavt_toolkit.training.resume_changes import check_settings
 from vilavt_toolkit.training.stage import Stage, StageModule
-from vilavt_toolkit.training.strategies import build_strategy, connect_processes, find_environment
+from vilavt_toolkit.training.strategies import (
+    build_strategy,
+    connect_processes,
+    find_environment,
+    find_lightning_precision,
+)
 from vilavt_toolkit.training.world import World, check_devices
 from vilavt_toolkit.utils.files import write_json
 from vilavt_toolkit.utils.git_state import describe_git_state
@@ -106,7 +111,7 @@ def run_stage(
     module.world = stage.world
     optimizer = module.configure_optimizers()
     if start.checkpointing.state is not None:
-        check_state(start.checkpointing.state, optimizer, stage.section_key)
+        check_state(start.checkpointing.state, optimizer, stage.section_key, module.weight_names)
     interruption = start.interruption
     loader = build_loader()
     if stage.world.size > 1:
@@ -206,7 +211,7 @@ def make_trainer(settings: TrainSection, world: World, **options: Any) -> pl.Tra
             plugins=None if environment is None else [environment],
             # The samples are dealt to the processes before they are batches.
             use_distributed_sampler=False,
-            precision=settings.precision,
+            precision=find_lightning_precision(settings, world),
             max_epochs=1,
             # The module logs by itself, at the steps of the whole run.
             log_every_n_steps=0,

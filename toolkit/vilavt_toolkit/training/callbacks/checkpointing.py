@@ -14,6 +14,7 @@ from vilavt_toolkit.errors import RunError, VilavtError
 from vilavt_toolkit.training.callbacks.interruption import Interruption
 from vilavt_toolkit.training.callbacks.soundness import Soundness
 from vilavt_toolkit.training.resume import capture_state, restore_state, seed_rank
+from vilavt_toolkit.training.sharding import gather_weights
 from vilavt_toolkit.training.stage import Stage, StageModule, StoppedBetweenSteps
 from vilavt_toolkit.training.world import is_agreed
 from vilavt_toolkit.utils.text import shorten_text
@@ -73,7 +74,7 @@ class CheckpointCallback(pl.Callback):
             return
         try:
             key, scaler, world = self.stage.section_key, _grad_scaler(trainer), self.stage.world
-            restore_state(self.state, trainer.optimizers[0], key, scaler, world)
+            restore_state(self.state, trainer.optimizers[0], key, scaler, world, module.weight_names)
             module.load_state(self.state)
             self._soundness.begin(module, self.state.data.get("soundness"))
         # Whoever takes a part of the state finds out what is wrong with it, each in an exception of its own.
@@ -120,13 +121,17 @@ class CheckpointCallback(pl.Callback):
     def _save_checkpoint(self, trainer: pl.Trainer, module: StageModule) -> None:
         self._tried_step = module.step
         world, run, sound = self.stage.world, self.stage.run, self._soundness.step
-        state = capture_state(trainer.optimizers[0], _grad_scaler(trainer), module.capture_state(), world)
+        optimizer, scaler = trainer.optimizers[0], _grad_scaler(trainer)
+        state = capture_state(optimizer, scaler, module.capture_state(), world, module.weight_names)
+        weights = gather_weights(module.model) if module.model.encodes_always else None
         state.data.update(self.facts, soundness=self._soundness.to_json())
         keep, kept = self.stage.section.keep_checkpoints, (sound, self.best_step)
         error: VilavtError | None = None
         if world.is_first:
             try:
-                self._newest = save_checkpoint(run, module.model, self.stage.recipe, module.step, state, kept, keep)
+                self._newest = save_checkpoint(
+                    run, module.model, self.stage.recipe, module.step, state, kept, keep, weights
+                )
             except VilavtError as found:
                 error = found
         # The others wait until it is written, and end with the first process if it cannot be.

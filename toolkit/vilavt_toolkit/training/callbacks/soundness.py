@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from vilavt_toolkit.training.stage import StageModule
 from vilavt_toolkit.training.trainable import trainable_parameters
@@ -73,8 +75,11 @@ def measure_weights(module: StageModule) -> float:
     weights = [weight for _, weight in trainable_parameters(module.model)]
     # In float32 at least, without a copy of the weights. The sum of squares is in float64, which cannot overflow.
     with torch.no_grad():
-        norms = [
-            float(torch.linalg.vector_norm(weight, dtype=torch.promote_types(weight.dtype, torch.float32)))
-            for weight in weights
-        ]
+        norms = [_measure_norm(weight) for weight in weights]
     return math.sqrt(sum(norm * norm for norm in norms) / sum(weight.numel() for weight in weights))
+
+
+def _measure_norm(weight: Tensor) -> float:
+    norm = torch.linalg.vector_norm(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+    # Of a sharded weight every process gets the norm of the whole.
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

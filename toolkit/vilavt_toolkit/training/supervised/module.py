@@ -12,7 +12,7 @@ from vilavt_toolkit.checkpoints.training_state import TrainingState
 from vilavt_toolkit.config.schema import TrainSection
 from vilavt_toolkit.contracts import Optimizer, StoppingPolicy
 from vilavt_toolkit.generation.hidden_states import collect_hidden_states
-from vilavt_toolkit.models.batch import Batch
+from vilavt_toolkit.models.batch import Batch, make_empty_batch
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.losses import target_logprobs_and_hits
 from vilavt_toolkit.training.stage import StageModule
@@ -81,6 +81,7 @@ class SupervisedModule(StageModule):
             loss, hits = loss + part.detach(), hits + is_hit.sum()
             stopping_loss = stopping_loss + policy_loss.detach()
             step_logprobs.append(logprobs.detach())
+        self._take_part(len(batch.micro_batches))
         loss, hits, stopping_loss = self.world.sum_tensor(torch.stack([loss, hits, stopping_loss]))
         self.end_step(optimizer, loss, lambda: self._find_faulty(step, batch, step_logprobs))
         metrics = {"loss": loss, "token_accuracy": hits / max(1, produced_tokens)}
@@ -101,6 +102,16 @@ class SupervisedModule(StageModule):
         """Return the log-probability [N] of every token that the model wrote, and whether it is the likeliest one."""
         states, _ = self._run_model(batch)
         return target_logprobs_and_hits(self.model.language_model, states, batch)
+
+    def _take_part(self, taken: int) -> None:
+        """Run on nothing until this process has gathered sharded weights as often as those with more micro-batches."""
+        if not self.model.encodes_always:
+            return
+        for _ in range(self.world.find_largest(taken)[0] - taken):
+            empty = make_empty_batch(self.model.language_model).to(self.device)
+            states, policy_loss = self._run_model(empty)
+            logprobs, _ = target_logprobs_and_hits(self.model.language_model, states, empty)
+            self.add_gradient(0 * (policy_loss + logprobs.sum()))
 
     def _run_model(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the states [B, L, D] of all columns, and the learning stopping policies' loss, summed over turns."""
