@@ -74,7 +74,8 @@ def save_checkpoint(
 ) -> Path:
     """Write the checkpoint of `step` and remove all but the newest `keep` and those of `kept_steps`; return its folder.
 
-    `weights` is the state dict to write in place of the model's own, whose weights may be sharded or change. Raises InputError for a full disk.
+    `weights` is the state dict to write in place of the model's own, whose weights may be sharded or change. Raises
+    InputError for a full disk.
     """
     parent = run / "checkpoints"
     final = parent / _folder_name(step)

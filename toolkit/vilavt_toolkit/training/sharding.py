@@ -57,7 +57,7 @@ def gather_weights(model: VisualChatModel) -> dict[str, Tensor]:
     All processes call this. One tensor at a time is gathered, so that no device ever holds them all.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    gathered: dict[str, Tensor] = get_model_state_dict(model, options=options)
+    gathered: dict[str, Any] = get_model_state_dict(model, options=options)
     names: dict[int, str] = {}
     for name, weight in model.named_parameters(remove_duplicate=False):
         if names.setdefault(id(weight), name) != name:

@@ -66,6 +66,8 @@ class SupervisedModule(StageModule):
         if bad:
             with agreeing():
                 self._bad_samples.add_samples(sum(self.world.gather(batch.bad_samples), ()))
+        # Agreed on before any of them: in its backward pass a process waits for the others.
+        (most,) = self.world.find_largest(len(batch.micro_batches))
         step, optimizer = self.step, self.begin_step()
         # In float32: bf16, the default type under bf16-true, counts exactly to 256 only.
         loss, hits, stopping_loss = torch.zeros(3, device=self.device, dtype=torch.float32)
@@ -81,7 +83,8 @@ class SupervisedModule(StageModule):
             loss, hits = loss + part.detach(), hits + is_hit.sum()
             stopping_loss = stopping_loss + policy_loss.detach()
             step_logprobs.append(logprobs.detach())
-        self._take_part(len(batch.micro_batches))
+        if self.model.encodes_always:
+            self._take_part(most - len(batch.micro_batches))
         loss, hits, stopping_loss = self.world.sum_tensor(torch.stack([loss, hits, stopping_loss]))
         self.end_step(optimizer, loss, lambda: self._find_faulty(step, batch, step_logprobs))
         metrics = {"loss": loss, "token_accuracy": hits / max(1, produced_tokens)}
@@ -103,11 +106,9 @@ class SupervisedModule(StageModule):
         states, _ = self._run_model(batch)
         return target_logprobs_and_hits(self.model.language_model, states, batch)
 
-    def _take_part(self, taken: int) -> None:
-        """Run on nothing until this process has gathered sharded weights as often as those with more micro-batches."""
-        if not self.model.encodes_always:
-            return
-        for _ in range(self.world.find_largest(taken)[0] - taken):
+    def _take_part(self, times: int) -> None:
+        """Run on nothing some times, so that this process gathers sharded weights as often as one with more to do."""
+        for _ in range(times):
             empty = make_empty_batch(self.model.language_model).to(self.device)
             states, policy_loss = self._run_model(empty)
             logprobs, _ = target_logprobs_and_hits(self.model.language_model, states, empty)
