@@ -208,6 +208,8 @@ class TrainSection(StageSection):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_strategy(self.strategy)
+        if self.strategy == "fsdp2" and self.validate_every is not None:
+            raise ValueError("validate_every needs whole weights, which fsdp2 shards. Evaluate checkpoints beside it.")
         if self.strategy == "fsdp2" and self.precision == "16-mixed":
             raise ValueError("strategy fsdp2 has no loss scale, which 16-mixed needs. Write precision bf16-mixed.")
         if self.micro_batch is not None and self.batch_size % self.micro_batch:

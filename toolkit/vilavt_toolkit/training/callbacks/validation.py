@@ -59,7 +59,9 @@ class Validation(pl.Callback):
     ) -> None:
         """Validate if it is due, unless the run was asked to stop."""
         module = cast(SupervisedModule, pl_module)
-        if self._is_due(module) and not self.checkpointing.interruption.is_requested:
+        # Asked of all processes: one that validates alone would wait for the others.
+        interruption, world = self.checkpointing.interruption, self.checkpointing.stage.world
+        if self._is_due(module) and not interruption.agree(world):
             # The step is whole: an error from here on costs none.
             module.is_between_steps = True
             self._validate(trainer, module)
