@@ -195,11 +195,12 @@ def _check_start(collect: ErrorCollector, recipe: CheckedRecipe) -> None:
     from vilavt_toolkit.checkpoints.run_lock import refuse_run_folder
     from vilavt_toolkit.training.metric_log import check_trackers
     from vilavt_toolkit.training.trainer import make_trainer
-    from vilavt_toolkit.training.world import World
+    from vilavt_toolkit.training.world import World, check_launcher
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     section = recipe.recipe.train
     world = World(0, section.devices * section.nodes)
+    collect.check_fits("train", lambda: check_launcher(section))
     collect.try_build("train", lambda: make_trainer(section, world, logger=False, enable_progress_bar=False))
     collect.check_fits("train", lambda: check_trackers(recipe.recipe.train.trackers))
     collect.try_build("run", lambda: refuse_run_folder(expand_home(recipe.recipe.run)))

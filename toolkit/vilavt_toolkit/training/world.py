@@ -119,7 +119,7 @@ Launcher = Literal["none", "environment", "slurm"]
 
 def find_launcher() -> Launcher:
     """Return who started this process as one of several: `vilavt train` or torchrun (environment), srun, or nobody."""
-    if _read_number("WORLD_SIZE") > 1 and "RANK" in os.environ:
+    if _read_number("WORLD_SIZE") > 1:
         return "environment"
     # srun alone sets the step's number. In a batch script or an interactive allocation the tasks are not processes.
     if "SLURM_STEP_ID" in os.environ and _read_number(_slurm_size_name()) > 1:
@@ -137,15 +137,22 @@ def find_world() -> World:
 
 def check_world(section: TrainSection) -> World:
     """Return this process's place in its run; raises UsageError unless as many were started as the recipe says."""
-    _refuse_foreign_launcher()
+    check_launcher(section)
     world, wanted = find_world(), section.devices * section.nodes
-    if world.size == wanted:
-        return world
-    if world.size == 1:
+    if world.size != wanted:
         raise UsageError(
             f"train.devices {section.devices} on train.nodes {section.nodes} needs {wanted} processes, and this is "
             "one. Start it on the command line with `vilavt train`, with torchrun or with srun."
         )
+    return world
+
+
+def check_launcher(section: TrainSection) -> None:
+    """Raise UsageError if a launcher has started several processes, but not as many as the recipe says."""
+    _refuse_foreign_launcher()
+    world, wanted = find_world(), section.devices * section.nodes
+    if world.size in (1, wanted):
+        return
     name = "WORLD_SIZE" if find_launcher() == "environment" else _slurm_size_name()
     raise UsageError(
         f"{name} is {world.size}: a launcher started several processes, but train.devices {section.devices} x "
