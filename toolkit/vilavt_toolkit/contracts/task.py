@@ -111,6 +111,18 @@ class Task(Component, ABC):
         """
         return self.sample(split, index)
 
+    def parts(self) -> Sequence[Task]:
+        """Return the tasks that it is mixed from; by default itself."""
+        return (self,)
+
+    def datasets(self) -> Sequence[str]:
+        """Return the names of the data sets that it is mixed from, by which losses are logged; by default none."""
+        return ()
+
+    def dataset_of(self, split: str, index: int) -> int:
+        """Return the place among `datasets` of that of the sample at `index`."""
+        return 0
+
     @abstractmethod
     def corpus(self) -> Iterator[str]:
         """Return texts to train a tokenizer on: questions, thoughts, inquiries and answers."""

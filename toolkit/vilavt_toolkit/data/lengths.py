@@ -16,6 +16,7 @@ from vilavt_toolkit.contracts import Region, Sample, Source, Task, View
 from vilavt_toolkit.data.fields import BadRow
 from vilavt_toolkit.data.file_task import MOST_LISTED, FileTask
 from vilavt_toolkit.data.originals import Inspector
+from vilavt_toolkit.data.splits import has_split
 from vilavt_toolkit.dialogue.traces import TraceSession
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.models.assemble import assemble_model
@@ -133,6 +134,10 @@ def check_lengths(
 
     With `traces`, the traces of samples count too. `budget` is that of the rows which samples share, if they do.
     """
+    for each in task.parts():
+        # A part of a mixture may lack a split that the others have.
+        if each is not task and has_split(each, split):
+            check_lengths(model, each, split, traces, budget)
     # Other tasks make their samples themselves: there is no file that a user could correct.
     if not isinstance(task, FileTask):
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vilavt_toolkit.contracts import Source, Task
 from vilavt_toolkit.data.file_task import FileTask
+from vilavt_toolkit.data.splits import has_split
 from vilavt_toolkit.errors import InputError, UsageError
 from vilavt_toolkit.registry import Part, sources
 
@@ -12,6 +13,10 @@ _NOUNS = {"image": "an image", "video": "a video", "point_cloud": "a point cloud
 
 def check_sources(task: Task, source: Part, split: str) -> None:
     """Raise InputError with the first original of a split of data files that `source` cannot open; other tasks pass."""
+    for each in task.parts():
+        # A part of a mixture may lack a split that the others have.
+        if each is not task and has_split(each, split):
+            check_sources(each, source, split)
     # Other tasks make their originals themselves, or read a corpus whose kind is known.
     if not isinstance(task, FileTask):
         return

@@ -12,3 +12,11 @@ def require_samples(task: Task, name: str, split: str) -> int:
     if not size:
         raise UsageError(f"split '{split}' of {name} has no samples. Choose another split, task or files.")
     return size
+
+
+def has_split(task: Task, split: str) -> bool:
+    """Return True if a task has samples in a split."""
+    try:
+        return task.length(split) > 0
+    except UsageError:
+        return False

@@ -46,12 +46,14 @@ class Batch:
 
     def find_trajectories(self, columns: Tensor) -> list[int]:
         """Return the numbers of the trajectories that flattened [B * L] columns belong to, each once and in order."""
+        return sorted(set(self.own_trajectories(columns).tolist()))
+
+    def own_trajectories(self, columns: Tensor) -> Tensor:
+        """Return the number of the trajectory of each of N flattened [B * L] columns."""
         if not self.documents:
-            owners = columns // self.ids.shape[1]
-        else:
-            ends = torch.tensor(self.documents, device=columns.device).cumsum(0)
-            owners = torch.searchsorted(ends, columns, right=True)
-        return sorted(set(owners.tolist()))
+            return columns // self.ids.shape[1]
+        ends = torch.tensor(self.documents, device=columns.device).cumsum(0)
+        return torch.searchsorted(ends, columns, right=True)
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with its tensors on `device`; views move when they are embedded."""

@@ -18,6 +18,7 @@ from vilavt_toolkit.training.losses import target_logprobs_and_hits
 from vilavt_toolkit.training.stage import StageModule
 from vilavt_toolkit.training.supervised.bad_samples import BadSampleCount
 from vilavt_toolkit.training.supervised.data import StepBatch
+from vilavt_toolkit.training.supervised.datasets import StepDatasets
 from vilavt_toolkit.training.trainable import trainable_parameters
 from vilavt_toolkit.training.world import agreeing
 
@@ -37,11 +38,13 @@ class SupervisedModule(StageModule):
         section: TrainSection,
         start: int = 0,
         list_sample_ids: StepSampleIds | None = None,
+        datasets: StepDatasets | None = None,
     ) -> None:
         # Pretrained parts come in evaluation mode and new ones do not. Freezing puts what is frozen back into it.
         model.train()
         super().__init__(model, optimizer, section, section.steps, start)
         self._list_sample_ids = list_sample_ids
+        self._datasets = datasets
         self._bad_samples = BadSampleCount(section.max_bad_samples)
         self._learning_policies = [policy for policy in model.stopping if trainable_parameters(policy)]
 
@@ -91,6 +94,8 @@ class SupervisedModule(StageModule):
         if self._learning_policies:
             metrics["stopping_loss"] = stopping_loss
         self.log_metrics(metrics, in_bar=metrics)
+        if self._datasets is not None:
+            self.log_metrics(self._datasets.measure_losses(self.world, self.device, step, batch, step_logprobs))
         self.log_metrics(
             {
                 "gradient_norm": self._norm,

@@ -23,6 +23,7 @@ from vilavt_toolkit.training.memory import apply_memory_settings
 from vilavt_toolkit.training.resume_changes import check_data
 from vilavt_toolkit.training.stage import Stage
 from vilavt_toolkit.training.supervised.data import StepLoader, build_step_loader, build_step_sampler
+from vilavt_toolkit.training.supervised.datasets import StepDatasets
 from vilavt_toolkit.training.supervised.module import SupervisedModule
 from vilavt_toolkit.training.supervised.validation import SPLIT, Validator
 from vilavt_toolkit.training.trainable import refuse_frozen_new, store_frozen
@@ -70,7 +71,14 @@ def _train(stage: Stage, section: TrainSection, start: StageStart, allow_changes
         sampler = build_step_sampler(task, section, seed, world=stage.world)
         return [task.sample("train", index).id for index in sampler.step_indices(step)]
 
-    module = SupervisedModule(model, section.optimizer.build(), section, start.step, list_sample_ids)
+    # One for all steps: it keeps the order of an epoch, which takes long to draw.
+    dealt = build_step_sampler(task, section, seed, world=stage.world)
+
+    def list_dataset_numbers(step: int) -> list[int]:
+        return [task.dataset_of("train", index) for index in dealt.step_indices(step)]
+
+    datasets = StepDatasets(task.datasets(), list_dataset_numbers) if task.datasets() else None
+    module = SupervisedModule(model, section.optimizer.build(), section, start.step, list_sample_ids, datasets)
     store_frozen(model, section, section.precision, stage.section_key)
     if start.folder is None and not section.init_from:
         refuse_frozen_new(model, section, find_new_parts(recipe.recipe.model), stage.section_key)
