@@ -41,6 +41,10 @@ class BadConfig(UsageError):
     """A key that does not exist, is missing, or has a value of the wrong type or range."""
 
 
+class MissingPackage(BadConfig):
+    """A component that a recipe names needs software that is not here."""
+
+
 class BadRecipe(UsageError):
     """A recipe, or a plugin that it names, that cannot be found or read."""
 

@@ -8,51 +8,27 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from vilavt_toolkit.contracts import DECAYS, Optimizer
-from vilavt_toolkit.errors import BadConfig
+from vilavt_components.common.adam import AdamSettings, group_by_decay
+from vilavt_toolkit.contracts import Optimizer
 from vilavt_toolkit.registry import optimizers
 from vilavt_toolkit.settings import setting
 
-# Whole parts of dotted parameter names, as the encoders and language models here spell them.
-_EMBEDDINGS = (
-    "pos_embed",
-    "cls_token",
-    "reg_token",
-    "embed_tokens",
-    "wte",
-    "wpe",
-    "embedding",
-    "embeddings",
-    "word_embeddings",
-    "position_embeddings",
-)
+_FUSED_DEVICES = ("cpu", "cuda")
+"""Devices on which torch updates all parameters in one kernel. On a CPU it takes 0.17 to 0.45 of foreach's time."""
 
 
 @dataclass(frozen=True)
-class AdamWConfig:
+class AdamWConfig(AdamSettings):
     """Settings of the `adamw` optimizer."""
 
-    lr: float = setting(1e-4, help="peak learning rate", minimum=0)
-    betas: tuple[float, float] = setting(
-        (0.9, 0.999), help="decay rates of the running means of gradient and squared gradient", minimum=0, maximum=1
-    )
-    eps: float = setting(1e-8, help="number added to the square root of the second mean", minimum=0)
-    weight_decay: float = setting(0.01, help="decoupled weight decay of matrices", minimum=0)
-    no_decay: tuple[str, ...] = setting(
-        _EMBEDDINGS, help="parts of dotted parameter names without weight decay, besides biases and norms"
-    )
-    fused: bool = setting(
-        False, help="update all parameters in one kernel (faster, but not for 16-mixed with gradient clipping)"
+    fused: bool | None = setting(
+        None, help="update all parameters in one kernel (null: wherever torch can; false: torch's own choice of others)"
     )
 
 
 @optimizers.register("adamw", AdamWConfig)
 class AdamW(Optimizer):
-    """torch's AdamW (Loshchilov and Hutter, 2019, arXiv 1711.05101) over two groups of parameters.
-
-    Matrices decay. Biases, norm scales and embeddings do not: decay would pull a norm's scale towards 0, and embeddings
-    of rare tokens towards 0 between the steps that use them.
-    """
+    """torch's AdamW (Loshchilov and Hutter, 2019, arXiv 1711.05101) over two groups of parameters."""
 
     def __init__(self, config: AdamWConfig) -> None:
         self.config = config
@@ -64,22 +40,13 @@ class AdamW(Optimizer):
 
     def build(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.AdamW:
         """Build AdamW over a group with and a group without weight decay; raises BadConfig if nothing is trainable."""
-        trainable = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
-        if not trainable:
-            raise BadConfig("Nothing is trainable, since every part is frozen. Take one out of `train.freeze`.")
-        decayed = [(name, p) for name, p in trainable if self._is_decayed(name, p)]
-        others = [(name, p) for name, p in trainable if not self._is_decayed(name, p)]
-        config = self.config
-        # torch takes the weight decay per group, so the parameters are split by it.
-        groups = [
-            {"params": group, "weight_decay": decay, DECAYS: group is decayed}
-            for group, decay in ((decayed, config.weight_decay), (others, 0.0))
-            if group
-        ]
+        config, groups = self.config, group_by_decay(self.config, parameters)
+        fused = config.fused
+        if fused is None:
+            fused = all(weight.device.type in _FUSED_DEVICES for group in groups for weight in group["params"])
         # None, not False: torch then updates many tensors at once on a GPU, and one after another with False.
-        fused = config.fused or None
-        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
-
-    def _is_decayed(self, name: str, parameter: nn.Parameter) -> bool:
-        # Biases and norm scales are the parameters of one dimension, whatever they are called.
-        return parameter.dim() > 1 and not set(self.config.no_decay) & set(name.split("."))
+        built = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused or None)
+        # A fused step would divide the gradient by the loss scale itself, after the gradient was clipped. Without this
+        # mark Lightning divides it before.
+        built._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        return built

@@ -43,9 +43,30 @@ def test_nothing_to_train_is_refused():
         AdamW(AdamWConfig()).build(Model().requires_grad_(False).named_parameters())
 
 
-def test_torch_chooses_how_to_update_unless_the_recipe_does():
+def test_it_is_fused_wherever_torch_can_unless_the_recipe_says_otherwise():
     """With False in place of None torch would update one tensor after another on a GPU."""
     chosen = [
-        AdamW(AdamWConfig(fused=fused)).build(Model().named_parameters()).defaults["fused"] for fused in (False, True)
+        AdamW(AdamWConfig(fused=fused)).build(Model().named_parameters()).defaults["fused"]
+        for fused in (None, False, True)
     ]
-    assert chosen == [None, True]
+    assert chosen == [True, None, True]
+    on_meta = Model().to("meta")
+    assert AdamW(AdamWConfig()).build(on_meta.named_parameters()).defaults["fused"] is None
+
+
+def test_the_fused_update_is_that_of_single_tensors():
+    models = [Model(), Model()]
+    models[1].load_state_dict(models[0].state_dict())
+    for model, fused in zip(models, (True, False), strict=True):
+        optimizer = AdamW(AdamWConfig(lr=1e-2, fused=fused)).build(model.named_parameters())
+        for step in range(10):
+            torch.manual_seed(step)
+            for weight in model.parameters():
+                weight.grad = torch.randn(weight.shape)
+            optimizer.step()
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_a_fused_step_lets_the_gradient_be_unscaled_before_it_is_clipped():
+    assert not AdamW(AdamWConfig(fused=True)).build(Model().named_parameters())._step_supports_amp_scaling

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vilavt_toolkit.errors import BadConfig
+from vilavt_toolkit.errors import BadConfig, MissingPackage
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.models.weight_names import is_part, match_names, refuse_overlap, suggest_names
 from vilavt_toolkit.utils.text import shorten_text
@@ -119,12 +119,12 @@ def _refuse_unfit(model: nn.Module, layers: Mapping[str, nn.Module], key: str) -
 def add_adapters(model: nn.Module, adapters: Adapters, empty: bool = False) -> None:
     """Put new adapters on the layers of a model; with `empty` without memory, for a checkpoint to fill.
 
-    Which weights are trained stays as it is. Adapters are trained. Raises BadConfig if peft is not installed.
+    Which weights are trained stays as it is. Adapters are trained. Raises MissingPackage without peft.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise BadConfig("LoRA needs the package peft. Install it: pip install 'vilavt-toolkit[peft]'") from error
+        raise MissingPackage("LoRA needs the package peft. Install it: pip install 'vilavt-toolkit[peft]'") from error
     learning = {id(weight): weight.requires_grad for weight in model.parameters()}
     places = _find_places(model, adapters.layers)
     # One call for either layout, since peft takes it from a setting of all layers.

@@ -128,7 +128,7 @@ def _is_free(keys: KeyPath, stage: str) -> bool:
     if section == "model":
         return last in _FREE_IN_MODEL
     if section == stage:
-        return key in _SPEED_AND_OUTPUT
+        return key in _SPEED_AND_OUTPUT or keys[1:] == ("optimizer", "fused")
     # Reinforcement trains in the number format of the section `train`, and reads nothing else there that counts.
     return section in ("train", "rl") and not (section == "train" and key == "precision")
 
