@@ -48,5 +48,5 @@ class AdamW(Optimizer):
         built = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused or None)
         # A fused step would divide the gradient by the loss scale itself, after the gradient was clipped. Without this
         # mark Lightning divides it before.
-        built._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        built._step_supports_amp_scaling = False
         return built

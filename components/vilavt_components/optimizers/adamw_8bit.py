@@ -60,7 +60,7 @@ def _optimizer_class() -> Any:
             "optimizer adamw_8bit needs the package bitsandbytes. Install it: pip install 'vilavt-toolkit[optim8bit]'"
         ) from error
 
-    class FlatAdamW8bit(Library):
+    class FlatAdamW8bit(Library):  # type: ignore[misc]
         """AdamW in 8 bits whose state is tensors and numbers by name, for each weight."""
 
         def state_dict(self) -> dict[str, Any]:
