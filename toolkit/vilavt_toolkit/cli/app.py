@@ -7,7 +7,7 @@ from typing import Annotated, cast
 
 import typer
 
-from vilavt_toolkit.cli.argument_checks import check_overrides, check_recipe_argument, check_resume
+from vilavt_toolkit.cli.argument_checks import check_overrides, check_recipe_argument, read_resume
 from vilavt_toolkit.cli.options import (
     AllowChangesOption,
     DeviceMemoryOption,
@@ -129,12 +129,12 @@ def train_model(
     trust_plugins: TrustOption = False,
 ) -> None:
     """Train the model of a recipe on its task."""
-    check_resume(resume, allow_changes)
+    how = read_resume(resume, allow_changes, overrides)
     check_recipe_argument(recipe, overrides)
     from vilavt_toolkit.cli import commands
 
     with trusting_plugins(trust_plugins):
-        commands.train(recipe, overrides or [], resume, allow_changes)
+        commands.train(recipe, overrides or [], how, allow_changes)
 
 
 @app.command("rl")
@@ -149,12 +149,12 @@ def reinforce_model(
 
     The recipe's section `rl` says how. The stage starts from the run of the recipe, or from rl.init_from.
     """
-    check_resume(resume, allow_changes)
+    how = read_resume(resume, allow_changes, overrides)
     check_recipe_argument(recipe, overrides)
     from vilavt_toolkit.cli import commands
 
     with trusting_plugins(trust_plugins):
-        commands.reinforce(recipe, overrides or [], resume, allow_changes)
+        commands.reinforce(recipe, overrides or [], how, allow_changes)
 
 
 @app.command("eval")

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from vilavt_toolkit.errors import UsageError
 
 
-def check_resume(resume: bool, allow_changes: bool) -> None:
-    """Raise UsageError if `--allow-changes` is given without `--resume`."""
+def read_resume(resume: bool, allow_changes: bool, overrides: list[str] | None) -> bool | Literal["auto"]:
+    """Return how a run is resumed; the word `auto` after `--resume` is taken out of the overrides, where Typer puts it.
+
+    Raises UsageError if `--allow-changes` is given without `--resume`.
+    """
     if allow_changes and not resume:
         raise UsageError("--allow-changes belongs to --resume: a new run may have any settings. Leave it out.")
+    if resume and overrides and "auto" in overrides:
+        overrides.remove("auto")
+        return "auto"
+    return resume
 
 
 def check_overrides(overrides: list[str] | None) -> None:

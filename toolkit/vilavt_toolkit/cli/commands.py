@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.table import Table
 
 from vilavt_toolkit.config.recipe import CheckedRecipe
+from vilavt_toolkit.errors import RunError
 from vilavt_toolkit.training.launch import is_launched_here
 from vilavt_toolkit.utils.console import make_console
 from vilavt_toolkit.utils.files import resolve_address
@@ -77,9 +78,16 @@ def plan(name: str, overrides: Sequence[str], options: PlanOptions) -> None:
         print_plan(make_console(), recipe.name, each, request)
 
 
-def train(name: str, overrides: Sequence[str], resume: bool, allow_changes: bool = False) -> None:
+Resume = bool | Literal["auto"]
+"""Continue a run, or with `auto` if there is one."""
+
+
+def train(name: str, overrides: Sequence[str], how: Resume, allow_changes: bool = False) -> None:
     """Run the supervised stage of a recipe; raises VilavtError."""
+    from vilavt_toolkit.checkpoints.run_folder import expand_home
+
     recipe = _read_recipe(name, overrides)
+    resume = _decide_resume(how, lambda: expand_home(recipe.recipe.run))
     if _launch_ranks(recipe, ["train", name, *overrides, *_resume_options(resume, allow_changes)]):
         return
     from vilavt_toolkit.training.supervised.run import run_supervised
@@ -112,12 +120,25 @@ def _resume_options(resume: bool, allow_changes: bool) -> list[str]:
     return [*(["--resume"] if resume else []), *(["--allow-changes"] if allow_changes else [])]
 
 
-def reinforce(name: str, overrides: Sequence[str], resume: bool, allow_changes: bool = False) -> None:
+def _decide_resume(how: Resume, find_run: Callable[[], Path]) -> bool:
+    """Return True if a run is to be resumed: with `auto`, if it has a checkpoint."""
+    if how != "auto":
+        return how
+    from vilavt_toolkit.checkpoints.native import find_checkpoint
+
+    try:
+        find_checkpoint(find_run())
+        return True
+    except RunError:
+        return False
+
+
+def reinforce(name: str, overrides: Sequence[str], how: Resume, allow_changes: bool = False) -> None:
     """Run the reinforcement stage of a recipe; raises VilavtError."""
     recipe = _read_recipe(name, overrides)
-    from vilavt_toolkit.training.reinforcement.run import run_reinforcement
+    from vilavt_toolkit.training.reinforcement.run import rl_run_folder, run_reinforcement
 
-    run = run_reinforcement(recipe, resume, allow_changes)
+    run = run_reinforcement(recipe, _decide_resume(how, lambda: rl_run_folder(recipe)), allow_changes)
     make_console().print(f"the run is in {run}; evaluate it with: vilavt eval {run}")
 
 

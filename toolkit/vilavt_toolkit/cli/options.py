@@ -55,7 +55,13 @@ ModelArgument = Annotated[
         autocompletion=completion.complete_folder,
     ),
 ]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")]
+ResumeOption = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Continue from the run's last checkpoint. With `auto` after it: if there is one, else begin a new run.",
+    ),
+]
 AllowChangesOption = Annotated[
     bool,
     typer.Option(
