@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -182,3 +184,27 @@ def test_a_full_disk_ends_all_processes_in_a_sentence_and_leaves_the_earlier_che
     assert "cannot be written" in outcome.told[0] and "Traceback" not in "".join(outcome.told)
     assert [path.name for path in (ranks.folder / "full" / "checkpoints").iterdir()] == ["step-00000002"]
     assert vt.load(ranks.folder / "full")
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(sys.platform != "linux", reason="the processes of a run are found in /proc")
+def test_vilavt_train_starts_its_processes_and_ends_all_when_one_is_killed(_tiny_folder, tmp_path):
+    code = f"import sys; sys.path[:0] = {PACKAGES}; from vilavt_toolkit.cli import main; main()"
+    arguments = [
+        "train",
+        str(_tiny_folder / "tiny.yaml"),
+        "train.devices=2",
+        "train.steps=9999",
+        f"run={tmp_path}/run",
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(PACKAGES)}
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, env=environment)
+    until = time.monotonic() + 120
+    while not list((tmp_path / "run").glob("checkpoints/step-*")) and time.monotonic() < until:
+        time.sleep(0.05)
+    children = [int(each) for each in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    os.kill(children[1], signal.SIGKILL)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 1 and b"rank 1 was ended by SIGKILL" in told and b"Traceback" not in told
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    assert vt.load(tmp_path / "run")

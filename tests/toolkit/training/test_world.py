@@ -97,10 +97,10 @@ def test_a_world_of_one_makes_no_call():
     assert world.deal([1, 2, 3]) == [1, 2, 3] and World(1, 2).deal([1, 2, 3]) == [2]
 
 
-def test_resume_auto_begins_a_run_and_goes_on_with_it(tiny_recipe, tmp_path, capsys):
+def test_resume_auto_begins_a_run_and_goes_on_with_it(tiny_recipe, tmp_path, caplog):
     command = ["train", str(tiny_recipe), f"run={tmp_path / 'run'}", "--resume", "auto"]
     assert cli.run([*command, "train.steps=2"]) == 0
     assert cli.run([*command, "train.steps=3"]) == 0
-    assert "train.steps=3 (was 2)" in capsys.readouterr().err
+    assert "train.steps=3 (was 2)" in caplog.text
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == ["step-00000002", "step-00000003"]

@@ -195,9 +195,14 @@ def _build_trainer(stage: Stage, checkpointing: CheckpointCallback) -> pl.Traine
     )
 
 
-def make_trainer(settings: TrainSection, world: World, **options: Any) -> pl.Trainer:
-    """Make Lightning's trainer; raises UsageError if a device or the number format is not there."""
-    check_devices(settings)
+def make_trainer(settings: TrainSection, world: World | None = None, **options: Any) -> pl.Trainer:
+    """Make Lightning's trainer of one process, or of those of `world`.
+
+    Raises UsageError if a device or the number format is not there.
+    """
+    world = world or World()
+    if world.size > 1:
+        check_devices(settings)
     is_on_gpu = settings.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     if settings.precision == "16-mixed" and not is_on_gpu:
         raise UsageError("train.precision: 16-mixed needs a CUDA GPU. Use bf16-mixed or 32-true here.")
@@ -205,8 +210,8 @@ def make_trainer(settings: TrainSection, world: World, **options: Any) -> pl.Tra
     try:
         return pl.Trainer(
             accelerator=settings.accelerator,
-            devices=settings.devices,
-            num_nodes=settings.nodes,
+            devices=settings.devices if world.size > 1 else 1,
+            num_nodes=settings.nodes if world.size > 1 else 1,
             strategy=build_strategy(settings, world),
             plugins=None if environment is None else [environment],
             # The samples are dealt to the processes before they are batches.
