@@ -41,18 +41,22 @@ def test_every_sample_is_in_one_row_and_no_shared_row_is_larger_than_its_budget(
             assert patches is None or sum(sizes[number].patches for number in row) <= patches
 
 
-@given(sizes, st.integers(40, 100))
-def test_rows_are_few_and_depend_on_sizes_only(sizes, tokens):
-    rows = fill_rows(sizes, budget_of(tokens))
-    assert rows == fill_rows(list(sizes), budget_of(tokens))
-    # First fit decreasing: at most 11/9 of the fewest rows there can be, and 6/9 more.
-    fewest = -(-sum(size.tokens for size in sizes) // tokens)
-    assert len(rows) <= max(11 / 9 * max(fewest, _fewest_rows(sizes, tokens)) + 6 / 9, 0)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(40, 100))
+def test_rows_are_nearly_as_few_as_there_can_be(lengths, tokens):
+    rows = fill_rows([RowSize(length, 0) for length in lengths], budget_of(tokens))
+    # The bound of first fit by falling size.
+    assert len(rows) <= 11 / 9 * fewest_rows(lengths, tokens) + 6 / 9
 
 
-def _fewest_rows(sizes, tokens: int) -> int:
-    """A second bound from below: samples of more than half a row share it with none of their kind."""
-    return sum(2 * size.tokens > tokens for size in sizes)
+def fewest_rows(lengths: list[int], tokens: int, rows: tuple[int, ...] = ()) -> int:
+    """The fewest rows there can be, by trying every way of filling them."""
+    if not lengths:
+        return len(rows)
+    (length, *rest), found = lengths, []
+    for number, filled in enumerate(rows):
+        if filled + length <= tokens:
+            found.append(fewest_rows(rest, tokens, (*rows[:number], filled + length, *rows[number + 1 :])))
+    return min([*found, fewest_rows(rest, tokens, (*rows, length))])
 
 
 def test_rows_are_as_even_as_they_can_be_and_the_largest_comes_first():
