@@ -16,6 +16,7 @@ def test_a_plan_of_both_stages_is_printed(tiny_recipe, capsys):
     assert "tiny, train: " in shown and "tiny, rl: " in shown
     for told in ("weights", "gradients", "moments", "activations", "logits", "cache", "optimizer step", "rollout"):
         assert told in shown
+    assert "what to change" in shown and "train.micro_batch=1" in shown and "train.precision=bf16-true" in shown
     assert "does not fit into" in shown and "samples of split 'train'" in shown
 
 
@@ -27,6 +28,17 @@ def test_a_plan_as_json_says_whether_it_fits_and_what_it_takes(tiny_recipe, caps
     weights = sum(part["trained"] for part in plan["parameters"].values())
     assert plan["peak_by_kind"]["weights"] == pytest.approx(4 * weights, rel=0.2), "each storage is rounded up"
     assert plan["step_seconds"] == pytest.approx(sum(plan["seconds_by_phase"].values())) and plan["step_seconds"] > 0
+
+
+def test_every_remedy_has_its_own_figure(tiny_recipe, capsys):
+    assert run(["plan", str(tiny_recipe), "--length", "300", "--json", "--device-memory", "1MB"]) == 0
+    (plan,) = json.loads(capsys.readouterr().out)
+    assert not plan["fits"]
+    remedies = {" ".join(each["overrides"]): each["peak_bytes"] for each in plan["remedies"]}
+    # One of eight dialogues at a time, and half of the bytes of every weight, gradient and moment.
+    assert remedies["train.micro_batch=1"] < 0.5 * plan["peak_bytes"]
+    assert remedies["train.precision=bf16-true"] < 0.8 * plan["peak_bytes"]
+    assert len(set(remedies.values())) == len(remedies)
 
 
 @pytest.mark.parametrize(

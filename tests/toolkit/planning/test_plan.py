@@ -7,7 +7,7 @@ import pytest
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.formats import foreign
 from vilavt_toolkit.planning.dialogues import extend_dialogue, invent_dialogues
-from vilavt_toolkit.planning.plan import list_stages, read_planned_recipe
+from vilavt_toolkit.planning.plan import list_stages, reading_recipe
 from vilavt_toolkit.planning.reinforcement import cut_prompt
 from vilavt_toolkit.planning.simulation import build_planned_model, choose_micro_batches
 from vilavt_toolkit.training.supervised.data import StepCollator
@@ -25,8 +25,9 @@ def _no_hub(monkeypatch):
 
 
 def test_the_published_shapes_stand_in_where_no_hub_is_in_reach():
-    with read_planned_recipe("vilavt_7b/sft", []) as (recipe, stand_ins):
-        assert stand_ins == ["Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen3-Embedding-0.6B"]
+    with reading_recipe("vilavt_7b/sft", []) as reader:
+        recipe = reader.read()
+        assert reader.stand_ins == ["Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen3-Embedding-0.6B"]
         model = build_planned_model(recipe)
         counts = {kind: sum(weight.numel() for weight in part.parameters()) for kind, part in model.parts().items()}
     # As the model cards and the checkpoints' own indices have them.
@@ -46,8 +47,8 @@ def test_no_description_stands_in_for_weights_or_for_an_unknown_model():
 
 
 def test_a_recipe_of_questions_alone_has_no_supervised_stage(read_medium):
-    with read_planned_recipe("vilavt_7b/rl", []) as (recipe, _):
-        assert list_stages(recipe) == ["rl"]
+    with reading_recipe("vilavt_7b/rl", []) as reader:
+        assert list_stages(reader.read()) == ["rl"]
     assert list_stages(read_medium()) == ["train"]
 
 

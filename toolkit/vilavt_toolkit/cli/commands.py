@@ -65,17 +65,24 @@ def plan(name: str, overrides: Sequence[str], options: PlanOptions) -> None:
     # What can be refused without a model is refused before one is built.
     rates = find_rates(options.device)
     memory = None if options.memory is None else parse_memory(options.memory)
-    from vilavt_toolkit.cli.plan_report import print_plan
+    from vilavt_toolkit.cli.plan_report import print_plan, print_remedies
     from vilavt_toolkit.planning import plan as planning
+    from vilavt_toolkit.planning.remedies import remedy_to_json, try_remedies
 
-    request = planning.PlanRequest(rates, memory, options.length)
-    with planning.read_planned_recipe(name, overrides) as (recipe, stand_ins):
-        plans = planning.plan_recipe(recipe, request, stand_ins)
+    request, found = planning.PlanRequest(rates, memory, options.length), []
+    with planning.reading_recipe(name, overrides) as reader:
+        recipe = reader.read()
+        for stage in planning.list_stages(recipe):
+            stage_plan = planning.plan_stage(recipe, stage, request, reader.stand_ins)
+            if not options.as_json:
+                # At once: the remedies take longer than the plan.
+                print_plan(make_console(), recipe.name, stage_plan, request)
+            tried = [] if stage_plan.fits else [*try_remedies(recipe, reader.read, stage, request, reader.stand_ins)]
+            found.append({**planning.to_json(stage_plan), "remedies": [remedy_to_json(each) for each in tried]})
+            if tried and not options.as_json:
+                print_remedies(make_console(), tried)
     if options.as_json:
-        sys.stdout.write(f"{json.dumps([planning.to_json(each) for each in plans])}\n")
-        return
-    for each in plans:
-        print_plan(make_console(), recipe.name, each, request)
+        sys.stdout.write(f"{json.dumps(found)}\n")
 
 
 Resume = bool | Literal["auto"]

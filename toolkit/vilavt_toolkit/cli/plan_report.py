@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -10,6 +10,7 @@ from rich.table import Table
 from vilavt_toolkit.planning.memory import KINDS, Peak
 from vilavt_toolkit.planning.operations import format_operations
 from vilavt_toolkit.planning.plan import PlanRequest, StagePlan
+from vilavt_toolkit.planning.remedies import TriedRemedy
 
 _UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 _HOUR = 3600
@@ -21,6 +22,25 @@ def print_plan(console: Console, name: str, plan: StagePlan, request: PlanReques
     console.print(_make_memory_table(plan))
     for line in _describe_plan(plan, request):
         console.print(line)
+
+
+def print_remedies(console: Console, tried: Sequence[TriedRemedy]) -> None:
+    """Print what a recipe could change, each change with its own simulated memory and time."""
+    table = Table(title="what to change")
+    table.add_column("change", no_wrap=True)
+    for column in ("most memory", "fits", "time of a step"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("settings")
+    for each in tried:
+        simulation = each.plan.simulation
+        table.add_row(
+            each.name,
+            format_bytes(simulation.peak.bytes),
+            "yes" if each.plan.fits else "no",
+            _format_seconds(simulation.cost.seconds),
+            " ".join(f"'{text}'" if " " in text else text for text in each.overrides),
+        )
+    console.print(table)
 
 
 def format_bytes(size: int) -> str:

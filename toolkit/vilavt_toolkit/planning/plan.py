@@ -67,14 +67,20 @@ class StagePlan:
         return self.simulation.peak.bytes <= self.limit
 
 
-@contextmanager
-def read_planned_recipe(name: str, overrides: Sequence[str]) -> Iterator[tuple[CheckedRecipe, list[str]]]:
-    """Read a recipe, and the names of published models whose shapes stand in for what the hub does not give.
+class RecipeReader:
+    """Reads a recipe, each time with more overrides, and knows which models stand in for what the hub does not give."""
 
-    The files of such a model are there inside the block. Raises RecipeErrors.
-    """
-    with foreign.published_stand_ins() as stand_ins:
-        recipe = load_run_recipe(name, overrides)
+    def __init__(self, name: str, overrides: Sequence[str], stand_ins: foreign.StandIns) -> None:
+        self._name, self._overrides, self._stand_ins = name, tuple(overrides), stand_ins
+
+    @property
+    def stand_ins(self) -> list[str]:
+        """Names of published models whose shapes have been used."""
+        return self._stand_ins.used
+
+    def read(self, more: Sequence[str] = ()) -> CheckedRecipe:
+        """Read the recipe with `more` overrides; raises RecipeErrors."""
+        recipe = load_run_recipe(self._name, [*self._overrides, *more])
         model = recipe.recipe.model
         # An encoder's shapes are part of its settings, so that it needs no description.
         model = replace(
@@ -82,7 +88,14 @@ def read_planned_recipe(name: str, overrides: Sequence[str]) -> Iterator[tuple[C
             language_model=_find_description(model.language_model),
             inquiry_encoder=_find_description(model.inquiry_encoder),
         )
-        yield replace(recipe, recipe=replace(recipe.recipe, model=model)), stand_ins.used
+        return replace(recipe, recipe=replace(recipe.recipe, model=model))
+
+
+@contextmanager
+def reading_recipe(name: str, overrides: Sequence[str]) -> Iterator[RecipeReader]:
+    """Yield a reader of a recipe. The files of models that stand in for others are there inside the block."""
+    with foreign.published_stand_ins() as stand_ins:
+        yield RecipeReader(name, overrides, stand_ins)
 
 
 def _find_description(part: Part) -> Part:
@@ -96,11 +109,6 @@ def _find_description(part: Part) -> Part:
         # The part itself says what is wrong with it.
         return part
     return replace(part, config=replace(part.config, path=str(folder)))
-
-
-def plan_recipe(recipe: CheckedRecipe, request: PlanRequest, stand_ins: Sequence[str] = ()) -> list[StagePlan]:
-    """Plan every stage that a recipe has; raises VilavtError."""
-    return [plan_stage(recipe, stage, request, stand_ins) for stage in list_stages(recipe)]
 
 
 def list_stages(recipe: CheckedRecipe) -> list[StageName]:
