@@ -21,6 +21,7 @@ from vilavt_toolkit.training.memory import apply_memory_settings
 from vilavt_toolkit.training.supervised.data import build_step_collator
 from vilavt_toolkit.training.supervised.module import SupervisedModule
 from vilavt_toolkit.training.trainer import make_trainer
+from vilavt_toolkit.training.world import World
 
 CPU = replace(STATED["h200"], name="cpu", is_gpu=False)
 """Any rates of a CPU, where optimizers are not fused."""
@@ -62,7 +63,7 @@ def measure_peak(recipe: CheckedRecipe, dialogues: Sequence[Dialogue]) -> int:
     module = SupervisedModule(model, section.optimizer.build(), section)
     batch = build_step_collator(model, section)(dialogues)
     measuring = _Measuring()
-    trainer = make_trainer(section, logger=False, enable_progress_bar=False, callbacks=[measuring])
+    trainer = make_trainer(section, World(), logger=False, enable_progress_bar=False, callbacks=[measuring])
 
     class Loader:
         def __iter__(self) -> Any:

@@ -25,6 +25,7 @@ from vilavt_toolkit.training.supervised.data import StepBatch, build_step_collat
 from vilavt_toolkit.training.supervised.module import SupervisedModule
 from vilavt_toolkit.training.trainable import store_frozen
 from vilavt_toolkit.training.trainer import make_trainer, weight_dtype
+from vilavt_toolkit.training.world import World
 
 if TYPE_CHECKING:
     from vilavt_toolkit.config.recipe import CheckedRecipe
@@ -138,7 +139,8 @@ def fit(module: pl.LightningModule, batches: Sequence[Any], section: TrainSectio
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = make_trainer(
-            replace(section, precision=precision, accelerator="cpu"),
+            replace(section, precision=precision, accelerator="cpu", devices=1, nodes=1, strategy="auto"),
+            World(),
             logger=False,
             enable_progress_bar=False,
             callbacks=[RecordingCallback(recorder, fuse_optimizers=recorder.rates.is_gpu)],
