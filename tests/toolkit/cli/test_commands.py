@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 import zlib
@@ -207,10 +208,19 @@ def test_an_evaluation_that_cannot_be_meant_writes_nothing(tiny_run, tmp_path, c
 
 def test_what_is_wrong_with_a_question_or_its_trace_is_told_before_it_is_asked(tiny_run, scene, tmp_path, capsys):
     assert run(["ask", str(tiny_run), str(scene), " "]) == 2
-    assert run(["ask", str(tiny_run), str(scene), "what?", "--trace", str(tmp_path / "trace.xyz")]) == 1
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert "is empty" in shown.err and "has no suffix of a picture" in shown.err
+    assert "is empty" in capsys.readouterr().err
+    (tmp_path / "folder.png").mkdir()
+    places = {
+        str(tmp_path / "trace.xyz"): "has no suffix of a picture",
+        "https://a.example/t.png": "https://a.example/t.png is a web address and cannot be written",
+        str(scene / "no" / "trace.png"): "cannot be written .* is no folder",
+        str(tmp_path / "folder.png"): "cannot be written .it is a folder",
+        str(tmp_path / f"{'n' * 300}.png"): "cannot be written",
+    }
+    for place, words in places.items():
+        assert run(["ask", str(tiny_run), str(scene), "what?", "--trace", place]) == 1
+        shown = capsys.readouterr()
+        assert shown.out == "" and re.search(words, shown.err), place
 
 
 def test_wrong_options_point_to_the_help_of_their_command(capsys):

@@ -11,7 +11,7 @@ from vilavt_toolkit.checkpoints.run_folder import expand_home
 from vilavt_toolkit.errors import BadRecipe, InputError, RunError
 from vilavt_toolkit.evaluation.saved import read_summary
 from vilavt_toolkit.registry.plugins import find_plugin
-from vilavt_toolkit.utils.files import find_address, resolve_address, write_text
+from vilavt_toolkit.utils.files import check_writable, find_address, resolve_address, write_text
 
 ADDRESS = "https://a.example/runs/x"
 
@@ -34,6 +34,17 @@ def test_nothing_is_written_under_an_address(name, tmp_path, monkeypatch):
 def test_a_plugin_is_no_address(tmp_path):
     with pytest.raises(BadRecipe, match=f"{ADDRESS}.py is a web address. Download it, read it"):
         find_plugin(f"{ADDRESS}.py", tmp_path)
+
+
+def test_a_place_is_checked_before_anything_is_written(tmp_path, monkeypatch):
+    check_writable(tmp_path / "a" / "b" / "new.png")
+    (tmp_path / "file").write_text("x")
+    check_writable(tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    # Root may write everywhere, so the system's answer is given.
+    monkeypatch.setattr("os.access", lambda place, mode: False)
+    with pytest.raises(InputError, match=f"new.png cannot be written .nothing may be written in {tmp_path}"):
+        check_writable(tmp_path / "new.png")
 
 
 @pytest.mark.parametrize("name", ["file:///a b/c", Path("file:///a b/c"), "file://localhost/a%20b/c", "/a b/c"])

@@ -16,7 +16,7 @@ from vilavt_toolkit.config.recipe import CheckedRecipe
 from vilavt_toolkit.errors import RunError
 from vilavt_toolkit.training.launch import is_launched_here
 from vilavt_toolkit.utils.console import make_console
-from vilavt_toolkit.utils.files import resolve_address
+from vilavt_toolkit.utils.files import check_writable, resolve_address
 
 if TYPE_CHECKING:
     from vilavt_toolkit.chat.answer import Answer
@@ -253,6 +253,7 @@ def ask(options: ModelOptions, images: Sequence[Path], question: str, asking: As
     decoding = Decoding(options.max_new_tokens, asking.temperature, asking.seed)
     if asking.trace is not None:
         check_picture_name(asking.trace)
+        check_writable(asking.trace)
     paths = [resolve_address(image) for image in images]
     answer = Chat(options.load(), paths, decoding).ask(question)
     if asking.as_json:

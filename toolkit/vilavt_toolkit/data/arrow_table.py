@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 from vilavt_toolkit.data.fields import BadRow
 from vilavt_toolkit.data.rows import Rows
 from vilavt_toolkit.errors import InputError
-from vilavt_toolkit.utils.text import shorten_list
+from vilavt_toolkit.utils.text import shorten_list, shorten_text
 
 PARQUET, ARROW = b"PAR1", b"ARROW1"
 """The first bytes of these files. Arrow streams, which datasets writes, have none of their own."""
@@ -23,8 +23,9 @@ PARQUET, ARROW = b"PAR1", b"ARROW1"
 class _Parts(Rows):
     """The rows of a table that lies in several parts; one part is in memory, or mapped, at a time."""
 
-    def __init__(self, path: Path, sizes: list[int], labels: Mapping[str, list[str]]) -> None:
+    def __init__(self, path: Path, columns: Sequence[str], sizes: list[int], labels: Mapping[str, list[str]]) -> None:
         super().__init__(path)
+        _refuse_repeated_columns(path, columns)
         # Entry k is the number of rows up to and with part k.
         self._ends = list(accumulate(sizes))
         self._labels = labels
@@ -65,7 +66,7 @@ class ParquetTable(_Parts):
             sizes = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
             about = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b'{"info": {}}'))
             labels = _read_labels(about["info"])
-        super().__init__(path, sizes, labels)
+        super().__init__(path, file.schema_arrow.names, sizes, labels)
 
     def _read_part(self, part: int) -> Any:
         # Opened each time: forked workers would share the position in the file.
@@ -80,11 +81,18 @@ class ArrowTable(_Parts):
         if path.is_dir():
             self._files, labels = _read_saved_folder(path)
         with _explain_damage(path):
-            sizes = [_map_arrow(file).num_rows for file in self._files]
-        super().__init__(path, sizes, labels)
+            tables = [_map_arrow(file) for file in self._files]
+        super().__init__(path, tables[0].column_names, [table.num_rows for table in tables], labels)
 
     def _read_part(self, part: int) -> Any:
         return _map_arrow(self._files[part])
+
+
+def _refuse_repeated_columns(path: Path, columns: Sequence[str]) -> None:
+    """Raise InputError if two columns have one name: a row would hold the last of them without a word."""
+    twice = next((name for name in columns if columns.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{path}: two columns are called '{shorten_text(twice, 60)}'. Rename one.")
 
 
 def _map_arrow(file: Path) -> Any:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vilavt_toolkit.data.fields import BadRow, decode_utf8
+from vilavt_toolkit.data.fields import LONE_CR, SAVE_WITH_LF, BadRow, decode_utf8, tell_repeated_key
 from vilavt_toolkit.data.rows import MOST_ROW_BYTES, OffsetRows
 from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.utils.json_objects import RepeatedKey, load_unambiguous
+from vilavt_toolkit.utils.text import shorten_text
 
 _DELIMITERS = (",", "\t", ";")
 _SUFFIXES = frozenset({".csv", ".tsv"})
@@ -52,10 +53,10 @@ class CsvTable(OffsetRows):
             try:
                 self._names = [name.strip() for name in next(reader, [])]
                 self._index_rows(reader, source)
-            except (BadRow, csv.Error) as problem:
-                raise InputError(
-                    f"{path}, line {source.number} {problem} Look for a quote that is not closed, and write it again."
-                ) from None
+            except BadRow as problem:
+                raise InputError(f"{path}, line {source.number} {problem}") from None
+            except csv.Error as error:
+                raise InputError(f"{path}, line {source.number} {_tell_csv_error(error)}") from None
         twice = next((name for name in self._names if name and self._names.count(name) > 1), None)
         if twice is not None:
             raise InputError(f"{path}: two columns are called '{twice[:60]}'. Rename one.")
@@ -76,13 +77,21 @@ class CsvTable(OffsetRows):
         try:
             cells = next(csv.reader(_CountedLines(file), delimiter=self._delimiter), [])
         except csv.Error as error:
-            raise BadRow(f"is no row of a table ({error}). Correct or remove it.") from None
+            raise BadRow(_tell_csv_error(error)) from None
         if len(cells) != len(self._names):
             raise BadRow(
                 f"has {len(cells)} columns, and the first line names {len(self._names)}. Put cells with "
                 f"{self._delimiter!r} or quotes into quotes."
             )
         return _build_row(self._names, cells)
+
+
+def _tell_csv_error(error: csv.Error) -> str:
+    """Say what is wrong with a line that the module csv refuses, and what to do."""
+    # Its own words for this one are about Python's `open`.
+    if str(error).startswith("new-line character"):
+        return f"{LONE_CR} {SAVE_WITH_LF}"
+    return f"is no row of a table ({error}). Look for a quote that is not closed."
 
 
 class _CountedLines:
@@ -101,7 +110,7 @@ class _CountedLines:
         self.offset += len(line)
         self.number += 1
         if len(line) > MOST_ROW_BYTES:
-            raise BadRow(f"is longer than {MOST_ROW_BYTES:,} bytes.")
+            raise BadRow(f"is longer than {MOST_ROW_BYTES:,} bytes. Put its pictures into files, or remove it.")
         return decode_utf8(line)
 
 
@@ -118,11 +127,13 @@ def _build_row(names: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
 
 
 def _read_cell(name: str, cell: str) -> Any:
-    """Return the list, object, whole number or truth value in a cell, or its text."""
+    """Return the list, object, whole number or truth value in a cell, or its text; raises BadRow."""
     if name in _TEXTS:
         return cell
     try:
-        value = json.loads(cell)
+        value = load_unambiguous(cell)
+    except RepeatedKey as error:
+        raise BadRow(f"column '{shorten_text(name, 60)}' {tell_repeated_key(error)}") from None
     except (ValueError, RecursionError):
         return cell
     is_setting = isinstance(value, bool) or (isinstance(value, int) and name.startswith("max_"))

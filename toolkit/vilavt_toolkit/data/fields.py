@@ -11,7 +11,8 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
-from vilavt_toolkit.utils.text import format_value
+from vilavt_toolkit.utils.json_objects import RepeatedKey, load_unambiguous
+from vilavt_toolkit.utils.text import format_value, shorten_text
 
 _NEAR = 0.75
 """Likeness of two names, as difflib measures it, from which one is a misspelling of the other."""
@@ -21,6 +22,10 @@ _LARGEST = 2**53
 """Largest whole number that a float holds exactly; no count and no coordinate of a row is larger."""
 UTF8_BOM = b"\xef\xbb\xbf"
 """Bytes that Windows editors put before UTF-8 text; JSON does not allow them."""
+
+LONE_CR = "ends with a carriage return alone, as old Macintosh programs wrote lines."
+SAVE_WITH_LF = "Save the file with line feeds (LF or CR LF)."
+"""What is wrong with a line, and what to do, where rows are not told apart by line feeds."""
 
 
 class BadRow(Exception):
@@ -178,13 +183,22 @@ def parse_json(data: bytes) -> Any:
     """Parse one JSON value from UTF-8 bytes; raises BadRow with what is wrong."""
     text = decode_utf8(data)
     try:
-        return json.loads(text)
+        return load_unambiguous(text)
+    except RepeatedKey as error:
+        raise BadRow(tell_repeated_key(error)) from None
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and text[: error.pos].endswith("\r"):
+            raise BadRow(f"{LONE_CR} {SAVE_WITH_LF}") from None
         raise BadRow(f"is no valid JSON ({error.msg}, column {error.colno}). Correct or remove the row.") from None
     except RecursionError:
         raise BadRow("is nested too deep to be a sample. Correct or remove the row.") from None
     except ValueError:
         raise BadRow(f"{locate_long_number(text)}. Write it as text, or remove the row.") from None
+
+
+def tell_repeated_key(error: RepeatedKey) -> str:
+    """Say which key stands twice in one object, and what to do; the subject is the row or a field."""
+    return f"has the key '{shorten_text(error.key, 60)}' twice in one object. Keep one of both."
 
 
 def locate_long_number(text: str) -> str:

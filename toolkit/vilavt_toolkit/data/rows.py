@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vilavt_toolkit.data.fields import BadRow, decode_utf8, locate_long_number, parse_json
+from vilavt_toolkit.data.fields import BadRow, decode_utf8, locate_long_number, parse_json, tell_repeated_key
 from vilavt_toolkit.data.named_originals import NamedOriginal
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.utils.embedded import EmbeddedFile
+from vilavt_toolkit.utils.json_objects import RepeatedKey, find_repeating_item, load_unambiguous
 
 MOST_ROW_BYTES = 1 << 28
 """Bytes of the longest row, 256 MiB, pictures in it included."""
@@ -67,9 +68,13 @@ class JsonList(Rows):
             raise InputError(f"{path} is too long for a JSON list, which is read as a whole. Write JSON lines.")
         # A list is no sequence of lines, so an item cannot be found without parsing all before it.
         try:
-            self._items: list[Any] = json.loads(decode_utf8(path.read_bytes()))
+            self._items: list[Any] = load_unambiguous(decode_utf8(path.read_bytes()))
         except BadRow as problem:
             raise InputError(f"{path} {problem}") from None
+        except RepeatedKey as error:
+            text = decode_utf8(path.read_bytes())
+            line = text.count("\n", 0, find_repeating_item(text)) + 1
+            raise InputError(f"{path}: the item that begins on line {line} {tell_repeated_key(error)}") from None
         except json.JSONDecodeError as error:
             raise InputError(
                 f"{path}, line {error.lineno}: no valid JSON ({error.msg}, column {error.colno}). Correct that line."

@@ -24,6 +24,7 @@ from vilavt_toolkit.contracts import (
     View,
     position_in_source,
 )
+from vilavt_toolkit.utils.json_objects import RepeatedKey, load_unambiguous
 from vilavt_toolkit.vision.boxes import BoxError, units_per_axis
 
 if TYPE_CHECKING:
@@ -48,9 +49,12 @@ def write_call(call: ToolCall) -> str:
 def read_call(body: str, max_regions: int, blank_inquiries: bool = True) -> ToolCall:
     """Read a call; the inverse of `write_call`. Raises CallFormatError, also for a blank query if none is allowed."""
     try:
-        call = json.loads(body, object_pairs_hook=_refuse_repeated_keys)
+        call = load_unambiguous(body)
         # Python reads NaN, Infinity and lone surrogates, which no file or tokenizer accepts.
         json.dumps(call, ensure_ascii=False, allow_nan=False).encode()
+    except RepeatedKey:
+        # A model cannot have meant both values.
+        raise CallFormatError("The tool call has the same key twice in one object. Write each key once.") from None
     except (ValueError, RecursionError):
         raise CallFormatError("The tool call is not valid JSON.") from None
     if not isinstance(call, dict) or set(call) != {"region", "query"}:
@@ -63,15 +67,6 @@ def read_call(body: str, max_regions: int, blank_inquiries: bool = True) -> Tool
     if not isinstance(regions, list) or not 1 <= len(regions) <= max_regions:
         raise CallFormatError(f'"region" must be a list of 1 to {max_regions} regions.')
     return ToolCall(tuple(_read_region(number, region) for number, region in enumerate(regions)), inquiry)
-
-
-def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build an object from its keys and values; raises CallFormatError if a key stands twice."""
-    # Of two values json takes the last without a word, and a model cannot have meant both.
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise CallFormatError("The tool call has the same key twice in one object. Write each key once.")
-    return found
 
 
 def _read_region(number: int, region: Any) -> RegionCall:

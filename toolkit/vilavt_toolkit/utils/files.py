@@ -55,7 +55,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     # In the same folder, since `os.replace` is atomic only within one file system. The random part keeps two processes
     # that write the same file apart.
     if address := find_address(path):
-        raise InputError(f"{address} is a web address and cannot be written. Choose a path on this machine.")
+        raise InputError(_address_text(address))
     target = Path(path)
     # The suffix stays last: writers such as Pillow choose the format by it.
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}{target.suffix}")
@@ -69,6 +69,30 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # it may not have been made, or has replaced the target
             temporary.unlink()
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise InputError if `atomic_write` could not write `path`; called before hours are spent on its content."""
+    if address := find_address(path):
+        raise InputError(_address_text(address))
+    target = Path(path)
+    try:
+        place = next(parent for parent in (target.parent, *target.parent.parents) if parent.exists())
+        if target.is_dir():
+            reason = "it is a folder"
+        elif not place.is_dir():
+            reason = f"{place} is no folder"
+        elif not os.access(place, os.W_OK | os.X_OK):
+            reason = f"nothing may be written in {place}"
+        else:
+            return
+    except (OSError, ValueError) as error:  # a name that is too long, or has a null byte
+        reason = getattr(error, "strerror", None) or str(error)
+    raise InputError(f"{shorten_text(str(target))} cannot be written ({reason}). Choose another path.")
+
+
+def _address_text(address: str) -> str:
+    return f"{address} is a web address and cannot be written. Choose a path on this machine."
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
+
+from vilavt_toolkit.utils.json_objects import load_unambiguous
 
 RegionBox = tuple[int, tuple[float, ...]]
 """(index of the region that the box is in, coordinates: all lower sides, then all upper sides)"""
@@ -21,7 +22,8 @@ def read_box(text: str) -> RegionBox | None:
     if len(text) > _MAX_LENGTH:
         return None
     try:
-        value = json.loads(text)
+        # Two boxes under one key are two guesses.
+        value = load_unambiguous(text)
     except (ValueError, RecursionError):
         return None
     index = 0

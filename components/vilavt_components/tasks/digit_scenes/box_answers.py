@@ -6,6 +6,7 @@ import json
 
 from vilavt_components.common.answers.boxes import box_iou
 from vilavt_toolkit.contracts import Box
+from vilavt_toolkit.utils.json_objects import load_unambiguous
 from vilavt_toolkit.vision.boxes import BoxError, read_bbox, write_bbox
 
 _MIN_IOU = 0.5
@@ -24,7 +25,7 @@ def read_answer(text: str, size: int, units: int) -> Box | None:
     if len(text) > _MAX_LETTERS:
         return None
     try:
-        return read_bbox(json.loads(text), (0.0, 0.0, float(size), float(size)), units)
+        return read_bbox(load_unambiguous(text), (0.0, 0.0, float(size), float(size)), units)
     except (BoxError, ValueError, RecursionError):
         return None
 

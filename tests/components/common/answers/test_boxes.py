@@ -36,6 +36,7 @@ def test_a_box_is_read_with_its_region(text, box):
         '{"index": 0}',
         '{"a": [0, 0, 1, 1], "b": 2}',
         '{"bbox_2d": {"a": 1}}',
+        '{"bbox_2d": [0, 0, 1, 1], "bbox_2d": [0, 0, 2, 2]}',
         '"text"',
         "7",
         "[0, 0, 1, 1",

@@ -337,12 +337,38 @@ def test_lettered_columns_are_options_and_tabs_separate_too(folder):
         ("question,answer\n", "holds no samples"),
         ('question,answer\n"a,b\n', "line 2: has 1 columns"),
         ("question,answer\nwhat?,\n", "line 2, answer: is missing"),
+        (
+            'question,answer,options\nwhat?,A,"{""A"": ""x"", ""B"": ""y"", ""A"": ""z""}"\n',
+            "line 2: column 'options' has the key 'A' twice in one object. Keep one",
+        ),
+        ("question,answer\rwhat?,a\r", "line 1 ends with a carriage return alone.* Save the file with line feeds"),
+        ("question,answer\nwhat?,a\rwhat?,b\n", "line 2 ends with a carriage return alone"),
     ],
 )
 def test_a_table_that_is_wrong_is_named_with_its_line(folder, content, words):
     (folder / "data.csv").write_text(content)
     with pytest.raises(InputError, match=words):
         Questions(QuestionsConfig(files=str(folder / "data.csv"))).length("train")
+
+
+def test_a_table_in_another_encoding_is_told_that_alone(folder):
+    (folder / "data.csv").write_bytes("question,answer\nwhat?,caf\u00e9\n".encode("cp1252"))
+    with pytest.raises(InputError, match=r"line 2 is no UTF-8 text \(byte 9\)\. Convert the file to UTF-8\.$"):
+        Questions(QuestionsConfig(files=str(folder / "data.csv"))).length("train")
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_a_table_with_two_columns_of_one_name_is_refused(folder, suffix):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 3, names=["question", "answer", "answer"])
+    path = folder / f"data.{suffix}"
+    if suffix == "parquet":
+        parquet.write_table(table, path)
+    else:
+        with pyarrow.ipc.new_file(str(path), table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(InputError, match=r"two columns are called 'answer'\. Rename one"):
+        Questions(QuestionsConfig(files=str(path))).length("train")
 
 
 def columns() -> dict[str, list[Any]]:
