@@ -14,7 +14,7 @@ from vilavt_toolkit.registry import optimizers
 from vilavt_toolkit.settings import setting
 
 _FUSED_DEVICES = ("cpu", "cuda")
-"""Devices on which torch updates all parameters in one kernel. On a CPU it takes 0.17 to 0.45 of foreach's time."""
+"""Devices on which torch can update all parameters in one kernel."""
 
 
 @dataclass(frozen=True)
