@@ -25,6 +25,7 @@ from vilavt_toolkit.training.supervised.data import (
     build_step_loader,
     build_step_sampler,
 )
+from vilavt_toolkit.training.world import World
 
 
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 5), st.data())
@@ -43,6 +44,14 @@ def test_every_sample_comes_once_in_every_epoch(size, batch, seed, epochs):
     seen = [index for step in StepSampler(size, batch, steps, seed) for index in step]
     for epoch in range(epochs):
         assert Counter(seen[epoch * size : (epoch + 1) * size]) == Counter(range(size))
+
+
+@given(st.integers(1, 30), st.integers(1, 12), st.integers(1, 5), st.integers(1, 4))
+def test_processes_share_every_step_without_loss_or_repeat(size, batch, ranks, steps):
+    whole = list(StepSampler(size, batch, steps, 0))
+    shares = [list(StepSampler(size, batch, steps, 0, world=World(rank, ranks))) for rank in range(ranks)]
+    for step, expected in enumerate(whole):
+        assert Counter(index for share in shares for index in share[step]) == Counter(expected)
 
 
 def test_epochs_and_seeds_are_shuffled_differently():

@@ -205,6 +205,7 @@ class StepLoader:
         workers: int,
         seconds: float,
         skips_bad: bool = False,
+        pins: bool = False,
     ) -> None:
         self.check_stop: Callable[[], None] = lambda: None
         """Called while a batch is waited for; raises an error if the run is to end now."""
@@ -214,7 +215,8 @@ class StepLoader:
             prepared = list(prepare_samples(dataset, sampler.step_indices(step), begin_sample, skips_bad))
             return _collate_readable(prepared, collator)
 
-        self._pool = WorkerPool(prepare_step, workers, seconds, lambda: self.check_stop())
+        # Every step ends in a wait for the device, so that a batch outlives the copies out of it.
+        self._pool = WorkerPool(prepare_step, workers, seconds, lambda: self.check_stop(), pins)
 
     def __len__(self) -> int:
         return len(self._sampler)
@@ -279,4 +281,5 @@ def build_step_loader(
         # Prepared samples only need collating, which is too little to be worth a worker.
         dataset, workers = PreparedDataset(traces, used, workers, section.worker_seconds, skips_bad), 0
     collator = build_step_collator(model, section)
-    return StepLoader(dataset, sampler, collator, workers, section.worker_seconds, skips_bad)
+    pins = torch.cuda.is_available() and section.accelerator != "cpu"
+    return StepLoader(dataset, sampler, collator, workers, section.worker_seconds, skips_bad, pins)

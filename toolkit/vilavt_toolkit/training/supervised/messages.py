@@ -48,14 +48,18 @@ def send_message(connection: socket.socket, value: Any) -> None:
         connection.sendall(part)
 
 
-def receive_message(connection: socket.socket) -> Any:
-    """Read a value that `send_message` wrote; its arrays share one buffer. Raises EOFError if the writer has ended."""
+def receive_message(connection: socket.socket, pins: bool = False) -> Any:
+    """Read a value that `send_message` wrote; its arrays share one buffer. Raises EOFError if the writer has ended.
+
+    With `pins` the buffer is in pinned memory, from which a GPU copies while this process goes on. The value must be
+    held until the device has been waited for: torch does not know of copies out of the middle of a buffer.
+    """
     (count,) = _LENGTH.unpack(_read(connection, _LENGTH.size))
     lengths = [length for (length,) in _LENGTH.iter_unpack(_read(connection, count * _LENGTH.size))]
     starts = [0]
     for length in lengths:
         starts.append(starts[-1] + -(-length // _ALIGNMENT) * _ALIGNMENT)
-    whole = _make_buffer(starts[-1])
+    whole = _make_buffer(starts[-1], pins)
     parts = [whole[start : start + length] for start, length in zip(starts, lengths, strict=False)]
     for part in parts:
         _fill(connection, part)
@@ -68,7 +72,10 @@ def _read(connection: socket.socket, size: int) -> memoryview:
     return part
 
 
-def _make_buffer(size: int) -> memoryview:
+def _make_buffer(size: int, pins: bool = False) -> memoryview:
+    # Torch keeps pinned memory for the next buffer, since to pin some takes milliseconds.
+    if pins:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy().data
     # Unlike a bytearray it is not set to zero first.
     return np.empty(size, dtype=np.uint8).data
 

@@ -17,6 +17,7 @@ from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.losses import target_logprobs_and_hits
 from vilavt_toolkit.training.stage import StageModule
 from vilavt_toolkit.training.supervised.bad_samples import BadSampleCount
+from vilavt_toolkit.training.supervised.copy_ahead import copy_ahead
 from vilavt_toolkit.training.supervised.data import StepBatch
 from vilavt_toolkit.training.supervised.datasets import StepDatasets
 from vilavt_toolkit.training.trainable import trainable_parameters
@@ -75,7 +76,7 @@ class SupervisedModule(StageModule):
         # In float32: bf16, the default type under bf16-true, counts exactly to 256 only.
         loss, hits, stopping_loss = torch.zeros(3, device=self.device, dtype=torch.float32)
         step_logprobs: list[Tensor] = []
-        for micro_batch in batch.micro_batches:
+        for micro_batch in copy_ahead(batch.micro_batches, self.device):
             states, policy_loss = self._run_model(micro_batch)
             logprobs, is_hit = target_logprobs_and_hits(self.model.language_model, states, micro_batch)
             policy_loss = policy_loss / max(1, turns)

@@ -55,12 +55,14 @@ class WorkerPool:
         workers: int,
         seconds: float,
         check_stop: Callable[[], None] = lambda: None,
+        pins: bool = False,
     ) -> None:
         """`prepare` gets a task, and says of which sample it begins.
 
         A worker that has not begun another one for `seconds` is stuck. `check_stop` is called while results are waited
-        for and may raise.
+        for and may raise. With `pins` the arrays of results are in pinned memory.
         """
+        self._pins = pins
         self._prepare, self._count, self._seconds, self._check_stop = prepare, workers, seconds, check_stop
         self._workers: list[_Worker] = []
 
@@ -132,7 +134,7 @@ class WorkerPool:
                 raise self._describe_stuck(worker)
         worker.connection.settimeout(self._seconds)
         try:
-            result = receive_message(worker.connection)
+            result = receive_message(worker.connection, self._pins)
         except TimeoutError:
             raise self._describe_stuck(worker) from None
         except (EOFError, ConnectionError):
