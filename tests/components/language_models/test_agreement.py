@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from vilavt_components.common.small_copies import shrink_config
-from vilavt_components.language_models.agreement import find_logit_scaling, refuse_disagreement
+from vilavt_components.language_models.agreement import _build_copy, find_logit_scaling, refuse_disagreement
 from vilavt_components.language_models.hf_causal import HFCausal, HFCausalConfig
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.models.meta import build_on_meta
+from vilavt_toolkit.models.saved_activations import recompute_blocks
 
 CONV = ["conv", "conv", "full_attention"]
 ROPE = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [1.1] * 48}
@@ -72,6 +73,24 @@ def test_an_architecture_with_another_state_is_refused_by_name(family):
 )
 def test_a_head_is_called_alone_where_the_trial_knows_what_follows_it(family, expected):
     assert find_logit_scaling(architecture(family, {}), None) == expected
+
+
+@pytest.mark.parametrize(
+    "family", ["gpt2", "llama4_text", "modernbert-decoder", "opt", "longcat_flash", "phi4_multimodal"]
+)
+def test_the_layers_of_a_family_are_found_and_can_be_computed_again(family):
+    with torch.device("cpu"):
+        copy = _build_copy(architecture(family, {}), None)
+    columns = torch.randn(1, 6, copy.width)
+    found = []
+    for every in (0, 1):
+        copy.zero_grad()
+        with recompute_blocks(copy.blocks, every):
+            states = copy.run_layers(columns, torch.arange(6)[None, None], torch.ones(1, 6, dtype=torch.bool))
+        states.sum().backward()
+        found.append([weight.grad for weight in copy.blocks[0].parameters() if weight.grad is not None])
+    assert len(copy.blocks) > 1 and found[0]
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_a_head_with_something_unknown_behind_it_is_never_called_alone(monkeypatch):

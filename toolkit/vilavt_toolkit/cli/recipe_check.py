@@ -25,6 +25,7 @@ from vilavt_toolkit.formats import foreign
 from vilavt_toolkit.models.adapters import remove_adapters
 from vilavt_toolkit.models.assemble import ErrorCollector, assemble_model
 from vilavt_toolkit.models.model import VisualChatModel
+from vilavt_toolkit.training.memory import check_memory_settings
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ def _check_training(collect: ErrorCollector, sections: Recipe, model: VisualChat
         collect.check_fits("train.compile", model.vision.check_compiles)
     if section.pack_tokens is not None:
         collect.check_fits("train.pack_tokens", lambda: require_packing(model))
+    collect.check_fits("train.language_model_checkpointing", functools.partial(check_memory_settings, model, section))
     # Reinforcement starts from the unfrozen model: what the first stage freezes the second may train.
     remove_adapters(model)
     for weight in learning:

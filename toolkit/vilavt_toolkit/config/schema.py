@@ -190,8 +190,16 @@ class TrainSection(StageSection):
         minimum=0.001,
         maximum=1e6,
     )
-    gradient_checkpointing: bool = setting(
-        False, help="recompute the encoder's blocks in the backward pass: slower, but in less memory"
+    gradient_checkpointing: bool | int = setting(
+        False,
+        help="compute all blocks of the encoder (true) or every n-th again in the backward pass: slower, less memory",
+        minimum=1,
+    )
+    language_model_checkpointing: bool | int = setting(
+        False, help="compute all layers of the language model (true) or every n-th again, in both stages", minimum=1
+    )
+    offload_activations: bool = setting(
+        False, help="keep what the backward pass needs in the CPU's memory, pinned, on a GPU: slower, in less memory"
     )
     compile: bool = setting(
         False, help="compile the encoder's blocks with torch.compile: a slow start, then faster (needs a C++ compiler)"

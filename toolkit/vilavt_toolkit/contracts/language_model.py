@@ -170,6 +170,14 @@ class LanguageModel(nn.Module, Component, ABC):
     def head(self) -> nn.Module:
         """The module that turns the last hidden states [B, L, D] into logits; its input is the hidden state."""
 
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The layers that `run_layers` calls one after another, so that training may compute them again; () for none.
+
+        A layer's result depends on its arguments, weights and random numbers alone.
+        """
+        return ()
+
     def fit_tokenizer(self, corpus: Iterable[str], fixed: Sequence[str]) -> None:
         """Train the tokenizer if the settings ask for it; `fixed` strings become single tokens."""
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vilavt_toolkit.config.schema import PartWithWeights
 from vilavt_toolkit.contracts import Dialogue, Grid, LanguageModel, Projector, Region, Source, StoppingPolicy, View
 from vilavt_toolkit.models.batch import Batch
+from vilavt_toolkit.models.saved_activations import offload_activations, recompute_blocks
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ class VisualChatModel(nn.Module):
         self.dialogue = dialogue
         self.encodes_always = False
         """True if other processes wait for this one in every encoding: then it takes part without a view too."""
+        self.language_model_checkpointing = 0
+        """Every n-th layer of the language model is computed again in the backward pass; none for 0."""
+        self.offloads_activations = False
+        """True if activations wait for the backward pass in the memory of the CPU."""
         self.stopping = nn.ModuleList(stopping)
         """Stopping policies; the first one that does not go on decides."""
         self.adapters: Adapters | None = None
@@ -111,8 +116,10 @@ class VisualChatModel(nn.Module):
 
         Their regions are encoded here, and not in the data workers, so that all parts get gradients.
         """
-        embedded, packed = self._embed_batch(batch), _packed_arguments(batch)
-        return self.language_model.run_layers(embedded, batch.positions, batch.mask, **packed)
+        language_model, packed = self.language_model, _packed_arguments(batch)
+        recomputing = recompute_blocks(language_model.blocks, self.language_model_checkpointing)
+        with offload_activations(self, self.offloads_activations), recomputing:
+            return language_model.run_layers(self._embed_batch(batch), batch.positions, batch.mask, **packed)
 
     def _embed_batch(self, batch: Batch) -> Tensor:
         # A batch may have no image at all, as in the arm `blind`.

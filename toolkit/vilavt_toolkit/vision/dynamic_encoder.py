@@ -36,7 +36,8 @@ class DynamicEncoder(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.inquiry_encoder = inquiry_encoder
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing = 0
+        """Every n-th block is computed again in the backward pass; none for 0."""
         self.attention: Kernel = "auto"
         """The attention kernel; `varlen.choose_kernel` says when each is used."""
         self._compiled: Callable[[int, Tokens, ModulatedBlock], Tensor] | None = None
@@ -188,7 +189,8 @@ class DynamicEncoder(nn.Module):
         return self.backbone.readout(tokens), layout
 
     def _run_checkpointed(self, index: int, tokens: Tokens, after: Layout, active: ActiveInquiries | None) -> Tensor:
-        if not (self.gradient_checkpointing and torch.is_grad_enabled()):
+        every = self.gradient_checkpointing
+        if not every or index % every or not torch.is_grad_enabled():
             return self._run_block(index, tokens, after, active)
         # Only x is an input of the checkpoint: the layout holds index tensors, which need no gradient.
         result: Tensor = checkpoint(

@@ -206,7 +206,8 @@ def test_a_sample_that_becomes_unreadable_loses_no_step(rl_recipe, start, monkey
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_a_precision_reinforces_on_a_cpu(rl_recipe, start, precision):
-    run = reinforced(rl_recipe, start, f"train.precision={precision}", "train.gradient_checkpointing=true")
+    recomputing = ["train.gradient_checkpointing=true", "train.language_model_checkpointing=1"]
+    run = reinforced(rl_recipe, start, f"train.precision={precision}", *recomputing)
     assert different(tensors(run, 4), tensors(run, 6))
     assert all(tensor.isfinite().all() for tensor in tensors(run, 6).values())
 

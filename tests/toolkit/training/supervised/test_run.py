@@ -32,6 +32,7 @@ from vilavt_toolkit.dialogue.traces import build_trace_session
 from vilavt_toolkit.errors import InputError, RunError, TrainingError, UsageError
 from vilavt_toolkit.evaluation import run as evaluation_run
 from vilavt_toolkit.evaluation.run import choose_dtype
+from vilavt_toolkit.models import saved_activations
 from vilavt_toolkit.models.batch import collate
 from vilavt_toolkit.training import trainer
 from vilavt_toolkit.training.callbacks import progress_bar as bar
@@ -342,6 +343,18 @@ def test_gradient_checkpointing_trains_the_same_weights(tiny_recipe, tiny_run, t
     assert len(saved) == 4 * 2, "every block of every step"
     found, expected = tensors(run, 4), tensors(tiny_run, 4)
     assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
+
+
+def test_layers_of_the_language_model_computed_again_train_the_same_weights(
+    tiny_recipe, tiny_run, tmp_path, monkeypatch
+):
+    saved, checkpoint = [], saved_activations.checkpoint
+    monkeypatch.setattr(saved_activations, "checkpoint", lambda *a, **k: saved.append(1) or checkpoint(*a, **k))
+    settings = ("train.language_model_checkpointing=2", "train.offload_activations=true", "train.steps=4")
+    run = run_of(tiny_recipe, tmp_path / "run", *settings)
+    assert len(saved) == 4, "every second layer of two, of every step"
+    found, expected = tensors(run, 4), tensors(tiny_run, 4)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_compiled_blocks_train_the_same_weights_under_the_same_names(tiny_recipe, tiny_run, tmp_path, monkeypatch):
