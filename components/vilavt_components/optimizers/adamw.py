@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vilavt_components.common.adam import AdamSettings, group_by_decay
+from vilavt_components.common.master_weights import Master, update_in_float32
 from vilavt_toolkit.contracts import Optimizer
 from vilavt_toolkit.registry import optimizers
 from vilavt_toolkit.settings import setting
@@ -21,6 +22,11 @@ _FUSED_DEVICES = ("cpu", "cuda")
 class AdamWConfig(AdamSettings):
     """Settings of the `adamw` optimizer."""
 
+    master: Master = setting(
+        "float32",
+        help="for weights in bfloat16, what collects steps that would round to nothing: a float32 copy of each weight, "
+        "stochastic rounding (four bytes a weight less), or none",
+    )
     fused: bool | None = setting(
         None, help="update all parameters in one kernel (null: wherever torch can; false: torch's own choice of others)"
     )
@@ -38,7 +44,7 @@ class AdamW(Optimizer):
         """Return settings with a large learning rate."""
         return AdamWConfig(lr=1e-2)
 
-    def build(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.AdamW:
+    def build(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """Build AdamW over a group with and a group without weight decay; raises BadConfig if nothing is trainable."""
         config, groups = self.config, group_by_decay(self.config, parameters)
         fused = config.fused
@@ -49,4 +55,4 @@ class AdamW(Optimizer):
         # A fused step would divide the gradient by the loss scale itself, after the gradient was clipped. Without this
         # mark Lightning divides it before.
         built._step_supports_amp_scaling = False
-        return built
+        return update_in_float32(built, config.master)

@@ -79,7 +79,7 @@ def test_a_head_is_called_alone_where_the_trial_knows_what_follows_it(family, ex
     "family", ["gpt2", "llama4_text", "modernbert-decoder", "opt", "longcat_flash", "phi4_multimodal"]
 )
 def test_the_layers_of_a_family_are_found_and_can_be_computed_again(family):
-    with torch.device("cpu"):
+    with torch.no_grad():
         copy = _build_copy(architecture(family, {}), None)
     columns = torch.randn(1, 6, copy.width)
     found = []

@@ -43,12 +43,6 @@ from vilavt_toolkit.utils.versions import collect_versions
 
 log = logging.getLogger(__name__)
 
-_BF16_TRUE = (
-    "train.precision bf16-true hardly learns: the weights are bfloat16, in which a small step rounds to nothing. At a "
-    "learning rate of 1e-6 only 2% of the weights ever move, at 5e-5 they go half the way. Set train.precision to "
-    "bf16-mixed or 32-true."
-)
-
 
 @dataclass(frozen=True)
 class StageStart:
@@ -91,8 +85,6 @@ def prepare_stage(
     if folder is not None:
         check_settings(stage.recipe, folder, stage.section_key, allow_changes)
         checkpointing.state = load_training_state(folder)
-    if settings.precision == "bf16-true":
-        log.warning(_BF16_TRUE)
     check_trackers(settings.trackers)
     return StageStart(folder, step, lock, checkpointing, interruption, trainer)
 
