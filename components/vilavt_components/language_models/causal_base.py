@@ -288,7 +288,7 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
         lists = [child for child in decoder.children() if isinstance(child, nn.ModuleList)]
         # Some families name another module, or none, as their decoder. Their layers are the only list of that length.
         lists = lists or [child for child in self.model.modules() if isinstance(child, nn.ModuleList)]
-        return max((each for each in lists if len(each) <= self.layers), key=len, default=())
+        return max((list(each) for each in lists if len(each) <= self.layers), key=len, default=[])
 
     def _single_token_attention(self) -> str:
         """Return transformers' name of the attention used for single new tokens."""
