@@ -22,6 +22,6 @@ def check_memory_settings(model: VisualChatModel, section: TrainSection) -> None
     """Raise BadConfig if layers are to be computed again of a language model that does not name them."""
     if section.language_model_checkpointing and not model.language_model.blocks:
         raise BadConfig(
-            f"language model {type(model.language_model).__name__} names no layers in `blocks`, so none can be computed "
-            "again. Set train.language_model_checkpointing=false."
+            f"language model {type(model.language_model).__name__} names no layers in `blocks`, so none can be "
+            "computed again. Set train.language_model_checkpointing=false."
         )
