@@ -41,6 +41,19 @@ def test_every_remedy_has_its_own_figure(tiny_recipe, capsys):
     assert len(set(remedies.values())) == len(remedies)
 
 
+def test_sharding_divides_weights_and_moments_among_the_devices(tiny_recipe, capsys):
+    found = []
+    for strategy in ("replicated", "fsdp2"):
+        arguments = ["--length", "300", "--json", "--devices", "4", f"train.strategy={strategy}"]
+        assert run(["plan", str(tiny_recipe), *arguments]) == 0
+        (plan,) = json.loads(capsys.readouterr().out)
+        found.append(plan)
+    for kind in ("weights", "moments"):
+        # Each storage is rounded up to 512 bytes, which small shards feel.
+        assert found[1]["peak_by_kind"][kind] == pytest.approx(found[0]["peak_by_kind"][kind] / 4, rel=0.5)
+    assert "one of 4 devices" in found[1]["notes"][0] and "sharded" in found[1]["notes"][0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

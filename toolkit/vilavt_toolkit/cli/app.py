@@ -12,6 +12,7 @@ from vilavt_toolkit.cli.options import (
     AllowChangesOption,
     DeviceMemoryOption,
     DeviceOption,
+    DevicesOption,
     DtypeOption,
     KindArgument,
     LengthOption,
@@ -103,21 +104,19 @@ def check_recipe(
 def plan_recipe(
     recipe: RecipeArgument,
     overrides: Overrides = None,
+    devices: DevicesOption = None,
     device: PlannedDeviceOption = "h200",
     device_memory: DeviceMemoryOption = None,
     length: LengthOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan of every stage as one line of JSON.")] = False,
     trust_plugins: TrustOption = False,
 ) -> None:
-    """Tell what training takes, without weights or a GPU.
-
-    A step of every stage is simulated on shapes: its memory, its operations, its time by the rates of a device.
-    """
+    """Tell the memory and time that training takes, without weights or a GPU."""
     check_recipe_argument(recipe, overrides)
     from vilavt_toolkit.cli import commands
 
     with trusting_plugins(trust_plugins):
-        commands.plan(recipe, overrides or [], commands.PlanOptions(device, device_memory, length, as_json))
+        commands.plan(recipe, overrides or [], commands.PlanOptions(device, device_memory, length, as_json, devices))
 
 
 @app.command("train")

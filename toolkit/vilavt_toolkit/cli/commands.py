@@ -56,6 +56,7 @@ class PlanOptions:
     memory: str | None = None
     length: int | None = None
     as_json: bool = False
+    devices: int | None = None
 
 
 def plan(name: str, overrides: Sequence[str], options: PlanOptions) -> None:
@@ -70,7 +71,8 @@ def plan(name: str, overrides: Sequence[str], options: PlanOptions) -> None:
     from vilavt_toolkit.planning.remedies import remedy_to_json, try_remedies
 
     request, found = planning.PlanRequest(rates, memory, options.length), []
-    with planning.reading_recipe(name, overrides) as reader:
+    devices = [] if options.devices is None else [f"train.devices={options.devices}"]
+    with planning.reading_recipe(name, [*overrides, *devices]) as reader:
         recipe = reader.read()
         for stage in planning.list_stages(recipe):
             stage_plan = planning.plan_stage(recipe, stage, request, reader.stand_ins)

@@ -93,6 +93,10 @@ LocalFilesOption = Annotated[
 TrustOption = Annotated[
     bool, typer.Option("--trust-plugins", help="Run plugins of a checkpoint that have not run here before. Read them.")
 ]
+DevicesOption = Annotated[
+    int | None,
+    typer.Option("--devices", metavar="N", min=1, help="Devices that train together. Default: train.devices."),
+]
 PlannedDeviceOption = Annotated[
     str,
     typer.Option(

@@ -126,12 +126,27 @@ def plan_stage(
     """Simulate a step of a stage; raises VilavtError."""
     model = build_planned_model(recipe)
     notes = _describe_stand_ins(stand_ins)
+    if (devices := _count_devices(recipe)) > 1:
+        ways = (
+            "weights, gradients and moments sharded" if recipe.recipe.train.strategy == "fsdp2" else "all weights each"
+        )
+        notes.append(
+            f"the share of one of {devices:,} devices: {ways}"
+            if stage == "train"
+            else "reinforcement trains on one device, whatever train.devices says"
+        )
     planned = _choose_dialogues(recipe, stage, model, request, bool(stand_ins), notes)
-    simulate = simulate_supervised_step if stage == "train" else simulate_reinforcement_step
-    simulation = simulate(recipe, model, planned.dialogues, request.rates)
+    if stage == "train":
+        simulation = simulate_supervised_step(recipe, model, planned.dialogues, request.rates, _count_devices(recipe))
+    else:
+        simulation = simulate_reinforcement_step(recipe, model, planned.dialogues, request.rates)
     rl = recipe.recipe.rl
     steps = rl.steps if stage == "rl" and rl is not None else recipe.recipe.train.steps
     return StagePlan(stage, planned.origin, planned.lengths, steps, simulation, request.limit, notes)
+
+
+def _count_devices(recipe: CheckedRecipe) -> int:
+    return recipe.recipe.train.devices * recipe.recipe.train.nodes
 
 
 def _describe_stand_ins(names: Sequence[str]) -> list[str]:
@@ -150,7 +165,8 @@ def _choose_dialogues(
 ) -> PlannedDialogues:
     """Return the dialogues of a step: of the stated length, else as the task has them, else of a usual length."""
     rl = recipe.recipe.rl if stage == "rl" else None
-    count = recipe.recipe.train.batch_size if rl is None else rl.prompts_per_step
+    # Each device gets its share of a step's dialogues.
+    count = -(-recipe.recipe.train.batch_size // _count_devices(recipe)) if rl is None else rl.prompts_per_step
     written = None if rl is None else rl.max_new_tokens
     if request.length is not None:
         return invent_dialogues(model, request.length, count, written)

@@ -28,6 +28,8 @@ REMEDIES = (
     Remedy("compute the encoder's blocks again", (_BLOCKS,)),
     Remedy("compute the language model's layers again", (_BLOCKS, _LAYERS)),
     Remedy("let activations wait outside of the GPU", (_BLOCKS, "train.offload_activations=true")),
+    Remedy("shard over the devices", ("train.strategy=fsdp2",)),
+    Remedy("shard over the devices, layers again", ("train.strategy=fsdp2", _BLOCKS, _LAYERS)),
     Remedy("weights in bfloat16", ("train.precision=bf16-true",)),
     Remedy("weights in bfloat16, layers again", ("train.precision=bf16-true", _BLOCKS, _LAYERS)),
     Remedy("adapters in the language model, layers again", (f"STAGE.{_ADAPTERS}", _BLOCKS, _LAYERS)),
@@ -63,13 +65,18 @@ def try_remedies(
         except RecipeErrors:
             # The recipe cannot be changed so: it packs its rows, or the two settings exclude each other.
             continue
-        if recipe.recipe == base.recipe:
+        if recipe.recipe == base.recipe or ("train.strategy=fsdp2" in overrides and not _is_shared(recipe, stage)):
             continue
         try:
             plan = plan_stage(recipe, stage, request, stand_ins)
         except VilavtError:
             continue
         yield TriedRemedy(overrides, remedy.name, plan)
+
+
+def _is_shared(recipe: CheckedRecipe, stage: StageName) -> bool:
+    """Return True if several devices take a stage's steps."""
+    return stage == "train" and recipe.recipe.train.devices * recipe.recipe.train.nodes > 1
 
 
 def remedy_to_json(tried: TriedRemedy) -> dict[str, Any]:

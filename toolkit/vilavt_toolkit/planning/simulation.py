@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ from vilavt_toolkit.planning.operations import Cost
 from vilavt_toolkit.planning.rates import Rates
 from vilavt_toolkit.planning.recording import BACKWARD, FORWARD, STEP, RecordingCallback, StepRecorder, hold_gradients
 from vilavt_toolkit.planning.shapes import forget_values, run_on_shapes
+from vilavt_toolkit.planning.sharded import pretended_processes
 from vilavt_toolkit.training.memory import apply_memory_settings
+from vilavt_toolkit.training.sharding import shard_model
 from vilavt_toolkit.training.supervised.data import StepBatch, build_step_collator
 from vilavt_toolkit.training.supervised.module import SupervisedModule
 from vilavt_toolkit.training.trainable import store_frozen
@@ -64,23 +67,31 @@ def build_planned_model(recipe: CheckedRecipe) -> VisualChatModel:
 
 
 def simulate_supervised_step(
-    recipe: CheckedRecipe, model: VisualChatModel, dialogues: Sequence[Dialogue], rates: Rates
+    recipe: CheckedRecipe, model: VisualChatModel, dialogues: Sequence[Dialogue], rates: Rates, devices: int = 1
 ) -> Simulation:
-    """Simulate one optimizer step of `vilavt train` on dialogues, as many as a step has.
+    """Simulate one optimizer step of `vilavt train` on the dialogues of one device, as many as it has of a step.
 
-    Of many micro-batches the one of mean length and the longest are run; the first stands for all the others.
+    With several devices under strategy fsdp2 weights, gradients and moments are sharded over them. Of many
+    micro-batches the one of mean length and the longest are run; the first stands for all the others.
     """
     section = recipe.recipe.train
     recorder = StepRecorder(model.language_model.vocab_size, rates)
     collate = build_step_collator(model, section)
     chosen, times = choose_micro_batches(collate(dialogues))
-    with run_on_shapes(recorder):
+    is_sharded = devices > 1 and section.strategy == "fsdp2"
+    with ExitStack() as stack:
+        mesh = stack.enter_context(pretended_processes(devices, recorder.memory)) if is_sharded else None
+        stack.enter_context(run_on_shapes(recorder))
         give_weights(recipe, model)
         module = SupervisedModule(model, section.optimizer.build(), section)
         store_frozen(model, section, section.precision)
         parameters = count_parameters(model)
         if sum(times) > 1:
             hold_gradients(module, recorder)
+        if mesh is not None:
+            shard_model(model, mesh, section.precision == "bf16-mixed")
+            # Sharded weights are gathered in their number format, without autocast.
+            section = replace(section, precision="32-true" if section.precision == "bf16-mixed" else section.precision)
         fit(module, [chosen], section, recorder)
     return summarise(recorder, parameters, dict(enumerate(times)))
 
