@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import bz2
+import gzip
 import io
 import json
+import lzma
 import os
 import re
 import struct
@@ -155,6 +158,14 @@ def test_a_file_that_is_no_data_file_is_one_sentence(tmp_path, capsys, content, 
     assert run(["data", "check", str(path)]) == 1
     said = capsys.readouterr()
     assert re.search(words, said.err) and said.err.count("\n") == 1 and not said.out
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress], ids=["gzip", "bzip2", "xz"])
+@pytest.mark.parametrize("name", ["data.jsonl", "data.tar", "data.csv.gz"])
+def test_a_compressed_file_is_told_whatever_it_is_called(tmp_path, capsys, pack, name):
+    (tmp_path / name).write_bytes(pack(json.dumps(GOOD).encode()))
+    assert run(["data", "check", str(tmp_path / name)]) == 1
+    assert re.search(r"is compressed \(\w+\), so rows .* Unpack it\.$", capsys.readouterr().err.strip())
 
 
 def test_what_is_no_regular_file_is_refused_and_not_waited_for(folder, capsys):

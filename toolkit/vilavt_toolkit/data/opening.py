@@ -17,6 +17,14 @@ from vilavt_toolkit.errors import InputError
 _START = 4096
 """First bytes of a file that are looked at to tell what it is."""
 _GIVE = "Give a JSON list, JSON lines, a table (CSV, parquet) or a tar shard."
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\3\4": "zip",
+}
+"""The first bytes of compressed files."""
 _PROBED_BYTES = 1 << 26
 """Bytes read to tell whether a file is one JSON object over many lines."""
 
@@ -47,10 +55,11 @@ def _open_by_content(path: Path) -> Rows:
     # A named pipe would be waited for without end, and a device may have no end.
     if not stat.S_ISREG(path.stat().st_mode):
         raise InputError(f"{path} is no regular file, and rows are read more than once. {_GIVE}")
-    if is_tar:
-        return Shard(path)
     with path.open("rb") as file:
         start = file.read(_START)
+        _refuse_compressed(path, start)
+        if is_tar:
+            return Shard(path)
         if start.startswith(PARQUET):
             return ParquetTable(path)
         if start.startswith(ARROW) or path.suffix.lower() == ".arrow":
@@ -64,6 +73,13 @@ def _open_by_content(path: Path) -> Rows:
             return CsvTable(path, delimiter)
         _refuse_single_object(path, file)
     return JsonLines(path)
+
+
+def _refuse_compressed(path: Path, start: bytes) -> None:
+    """Raise InputError for a compressed file, whatever it is called: rows are found by their offset."""
+    packed = next((name for begin, name in _COMPRESSED.items() if start.startswith(begin)), None)
+    if packed is not None:
+        raise InputError(f"{path} is compressed ({packed}), so rows cannot be found by their offset. Unpack it.")
 
 
 def _refuse_other_content(path: Path, start: bytes) -> None:

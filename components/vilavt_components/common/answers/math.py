@@ -43,17 +43,39 @@ _POWER = re.compile(
     rf"-?(?:{_DECIMAL} ?(?:\\times|\\cdot|\*|\u00d7|\u00b7) ?)?{_DECIMAL} ?(?:\^|\*\*) ?(?:\d|\{{ ?-?\d+ ?\}}|-?\d+)"
 )
 
+_GROUPED = re.compile(r"(?<=[0-9])(?:\{,\}|\\[,;:! ]|~|[\u2009\u202f\u00a0 ])(?=[0-9]{3}(?![0-9]))")
+"""What LaTeX and printed texts put between thousands, besides a plain comma."""
+_DEGREE = re.compile(r" ?(?:\^ ?(?:\{ ?\\circ ?\}|\\circ)|\\degree|\u00b0)(?![a-z])")
+_DASH = re.compile(r"^[\u2010-\u2014] ?(?=[0-9.\\])")
+_CURRENCY = re.compile(r"(?P<sign>[-+]?) ?(?P<currency>\\?\$|\u20ac|\u00a3|\u00a5) ?(?=[-+.0-9])")
+_UNITS = frozenset(
+    {"nm", "um", "mm", "cm", "dm", "m", "km", "in", "ft", "yd", "mi", "ms", "s", "min", "h", "mg", "g", "kg", "lb",
+     "oz", "ml", "cl", "l", "mm^2", "cm^2", "m^2", "km^2", "mm^3", "cm^3", "m^3", "m/s", "km/h", "kj", "pa", "kpa"}
+)  # fmt: skip
+"""Units that differ in what they measure or in size, in small letters."""
+_UNIT = re.compile(
+    # No letters before it but those of commands: in 3g + 2m they are variables.
+    r"(?:[^a-z\\]|\\[a-z]+)*[0-9}] ?(?:\\[,;:! ]|~)? ?"
+    r"(?:\\(?:text|mathrm|textrm|mbox) ?\{ ?(?P<framed>[^{}]+?) ?\}|(?P<plain>[a-z/]+))"
+    r"(?P<power>\^ ?\{?[23]\}?)?"
+)
+
 
 def is_same_value(truth: str, answer: str) -> bool:
     """Return True if an answer equals the truth as text, as a number, or as an expression of the same value.
 
     "x = 3" equals 3. An expression that is not worked out yet (a sum of numbers, an integral, a limit) equals nothing,
     unless the truth is one too: else a question would be its own answer. A comparison that takes more than a few
-    seconds counts as not equal. Raises InputError if the library is missing.
+    seconds counts as not equal. Two different units or currencies are never equal,
+    and one that is left out is. Raises InputError if the library is missing.
     """
     if is_same_text(truth, answer):
         return True
     wanted, given = _without_names(normalise_text(truth), normalise_text(answer))
+    # The library leaves units out, so 5 cm would be 5 m.
+    if _has_other_unit(wanted, given):
+        return False
+    wanted, given = _write_plainly(wanted), _write_plainly(given)
     number, found = read_number(wanted), read_number(given)
     # Two numbers are compared here: the library rounds, and 0.333333 is not 1/3.
     if number is not None and found is not None:
@@ -72,6 +94,28 @@ def _without_names(truth: str, answer: str) -> tuple[str, str]:
         return truth, answer
     first, second = (text if name is None else name["value"] for text, name in zip((truth, answer), named, strict=True))
     return first, second
+
+
+def _write_plainly(text: str) -> str:
+    """Return a text without what is written around a number only: grouped thousands, degrees, a currency, a dash."""
+    text = _DEGREE.sub("^\\\\circ", _DASH.sub("-", _GROUPED.sub("", text)))
+    return _CURRENCY.sub(r"\g<sign>", text, count=1) if _CURRENCY.match(text) else text
+
+
+def _has_other_unit(truth: str, answer: str) -> bool:
+    """Return True if both name a currency or a common unit, and not the same one."""
+    currencies = [match["currency"].lstrip("\\") for text in (truth, answer) if (match := _CURRENCY.match(text))]
+    units = {unit for text in (truth, answer) if (unit := _find_unit(text))}
+    return len(set(currencies)) > 1 or len(units) > 1
+
+
+def _find_unit(text: str) -> str | None:
+    """Return the common unit behind a number, None if there is none; other words may be variables."""
+    match = _UNIT.fullmatch(text) if len(text) <= _MAX_LENGTH else None
+    if match is None:
+        return None
+    unit = (match["framed"] or match["plain"]) + re.sub(r"[ {}]", "", match["power"] or "")
+    return unit if unit in _UNITS else None
 
 
 def _is_whole(text: str) -> bool:

@@ -79,7 +79,7 @@ def _are_far_apart(truth: Any, answer: Any) -> bool:
 
 def _list_parts(value: Any) -> list[Any] | None:
     """Return the elements of a list, tuple, set, matrix, interval or relation; None for a single expression."""
-    from sympy import FiniteSet, Interval, MatrixBase, Tuple
+    from sympy import And, FiniteSet, Interval, MatrixBase, Tuple
     from sympy.core.relational import Relational
 
     if isinstance(value, list | tuple):
@@ -87,7 +87,7 @@ def _list_parts(value: Any) -> list[Any] | None:
     if isinstance(value, MatrixBase):
         return list(value)
     # sympy sorts the elements of a set by itself, the same way for equal ones.
-    return list(value.args) if isinstance(value, FiniteSet | Tuple | Interval | Relational) else None
+    return list(value.args) if isinstance(value, FiniteSet | Tuple | Interval | Relational | And) else None
 
 
 def main() -> None:

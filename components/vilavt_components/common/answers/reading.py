@@ -88,7 +88,7 @@ def read_number(text: str) -> tuple[Fraction, bool] | None:
     if power is not None:
         value = _parse_decimal(power["factor"] or "1") * Fraction(10) ** int(power["braced"] or power["bare"])
         return -value if power["sign"] == "-" else value, False
-    plain = _FRACTION.sub(lambda found: f" {found[1] or found[3]}/{found[2] or found[4]} ", plain)
+    plain = _FRACTION.sub(_write_fraction, plain)
     match = _NUMBER.fullmatch(" ".join(plain.replace("\\%", "%").split()))
     if match is None:
         return None
@@ -117,6 +117,13 @@ def is_same_number(truth: tuple[Fraction, bool], found: tuple[Fraction, bool], t
 def _write_exponent(match: re.Match[str]) -> str:
     """Return 10 and a raised exponent as 10^{exponent}."""
     return f"10^{{{unicodedata.normalize('NFKC', match[1]).replace(chr(0x2212), '-')}}}"
+
+
+def _write_fraction(match: re.Match[str]) -> str:
+    """Return a fraction on one line, with the sign of its lower number before it."""
+    top, bottom = (match[1], match[2]) if match[3] is None else (match[3], match[4])
+    top, bottom = top.strip(), bottom.strip()
+    return f" -{top}/{bottom[1:]} " if bottom.startswith("-") and not top.startswith("-") else f" {top}/{bottom} "
 
 
 def _parse_decimal(figures: str) -> Fraction:

@@ -55,6 +55,8 @@ def read_ply(path: Path, max_points: int) -> PointColumns:
             raise InputError(
                 f"{path} has no vertices, only {', '.join(names)[:100] or 'a header'}. Give another cloud."
             )
+        if names.count("vertex") > 1:
+            raise InputError(f"{path} declares the element vertex twice. Save its points as one element.")
         place = names.index("vertex")
         before, vertex, after = header.elements[:place], header.elements[place], header.elements[place + 1 :]
         check_point_count(path, vertex.rows, max_points)
@@ -108,6 +110,8 @@ def _read_header(path: Path, file: BufferedReader) -> Header:
 def _add_line(path: Path, header: Header, words: list[str]) -> None:
     """Add what a line of the header says; comments, obj_info and unknown lines say nothing about points."""
     if words[:1] == ["format"]:
+        if header.order is not None:
+            raise InputError(f"{path}, line {header.lines}: the header names its format twice. Get the file again.")
         header.order = _ORDERS.get(words[1]) if words[1:] else None
         if header.order is None:
             raise InputError(
@@ -148,7 +152,12 @@ def _find_properties(path: Path, vertex: Element) -> dict[Kind, tuple[str, ...]]
     if found is None:
         names = ", ".join(single)[:100]
         raise InputError(f"{path}: its vertices have no x, y, z, only {names or 'nothing'}. Save it again.")
-    return {kind: tuple(single[place] for place in places) for kind, places in found.items()}
+    chosen = {kind: tuple(single[place] for place in places) for kind, places in found.items()}
+    types = {part.name: part.type for part in vertex.properties}
+    # The type says which value is full brightness, so one of bytes and one of fractions have no common one.
+    if "colour" in chosen and len({types[name] for name in chosen["colour"]}) > 1:
+        raise InputError(f"{path}: its colours {', '.join(chosen['colour'])} are of different types. Save it again.")
+    return chosen
 
 
 # --- Text -------------------------------------------------------------------------------------------

@@ -106,6 +106,20 @@ def test_fractions_are_fractions_whatever_type_is_declared(
     assert np.allclose(opened(tmp_path / "a.ply", coloured(kind, *colours), COLOURED)[:, 3:], expected)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (b"property float green", b"property uchar green", "its colours red, green, blue are of different types"),
+        (b"end_header", b"element vertex 2\nproperty float x\nend_header", "declares the element vertex twice"),
+        (b"format ascii 1.0", b"format ascii 1.0\nformat binary_big_endian 1.0", "line 3: .* names its format twice"),
+    ],
+)
+def test_a_header_that_contradicts_itself_is_refused(tmp_path: Path, old: bytes, new: bytes, words: str) -> None:
+    data = coloured("float", "0.9 0 0", "0 1 0")
+    with pytest.raises(InputError, match=words):
+        opened(tmp_path / "a.ply", data.replace(old, new), COLOURED)
+
+
 # --- Lists of unequal lengths ---------------------------------------------------------------------------
 
 
