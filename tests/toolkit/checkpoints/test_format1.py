@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -39,9 +38,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def hashes(run: Path) -> list[str]:
-    tensors = load_file(str(find_checkpoint(run) / "model.safetensors")).values()
-    return sorted(hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for tensor in tensors)
+def project_weights(run: Path) -> dict[str, list[float]]:
+    """Return the norm of every weight, and its product with a fixed vector, which tells its numbers and their order."""
+    found = {}
+    for name, tensor in load_file(str(find_checkpoint(run) / "model.safetensors")).items():
+        values = tensor.double().flatten()
+        found[name] = [float(values.norm()), float(values @ torch.arange(len(values)).double().cos())]
+    return found
 
 
 def test_a_saved_chat_goes_on_with_the_same_words_and_log_probabilities():
@@ -51,10 +54,15 @@ def test_a_saved_chat_goes_on_with_the_same_words_and_log_probabilities():
     assert chat.trajectory.logprobs == pytest.approx(EXPECTED["logprobs"], abs=1e-5)
 
 
-def test_training_resumes_to_the_same_bits_and_writes_the_new_format(old_run, one_thread):
+def test_training_resumes_to_the_same_weights_and_writes_the_new_format(old_run, one_thread):
     command = ["train", str(old_run / "recipe.yaml"), f"run={old_run}", "train.steps=6", "--resume"]
     assert cli.run(command) == 0
-    assert hashes(old_run) == sorted(EXPECTED["resumed_to_step_6_sha256"])
+    # To rounding, not to the bit: a loss or an optimizer may be computed in another order than then. Without the
+    # optimizer's state or the random state the weights would be off by about the learning rate, 1e-3.
+    expected = EXPECTED["resumed_to_step_6"]
+    assert project_weights(old_run) == {
+        name: pytest.approx(values, rel=1e-6, abs=1e-5) for name, values in expected.items()
+    }
     newest = find_checkpoint(old_run)
     assert json.loads((newest / "checkpoint.json").read_text())["format"] == FORMAT and read_step(newest) == 6
     assert load_recipe(newest / "recipe.yaml").recipe.train.max_samples == 30, "under today's keys"
