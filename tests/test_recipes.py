@@ -16,7 +16,7 @@ from vilavt_toolkit.registry import stopping_policies
 
 ROOT = Path(__file__).parents[1]
 EYES = ["open_clip", "qwen2_5_vl", "timm", "timm_stages"]
-FROM_HUB = ["vilavt_7b/sft", "vilavt_7b/sft_8gpu", "vilavt_7b/rl", "vilavt_7b/eval"]
+FROM_HUB = ["vilavt_7b/sft", "vilavt_7b/sft_8gpu", "vilavt_7b/sft_lora_24gb", "vilavt_7b/rl", "vilavt_7b/eval"]
 """Begin as a checkpoint of the hub, and are looked at with one in its place: test_vilavt_recipes.py."""
 OWN = [name for name in recipe_names() if name not in FROM_HUB]
 MODULATIONS = [name for name in recipe_names() if name.startswith("modulation/")]

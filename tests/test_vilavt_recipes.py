@@ -17,6 +17,7 @@ from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.models.assemble import assemble_model
 from vilavt_toolkit.models.batch import collate
+from vilavt_toolkit.training.trainable import select_trained, trainable_parameters
 
 ROOT = Path(__file__).parents[1]
 FOLDER, DATA = ROOT / "tests" / "golden" / "vilavt", ROOT / "tests" / "golden" / "vilavt_data"
@@ -80,15 +81,20 @@ def described(folder, config):
     return folder
 
 
+def described_start(folder):
+    """The settings of a stage that starts from the plain Qwen2.5-VL, without its weights."""
+    base, text = described(folder / "base", SEVEN_BILLION), described(folder / "text", EMBEDDING)
+    plain = {"weight_map": {"visual.patch_embed.proj.weight": "model-00001-of-00005.safetensors"}}
+    (base / "model.safetensors.index.json").write_text(json.dumps(plain))
+    return [f"model.checkpoint={base}", f"model.inquiry_encoder.path={text}"]
+
+
 def numbers(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def test_sft_is_of_the_papers_model_and_settings(tmp_path):
-    base, text = described(tmp_path / "base", SEVEN_BILLION), described(tmp_path / "text", EMBEDDING)
-    plain = {"weight_map": {"visual.patch_embed.proj.weight": "model-00001-of-00005.safetensors"}}
-    (base / "model.safetensors.index.json").write_text(json.dumps(plain))
-    recipe = load_recipe("vilavt_7b/sft", [f"model.checkpoint={base}", f"model.inquiry_encoder.path={text}"])
+    recipe = load_recipe("vilavt_7b/sft", described_start(tmp_path))
     with torch.device("meta"):
         model = assemble_model(recipe.recipe.model)
     assert numbers(model.vision.backbone) + numbers(model.language_model) == 8_292_166_656
@@ -101,6 +107,20 @@ def test_sft_is_of_the_papers_model_and_settings(tmp_path):
     train = recipe.recipe.train
     assert (train.batch_size, train.schedule, train.optimizer.config.lr) == (32, "cosine", 5e-5)
     assert round(0.03 * train.steps) == train.warmup_steps
+
+
+def test_with_adapters_an_eightieth_of_the_papers_weights_trains(tmp_path):
+    recipe = load_recipe("vilavt_7b/sft_lora_24gb", described_start(tmp_path)).recipe
+    with torch.device("meta"):
+        model = assemble_model(recipe.model)
+        select_trained(model, recipe.train)
+    trained = {name: weight.numel() for name, weight in trainable_parameters(model)}
+    # 28 layers of the language model and 32 of the tower have adapters, and what is new trains in full.
+    assert sum(trained.values()) == 104_647_936
+    adapted = {name.partition(".lora_")[0] for name in trained if ".lora_" in name}
+    assert len(adapted) == 28 * 7 + 32 * 4 and not any("merger" in name for name in adapted)
+    in_full = {name for name in trained if ".lora_" not in name}
+    assert in_full and all(name.startswith(("vision.modulators.", "vision.inquiry_encoder.")) for name in in_full)
 
 
 @pytest.mark.parametrize("name", ["rl", "eval"])
@@ -154,6 +174,17 @@ def test_trained_on_the_papers_format_it_zooms_and_answers(runs):
     assert (answer.text, answer.why) == ("B", "answered")
     (zoom,) = answer.trace.turns[0].regions
     assert answer.trace.turns[0].inquiry == "colour of the square" and zoom.crop.shape[:2] == (40, 40)
+
+
+def test_with_adapters_and_frozen_weights_in_bfloat16_it_trains_and_goes_out_merged(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    where = [f"run={tmp_path / 'run'}", "train.steps=2", "train.accelerator=cpu"]
+    assert command(["train", "vilavt_7b/tiny_sft_lora_24gb", *where]) == 0
+    saved = load_file(find_checkpoint(tmp_path / "run") / "model.safetensors")
+    assert any(".lora_B." in name and value.any() for name, value in saved.items())
+    assert saved["language_model.lm_head.weight"].dtype == torch.bfloat16
+    assert command(["export", str(tmp_path / "run"), "--to", str(tmp_path / "out")]) == 0
+    assert not any("lora" in name for name in load_file(tmp_path / "out" / "model.safetensors"))
 
 
 def test_a_run_names_the_checkpoint_it_began_as_no_more(runs):
