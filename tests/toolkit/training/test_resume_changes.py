@@ -29,6 +29,7 @@ def compare(recipe: Path, run: Path, *overrides: str, stage: str = "train", allo
         ("task={name: conversations, files: [a.json]}", r'task="conversations" \(was "digit_scenes"\)'),
         ("seed=4", r"seed=4 \(was 3\)"),
         ("train.optimizer.lr=0.5", r"train\.optimizer\.lr=0\.5 \(was 0\.001\)"),
+        ("train.ema=0.9", r"train\.ema=0\.9 \(was null\)"),
         ("train.precision=bf16-mixed", r'train\.precision="bf16-mixed"'),
         ("train.max_samples=3", r"train\.max_samples=3 \(was null\)"),
         ("model.language_model.config.attention_dropout=0.2", r"attention_dropout=0\.2 \(was not set\)"),

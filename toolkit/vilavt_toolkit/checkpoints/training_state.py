@@ -53,6 +53,6 @@ def load_training_state(folder: Path) -> TrainingState:
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise RunError(f"{folder}: its training state cannot be read ({reason}). Use another checkpoint.") from error
-    # The optimizer's, which are as large as the model, are copied when they are put back. The others live longer.
-    held |= {name: value.clone() for name, value in held.items() if not name.startswith("optimizer.")}
+    # Those of optimizer and weights, as large as the model, are copied when they are put back. The others live longer.
+    held |= {name: value.clone() for name, value in held.items() if not name.startswith(("optimizer.", "ema."))}
     return TrainingState(held, facts)

@@ -146,6 +146,13 @@ class TrainSection(StageSection):
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = setting(
         "32-true", help="number format of weights and activations, in Lightning's words"
     )
+    ema: float | None = setting(
+        None,
+        help="decay of a running mean of the trained weights, which checkpoints and validations take in place of the "
+        "newest weights (null: no mean)",
+        minimum=0,
+        maximum=1,
+    )
     workers: int = setting(0, help="worker processes that prepare samples (0: the training process does)", minimum=0)
     worker_seconds: float = setting(
         600.0, help="seconds that a worker may take for a sample; then the run stops", minimum=0.1
@@ -218,6 +225,10 @@ class TrainSection(StageSection):
         _check_strategy(self.strategy)
         if self.strategy == "fsdp2" and self.validate_every is not None:
             raise ValueError("validate_every needs whole weights, which fsdp2 shards. Evaluate checkpoints beside it.")
+        if self.strategy == "fsdp2" and self.ema is not None:
+            raise ValueError("ema averages whole weights, which fsdp2 shards. Write strategy replicated, or ema: null.")
+        if self.ema in (0, 1):
+            raise ValueError(f"ema {self.ema:g} is no mean. Write a number between 0 and 1, such as 0.999, or null.")
         if self.strategy == "fsdp2" and self.precision == "16-mixed":
             raise ValueError("strategy fsdp2 has no loss scale, which 16-mixed needs. Write precision bf16-mixed.")
         if self.micro_batch is not None and self.batch_size % self.micro_batch:

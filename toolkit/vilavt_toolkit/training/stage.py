@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -81,6 +82,8 @@ class StageModule(pl.LightningModule):
         self.start_step = start
         self.skipped_steps = 0
         """Steps left out because their loss or gradient was NaN or infinite."""
+        self.changed_weights = False
+        """True if the latest step was taken, and not left out."""
         self.is_between_steps = True
         """True while no weight changes, so that a checkpoint saved after an error is that of the last step."""
         self.metric_log: MetricLog | None = None
@@ -115,6 +118,10 @@ class StageModule(pl.LightningModule):
     def load_state(self, state: TrainingState) -> None:
         """Take over what `capture_state` gave; raises RunError if it does not fit."""
         self.skipped_steps = int(state.data.get("skipped", 0))
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Let the model have the weights that checkpoints hold, where those are not the newest."""
+        return nullcontext()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build the recipe's optimizer over the trainable parameters."""
@@ -166,11 +173,15 @@ class StageModule(pl.LightningModule):
             self.trainer.strategy.sum_gradients([weight for _, weight in trainable_parameters(self.model)])
         # Either way `on_before_optimizer_step` decides whether the step changes anything. A loss scaler refuses to step
         # without any gradient.
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scale = scaler.get_scale() if scaler is not None else 0.0
         if any(weight.grad is not None for _, weight in trainable_parameters(self.model)):
             optimizer.step()
         else:
             self.on_before_optimizer_step(optimizer)
         self._taken_steps += 1
+        # A loss scaler lowers its scale when it has left a step out.
+        self.changed_weights = self._is_finite and (scaler is None or scaler.get_scale() >= scale)
         if self._is_finite:
             return
         self.skipped_steps += 1

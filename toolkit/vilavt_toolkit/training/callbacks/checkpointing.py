@@ -129,9 +129,10 @@ class CheckpointCallback(pl.Callback):
         error: VilavtError | None = None
         if world.is_first:
             try:
-                self._newest = save_checkpoint(
-                    run, module.model, self.stage.recipe, module.step, state, kept, keep, weights
-                )
+                with module.averaged_weights():
+                    self._newest = save_checkpoint(
+                        run, module.model, self.stage.recipe, module.step, state, kept, keep, weights
+                    )
             except VilavtError as found:
                 error = found
         # The others wait until it is written, and end with the first process if it cannot be.

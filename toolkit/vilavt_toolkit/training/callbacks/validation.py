@@ -92,7 +92,7 @@ class Validation(pl.Callback):
         self.validator.check_stop = self.checkpointing.interruption.check_between_steps if size == 1 else lambda: None
         precision = trainer.precision_plugin.forward_context()
         try:
-            with isolate_rng(), eval_mode(module.model), precision, torch.no_grad():
+            with module.averaged_weights(), isolate_rng(), eval_mode(module.model), precision, torch.no_grad():
                 sums = self.validator.measure_targets(module.score_targets, rank, size)
                 dialogues = self.validator.lead_dialogues(rank, size) if self.section.validate_dialogues else []
         except StoppedBetweenSteps:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from vilavt_toolkit.training.supervised.copy_ahead import copy_ahead
 from vilavt_toolkit.training.supervised.data import StepBatch
 from vilavt_toolkit.training.supervised.datasets import StepDatasets
 from vilavt_toolkit.training.trainable import trainable_parameters
+from vilavt_toolkit.training.weight_average import WeightAverage, load_newest_weights
 from vilavt_toolkit.training.world import agreeing
 
 StepSampleIds = Callable[[int], Sequence[str]]
@@ -31,6 +33,7 @@ class SupervisedModule(StageModule):
     """Takes one optimizer step per batch; any split into micro-batches gives the same gradient."""
 
     section_key, main_metric, has_comparable_loss = "train", "loss", True
+    section: TrainSection
 
     def __init__(
         self,
@@ -47,17 +50,41 @@ class SupervisedModule(StageModule):
         self._list_sample_ids = list_sample_ids
         self._datasets = datasets
         self._bad_samples = BadSampleCount(section.max_bad_samples)
+        self._average: WeightAverage | None = None
         self._learning_policies = [policy for policy in model.stopping if trainable_parameters(policy)]
 
     def capture_state(self) -> TrainingState:
-        """Return the samples that were left out, beside what every stage needs."""
+        """Return the samples that were left out and the newest weights behind a mean, beside what every stage needs."""
         base = super().capture_state()
-        return TrainingState(base.tensors, {**base.data, "bad_samples": self._bad_samples.to_json()})
+        newest = self._average.capture_state() if self._average is not None else {}
+        return TrainingState({**base.tensors, **newest}, {**base.data, "bad_samples": self._bad_samples.to_json()})
 
     def load_state(self, state: TrainingState) -> None:
         """Take over what `capture_state` gave; raises RunError if it is damaged."""
         super().load_state(state)
         self._bad_samples.load_json(state.data.get("bad_samples", ()))
+        if self._average is not None:
+            self._average.load_state(state)
+        # Also where the recipe has no mean any more: training goes on from the newest weights.
+        load_newest_weights(dict(trainable_parameters(self.model)), state)
+
+    def on_train_start(self) -> None:
+        """Begin the mean of the weights, which are on their device by now, and the same in all processes.
+
+        In a resumed run they are the mean of the checkpoint, until `load_state` puts the newest in their place.
+        """
+        if self.section.ema is not None:
+            self._average = WeightAverage(trainable_parameters(self.model), self.section.ema)
+
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Let the model have the mean of its weights for a while, if the recipe has one."""
+        return nullcontext() if self._average is None else self._average.in_use()
+
+    def end_step(self, optimizer: Any, loss: Tensor, find_faulty: Callable[[], Sequence[str]]) -> None:
+        """Take the optimizer's step or leave it out, and take the new weights into their mean."""
+        super().end_step(optimizer, loss, find_faulty)
+        if self._average is not None and self.changed_weights:
+            self._average.update()
 
     def training_step(self, batch: StepBatch, index: int) -> None:
         """Take one optimizer step on the mean loss over all produced tokens of the step.
