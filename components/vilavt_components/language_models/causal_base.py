@@ -22,6 +22,7 @@ from vilavt_components.language_models.document_attention import (
     register_document_attention,
 )
 from vilavt_components.language_models.layer_windows import causal_mask, number_columns, read_layer_windows
+from vilavt_components.language_models.norms import Norms, choose_present_norms, require_norms
 from vilavt_components.language_models.tokenizer import HFTokenizer, load_tokenizer, train_tokenizer
 from vilavt_toolkit.contracts import CacheView, LanguageModel, TurnTemplate
 from vilavt_toolkit.errors import InputError
@@ -56,6 +57,10 @@ class CausalConfig:
     )
     placeholder: str = setting("<|feature|>", help="token in place of each feature (added if missing)")
     attention: str | None = setting(None, help="transformers' attention implementation (null: its own choice)")
+    norms: Norms = setting(
+        "own",
+        help="what computes RMS norms: own (the model's own modules), or apex_rms_norm (NVIDIA apex's kernel, on CUDA)",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", help="type of pretrained weights")
     revision: str | None = setting(None, help="hub revision of `path`")
     local_files_only: bool = setting(False, help="never ask the hub")
@@ -80,6 +85,7 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
     def _check_config(self, config: CausalConfig) -> None:
         if bool(config.path) == bool(config.config):
             raise InputError(f"{self.label}: set exactly one of `path` (pretrained) and `config` (from scratch).")
+        require_norms(config.norms)
         self.config = config
 
     def _load_tokenizer_and_sizes(self, text: Any) -> None:
@@ -118,7 +124,9 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
     @classmethod
     def from_saved(cls, config: Any, folder: Path) -> Self:
         """Build the model with the architecture and tokenizer that `save_assets` wrote; weights come after."""
-        return cls(replace(config, path=str(folder), config={}, tokenizer=None, revision=None, local_files_only=True))
+        norms = choose_present_norms(config.norms)
+        saved = replace(config, path=str(folder), config={}, tokenizer=None, revision=None, norms=norms)
+        return cls(replace(saved, local_files_only=True))
 
     def save_assets(self, folder: Path) -> None:
         """Write the architecture and the tokenizer into `folder`."""

@@ -13,6 +13,7 @@ from vilavt_components.common.hf_errors import check_known_settings, check_sizes
 from vilavt_components.common.hf_weights import check_pretrained, load_pretrained, loading_errors
 from vilavt_components.language_models.agreement import describe_mixing, find_logit_scaling, refuse_disagreement
 from vilavt_components.language_models.causal_base import CausalConfig, CausalModel, config_errors
+from vilavt_components.language_models.norms import use_norms
 from vilavt_toolkit.registry import language_models
 
 _PART = "language model"
@@ -37,6 +38,7 @@ class HFCausal(CausalModel):
         refuse_disagreement(self.label, architecture, config.attention)
         self.logit_scaling = find_logit_scaling(architecture, config.attention)
         self.model = _build_model(architecture, config)
+        use_norms(config.norms, self.label, self.model)
 
     @classmethod
     def tiny(cls) -> HFCausalConfig:
@@ -77,6 +79,7 @@ class HFCausal(CausalModel):
         # Tokens that the checkpoint has no row for, as a new placeholder.
         if self.model.get_input_embeddings().num_embeddings < self.vocab_size:
             self.model.resize_token_embeddings(self.vocab_size)
+        use_norms(self.config.norms, self.label, self.model)
 
 
 def _load_architecture(config: CausalConfig) -> Any:

@@ -23,6 +23,7 @@ from vilavt_components.common.qwen_checkpoint_files import (
 from vilavt_components.common.weights import load_weights_into
 from vilavt_components.language_models.causal_base import CausalConfig, CausalModel, config_errors
 from vilavt_components.language_models.chat_templates import CHATML
+from vilavt_components.language_models.norms import use_norms
 from vilavt_components.language_models.single_token_attention import register_single_token_attention
 from vilavt_toolkit.contracts import CacheView, Grid
 from vilavt_toolkit.errors import InputError
@@ -90,6 +91,7 @@ class Qwen25VLLanguageModel(CausalModel):
         self.is_tied = bool(text.tie_word_embeddings)
         self.kept_settings = _read_kept_settings(config.tokenizer or config.path)
         self.model, self.lm_head = _build_model(text, config)
+        use_norms(config.norms, self.label, self.model)
         self._tie_head()
 
     @classmethod

@@ -16,6 +16,8 @@ from vilavt_toolkit.training.supervised.run import run_supervised
 
 ROW = {"conversations": [{"from": "human", "value": "which one?"}, {"from": "gpt", "value": "the red one"}]}
 
+NORMS = "model.language_model.norms=apex_rms_norm"
+
 
 def compare(recipe: Path, run: Path, *overrides: str, stage: str = "train", allow_changes: bool = False) -> None:
     check_settings(load_recipe(recipe, overrides), find_checkpoint(run), stage, allow_changes)
@@ -52,7 +54,7 @@ def test_everything_that_differs_is_listed_at_once(tiny_recipe, tiny_run):
 
 def test_what_changes_speed_and_output_alone_goes_on_without_a_word(tiny_recipe, tiny_run, caplog):
     free = ["workers=2", "threads=1", "log_every=1", "checkpoint_every=9", "preprocess=ahead", "accelerator=auto"]
-    others = ["run=elsewhere", "eval.items=3", "model.cudnn_attention=true"]
+    others = ["run=elsewhere", "eval.items=3", "model.cudnn_attention=true", NORMS]
     compare(tiny_recipe, tiny_run, *others, *(f"train.{each}" for each in free))
     assert not caplog.text
 

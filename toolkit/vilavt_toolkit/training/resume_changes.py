@@ -63,7 +63,7 @@ _TOLD = frozenset(
 )
 """Settings of a stage that may differ and are told: more steps, for example, stretch the schedule."""
 _ROW_SIZES = ("pack_patches", "pack_tokens")
-_FREE_IN_MODEL = frozenset({"checkpoint", "cudnn_attention", "path", "tokenizer"})
+_FREE_IN_MODEL = frozenset({"checkpoint", "cudnn_attention", "norms", "path", "tokenizer"})
 """Settings of the model that say where weights and tokenizers came from, of which the checkpoint has its own, or what
 computes."""
 _MOST_LISTED, _MOST_CHARACTERS = 8, 60
