@@ -111,7 +111,7 @@ def plan_recipe(
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan of every stage as one line of JSON.")] = False,
     trust_plugins: TrustOption = False,
 ) -> None:
-    """Tell the memory and time that training takes, without weights or a GPU."""
+    """Tell the memory and time of training, without a GPU."""
     check_recipe_argument(recipe, overrides)
     from vilavt_toolkit.cli import commands
 
