@@ -68,6 +68,7 @@ GROUPS = {
     ),
 }
 
+# A mutant that takes too long counts as killed, and on a busy machine every test takes many times as long.
 SETTINGS = """
 [tool.mutmut]
 source_paths = ["src"]
@@ -75,6 +76,7 @@ only_mutate = {files}
 also_copy = {copied}
 pytest_add_cli_args_test_selection = {tests}
 pytest_add_cli_args = ["-p", "no:cacheprovider"]
+timeout_multiplier = 60
 """
 
 
