@@ -7,17 +7,25 @@ import json
 import pytest
 
 from vilavt_toolkit.cli.app import run
+from vilavt_toolkit.planning import remedies
 
 
 def test_a_plan_of_both_stages_is_printed(tiny_recipe, capsys):
     rl = "rl={steps: 2, prompts_per_step: 2, group_size: 2, max_new_tokens: 8, micro_batch: 1}"
-    assert run(["plan", str(tiny_recipe), rl, "--device-memory", "1MB"]) == 0
+    assert run(["plan", str(tiny_recipe), rl]) == 0
     shown = capsys.readouterr().out
     assert "tiny, train: " in shown and "tiny, rl: " in shown
     for told in ("weights", "gradients", "moments", "activations", "logits", "cache", "optimizer step", "rollout"):
         assert told in shown
-    assert "what to change" in shown and "train.micro_batch=1" in shown and "train.precision=bf16-true" in shown
-    assert "does not fit into" in shown and "samples of split 'train'" in shown
+    assert "samples of split 'train'" in shown and "what to change" not in shown
+
+
+def test_what_to_type_can_be_read_in_a_narrow_terminal(tiny_recipe, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(remedies, "REMEDIES", remedies.REMEDIES[:1])
+    assert run(["plan", str(tiny_recipe), "--length", "100", "--device-memory", "1MB"]) == 0
+    shown = capsys.readouterr().out
+    assert "does not fit into" in shown and "what to change" in shown and "train.micro_batch=1" in shown
 
 
 def test_a_plan_as_json_says_whether_it_fits_and_what_it_takes(tiny_recipe, capsys):
@@ -34,11 +42,11 @@ def test_every_remedy_has_its_own_figure(tiny_recipe, capsys):
     assert run(["plan", str(tiny_recipe), "--length", "300", "--json", "--device-memory", "1MB"]) == 0
     (plan,) = json.loads(capsys.readouterr().out)
     assert not plan["fits"]
-    remedies = {" ".join(each["overrides"]): each["peak_bytes"] for each in plan["remedies"]}
+    found = {" ".join(each["overrides"]): each["peak_bytes"] for each in plan["remedies"]}
     # One of eight dialogues at a time, and half of the bytes of every weight, gradient and moment.
-    assert remedies["train.micro_batch=1"] < 0.5 * plan["peak_bytes"]
-    assert remedies["train.precision=bf16-true"] < 0.8 * plan["peak_bytes"]
-    assert len(set(remedies.values())) == len(remedies)
+    assert found["train.micro_batch=1"] < 0.5 * plan["peak_bytes"]
+    assert found["train.precision=bf16-true"] < 0.8 * plan["peak_bytes"]
+    assert len(set(found.values())) == len(found)
 
 
 def test_sharding_divides_weights_and_moments_among_the_devices(tiny_recipe, capsys):

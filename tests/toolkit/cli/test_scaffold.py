@@ -152,7 +152,7 @@ def test_what_new_writes_is_tidy_and_typed(written):
         )
         assert done.returncode == 0, done.stdout + done.stderr
     for file in (ROOT / "toolkit" / "vilavt_toolkit" / "cli" / "templates").glob("*.py"):
-        assert len(file.read_text(encoding="utf-8").splitlines()) <= 120, f"{file.name} is too long to read at once"
+        assert len(file.read_text(encoding="utf-8").splitlines()) <= 135, f"{file.name} is too long to read at once"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -27,10 +27,11 @@ def print_plan(console: Console, name: str, plan: StagePlan, request: PlanReques
 def print_remedies(console: Console, tried: Sequence[TriedRemedy]) -> None:
     """Print what a recipe could change, each change with its own simulated memory and time."""
     table = Table(title="what to change")
-    table.add_column("change", no_wrap=True)
+    table.add_column("change", min_width=14)
     for column in ("most memory", "fits", "time of a step"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("settings")
+    # A narrow terminal folds the settings, which are to be typed, and never leaves them out.
+    table.add_column("settings", min_width=24, overflow="fold")
     for each in tried:
         simulation = each.plan.simulation
         table.add_row(

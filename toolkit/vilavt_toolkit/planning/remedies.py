@@ -27,7 +27,6 @@ REMEDIES = (
     Remedy("one dialogue at a time", ("STAGE.micro_batch=1",)),
     Remedy("compute the encoder's blocks again", (_BLOCKS,)),
     Remedy("compute the language model's layers again", (_BLOCKS, _LAYERS)),
-    Remedy("let activations wait outside of the GPU", (_BLOCKS, "train.offload_activations=true")),
     Remedy("shard over the devices", ("train.strategy=fsdp2",)),
     Remedy("shard over the devices, layers again", ("train.strategy=fsdp2", _BLOCKS, _LAYERS)),
     Remedy("weights in bfloat16", ("train.precision=bf16-true",)),
