@@ -59,6 +59,8 @@ def test_sharding_divides_weights_and_moments_among_the_devices(tiny_recipe, cap
     for kind in ("weights", "moments"):
         # Each storage is rounded up to 512 bytes, which small shards feel.
         assert found[1]["peak_by_kind"][kind] == pytest.approx(found[0]["peak_by_kind"][kind] / 4, rel=0.5)
+    # Nor does the optimizer's step hold a weight, gradient or moment as a whole.
+    assert found[1]["peak_by_phase"]["optimizer step"] < 0.5 * found[0]["peak_by_phase"]["optimizer step"]
     assert "one of 4 devices" in found[1]["notes"][0] and "sharded" in found[1]["notes"][0]
 
 

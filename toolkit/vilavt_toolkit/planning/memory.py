@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -54,6 +56,17 @@ class MemoryTracker:
         self._storages: dict[int, _Storage] = {}
         self._now: Counter[Kind] = Counter()
         self._total = 0
+        self.is_paused = False
+        """True while operations are tried out that no device would run."""
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Say that operations are only tried out meanwhile."""
+        before, self.is_paused = self.is_paused, True
+        try:
+            yield
+        finally:
+            self.is_paused = before
 
     @property
     def total(self) -> int:

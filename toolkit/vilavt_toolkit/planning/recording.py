@@ -35,7 +35,9 @@ class StepRecorder:
         self, operation: Any, arguments: tuple[Any, ...], options: dict[str, Any], inputs: list[Tensor], result: Any
     ) -> None:
         """Take note of an operation that has been run; `inputs` are the tensors in its arguments and options."""
-        outputs = [result] if isinstance(result, Tensor) else list_tensors(result)
+        if self.memory.is_paused:
+            return
+        outputs = list_tensors(result)
         self.memory.observe(operation, inputs, outputs)
         cost = measure_operation(operation, arguments, options, inputs, outputs, result, self.rates)
         if cost is not None:
