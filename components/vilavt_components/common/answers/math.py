@@ -157,6 +157,7 @@ class _Worker:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._owner = os.getpid()
         self._process: subprocess.Popen[str] | None = None
 
     def are_equal(self, truth: str, answer: str) -> bool:
@@ -173,6 +174,9 @@ class _Worker:
 
     def stop(self) -> None:
         """End the process; the next comparison starts a new one."""
+        # A forked process has this registered for its own end, too, and must not end what its parent still uses.
+        if os.getpid() != self._owner:
+            return
         with self._lock:
             self._end_held_process()
 

@@ -169,3 +169,20 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch, tmp_pat
 def test_very_small_values_are_compared_relative_to_the_truth(truth, answer):
     assert not is_same_value(truth, answer)
     assert is_same_value(truth, truth)
+
+
+def test_a_forked_process_that_ends_leaves_the_comparing_program_to_its_parent():
+    script = (
+        "import os, sys\n"
+        "from vilavt_components.common.answers.math import is_same_value\n"
+        "assert is_same_value('2\\\\sqrt{2}', '\\\\sqrt{8}')\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    sys.exit(0)\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+        "from vilavt_components.common.answers import math\n"
+        "worker = math._worker_of_process(os.getpid())\n"
+        "assert worker._process.poll() is None, 'the child has ended it'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
