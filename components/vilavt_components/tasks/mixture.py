@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -17,6 +16,7 @@ from vilavt_toolkit.data.splits import has_split
 from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.registry import Part, tasks
 from vilavt_toolkit.settings import part, setting
+from vilavt_toolkit.utils.text import number_duplicates
 
 _MOST_SAMPLES = 10**9
 """Samples of one epoch of a mixture, each of which takes ten bytes of memory."""
@@ -70,7 +70,7 @@ class Mixture(Task):
     def __init__(self, config: MixtureConfig) -> None:
         self.config = config
         self._tasks: list[Task] = [each.build() for each in config.tasks]
-        self._names = config.names or _number_names([each.name for each in config.tasks])
+        self._names = config.names or number_duplicates([each.name for each in config.tasks], "-")
         self._orders: dict[str, tuple[NDArray[np.int16], NDArray[np.int64]]] = {}
 
     @classmethod
@@ -190,13 +190,3 @@ def _interleave(lengths: Sequence[int], shown: Sequence[int]) -> tuple[NDArray[n
 
 def _count_samples(task: Task, split: str) -> int:
     return task.length(split) if has_split(task, split) else 0
-
-
-def _number_names(names: Sequence[str]) -> list[str]:
-    """Append -2, -3, ... to names that come again."""
-    counts: Counter[str] = Counter()
-    numbered = []
-    for name in names:
-        counts[name] += 1
-        numbered.append(name if counts[name] == 1 else f"{name}-{counts[name]}")
-    return numbered

@@ -320,3 +320,13 @@ def session_for(model: VisualChatModel, sample: Sample, images: bool = True) -> 
     """Return a session of a sample's sources, or of none, in which nothing has been said. Raises InputError."""
     sources = [model.open_source(original) for original in sample.originals] if images else []
     return Session(model, sources, sample.max_pixels, sample.max_turns)
+
+
+def ask_sample(model: VisualChatModel, sample: Sample) -> Session:
+    """Return a session in which a sample's question was asked; raises InputError with the sample's id."""
+    try:
+        session = session_for(model, sample)
+        session.ask(sample.question, sample.tool)
+    except InputError as error:
+        raise InputError(f"sample {sample.id}: {error}") from None
+    return session

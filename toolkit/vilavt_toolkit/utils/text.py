@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,3 +54,13 @@ def shorten_list(names: Sequence[str], most: int = 3) -> str:
     """Join the first `most` names by commas, and say how many more there are."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def number_duplicates(names: Sequence[str], separator: str) -> list[str]:
+    """Append 2, 3, ... behind `separator` to names that come again, since metrics are kept by name."""
+    counts: Counter[str] = Counter()
+    numbered = []
+    for name in names:
+        counts[name] += 1
+        numbered.append(name if counts[name] == 1 else f"{name}{separator}{counts[name]}")
+    return numbered

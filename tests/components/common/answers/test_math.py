@@ -184,5 +184,6 @@ def test_a_forked_process_that_ends_leaves_the_comparing_program_to_its_parent()
         "worker = math._worker_of_process(os.getpid())\n"
         "assert worker._process.poll() is None, 'the child has ended it'\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    paths = f"import sys; sys.path[:0] = {[path for path in sys.path if path]!r}\n"
+    done = subprocess.run([sys.executable, "-c", paths + script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

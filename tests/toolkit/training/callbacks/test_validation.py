@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from vilavt_toolkit.checkpoints.loading import load
 from vilavt_toolkit.checkpoints.training_state import load_training_state
 from vilavt_toolkit.config.recipe import load_recipe
+from vilavt_toolkit.dialogue import session as dialogue_session
 from vilavt_toolkit.dialogue.traces import build_trace_session
 from vilavt_toolkit.errors import InputError, RecipeErrors, UsageError
 from vilavt_toolkit.evaluation.arms import evaluate_arms
@@ -236,7 +237,7 @@ def test_a_sample_that_cannot_be_asked_ends_the_run_behind_a_saved_step(tiny_rec
     def refuse(*arguments):
         raise InputError("image 7.png cannot be read.")
 
-    monkeypatch.setattr(validation, "session_for", refuse)
+    monkeypatch.setattr(dialogue_session, "session_for", refuse)
     with pytest.raises(InputError, match=r"^sample digit_scenes/0/val/\d: image 7\.png"):
         train(tiny_recipe, tmp_path / "run", "train.validate_every=3", "train.checkpoint_every=9")
     assert (tmp_path / "run" / "checkpoints" / "step-00000003").is_dir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,13 +11,14 @@ import torch
 
 from vilavt_toolkit.config.schema import Part, RLSection
 from vilavt_toolkit.contracts import Reward, RewardConfig, Sample, Task, Trajectory
-from vilavt_toolkit.dialogue.session import Session, session_for
-from vilavt_toolkit.errors import BadConfig, InputError, UsageError, add_context
+from vilavt_toolkit.dialogue.session import Session, ask_sample
+from vilavt_toolkit.errors import BadConfig, UsageError, add_context
 from vilavt_toolkit.generation.loop import Decoding, Loop
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.reinforcement.rollout_weights import rollout_weights
 from vilavt_toolkit.training.reinforcement.scoring import score_all
 from vilavt_toolkit.training.supervised.data import StepSampler
+from vilavt_toolkit.utils.text import number_duplicates
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class WeightedRewards:
     """A recipe's rewards with their weights; raises BadConfig for a reward whose settings have none."""
 
     def __init__(self, parts: Sequence[Part]) -> None:
-        self.names = _number_duplicates([part.name for part in parts])
+        self.names = number_duplicates([part.name for part in parts], "_")
         self.weights = [_reward_weight(part) for part in parts]
         rewards: list[Reward] = [part.build() for part in parts]
         self._named = list(zip(self.names, rewards, strict=True))
@@ -64,16 +64,6 @@ def _reward_weight(part: Part) -> float:
     if not isinstance(part.config, RewardConfig):
         raise BadConfig(f"{part} has settings without a weight. Let its config inherit from RewardConfig.")
     return part.config.weight
-
-
-def _number_duplicates(names: Sequence[str]) -> list[str]:
-    """Append _2, _3, ... to names that come again, since metrics are kept by name."""
-    counts: Counter[str] = Counter()
-    numbered = []
-    for name in names:
-        counts[name] += 1
-        numbered.append(name if counts[name] == 1 else f"{name}_{counts[name]}")
-    return numbered
 
 
 def rollout_seed(seed: int, step: int, attempt: int, prompt: int, sample: int) -> int:
@@ -136,7 +126,7 @@ class RolloutCollector:
         seeds: list[int] = []
         for prompt, sample in enumerate(samples):
             # Opened once and copied, so that a group shares the views of its originals.
-            first = self._open_session(sample)
+            first = ask_sample(self.model, sample)
             for number in range(self.section.group_size):
                 sessions.append(first.copy())
                 seeds.append(rollout_seed(self.seed, step, attempt, prompt, number))
@@ -150,11 +140,3 @@ class RolloutCollector:
         # Autocast caches casts of weights. The loop's have no gradient, and the update must not get them.
         torch.clear_autocast_cache()
         return sessions
-
-    def _open_session(self, sample: Sample) -> Session:
-        try:
-            session = session_for(self.model, sample)
-            session.ask(sample.question, sample.tool)
-        except InputError as error:
-            raise InputError(f"sample {sample.id}: {error}") from None
-        return session

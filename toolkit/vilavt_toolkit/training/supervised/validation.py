@@ -15,8 +15,8 @@ from vilavt_toolkit.chat.answer import build_answer
 from vilavt_toolkit.config.schema import EvalSection, TrainSection
 from vilavt_toolkit.contracts import Sample, Task
 from vilavt_toolkit.data.row_budget import build_row_budget
-from vilavt_toolkit.dialogue.session import Session, session_for
-from vilavt_toolkit.errors import InputError, UsageError, add_context
+from vilavt_toolkit.dialogue.session import Session, ask_sample
+from vilavt_toolkit.errors import UsageError, add_context
 from vilavt_toolkit.generation.loop import Decoding, Loop
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.report.trace import render_trace
@@ -121,7 +121,7 @@ class Validator:
         """Ask this process's share of the dialogues, greedily as an evaluation does; raises InputError."""
         indices = self.dialogue_indices[rank::size]
         samples = [self.task.sample(SPLIT, index) for index in indices]
-        sessions = [self._open_session(sample) for sample in samples]
+        sessions = [ask_sample(self.model, sample) for sample in samples]
         with rollout_weights(self.model):
             for request in Loop(self.model, self._decoding).run_sessions(sessions, self.asking.batch_size):
                 if request.error is not None:
@@ -130,14 +130,6 @@ class Validator:
         # Autocast caches casts of weights. The loop's have no gradient, and the next step must not get them.
         torch.clear_autocast_cache()
         return [self._score(sample, session) for sample, session in zip(samples, sessions, strict=True)]
-
-    def _open_session(self, sample: Sample) -> Session:
-        try:
-            session = session_for(self.model, sample)
-            session.ask(sample.question, sample.tool)
-        except InputError as error:
-            raise InputError(f"sample {sample.id}: {error}") from None
-        return session
 
     def _score(self, sample: Sample, session: Session) -> ScoredDialogue:
         text = session.read_turn_text(-1) if session.trajectory.turns else ""
