@@ -203,6 +203,13 @@ def test_another_component_drops_the_old_ones_settings(base: Path, overrides: li
     assert modulator.config == OtherConfig(depth=2)
 
 
+def test_what_is_wrong_with_a_section_is_told_of_the_last_file_that_set_something_in_it(base: Path, tmp_path: Path):
+    write(tmp_path / "child.yaml", "inherits: base\ntrain: {steps: 5}\n")
+    where = load_recipe(write(tmp_path / "grandchild.yaml", "inherits: ./child.yaml\nseed: 3\n")).where
+    assert where(("train",)).endswith("child.yaml: train") and "grandchild" not in where(("train",))
+    assert where(("model",)).endswith("base.yaml: model")
+
+
 def test_dropped_settings_are_told(base: Path, tmp_path: Path) -> None:
     child = write(tmp_path / "child.yaml", "inherits: base\nmodel: {modulator: {name: toy_deep, depth: 1}}\n")
     (note,) = load_recipe(child).notes

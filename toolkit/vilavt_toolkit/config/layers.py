@@ -39,10 +39,13 @@ class Layers:
         """The layer that set the value at each path."""
         self.notes: list[str] = []
         """Sentences for the reader: settings of lower layers that were dropped."""
+        self._files: list[str] = []
+        """The layers that are files, the recipe itself last."""
         self._root = SchemaNode(schema)
 
     def add_mapping(self, mapping: Mapping[str, Any], label: str) -> None:
         """Merge a whole mapping over the lower layers."""
+        self._files.append(label)
         self.tree = self._merge_node(self.tree, mapping, self._root, (), label)
 
     def assign_value(self, path: KeyPath, value: Any, label: str) -> None:
@@ -55,6 +58,11 @@ class Layers:
             if path[:length] in self.labels:
                 return self.labels[path[:length]]
         return default
+
+    def find_last_file(self, path: KeyPath, default: str) -> str:
+        """Return the last file that set the value at `path` or any below it; else `default`."""
+        below = {layer for each, layer in self.labels.items() if each[: len(path)] == path}
+        return next((file for file in reversed(self._files) if file in below), default)
 
     def find_below(self, path: KeyPath, label: str) -> list[KeyPath]:
         """Return the paths below `path` whose values the layer `label` set."""

@@ -125,8 +125,10 @@ class _LayerLocation(Location):
         tail = Location()(path)
         label = self._layers.find_label(path, self.label)
         # What is wrong with a section or a component may be the fault of a value inside it.
-        if label != COMMAND_LINE and (typed := self._layers.find_below(path, COMMAND_LINE)):
-            label = f"{label} with {COMMAND_LINE} {shorten_list([format_path(each) for each in typed])}"
+        if label != COMMAND_LINE:
+            label = self._layers.find_last_file(path, label)
+            if typed := self._layers.find_below(path, COMMAND_LINE):
+                label = f"{label} with {COMMAND_LINE} {shorten_list([format_path(each) for each in typed])}"
         return f"{label}: {tail}" if tail else label
 
     def find_file(self, path: KeyPath, name: str) -> str:

@@ -218,5 +218,6 @@ def make_trainer(settings: TrainSection, world: World | None = None, **options: 
             **options,
         )
     except (MisconfigurationException, ValueError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise UsageError(f"train.accelerator {settings.accelerator!r}: {reason}. Use auto, cpu or gpu.") from error
+        reason = " ".join(str(error).split()).rstrip(".!")
+        others = " or ".join(name for name in ("auto", "cpu", "gpu") if name != settings.accelerator)
+        raise UsageError(f"train.accelerator {settings.accelerator!r}: {reason}. Use {others}.") from error
