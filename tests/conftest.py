@@ -85,8 +85,9 @@ model:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep what tests trust out of the settings of whoever runs them."""
+    """Keep what tests trust and prepare out of the folders of whoever runs them."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VILAVT_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("VILAVT_CONFIG_HOME", str(tmp_path_factory.mktemp("settings")))
         yield
 

@@ -162,6 +162,11 @@ class TrainSection(StageSection):
         help="'ahead' prepares all samples that the steps use before the first step, 'stream' does it during training",
         formerly=("prepare",),
     )
+    sample_cache: float = setting(
+        4.0,
+        help="most GiB of samples prepared ahead that are kept for other runs, all together (0: none are kept)",
+        minimum=0,
+    )
     max_bad_samples: int = setting(
         0,
         help="samples that cannot be read and are left out, each with a warning, before the run stops",

@@ -36,6 +36,7 @@ _SPEED_AND_OUTPUT = frozenset(
         "reward_seconds",
         "rollout_batch",
         "run",
+        "sample_cache",
         "save_rollouts_every",
         "threads",
         "trackers",

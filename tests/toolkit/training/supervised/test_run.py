@@ -601,7 +601,7 @@ def test_a_signal_while_samples_are_made_ready_ends_the_workers_and_leaves_nothi
 
     spoiled(ask_to_end)
     with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit):
-        run_of(tiny_recipe, tmp_path / "run", "train.workers=2", "train.preprocess=ahead")
+        run_of(tiny_recipe, tmp_path / "run", "train.workers=2", "train.preprocess=ahead", "train.sample_cache=0")
     assert multiprocessing.active_children() == []
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 

@@ -11,20 +11,19 @@ import numpy as np
 import torch
 
 from vilavt_toolkit.config.schema import TrainSection
-from vilavt_toolkit.contracts import LanguageModel, Task, Trajectory, View
+from vilavt_toolkit.contracts import LanguageModel, Task
 from vilavt_toolkit.data.row_budget import RowBudget, build_row_budget
 from vilavt_toolkit.dialogue.traces import build_trace_session
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.models.batch import Batch, collate
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.supervised.bad_samples import BadSample
+from vilavt_toolkit.training.supervised.cached_samples import load_samples, store_samples
 from vilavt_toolkit.training.supervised.packing import fill_rows
+from vilavt_toolkit.training.supervised.sample_cache import PreparedSample, SampleCache
 from vilavt_toolkit.training.supervised.workers import BeginSample, WorkerPool, require_fork
 from vilavt_toolkit.training.world import World
 from vilavt_toolkit.utils.progress import track_progress
-
-PreparedSample = tuple[Trajectory, list[View]]
-"""A sample as the model is trained on it: ids and regions, and each region's crop, ready for the encoder."""
 
 _CHUNK = 64
 """Samples that a worker prepares before it sends them back."""
@@ -59,17 +58,33 @@ class TraceDataset:
 class PreparedDataset:
     """Samples prepared once, in `workers` processes, before the first step; `seconds` is their time-out.
 
-    `indices` are those of the samples that the run will use, each once.
+    `indices` are those of the samples that the run will use, each once. Those in `cache` are taken from there, and the
+    others are put into it.
     """
 
     def __init__(
-        self, dataset: TraceDataset, indices: Sequence[int], workers: int, seconds: float, skips_bad: bool = False
+        self,
+        dataset: TraceDataset,
+        indices: Sequence[int],
+        workers: int,
+        seconds: float,
+        skips_bad: bool = False,
+        cache: SampleCache | None = None,
     ) -> None:
         def prepare_chunk(chunk: Sequence[int], begin_sample: BeginSample) -> list[PreparedSample | BadSample]:
-            return list(prepare_samples(dataset, chunk, begin_sample, skips_bad))
+            rows = list(prepare_samples(dataset, chunk, begin_sample, skips_bad))
+            if cache is not None:
+                good = {index: row for index, row in zip(chunk, rows, strict=True) if not isinstance(row, BadSample)}
+                store_samples(dataset, good, cache)
+            return rows
 
-        chunks = [indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK)]
         self._rows: dict[int, PreparedSample | BadSample] = {}
+        if cache is not None:
+            self._rows.update(load_samples(dataset, indices, cache))
+        left = [index for index in indices if index not in self._rows]
+        chunks = [left[start : start + _CHUNK] for start in range(0, len(left), _CHUNK)]
+        if not chunks:
+            return
         with WorkerPool(prepare_chunk, workers, seconds) as pool:
             prepared = track_progress(pool.map(chunks), len(chunks), "preparing samples")
             for chunk, rows in zip(chunks, prepared, strict=True):
@@ -266,8 +281,9 @@ def build_step_loader(
     seed: int,
     start: int = 0,
     world: World | None = None,
+    cache: SampleCache | None = None,
 ) -> StepLoader:
-    """Build the loader of all batches from step `start` on; preparing samples ahead happens here."""
+    """Build the loader of all batches from step `start` on; preparing samples ahead happens here, or in `cache`."""
     sampler = build_step_sampler(task, section, seed, start, world)
     budget = build_row_budget(section, model)
     traces = TraceDataset(model, task, sampler.size, budget)
@@ -278,8 +294,9 @@ def build_step_loader(
     dataset: TraceDataset | PreparedDataset = traces
     if section.preprocess == "ahead":
         used = sampler.used_indices()
+        dataset = PreparedDataset(traces, used, workers, section.worker_seconds, skips_bad, cache)
         # Prepared samples only need collating, which is too little to be worth a worker.
-        dataset, workers = PreparedDataset(traces, used, workers, section.worker_seconds, skips_bad), 0
+        workers = 0
     collator = build_step_collator(model, section)
     pins = torch.cuda.is_available() and section.accelerator != "cpu"
     return StepLoader(dataset, sampler, collator, workers, section.worker_seconds, skips_bad, pins)

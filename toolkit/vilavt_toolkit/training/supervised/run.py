@@ -13,7 +13,7 @@ from vilavt_toolkit.config.recipe import CheckedRecipe
 from vilavt_toolkit.config.schema import TrainSection
 from vilavt_toolkit.contracts import Task
 from vilavt_toolkit.data.lengths import check_lengths
-from vilavt_toolkit.data.row_budget import build_row_budget, require_packing
+from vilavt_toolkit.data.row_budget import RowBudget, build_row_budget, require_packing
 from vilavt_toolkit.data.source_check import check_sources
 from vilavt_toolkit.data.splits import require_samples
 from vilavt_toolkit.models.model import VisualChatModel
@@ -25,10 +25,13 @@ from vilavt_toolkit.training.stage import Stage
 from vilavt_toolkit.training.supervised.data import StepLoader, build_step_loader, build_step_sampler
 from vilavt_toolkit.training.supervised.datasets import StepDatasets
 from vilavt_toolkit.training.supervised.module import SupervisedModule
+from vilavt_toolkit.training.supervised.sample_cache import SampleCache
+from vilavt_toolkit.training.supervised.sample_key import build_sample_key
 from vilavt_toolkit.training.supervised.validation import SPLIT, Validator
 from vilavt_toolkit.training.trainable import refuse_frozen_new, store_frozen
 from vilavt_toolkit.training.trainer import StageStart, find_initial_checkpoint, prepare_stage, run_stage, weight_dtype
 from vilavt_toolkit.training.world import check_world, connected
+from vilavt_toolkit.utils.cache_folder import cache_folder
 from vilavt_toolkit.utils.limits import explained_limits
 
 
@@ -91,11 +94,23 @@ def _train(stage: Stage, section: TrainSection, start: StageStart, allow_changes
 
     def build_loader() -> closing[StepLoader]:
         # Built late: preparing all samples takes minutes, and everything else is checked first.
-        loader = build_step_loader(model, task, section, seed, start.step, stage.world)
+        cache = _open_cache(recipe, model, task, budget)
+        loader = build_step_loader(model, task, section, seed, start.step, stage.world, cache)
         loader.check_stop = start.interruption.check_between_steps
         return closing(loader)
 
     return run_stage(stage, start, module, build_loader)
+
+
+def _open_cache(
+    recipe: CheckedRecipe, model: VisualChatModel, task: Task, budget: RowBudget | None
+) -> SampleCache | None:
+    """Return the cache in which samples that are prepared ahead wait for other runs; None if there is none."""
+    section, root = recipe.recipe.train, cache_folder()
+    if section.preprocess != "ahead" or not section.sample_cache or root is None:
+        return None
+    key = build_sample_key(recipe, model, task, budget)
+    return SampleCache(root / "samples", key, round(section.sample_cache * 2**30))
 
 
 def _build_model(recipe: CheckedRecipe, stage: Stage, checkpoint: Path | None) -> VisualChatModel:
