@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 Master = Literal["float32", "stochastic", "none"]
-_MASTER = "master"
-"""Key of a weight's state under which its copy in float32 is."""
+_REMAINDER = "remainder"
+"""Key of a weight's state under which the half of its number in float32 is that bfloat16 does not hold."""
+_COPY = "master"
+"""Key of a copy in float32, which checkpoints of earlier versions have in its place."""
 _MOST_AT_ONCE = 1 << 26
 """Weights whose gradients, and copies, are in float32 at the same time."""
 
@@ -27,8 +29,9 @@ def update_in_float32(optimizer: torch.optim.Optimizer, master: Master) -> torch
 class Float32Updates(torch.optim.Optimizer):
     """Takes the steps of another optimizer in float32, with its state in float32, for weights kept in bfloat16.
 
-    A step of less than 1/256 of a weight would round to nothing. With `keeps_master` each weight has a copy in float32
-    that collects such steps, and the weight is that copy, rounded. Without it the weight moves by a whole bfloat16 step
+    A step of less than 1/256 of a weight would round to nothing. With `keeps_master` the other 16 bits of each weight's
+    number in float32 are kept beside it, so that all steps are those of float32 and the weight is their result, rounded
+    (Split-SGD: Kalamkar et al. 2020, arXiv 2005.04680, section V). Without it the weight moves by a whole bfloat16 step
     now and then, so that its expected value is right (stochastic rounding: Zamirai et al. 2020, arXiv 2010.06192,
     section 4). `plain` is a new optimizer over the weights, which gives their groups and takes no step of its own.
     """
@@ -66,12 +69,17 @@ class Float32Updates(torch.optim.Optimizer):
                 key: _load_value(value, weight.device if key != "step" or on_device else None)
                 for key, value in found.items()
             }
+            if _COPY in self.state[weight]:
+                copy = self.state[weight].pop(_COPY).clone()
+                self.state[weight][_REMAINDER] = _store_rounded(weight, copy)
 
     def _step_weights(self, group: dict[str, Any], weights: Sequence[nn.Parameter]) -> None:
         """Let the plain optimizer update copies of some weights of a group, and give them back."""
         copies = [self._copy_weight(weight) for weight in weights]
         states = [
-            {key: value for key, value in self.state[weight].items() if key != _MASTER} if weight in self.state else {}
+            {key: value for key, value in self.state[weight].items() if key != _REMAINDER}
+            if weight in self.state
+            else {}
             for weight in weights
         ]
         plain = self._plain
@@ -82,8 +90,7 @@ class Float32Updates(torch.optim.Optimizer):
             state = plain.state[copy]
             if weight.dtype != copy.dtype:
                 if self._keeps_master:
-                    weight.copy_(copy)
-                    state[_MASTER] = copy.detach()
+                    state[_REMAINDER] = _store_rounded(weight, copy)
                 else:
                     _local(weight).copy_(round_at_random(_local(copy)))
             self.state[weight] = state
@@ -92,9 +99,10 @@ class Float32Updates(torch.optim.Optimizer):
     def _copy_weight(self, weight: nn.Parameter) -> nn.Parameter:
         """Return a weight in float32, with its gradient; one that is in float32 is its own copy."""
         assert weight.grad is not None
-        kept = self.state[weight].get(_MASTER) if weight in self.state else None
         # A parameter of its own that shares the memory of what is in float32 already.
-        copy = nn.Parameter(weight.detach().float() if kept is None else kept)
+        copy = nn.Parameter(weight.detach().float())
+        if weight in self.state and _REMAINDER in self.state[weight]:
+            add_remainder(_local(copy), _local(self.state[weight][_REMAINDER]))
         copy.grad = weight.grad.float()
         return copy
 
@@ -106,6 +114,35 @@ def round_at_random(values: Tensor) -> Tensor:
     rounded = (values.contiguous().view(torch.int32) + noise).bitwise_and_(-(1 << 16)).view(torch.float32)
     # The carry would make other numbers of infinity and NaN.
     return torch.where(values.isfinite(), rounded, values).bfloat16()
+
+
+def cut_remainder(values: Tensor) -> Tensor:
+    """Round float32 in place to what bfloat16 holds, halves away from zero, and return the remainder as int16.
+
+    `add_remainder` gives every number back with all its bits. NaN stays NaN.
+    """
+    is_nan = values.isnan()
+    bits = values.view(torch.int32)
+    # bfloat16 is the upper half of float32. The lower half, with a sign, says how far off its nearest number is.
+    remainder = ((bits << 16) >> 16).to(torch.int16).masked_fill_(is_nan, 0)
+    bits.add_(1 << 15).bitwise_and_(-(1 << 16))
+    # The carry would make other numbers of some NaN.
+    values.masked_fill_(is_nan, float("nan"))
+    return remainder
+
+
+def add_remainder(values: Tensor, remainder: Tensor) -> None:
+    """Add in place what `cut_remainder` has cut off."""
+    values.view(torch.int32).add_(remainder)
+
+
+@torch.no_grad()
+def _store_rounded(weight: nn.Parameter, copy: Tensor) -> Tensor:
+    """Give a weight the value of its copy in float32, rounded, and return the remainder; the copy is used up."""
+    remainder = torch.empty_like(weight, dtype=torch.int16, requires_grad=False)
+    _local(remainder).copy_(cut_remainder(_local(copy)))
+    weight.copy_(copy)
+    return remainder
 
 
 def _split(weights: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

@@ -24,8 +24,8 @@ class AdamWConfig(AdamSettings):
 
     master: Master = setting(
         "float32",
-        help="for weights in bfloat16, what collects steps that would round to nothing: a float32 copy of each weight, "
-        "stochastic rounding (four bytes a weight less), or none",
+        help="for weights in bfloat16, what collects steps that would round to nothing: the half of float32 "
+        "that bfloat16 does not hold, stochastic rounding (two bytes a weight less), or none",
     )
     fused: bool | None = setting(
         None, help="update all parameters in one kernel (null: wherever torch can; false: torch's own choice of others)"

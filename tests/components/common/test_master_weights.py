@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vilavt_components.common import master_weights
-from vilavt_components.common.master_weights import Float32Updates, round_at_random
+from vilavt_components.common.master_weights import Float32Updates, add_remainder, cut_remainder, round_at_random
 from vilavt_components.optimizers.adamw import AdamW, AdamWConfig
 from vilavt_toolkit.training.resume import capture_state, restore_state
 
@@ -43,6 +43,23 @@ def test_infinity_and_nan_stay_what_they_are():
     assert found[0] == float("inf") and found[1] == -float("inf") and found[2].isnan()
 
 
+@given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=64))
+@settings(deadline=None)
+def test_a_number_and_its_remainder_are_all_its_bits(bits):
+    exact = torch.tensor(bits, dtype=torch.int64).to(torch.int32).view(torch.float32)
+    found = exact.clone()
+    remainder = cut_remainder(found)
+    is_nan = exact.isnan()
+    assert torch.equal(found.isnan(), is_nan)
+    # Halves apart, it is rounded as torch rounds, and bfloat16 holds it.
+    is_half = exact.view(torch.int32) % (1 << 16) == 1 << 15
+    assert torch.equal(found[~is_nan], found.bfloat16().float()[~is_nan])
+    assert torch.equal(found[~is_nan & ~is_half], exact.bfloat16().float()[~is_nan & ~is_half])
+    add_remainder(found, remainder)
+    assert torch.equal(found.view(torch.int32)[~is_nan], exact.view(torch.int32)[~is_nan])
+    assert remainder.dtype == torch.int16
+
+
 def built(weights: list[nn.Parameter], master: str, lr: float = 1e-6) -> torch.optim.Optimizer:
     config = AdamWConfig(lr=lr, master=master, weight_decay=0.01)
     return AdamW(config).build([(f"weight{index}", weight) for index, weight in enumerate(weights)])
@@ -71,7 +88,14 @@ def test_small_steps_of_bfloat16_weights_add_up():
     assert moved("none", torch.bfloat16) < 0.1 * expected
 
 
-def test_with_a_master_copy_weights_are_those_of_float32_rounded(monkeypatch):
+def whole(optimizer: torch.optim.Optimizer, weight: nn.Parameter) -> torch.Tensor:
+    """A weight's number in float32."""
+    number = weight.detach().float()
+    add_remainder(number, optimizer.state[weight]["remainder"])
+    return number
+
+
+def test_with_their_other_half_weights_are_those_of_float32_rounded(monkeypatch):
     # So few at once that every weight is a part of its own.
     monkeypatch.setattr(master_weights, "_MOST_AT_ONCE", 1)
     torch.manual_seed(0)
@@ -81,22 +105,23 @@ def test_with_a_master_copy_weights_are_those_of_float32_rounded(monkeypatch):
     # One of them is in float32, as part of a model may be.
     halves[2] = nn.Parameter(starts[2].float())
     wholes = [nn.Parameter(start.float()) for start in starts]
-    half, whole = built(halves, "float32", 1e-3), built(wholes, "none", 1e-3)
-    assert isinstance(half, Float32Updates) and not isinstance(whole, Float32Updates)
+    half, full = built(halves, "float32", 1e-3), built(wholes, "none", 1e-3)
+    assert isinstance(half, Float32Updates) and not isinstance(full, Float32Updates)
     for step in range(20):
         for index, (one, other) in enumerate(zip(halves, wholes, strict=True)):
             gradient = torch.randn(one.shape).bfloat16()
             # A weight without a gradient stays, and so does its state.
             one.grad = None if index == step % 3 else gradient.to(one.dtype)
             other.grad = None if index == step % 3 else gradient.float()
-        for optimizer in (half, whole):
+        for optimizer in (half, full):
             for group in optimizer.param_groups:
                 group["lr"] = 1e-3 / (step + 1)
             optimizer.step()
     for one, other in zip(halves, wholes, strict=True):
         assert torch.equal(one.detach(), other.detach().to(one.dtype))
-        assert torch.equal(half.state[one]["exp_avg_sq"], whole.state[other]["exp_avg_sq"])
-    assert "master" not in half.state[halves[2]] and half.state[halves[0]]["master"].dtype == torch.float32
+        assert torch.equal(half.state[one]["exp_avg_sq"], full.state[other]["exp_avg_sq"])
+    assert "remainder" not in half.state[halves[2]]
+    assert torch.equal(whole(half, halves[0]), wholes[0])
 
 
 @pytest.mark.parametrize("master", ["float32", "stochastic"])
@@ -113,7 +138,7 @@ def test_a_resumed_optimizer_goes_on_bit_for_bit(master):
     steps(weight, optimizer, 0, 4)
     # As from a file: on the CPU the state holds the optimizer's own tensors.
     state, there = copy.deepcopy(capture_state(optimizer)), nn.Parameter(weight.detach().clone())
-    assert ("optimizer.0.master" in state.tensors) is (master == "float32")
+    assert ("optimizer.0.remainder" in state.tensors) is (master == "float32")
     steps(weight, optimizer, 4, 8)
     resumed = built([there], master, 1e-4)
     restore_state(state, resumed, "train")
@@ -123,7 +148,21 @@ def test_a_resumed_optimizer_goes_on_bit_for_bit(master):
     assert all(torch.equal(resumed.state[there][key], value) for key, value in optimizer.state[weight].items())
 
 
-def test_a_state_that_was_saved_without_copies_makes_them_from_the_weights():
+def test_a_state_with_whole_copies_of_an_earlier_version_goes_on_from_them():
+    weight = nn.Parameter(torch.randn(5, 7, generator=torch.Generator().manual_seed(0)).bfloat16())
+    optimizer, other = built([weight], "float32", 1e-4), nn.Parameter(weight.detach().clone())
+    weight.grad = torch.ones(5, 7).bfloat16()
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][0]["master"] = number = whole(optimizer, weight)
+    del saved["state"][0]["remainder"]
+    resumed, before = built([other], "float32", 1e-4), number.clone()
+    resumed.load_state_dict(saved)
+    assert torch.equal(number, before), "the checkpoint's tensors stay as they are"
+    assert torch.equal(whole(resumed, other), number) and torch.equal(other, weight)
+
+
+def test_a_state_that_was_saved_without_remainders_makes_them_from_the_weights():
     weight = nn.Parameter(torch.ones(3, 3).bfloat16())
     plain = built([weight], "none", 1e-4)
     weight.grad = torch.ones(3, 3).bfloat16()
@@ -132,7 +171,7 @@ def test_a_state_that_was_saved_without_copies_makes_them_from_the_weights():
     resumed.load_state_dict(plain.state_dict())
     before = weight.detach().float()
     resumed.step()
-    assert torch.allclose(resumed.state[weight]["master"], before - 1e-4, atol=3e-5)
+    assert torch.allclose(whole(resumed, weight), before - 1e-4, atol=3e-5)
 
 
 def last_loss(dtype: torch.dtype, master: str) -> float:

@@ -43,7 +43,7 @@ def capture_state(
                 data[f"optimizer.{listed[index]}.{key}"] = value
                 continue
             # Gathered in every process, and kept in the one that writes.
-            whole = value.full_tensor() if isinstance(value, DTensor) else value
+            whole = _gather(value) if isinstance(value, DTensor) else value
             if world.is_first:
                 tensors[f"optimizer.{listed[index]}.{key}"] = whole.detach().cpu().contiguous()
     data["trained"] = dict(zip(listed, _trained_shapes(optimizer), strict=True))
@@ -151,6 +151,14 @@ def _shard_like(value: Tensor, weight: Tensor) -> Tensor:
     # Every process has read the whole from the file, so that nothing is sent.
     shared: Tensor = distribute_tensor(value, weight.device_mesh, weight.placements, src_data_rank=None)
     return shared
+
+
+def _gather(value: DTensor) -> Tensor:
+    """Return the whole of a sharded state; all processes call this."""
+    # Neither gloo nor NCCL sends numbers of 16 bits that are whole.
+    sent = value.to(torch.int32) if value.dtype == torch.int16 else value
+    whole: Tensor = sent.full_tensor()  # type: ignore[attr-defined]
+    return whole.to(value.dtype)
 
 
 def _list_names(optimizer: torch.optim.Optimizer, names: WeightNames | None) -> list[str]:

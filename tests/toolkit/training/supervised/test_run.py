@@ -173,7 +173,7 @@ def test_a_precision_trains_and_loads_on_a_cpu(tiny_recipe, tmp_path, precision)
     assert choose_dtype(load_recipe(run / "recipe.yaml", ["eval.dtype=float32"])) is torch.float32
 
 
-def test_training_in_bfloat16_reaches_the_loss_of_float32_and_keeps_its_master_copy(tiny_recipe, tmp_path, monkeypatch):
+def test_training_in_bfloat16_reaches_the_loss_of_float32_and_keeps_the_other_half(tiny_recipe, tmp_path, monkeypatch):
     losses: dict[str, list[float]] = {}
 
     def noted(self, values, **_):
@@ -185,8 +185,8 @@ def test_training_in_bfloat16_reaches_the_loss_of_float32_and_keeps_its_master_c
     full, half = (sum(values[-4:]) / 4 for values in losses.values())
     assert half == pytest.approx(full, rel=0.02) and full < 0.9 * losses["32-true"][0]
     state = load_file(run / "checkpoints" / "step-00000024" / "resume.safetensors")
-    copies = {name: value for name, value in state.items() if name.endswith(".master")}
-    assert len(copies) > 20 and {value.dtype for value in copies.values()} == {torch.float32}
+    halves = {name: value for name, value in state.items() if name.endswith(".remainder")}
+    assert len(halves) > 20 and {value.dtype for value in halves.values()} == {torch.int16}
 
 
 def dtypes(model) -> set[torch.dtype]:
