@@ -23,8 +23,12 @@ THREADS = RuntimeError("can't start new thread")
         (FILES, "train", "Raise the limit with `ulimit -n 4096`, or lower train.workers."),
         (FILES, "rl", "Raise the limit with `ulimit -n 4096`."),
         (OSError(errno.ENFILE, "Too many open files in system"), "", "Raise the limit with `ulimit -n 4096`."),
-        (TORCH, "train", "not enough memory. Lower train.micro_batch or train.workers."),
-        (torch.OutOfMemoryError("CUDA out of memory."), "rl", "not enough memory. Lower rl.micro_batch."),
+        (TORCH, "train", "not enough memory. Lower train.micro_batch, train.pack_tokens or train.workers."),
+        (
+            torch.OutOfMemoryError("CUDA out of memory."),
+            "rl",
+            "not enough memory. Lower rl.micro_batch or rl.pack_tokens.",
+        ),
         (MemoryError(), "", "not enough memory. Free some."),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "", "not enough memory. Free some."),
         (

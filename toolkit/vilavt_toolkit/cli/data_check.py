@@ -15,7 +15,7 @@ from vilavt_toolkit.data.file_task import FileTask
 from vilavt_toolkit.data.lengths import LengthMeter, Lengths, build_meta_model
 from vilavt_toolkit.data.opening import open_rows
 from vilavt_toolkit.data.originals import Inspector
-from vilavt_toolkit.data.row_budget import build_row_budget
+from vilavt_toolkit.data.row_budget import build_sample_budget
 from vilavt_toolkit.data.row_checker import PATCH, DataStatistics, RowChecker
 from vilavt_toolkit.data.rows import Rows
 from vilavt_toolkit.data.sample_text import describe_row, describe_tokens
@@ -133,7 +133,7 @@ def _measure_lengths(console: Console, recipe: CheckedRecipe, task: FileTask) ->
     """Print lengths as the recipe's model counts them, and return the number of samples that do not fit."""
     # No weight is read: only sizes are counted, with the recipe's tokenizer and pixel budget.
     model = build_meta_model(recipe)
-    budget = build_row_budget(recipe.recipe.train, model)
+    budget = build_sample_budget(recipe.recipe.train, model)
     meter, split = LengthMeter(model, budget=budget), _split_of(task)
     size = task.length(split)
     for number in track_progress(range(size), size, "measuring"):

@@ -10,7 +10,7 @@ from vilavt_toolkit.config.schema import Recipe
 from vilavt_toolkit.contracts import Sample, Task
 from vilavt_toolkit.data.file_task import FileTask
 from vilavt_toolkit.data.lengths import LengthMeter
-from vilavt_toolkit.data.row_budget import RowBudget, build_row_budget
+from vilavt_toolkit.data.row_budget import RowBudget, build_sample_budget
 from vilavt_toolkit.dialogue.session import Session, session_for
 from vilavt_toolkit.dialogue.traces import build_trace_session
 from vilavt_toolkit.errors import InputError
@@ -49,7 +49,7 @@ def check_samples(
         # Reinforcement and evaluation ask questions. The first stage learns from traces, if the recipe is for it.
         learns = split == "train" and not (isinstance(task, FileTask) and not task.trains)
         asks = sections.rl is not None
-        budget = build_row_budget(sections.train, model) if split == "train" else None
+        budget = build_sample_budget(sections.train, model) if split == "train" else None
         report = collect.try_build(key, functools.partial(_check_split, model, task, split, learns, asks, budget))
         if report is not None:
             found.append(report)
@@ -74,7 +74,8 @@ def _check_split(
     # Sizes are measured without pixels. One sample is built with them, as the stage will.
     longest, number = max(zip(meter.lengths.tokens, meter.lengths.numbers, strict=True))
     sample = task.sample(split, number)
-    session = _build_session(model, sample, learns)
+    cuts = budget is not None and budget.context is not None
+    session = _build_session(model, sample, learns, has_context=not cuts)
     views = Counter(
         (model.vision.backbone.token_count(view.size), model.feature_count(view.size)) for view in session.views
     )
@@ -82,10 +83,10 @@ def _check_split(
     return SampleReport(split, sample.id, dict(views), longest, features, len(numbers))
 
 
-def _build_session(model: VisualChatModel, sample: Sample, learns: bool) -> Session:
+def _build_session(model: VisualChatModel, sample: Sample, learns: bool, has_context: bool) -> Session:
     """Return the session of a sample with its originals opened and its views cut. Raises InputError naming it."""
     if learns:
-        return build_trace_session(model, sample)
+        return build_trace_session(model, sample, has_context)
     try:
         session = session_for(model, sample)
         session.ask(sample.question, sample.tool)

@@ -141,7 +141,7 @@ class TrainSection(StageSection):
     long_samples: Literal["refuse", "cut", "alone"] = setting(
         "refuse",
         help="samples larger than such a row: refuse them, cut them after the last turn that fits, or give each a row "
-        "alone",
+        "alone; longer than the model's context: cut them too, or else refuse them",
     )
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = setting(
         "32-true", help="number format of weights and activations, in Lightning's words"

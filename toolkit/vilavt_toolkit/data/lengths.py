@@ -64,7 +64,7 @@ class Lengths:
         for number, length, features in self.list_too_long():
             reason = (
                 f"{length:,} tokens, {features:,} of them features, are more than the context of {self.context:,}. "
-                "Shorten the sample, show fewer or smaller images, or remove it."
+                "Shorten the sample, show fewer or smaller images, remove it, or set train.long_samples=cut."
             )
             problems.append((number, reason))
         return problems
@@ -184,8 +184,9 @@ class LengthMeter:
                 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
                 session = self.build_session(sample)
             trajectory, views = session.trajectory, session.views
-            # Training refuses what is longer than the context before it would cut it.
-            if self.budget is not None and len(trajectory.ids) <= self.lengths.context:
+            # Where samples are not cut, one that is longer than the context is refused for that.
+            cuts = self.budget is not None and self.budget.context is not None
+            if self.budget is not None and (cuts or len(trajectory.ids) <= self.lengths.context):
                 trajectory, views = self.budget.fit(trajectory, views)
         except InputError as error:
             self.lengths.refused.append((number, str(error)))

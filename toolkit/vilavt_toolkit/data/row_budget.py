@@ -30,6 +30,8 @@ class RowBudget:
     """None: any number."""
     long_samples: Literal["refuse", "cut", "alone"]
     count_patches: Callable[[View], int]
+    context: int | None = None
+    """Most tokens of the language model, where samples are cut to them; None: a longer sample is refused before."""
 
     def measure(self, trajectory: Trajectory, views: Sequence[View]) -> RowSize:
         """Return the size of a sample."""
@@ -42,19 +44,29 @@ class RowBudget:
     def fit(self, trajectory: Trajectory, views: Sequence[View]) -> tuple[Trajectory, list[View]]:
         """Return a sample as it is trained on, by `long_samples`; raises InputError for one that is too large."""
         size = self.measure(trajectory, views)
-        if self.fill(size) <= 1 or self.long_samples == "alone":
+        if self._holds(size) or self.long_samples == "alone":
             return trajectory, list(views)
-        limit = f"train.pack_tokens={self.tokens:,}"
-        limit += f" and train.pack_patches={self.patches:,}" if self.patches is not None else ""
-        problem = f"{size.tokens:,} tokens and {size.patches:,} patches are more than a row of {limit} takes"
+        problem = f"{size.tokens:,} tokens and {size.patches:,} patches are more than {self._describe_limit(size)}"
         if self.long_samples == "refuse":
             raise InputError(f"{problem}. Raise that, or set train.long_samples to cut or to alone.")
         for end in reversed(list(_list_ends(trajectory))):
             cut = cut_trajectory(trajectory, end)
             kept = list(views[: len(cut.regions)])
-            if self.fill(self.measure(cut, kept)) <= 1:
+            if self._holds(self.measure(cut, kept)):
                 return cut, kept
-        raise InputError(f"{problem}, and so is its first turn alone. Raise that, or set train.long_samples=alone.")
+        remedy = "Shorten the sample or show smaller images"
+        if self.context is None or size.tokens <= self.context:
+            remedy = "Raise that, or set train.long_samples=alone"
+        raise InputError(f"{problem}, and so is its first turn alone. {remedy}.")
+
+    def _holds(self, size: RowSize) -> bool:
+        return self.fill(size) <= 1 and (self.context is None or size.tokens <= self.context)
+
+    def _describe_limit(self, size: RowSize) -> str:
+        if self.context is not None and size.tokens > self.context:
+            return f"the model's context of {self.context:,} tokens"
+        patches = f" and train.pack_patches={self.patches:,}" if self.patches is not None else ""
+        return f"a row of train.pack_tokens={self.tokens:,}{patches} takes"
 
 
 def _list_ends(trajectory: Trajectory) -> Iterator[int]:
@@ -100,7 +112,19 @@ def build_row_budget(section: TrainSection, model: VisualChatModel) -> RowBudget
         section.pack_patches,
         section.long_samples,
         lambda view: encoder.token_count(view.size),
+        model.language_model.context_length if section.long_samples == "cut" else None,
     )
+
+
+def build_sample_budget(section: TrainSection, model: VisualChatModel) -> RowBudget | None:
+    """Build the budget of one sample: that of a row, or the model's context where samples are cut to that alone.
+
+    None if the only limit is the context, past which samples are refused.
+    """
+    context, encoder = model.language_model.context_length, model.vision.backbone
+    if section.pack_tokens is None and section.long_samples == "cut":
+        return RowBudget(context, None, "cut", lambda view: encoder.token_count(view.size), context)
+    return build_row_budget(section, model)
 
 
 def require_packing(model: VisualChatModel) -> None:

@@ -9,6 +9,7 @@ can carry out, and it sees the regions that the loop would show, down to the rou
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any
@@ -32,9 +33,19 @@ from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.vision.boxes import BoxError, shorten_value
 
+_CUT = "Or set train.long_samples=cut, which leaves out the turns that do not fit."
+
 
 class TraceSession(Session):
     """A session whose turns come from training data."""
+
+    has_context = True
+    """False if its trajectory may be longer than the model's context, to be cut to it afterwards."""
+
+    @property
+    def tokens_left(self) -> int:
+        """Tokens that still fit into the context, if it counts."""
+        return super().tokens_left if self.has_context else sys.maxsize
 
     def ask_for_trace(self, sample: Sample) -> None:
         """Ask the question of a sample and write its trace. Raises InputError."""
@@ -48,7 +59,7 @@ class TraceSession(Session):
             try:
                 self._write_trace_turn(turn, tool)
             except ContextFull as full:
-                raise InputError(f"turn {number} of the trace: {full} {SHORTER}") from None
+                raise InputError(f"turn {number} of the trace: {full} {SHORTER} {_CUT}") from None
             except CallError as error:
                 raise InputError(
                     f"turn {number} of the trace: {error} Correct the trace or remove the sample."
@@ -112,7 +123,9 @@ class TraceSession(Session):
                     beginning = template.following if has_user_turn else frame_system_prompt(template, system)
                     self._write_user_message(beginning, message.content, conversation.groups)
                 has_user_turn = has_user_turn or message.role == "user"
-            except (CallError, ContextFull) as error:
+            except ContextFull as full:
+                raise InputError(f"message {number}: {full} Shorten it or remove the sample. {_CUT}") from None
+            except CallError as error:
                 raise InputError(f"message {number}: {error} Shorten or correct it, or remove the sample.") from None
 
     def _lead_conversation(self, messages: Sequence[Message]) -> None:
@@ -127,7 +140,9 @@ class TraceSession(Session):
                     self.ask(text, tool=False)
                 elif message.role == "assistant":
                     self._add_checked_turn(self._read_reply(text), message.learned)
-            except (CallError, ContextFull, InputError) as error:
+            except ContextFull as full:
+                raise InputError(f"message {number}: {full} Shorten it or remove the sample. {_CUT}") from None
+            except (CallError, InputError) as error:
                 raise InputError(f"message {number}: {error} Shorten or correct it, or remove the sample.") from None
 
     def _read_reply(self, text: str) -> Turn:
@@ -184,14 +199,18 @@ def _text_of_message(message: Message) -> str:
     return "".join(part for part in message.content if isinstance(part, str))
 
 
-def build_trace_session(model: VisualChatModel, sample: Sample) -> TraceSession:
-    """Return the session of a training sample, with its trace written. Raises InputError naming the sample."""
+def build_trace_session(model: VisualChatModel, sample: Sample, has_context: bool = True) -> TraceSession:
+    """Return the session of a training sample, with its trace written. Raises InputError naming the sample.
+
+    Without `has_context` it may become longer than the model's context.
+    """
     try:
         # Samples for reinforcement learning and evaluation have neither, and are not written in advance.
         if not sample.trace and sample.conversation is None:
             raise InputError("it has no trace to learn from. Add one or remove the sample.")
         sources = [model.open_source(original) for original in sample.originals]
         session = TraceSession(model, sources, sample.max_pixels, sample.max_turns)
+        session.has_context = has_context
         if sample.conversation is not None:
             session.write_conversation(sample.conversation)
         else:

@@ -37,7 +37,10 @@ def describe_limit(error: BaseException, section: str = "") -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full{f' at {error.filename}' if error.filename else ''}. Free some space."
     if _is_memory_limit(error):
-        remedy = f"Lower {section}.micro_batch{' or train.workers' * has_workers}" if section else "Free some"
+        remedy = "Free some"
+        if section:
+            rows = f"{section}.micro_batch{',' if has_workers else ' or'} {section}.pack_tokens"
+            remedy = f"Lower {rows}{' or train.workers' if has_workers else ''}"
         return f"there is not enough memory. {remedy}."
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return "a thread cannot be started. Free memory, or raise the limit with `ulimit -u`."

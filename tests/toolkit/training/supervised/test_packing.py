@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.config.schema import Part, TrainSection
 from vilavt_toolkit.contracts import InquiryTokens, ShownRegion, Trajectory, View
-from vilavt_toolkit.data.row_budget import RowBudget, RowSize, build_row_budget
+from vilavt_toolkit.data.lengths import LengthMeter
+from vilavt_toolkit.data.row_budget import RowBudget, RowSize, build_row_budget, build_sample_budget
 from vilavt_toolkit.errors import BadConfig, InputError, RecipeErrors
 from vilavt_toolkit.training.losses import target_logprobs
 from vilavt_toolkit.training.supervised.data import StepCollator, TraceDataset, build_step_loader
@@ -153,6 +154,32 @@ def test_a_sample_that_is_longer_than_a_row_is_refused_by_name_cut_at_a_turn_or_
     small = dataclasses.replace(cutting, pack_tokens=3)
     with pytest.raises(InputError, match="and so is its first turn alone"):
         TraceDataset(tiny_model, tiny_task, 4, build_row_budget(small, tiny_model))[3]
+
+
+@pytest.mark.parametrize("rows", [{}, {"pack_tokens": 5_000}])
+def test_a_sample_that_is_longer_than_the_context_is_cut_at_a_turn_if_samples_are_cut(
+    tiny_model, tiny_task, monkeypatch, rows
+):
+    whole, views = TraceDataset(tiny_model, tiny_task, 4)[3]
+    settings = section(max_samples=4, long_samples="cut", **rows)
+    monkeypatch.setattr(tiny_model.language_model, "context_length", len(whole.ids))
+    fitting = TraceDataset(tiny_model, tiny_task, 4, build_sample_budget(settings, tiny_model))[3]
+    assert fitting[0] == whole and len(fitting[1]) == len(views), "what fits is not cut"
+    monkeypatch.setattr(tiny_model.language_model, "context_length", len(whole.ids) - 1)
+    budget = build_sample_budget(settings, tiny_model)
+    cut, kept = TraceDataset(tiny_model, tiny_task, 4, budget)[3]
+    assert cut.ids == whole.ids[: len(cut.ids)] and cut.produced[-1] and not whole.produced[len(cut.ids)]
+    assert len(cut.turns) == len(whole.turns) - 1 and len(kept) == len(cut.regions) < len(views)
+    meter = LengthMeter(tiny_model, budget=budget)
+    meter.measure(3, tiny_task.sample("train", 3))
+    assert list(meter.lengths.tokens) == [len(cut.ids)] and not meter.lengths.list_problems()
+    for other in ("refuse", "alone"):
+        limits = build_sample_budget(dataclasses.replace(settings, long_samples=other), tiny_model)
+        with pytest.raises(InputError, match=r"train/3: turn 1 of the trace: .* Or set train\.long_samples=cut"):
+            TraceDataset(tiny_model, tiny_task, 4, limits)[3]
+    monkeypatch.setattr(tiny_model.language_model, "context_length", 3)
+    with pytest.raises(InputError, match=r"context of 3 tokens, and so is its first turn alone\. Shorten the sample"):
+        TraceDataset(tiny_model, tiny_task, 4, build_sample_budget(settings, tiny_model))[3]
 
 
 def test_patches_make_a_sample_too_long_too(tiny_model, tiny_task):

@@ -70,7 +70,11 @@ class Unsendable(Exception):
         (RecipeErrors([InputError("one."), InputError("two.")]), TrainingError, "InputError: one.\nInputError: two."),
         (Unsendable("this", "that"), RuntimeError, "Unsendable: this and that"),
         (OSError(24, "Too many open files"), LimitError, "`ulimit -n 4096`, or lower train.workers."),
-        (MemoryError(), LimitError, "there is not enough memory. Lower train.micro_batch or train.workers."),
+        (
+            MemoryError(),
+            LimitError,
+            "there is not enough memory. Lower train.micro_batch, train.pack_tokens or train.workers.",
+        ),
     ],
 )
 def test_an_error_that_cannot_be_sent_or_is_a_limit_is_told_in_words(error, kind, words):

@@ -12,7 +12,7 @@ import torch
 
 from vilavt_toolkit.config.schema import TrainSection
 from vilavt_toolkit.contracts import LanguageModel, Task
-from vilavt_toolkit.data.row_budget import RowBudget, build_row_budget
+from vilavt_toolkit.data.row_budget import RowBudget, build_row_budget, build_sample_budget
 from vilavt_toolkit.dialogue.traces import build_trace_session
 from vilavt_toolkit.errors import InputError
 from vilavt_toolkit.models.batch import Batch, collate
@@ -46,7 +46,8 @@ class TraceDataset:
     def __getitem__(self, index: int) -> PreparedSample:
         is_learned = self.split == "train"
         sample = self.task.sample("train", index) if is_learned else self.task.training_sample(self.split, index)
-        session = build_trace_session(self.model, sample)
+        # A sample that will be cut is written whole first, however long it is.
+        session = build_trace_session(self.model, sample, self.budget is None or self.budget.context is None)
         if self.budget is None:
             return session.trajectory, session.views
         try:
@@ -285,7 +286,7 @@ def build_step_loader(
 ) -> StepLoader:
     """Build the loader of all batches from step `start` on; preparing samples ahead happens here, or in `cache`."""
     sampler = build_step_sampler(task, section, seed, start, world)
-    budget = build_row_budget(section, model)
+    budget = build_sample_budget(section, model)
     traces = TraceDataset(model, task, sampler.size, budget)
     if section.workers:
         require_fork()

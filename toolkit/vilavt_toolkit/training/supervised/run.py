@@ -13,7 +13,7 @@ from vilavt_toolkit.config.recipe import CheckedRecipe
 from vilavt_toolkit.config.schema import TrainSection
 from vilavt_toolkit.contracts import Task
 from vilavt_toolkit.data.lengths import check_lengths
-from vilavt_toolkit.data.row_budget import RowBudget, build_row_budget, require_packing
+from vilavt_toolkit.data.row_budget import RowBudget, build_sample_budget, require_packing
 from vilavt_toolkit.data.source_check import check_sources
 from vilavt_toolkit.data.splits import require_samples
 from vilavt_toolkit.models.model import VisualChatModel
@@ -61,8 +61,8 @@ def _train(stage: Stage, section: TrainSection, start: StageStart, allow_changes
         require_samples(task, str(recipe.recipe.task), SPLIT)
         check_sources(task, recipe.recipe.model.source, SPLIT)
     model = _build_model(recipe, stage, start.folder)
-    budget = build_row_budget(section, model)
-    if budget is not None:
+    budget = build_sample_budget(section, model)
+    if section.pack_tokens is not None:
         require_packing(model)
     if start.folder is None:
         check_lengths(model, task, "train", budget=budget)

@@ -14,7 +14,7 @@ from torch import Tensor
 from vilavt_toolkit.chat.answer import build_answer
 from vilavt_toolkit.config.schema import EvalSection, TrainSection
 from vilavt_toolkit.contracts import Sample, Task
-from vilavt_toolkit.data.row_budget import build_row_budget
+from vilavt_toolkit.data.row_budget import build_row_budget, build_sample_budget
 from vilavt_toolkit.dialogue.session import Session, ask_sample
 from vilavt_toolkit.errors import UsageError, add_context
 from vilavt_toolkit.generation.loop import Decoding, Loop
@@ -99,7 +99,8 @@ class Validator:
         # Rows that are packed come one at a time, so that a whole step of samples may share them.
         budget = build_row_budget(section, self.model)
         at_once = section.micro_batch if section.micro_batch and budget is None else section.batch_size
-        dataset = TraceDataset(self.model, self.task, len(self.loss_indices), budget, SPLIT)
+        limits = build_sample_budget(section, self.model)
+        dataset = TraceDataset(self.model, self.task, len(self.loss_indices), limits, SPLIT)
         collator = StepCollator(at_once, self.model.language_model, budget)
 
         def prepare_chunk(chunk: Sequence[int], begin_sample: BeginSample) -> StepBatch:
