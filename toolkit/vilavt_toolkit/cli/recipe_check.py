@@ -153,6 +153,8 @@ def _check_reinforcement(
     is_new = starts_from_base(recipe, section)
     precision, new = recipe.recipe.train.precision, recipe.recipe.model if is_new else None
     report = _check_learning(collect, model, section, optimizer, "rl", precision, new)
+    if section.pack_tokens is not None:
+        collect.check_fits("rl.pack_tokens", lambda: require_packing(model, "rl"))
     remove_adapters(model)
     return report
 

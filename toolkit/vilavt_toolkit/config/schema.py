@@ -240,8 +240,7 @@ class TrainSection(StageSection):
             raise ValueError(
                 f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}. Write a divisor of it."
             )
-        if self.pack_patches is not None and self.pack_tokens is None:
-            raise ValueError("pack_patches limits rows of pack_tokens, which is not set. Set pack_tokens too.")
+        _check_pack_patches(self)
         if self.patience is not None and self.validate_every is None:
             raise ValueError("patience counts validations, and there are none. Set validate_every too.")
         if self.best_by == "accuracy" and not self.validate_dialogues:
@@ -283,7 +282,24 @@ class RLSection(StageSection):
     )
     rollout_batch: int = setting(64, help="rollouts that run at once", minimum=1)
     inner_epochs: int = setting(1, help="optimizer steps taken on the same rollouts", minimum=1)
-    micro_batch: int | None = setting(None, help="rollouts in memory at once in an update (null: all)", minimum=1)
+    micro_batch: int | None = setting(
+        None,
+        help="rollouts in memory at once in an update (null: all)",
+        minimum=1,
+        replaces=("pack_tokens", "pack_patches"),
+    )
+    pack_tokens: int | None = setting(
+        None,
+        help="instead of micro_batch: most tokens of a row that rollouts share in an update, without padding",
+        minimum=1,
+        replaces=("micro_batch",),
+    )
+    pack_patches: int | None = setting(
+        None,
+        help="most patches, tokens of the encoder, of such a row (null: no limit)",
+        minimum=1,
+        replaces=("micro_batch",),
+    )
     max_resamples: int = setting(
         3, help="times that a step samples other prompts while no group has different rewards", minimum=0
     )
@@ -299,6 +315,7 @@ class RLSection(StageSection):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_run(self.run)
+        _check_pack_patches(self)
         if self.temperature == 0:
             raise ValueError("temperature 0 makes all rollouts of a prompt the same. Write a positive one, like 1.")
 
@@ -362,6 +379,11 @@ def _check_strategy(strategy: str) -> None:
         )
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy {strategy!r} is not known. Write one of {', '.join(STRATEGIES)}.")
+
+
+def _check_pack_patches(section: TrainSection | RLSection) -> None:
+    if section.pack_patches is not None and section.pack_tokens is None:
+        raise ValueError("pack_patches limits rows of pack_tokens, which is not set. Set pack_tokens too.")
 
 
 def _check_run(run: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
-from vilavt_toolkit.config.schema import TrainSection
+from vilavt_toolkit.config.schema import RLSection, TrainSection
 from vilavt_toolkit.contracts import ShownRegion, Trajectory, View
 from vilavt_toolkit.errors import BadConfig, InputError
 from vilavt_toolkit.models.model import VisualChatModel
@@ -127,9 +127,20 @@ def build_sample_budget(section: TrainSection, model: VisualChatModel) -> RowBud
     return build_row_budget(section, model)
 
 
-def require_packing(model: VisualChatModel) -> None:
-    """Raise BadConfig if the language model cannot read rows of several dialogues."""
+def build_rollout_budget(section: RLSection, model: VisualChatModel) -> RowBudget | None:
+    """Build the budget of rows that rollouts share in an update, or None if each has its own.
+
+    A rollout that is larger has a row alone: it was sampled, and all of it counts.
+    """
+    if section.pack_tokens is None:
+        return None
+    encoder = model.vision.backbone
+    return RowBudget(section.pack_tokens, section.pack_patches, "alone", lambda view: encoder.token_count(view.size))
+
+
+def require_packing(model: VisualChatModel, stage: str = "train") -> None:
+    """Raise BadConfig if the language model cannot read rows of several dialogues, as `stage` is to give it."""
     if problem := model.language_model.describe_packing_problem():
         raise BadConfig(
-            f"the language model takes no row of several dialogues, since {problem}. Set train.micro_batch instead."
+            f"the language model takes no row of several dialogues, since {problem}. Set {stage}.micro_batch instead."
         )

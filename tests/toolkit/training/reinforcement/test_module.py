@@ -80,6 +80,56 @@ def test_a_step_has_the_same_gradient_in_micro_batches(rl, rl_recipe, loss, micr
         assert (split.grads[name] - expected).abs().max() < 1e-4 * max(1e-2, expected.abs().max()), name
 
 
+@pytest.mark.parametrize("settings", [("rl.policy_loss={name: ppo_clip}", "rl.kl=0.3"), ("rl.policy_loss=dapo",)])
+@pytest.mark.parametrize("rows", [("rl.pack_tokens=1500",), ("rl.pack_tokens=100000", "rl.pack_patches=150")])
+def test_rollouts_that_share_rows_give_the_loss_gradients_and_metrics_of_those_alone(rl, rl_recipe, settings, rows):
+    settings = ("rl.inner_epochs=1", "rl.steps=1", *settings)
+    alone, packed = rl.module_of(rl_recipe, *settings, "rl.micro_batch=1"), rl.module_of(rl_recipe, *settings, *rows)
+    if "rl.kl=0.3" in settings:
+        for module in (alone, packed):
+            module.reference = rl.livened(copy.deepcopy(module.model)).requires_grad_(False)
+    shapes, run_layers = [], packed.model.run_layers
+
+    def watched(batch):
+        shapes.append((len(batch.ids), len(batch.documents)))
+        return run_layers(batch)
+
+    packed.model.run_layers = watched
+    rl.stepped(alone, 1)
+    rl.stepped(packed, 1)
+    assert all(count == 1 for count, _ in shapes) and max(documents for _, documents in shapes) > 2
+    (expected,), (found,) = ([each for each in module.logged if "loss" in each] for module in (alone, packed))
+    assert found.keys() == expected.keys()
+    for name in found.keys() - {"time/update"}:
+        # The gap is that between two ways to compute the same numbers: all of it is rounding.
+        tolerance = 1e-5 if name.startswith("logprob_gap") else 1e-6
+        assert found[name] == pytest.approx(expected[name], rel=1e-5, abs=tolerance), name
+    assert packed.grads.keys() == alone.grads.keys()
+    for name, gradient in alone.grads.items():
+        assert (packed.grads[name] - gradient).abs().max() <= 1e-5 * gradient.abs().max() + 1e-9, name
+
+
+def test_every_token_is_in_one_row_whose_limits_hold_and_old_logprobs_go_back_to_their_places(rl, rl_recipe):
+    module = rl.module_of(rl_recipe, "rl.pack_tokens=900")
+    pending, budget = rl.pending_of(module), module._budget
+    chunks = list(pending.split_into_chunks(None, budget))
+    assert any(len(chunk.rollouts) > 1 for chunk in chunks)
+    assert sorted(number for chunk in chunks for number in chunk.rollouts) == list(range(len(pending.rollouts)))
+    assert torch.cat([chunk.tokens for chunk in chunks]).sort().values.tolist() == list(range(sum(pending.lengths)))
+    for chunk in chunks:
+        batch = pending.collate_chunk(chunk, module.model.language_model)
+        assert batch.ids.numel() <= 900 or len(chunk.rollouts) == 1, "a larger rollout has a row alone"
+        lengths = [each.produced_tokens for each in pending.select_rollouts(chunk)]
+        assert len(batch.targets) == sum(lengths) == len(chunk.tokens)
+    apart = copy.deepcopy(pending)
+    with torch.no_grad():
+        for chunk in chunks:
+            module._token_losses(pending, chunk, True, TokenAverages())
+        for chunk in apart.split_into_chunks(1):
+            module._token_losses(apart, chunk, True, TokenAverages())
+    assert torch.allclose(pending.old_logprobs, apart.old_logprobs, atol=1e-5) and pending.old_logprobs.any()
+
+
 class Texts:
     """A task without images in every second sample."""
 

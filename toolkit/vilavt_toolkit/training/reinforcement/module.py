@@ -13,6 +13,7 @@ from torch import Tensor
 from vilavt_toolkit.checkpoints.training_state import TrainingState
 from vilavt_toolkit.config.schema import RLSection
 from vilavt_toolkit.contracts import Advantage, Optimizer, PolicyLoss
+from vilavt_toolkit.data.row_budget import build_rollout_budget
 from vilavt_toolkit.errors import TrainingError
 from vilavt_toolkit.models.batch import Batch
 from vilavt_toolkit.models.model import VisualChatModel
@@ -74,6 +75,7 @@ class ReinforcementModule(StageModule):
         self.collector = collector
         self._parts = parts
         self._drawings = drawings
+        self._budget = build_rollout_budget(section, model)
         self._buffer: RolloutBuffer | None = None
         self._watch = CollapseWatch()
         self._tool_rate = 0.0
@@ -180,19 +182,21 @@ class ReinforcementModule(StageModule):
     # --- Update ----------------------------------------------------------------------------------------------------
 
     def _take_step(self, buffer: RolloutBuffer, is_first: bool) -> dict[str, Tensor | float]:
-        """Take one optimizer step on all rollouts of the buffer; the gradient does not depend on `micro_batch`."""
+        """Take one optimizer step on all rollouts of the buffer; no gradient depends on how they share memory."""
         optimizer, averages = self.begin_step(), TokenAverages()
         # Weights are of the whole step, so that the sums over chunks add up to the same loss for every chunk size.
-        weights = self._parts.policy_loss.sequence_weights(buffer.lengths)
+        lengths = buffer.lengths
+        weights = self._parts.policy_loss.sequence_weights(lengths)
         loss = torch.zeros((), device=self.device, dtype=torch.float32)
-        chunk_losses: list[Tensor] = []
-        for chunk in buffer.split_into_chunks(self.section.micro_batch):
+        token_losses = torch.zeros_like(buffer.old_logprobs)
+        for chunk in buffer.split_into_chunks(self.section.micro_batch, self._budget):
             losses = self._token_losses(buffer, chunk, is_first, averages)
-            part = weighted_sum(losses, weights[chunk.rollouts], buffer.lengths[chunk.rollouts])
+            chosen = [(weights[number], lengths[number]) for number in chunk.rollouts]
+            part = weighted_sum(losses, *zip(*chosen, strict=True))
             self.add_gradient(part)
             loss = loss + part.detach()
-            chunk_losses.append(losses.detach())
-        self.end_step(optimizer, loss, lambda: _find_faulty(buffer, torch.cat(chunk_losses)))
+            token_losses[chunk.tokens] = losses.detach().to(token_losses.dtype)
+        self.end_step(optimizer, loss, lambda: _find_faulty(buffer, token_losses))
         return {
             **averages.compute_means(),
             "loss": loss,
@@ -211,12 +215,14 @@ class ReinforcementModule(StageModule):
         states = self.model.run_layers(batch)
         logp, entropy = logprobs_and_entropy(self.model.language_model, states, batch, temperature)
         if is_first:
-            buffer.old_logprobs[chunk.tokens] = logp.detach()
+            buffer.old_logprobs[chunk.tokens] = logp.detach().to(buffer.old_logprobs.dtype)
             self._record_logprob_gap(buffer, chunk, logp.detach(), averages)
             # The reference never changes, so that once per collection is enough.
             if self.reference is not None:
-                buffer.reference_logprobs[chunk.tokens] = _reference_logprobs(self.reference, batch, temperature)
-        rollouts, lengths = buffer.rollouts[chunk.rollouts], buffer.lengths[chunk.rollouts]
+                reference = _reference_logprobs(self.reference, batch, temperature)
+                buffer.reference_logprobs[chunk.tokens] = reference.to(buffer.reference_logprobs.dtype)
+        rollouts = buffer.select_rollouts(chunk)
+        lengths = [rollout.produced_tokens for rollout in rollouts]
         advantages = repeat_per_token([rollout.advantage for rollout in rollouts], lengths, self.device)
         loss, is_clipped = self._parts.policy_loss.token_losses(logp, buffer.old_logprobs[chunk.tokens], advantages)
         averages.add(len(logp), entropy=entropy, clip_fraction=is_clipped)
@@ -233,7 +239,7 @@ class ReinforcementModule(StageModule):
 
         A large gap means that training and generation compute different models, as by a wrong mask or cache.
         """
-        sampled = [value for rollout in buffer.rollouts[chunk.rollouts] for value in rollout.sampled_logprobs]
+        sampled = [value for rollout in buffer.select_rollouts(chunk) for value in rollout.sampled_logprobs]
         gap = (logp - torch.tensor(sampled, dtype=torch.float32).to(self.device, non_blocking=True)).abs()
         averages.add(0, logprob_gap=gap)
         averages.keep_largest("logprob_gap_max", gap)

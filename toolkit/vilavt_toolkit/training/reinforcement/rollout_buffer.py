@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Self
 
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from vilavt_toolkit.checkpoints.training_state import TrainingState
 from vilavt_toolkit.contracts import LanguageModel, Trajectory, View
+from vilavt_toolkit.data.row_budget import RowBudget
 from vilavt_toolkit.errors import RunError
 from vilavt_toolkit.models.batch import Batch, collate
+from vilavt_toolkit.training.supervised.packing import fill_rows
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,13 @@ class LearnedRollout:
 
 @dataclass(frozen=True)
 class RolloutChunk:
-    """Rollouts that are in memory together, and the span of their tokens among all produced tokens."""
+    """Rollouts that are in memory together, by their numbers, and where their tokens are among all produced tokens."""
 
-    rollouts: slice
-    tokens: slice
+    rollouts: tuple[int, ...]
+    tokens: Tensor
+    """[n] places of the tokens of these rollouts, one rollout after another."""
+    is_packed: bool
+    """True if they share one row, False if each has its own, padded to the longest."""
 
 
 @dataclass
@@ -67,20 +73,34 @@ class RolloutBuffer:
         """Number of produced tokens of every rollout."""
         return [rollout.produced_tokens for rollout in self.rollouts]
 
-    def split_into_chunks(self, size: int | None) -> Iterator[RolloutChunk]:
-        """Yield chunks of `size` rollouts, or one of all; no gradient depends on it."""
-        lengths, token = self.lengths, 0
-        step = size or len(self.rollouts)
-        for start in range(0, len(self.rollouts), step):
-            count = sum(lengths[start : start + step])
-            yield RolloutChunk(slice(start, start + step), slice(token, token + count))
-            token += count
+    def split_into_chunks(self, size: int | None, budget: RowBudget | None = None) -> Iterator[RolloutChunk]:
+        """Yield chunks of `size` rollouts, or one of all; with `budget` rows that rollouts share without padding.
+
+        No gradient depends on it. The rows depend on the sizes of the rollouts alone, in this and in a resumed run.
+        """
+        count = len(self.rollouts)
+        if budget is None:
+            parts = [
+                list(range(start, min(start + (size or count), count))) for start in range(0, count, size or count)
+            ]
+        else:
+            parts = fill_rows([budget.measure(each.trajectory, each.views) for each in self.rollouts], budget)
+        ends = list(accumulate(self.lengths, initial=0))
+        for numbers in parts:
+            # Made on the CPU: lengths are known there, and a GPU would be waited for.
+            places = torch.cat([torch.arange(ends[number], ends[number + 1]) for number in numbers])
+            tokens = places.to(self.old_logprobs.device, non_blocking=True)
+            yield RolloutChunk(tuple(numbers), tokens, budget is not None)
+
+    def select_rollouts(self, chunk: RolloutChunk) -> list[LearnedRollout]:
+        """Return the rollouts of a chunk, in its order."""
+        return [self.rollouts[number] for number in chunk.rollouts]
 
     def collate_chunk(self, chunk: RolloutChunk, language_model: LanguageModel) -> Batch:
-        """Return the rollouts of a chunk as a padded batch."""
-        rollouts = self.rollouts[chunk.rollouts]
+        """Return the rollouts of a chunk as a batch: padded rows, or one row."""
+        rollouts = self.select_rollouts(chunk)
         trajectories, views = [rollout.trajectory for rollout in rollouts], [rollout.views for rollout in rollouts]
-        return collate(trajectories, views, language_model)
+        return collate(trajectories, views, language_model, packed=chunk.is_packed)
 
     def to_state(self) -> TrainingState:
         """Return everything as tensors and plain data; `from_state` reads it back to the bit."""

@@ -19,6 +19,7 @@ from vilavt_toolkit.config.recipe import CheckedRecipe
 from vilavt_toolkit.config.schema import RLSection
 from vilavt_toolkit.contracts import Task
 from vilavt_toolkit.data.lengths import check_lengths
+from vilavt_toolkit.data.row_budget import require_packing
 from vilavt_toolkit.data.source_check import check_sources
 from vilavt_toolkit.data.splits import require_samples
 from vilavt_toolkit.errors import InputError, RunError, UsageError
@@ -75,6 +76,8 @@ def _reinforce(stage: Stage, section: RLSection, start: StageStart, allow_change
     start.checkpointing.facts["data"] = check_data(start.checkpointing.state, task, section.split, allow_changes)
     check_sources(task, recipe.recipe.model.source, section.split)
     model = _build_model(recipe, checkpoint, resume=start.folder is not None)
+    if section.pack_tokens is not None:
+        require_packing(model, "rl")
     if start.folder is None:
         check_lengths(model, task, section.split, traces=False)
     apply_memory_settings(model, recipe.recipe.train)
