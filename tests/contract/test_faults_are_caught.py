@@ -13,6 +13,7 @@ from vilavt_toolkit.registry.plugins import load_builtin
 from vilavt_toolkit.settings import NoSettings
 from vilavt_toolkit.testing import bench, check_encoder, check_inquiry_encoder, check_modulator
 from vilavt_toolkit.testing.isolation import isolated_registries
+from vilavt_toolkit.testing.modulators import tiny_encoders_only
 
 load_builtin()
 
@@ -137,7 +138,7 @@ class BoastsOfNorms(ToyEncoder):
 
 
 def check(cls):
-    with isolated_registries():
+    with isolated_registries(), tiny_encoders_only():
         modulators.register("under_test")(cls)
         check_modulator("under_test")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 import textwrap
@@ -21,6 +22,7 @@ from vilavt_toolkit.settings import NoSettings
 from vilavt_toolkit.testing import check_encoder
 from vilavt_toolkit.testing.bench import WordInquiryEncoder, example_views
 from vilavt_toolkit.testing.isolation import isolated_registries
+from vilavt_toolkit.testing.modulators import tiny_encoders_only
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +45,16 @@ def written(request, tmp_path, monkeypatch):
         yield tmp_path, name
 
 
+def test_its_tests_pass_here(written):
+    _, name = written
+    tests = [each for key, each in runpy.run_path(f"test_{name}.py").items() if key.startswith("test_")]
+    assert tests
+    with tiny_encoders_only():
+        for test in tests:
+            test()
+
+
+@pytest.mark.nightly
 def test_its_tests_pass(written):
     folder, name = written
     roots = os.pathsep.join(str(ROOT / root) for root in ("toolkit", "components"))

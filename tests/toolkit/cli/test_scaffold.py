@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from vilavt_toolkit.cli import scaffold
 from vilavt_toolkit.cli.app import run
 from vilavt_toolkit.registry import REGISTRIES
 from vilavt_toolkit.testing.isolation import isolated_registries
+from vilavt_toolkit.testing.modulators import tiny_encoders_only
 
 MODULATOR = '''
 """A shift of the first norm, by the inquiry."""
@@ -130,6 +132,14 @@ def test_the_help_of_new_names_every_kind_with_a_template(capsys):
     assert f"Kind of the component: {', '.join(KINDS)}." in shown
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_that_new_writes_keeps_its_contract(written, kind):
+    file = Path(written["folder"][0]) / f"test_my_{kind}.py"
+    with isolated_registries(), tiny_encoders_only():
+        runpy.run_path(str(file))[f"test_my_{kind}_keeps_the_contract_of_its_kind"]()
+
+
+@pytest.mark.nightly
 def test_every_kind_that_new_writes_passes_its_own_test(written):
     tested = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "."],

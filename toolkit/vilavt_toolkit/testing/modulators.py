@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -13,7 +14,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from vilavt_toolkit.contracts import Encoder, Modulator, View
+from vilavt_toolkit.contracts import BlockSpec, Encoder, Modulator, View
 from vilavt_toolkit.registry import encoders, modulators
 from vilavt_toolkit.testing import bench
 from vilavt_toolkit.testing.adapters import assert_adapters_learn
@@ -26,6 +27,9 @@ _GROUPS = (2, 0, 2, 1, 0)
 _TEXTS = (bench.TEXTS[0], "", bench.TEXTS[2])
 # The instances after one step, by encoder and modulator, each with its variant. They are small.
 _TRAINED: dict[tuple[type, str, type, str], DynamicEncoder] = {}
+# The blocks of the small instances of encoders, by class and variant. Every claim asks whether a modulator fits.
+_BLOCKS: dict[tuple[type, str], tuple[BlockSpec, ...]] = {}
+_TINY_ENCODERS_ONLY = ContextVar("_TINY_ENCODERS_ONLY", default=False)
 
 
 @dataclass(frozen=True)
@@ -46,15 +50,20 @@ class _Case:
         return DynamicEncoder(self.encoder.build(seed=seed), parts, "all", bench.WordInquiryEncoder()).eval()
 
     def build_trained(self) -> DynamicEncoder:
-        """Build it and take one training step."""
-        # Most claims start from here, so the step is taken once and copied. The classes belong to the key, since
-        # tests register several modulators under one name.
+        """Build it and take one training step; the result is the caller's own."""
+        own = copy.deepcopy(self.share_trained())
+        torch.manual_seed(2)
+        return own
+
+    def share_trained(self) -> DynamicEncoder:
+        """Build it and take one training step, once for all callers: they may read it, and not change it."""
+        # Most claims start from here. Copying costs more than encoding. The classes belong to the key, since tests
+        # register several modulators under one name.
         encoder, modulator = self.encoder, self.modulator
         key = (encoder.entry.cls, encoder.variant, modulator.entry.cls, modulator.variant)
         if key not in _TRAINED:
             _TRAINED[key] = self._train()
-        torch.manual_seed(2)
-        return copy.deepcopy(_TRAINED[key])
+        return _TRAINED[key]
 
     def _train(self) -> DynamicEncoder:
         # A fresh modulator changes nothing, so a claim about fresh ones would hold for any mistake.
@@ -68,16 +77,35 @@ class _Case:
         return dynamic
 
 
+@contextmanager
+def tiny_encoders_only() -> Iterator[None]:
+    """Let the claims inside try a modulator on the tiny instance of every encoder, and not on encoders' variants."""
+    token = _TINY_ENCODERS_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _TINY_ENCODERS_ONLY.reset(token)
+
+
+def _list_blocks(instance: Instance[Encoder]) -> tuple[BlockSpec, ...]:
+    """Return the blocks of a small instance of an encoder, which is built once."""
+    key = (instance.entry.cls, instance.variant)
+    if key not in _BLOCKS:
+        _BLOCKS[key] = instance.build().spec.blocks
+    return _BLOCKS[key]
+
+
 def _list_cases(name: str, variants: bool) -> Iterator[_Case]:
     """List the modulator, and its variants, on every encoder that accepts it.
 
-    With `variants` the modulator is also on every variant of the encoders.
+    With `variants` the modulator is also on every variant of the encoders, except inside `tiny_encoders_only`.
     """
+    variants = variants and not _TINY_ENCODERS_ONLY.get()
     plain, *others = bench.list_instances(modulators.get(name))
     found, first_reason = False, ""
     for entry in bench.require_entries(encoders):
         for instance in bench.list_instances(entry, variants):
-            blocks = instance.build().spec.blocks
+            blocks = _list_blocks(instance)
             for modulator in [plain] if instance.variant else [plain, *others]:
                 cls, config = modulator.entry.cls, modulator.config
                 # An encoder whose every block is accepted is a case. The first refusal is kept for the error below.
@@ -161,7 +189,7 @@ def starts_as_no_modulation(case: _Case) -> None:
 @_for_every_case(variants=True)
 def leaves_empty_inquiries_unmodulated(case: _Case) -> None:
     """Regions with an empty inquiry have the plain encoder's features, after training too."""
-    dynamic = case.build_trained()
+    dynamic = case.share_trained()
     views = bench.example_views(dynamic.backbone)
     with torch.no_grad():
         silent = _encode_groups(dynamic, views, texts=["", "", ""])
@@ -178,7 +206,7 @@ def leaves_empty_inquiries_unmodulated(case: _Case) -> None:
 @_for_every_case(variants=True)
 def keeps_groups_apart(case: _Case) -> None:
     """The regions and the inquiry of a group do not change the features of another group."""
-    dynamic = case.build_trained()
+    dynamic = case.share_trained()
     views = bench.example_views(dynamic.backbone)
     # Group 0 gets another view and another inquiry at once; every other group must not notice.
     others = list(views)
@@ -194,7 +222,7 @@ def keeps_groups_apart(case: _Case) -> None:
 @_for_every_case(variants=False)
 def keeps_regions_apart_with_span_region(case: _Case) -> None:
     """With span `region`, the regions of a group do not change each other's features."""
-    dynamic = case.build_trained()
+    dynamic = case.share_trained()
     # With span `group` they should: the next claim checks that.
     if any(modulator.span == "group" for modulator in _list_modulators(dynamic)):
         return
@@ -208,7 +236,7 @@ def keeps_regions_apart_with_span_region(case: _Case) -> None:
 @_for_every_case(variants=False)
 def shows_regions_each_other_with_span_group(case: _Case) -> None:
     """With span `group`, every region's features depend on the others of its group, with an inquiry and without."""
-    dynamic = case.build_trained()
+    dynamic = case.share_trained()
     if not any(modulator.span == "group" for modulator in _list_modulators(dynamic)):
         return
     views = bench.example_views(dynamic.backbone)
@@ -226,7 +254,7 @@ def shows_regions_each_other_with_span_group(case: _Case) -> None:
 @_for_every_case(variants=True)
 def encodes_groups_in_any_order(case: _Case) -> None:
     """A group has the same features alone as packed with others, in any order."""
-    dynamic = case.build_trained()
+    dynamic = case.share_trained()
     views = bench.example_views(dynamic.backbone)
     with torch.no_grad():
         packed = _encode_groups(dynamic, views)
@@ -242,7 +270,7 @@ def encodes_groups_in_any_order(case: _Case) -> None:
 @_for_every_case(variants=True)
 def depends_on_the_inquiry_after_a_step(case: _Case) -> None:
     """After a training step another inquiry gives other features, unless it has neither sites nor context."""
-    dynamic = case.build_trained()
+    dynamic = case.share_trained()
     if not any(modulator.sites or _adds_context(modulator) for modulator in _list_modulators(dynamic)):
         return
     views = bench.example_views(dynamic.backbone)
