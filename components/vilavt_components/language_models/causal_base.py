@@ -116,6 +116,13 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
             self.vocab_size: int = text.vocab_size
             self.context_length = int(getattr(text, "max_position_embeddings", None) or 1 << 20)
             self._windows = read_layer_windows(text)
+        heads, shared = (getattr(text, f"num_{kind}_heads", None) for kind in ("attention", "key_value"))
+        # The layers can be built, and fail at the first forward.
+        if isinstance(heads, int) and isinstance(shared, int) and (shared < 1 or heads % shared):
+            raise InputError(
+                f"{self.label}: num_key_value_heads is {shared} and num_attention_heads {heads}. Every head for keys and "
+                "values serves equally many others, so choose a number that divides them."
+            )
 
     def _tokenizer_config(self) -> Any:
         """Return a transformers configuration that tells the class of `path`'s tokenizer; None: its files tell."""

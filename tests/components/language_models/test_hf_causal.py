@@ -176,6 +176,8 @@ def copied(folder: Path, tmp_path: Path) -> Path:
         ({**FAMILIES["llama"], "hidden_size": 30}, "hidden size"),
         ({**FAMILIES["llama"], "hiden_size": 30}, "Did you mean 'hidden_size'"),
         ({**FAMILIES["gpt2"], "n_embd": 30}, "divisible"),
+        ({**FAMILIES["llama"], "num_key_value_heads": 32}, "num_key_value_heads is 32 and num_attention_heads 4"),
+        ({**FAMILIES["llama"], "num_key_value_heads": 3}, "num_key_value_heads is 3 and num_attention_heads 4"),
         ({**FAMILIES["llama"], "vocab_size": 100}, "Set vocab_size to 264 or more"),
     ],
 )

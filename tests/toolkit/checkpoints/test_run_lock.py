@@ -13,6 +13,7 @@ import pytest
 
 from vilavt_toolkit.checkpoints import run_lock
 from vilavt_toolkit.checkpoints.native import find_checkpoint
+from vilavt_toolkit.checkpoints.run_folder import expand_home
 from vilavt_toolkit.checkpoints.run_lock import RunLock
 from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.errors import RunError
@@ -184,6 +185,19 @@ def test_only_a_run_is_moved_out_of_the_way(tmp_path, monkeypatch):
         move_aside(Path("../run"))
         assert not (tmp_path / "run").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"photos", "file", "run.old-1", "run.old-2", "run.old-3"}
+
+
+@pytest.mark.parametrize("name", ["eval", "eval-small", "eval.old-1", "eval-small.unfinished-1"])
+def test_a_folder_with_evaluations_alone_can_become_a_run(tmp_path, name):
+    (tmp_path / "run" / name).mkdir(parents=True)
+    move_aside(tmp_path / "run")
+    assert (tmp_path / "run.old-1" / name).is_dir()
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_blanks_name_no_folder(name):
+    with pytest.raises(RunError, match=r"names no folder"):
+        expand_home(name)
 
 
 def test_the_folder_one_is_in_is_not_moved_away(run, tmp_path, monkeypatch):

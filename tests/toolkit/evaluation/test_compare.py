@@ -65,6 +65,13 @@ def test_every_run_has_its_arms_and_differences_in_one_table(two, capsys, monkey
         assert cell in shown
 
 
+def test_runs_of_a_task_that_does_not_say_which_need_a_zoom_are_compared_on_all_questions(evaluated, capsys, tmp_path):
+    name, file = evaluated("film", {"name": "film"}), tmp_path / "runs" / "film" / "eval" / "summary.json"
+    file.write_text(file.read_text().replace("needs a zoom", "all").replace("several to read", "mine"))
+    assert run(["compare", name]) == 0
+    assert "80.0" in capsys.readouterr().out
+
+
 def test_the_table_can_be_read_as_markdown(two, tmp_path):
     assert run(["compare", *two, "--write", "tables/mine.md"]) == 0
     lines = [line for line in (tmp_path / "tables/mine.md").read_text().splitlines() if line.startswith("|")]

@@ -85,14 +85,14 @@ def test_a_full_disk_costs_the_files_and_not_the_table(run, monkeypatch, tmp_pat
 
 
 def test_evaluations_of_several_names_stand_beside_each_other(run):
-    for name in ("", "short"):
+    for name in (None, "short"):
         evaluate_run(run, QUICK, Console(quiet=True), name)
     assert {path.name for path in run.glob("eval*")} == {"eval", "eval-short"}
     assert find_evaluation_folder(run) == run / "eval"
     assert find_evaluation_folder(run / "eval-short") == run / "eval-short"
 
 
-@pytest.mark.parametrize("name", ["../out", "a/b", ".hidden", "a b", "x" * 101])
+@pytest.mark.parametrize("name", ["", "../out", "a/b", ".hidden", "a b", "x" * 101])
 def test_a_name_that_is_no_folder_s_is_refused(name):
     with pytest.raises(UsageError, match=r"--name .* cannot name a folder"):
         name_evaluation_folder(Path("run"), name)

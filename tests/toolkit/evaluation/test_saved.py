@@ -15,7 +15,7 @@ from vilavt_toolkit.errors import RunError, VilavtError
 from vilavt_toolkit.evaluation.compare import RunSummary, build_modulator_table, read_summaries
 from vilavt_toolkit.evaluation.compare_encoders import EncoderRun, build_encoder_table, read_encoder_runs
 from vilavt_toolkit.evaluation.compare_stages import read_stage_items
-from vilavt_toolkit.evaluation.saved import read_items
+from vilavt_toolkit.evaluation.saved import read_cost, read_items, read_summary
 
 ESTIMATE = {"mean": 0.5, "low": 0.4, "high": 0.6, "items": 8, "clusters": 4}
 ARM = {"accuracy": {"needs a zoom": ESTIMATE, "all": ESTIMATE}, "metrics": {}, "calls": 1.0, "answered": 1.0}
@@ -86,6 +86,26 @@ def test_a_file_that_is_no_evaluation_is_named(run, text):
     (run / "eval" / "summary.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(RunError, match=r"summary\.json cannot be read"):
         read_summaries([run])
+
+
+@pytest.mark.parametrize("file", ["eval/summary.json", "eval/items.jsonl", "cost.json"])
+def test_of_a_key_that_stands_twice_neither_value_is_taken(run, file):
+    write(run)
+    path = run / file
+    path.write_text(path.read_text().replace("{", '{"seed": 1, "seed": 2, ', 1))
+    with pytest.raises(RunError, match=r"cannot be read \(the key 'seed' stands twice in one object\)"):
+        for read in (read_summary, read_cost, lambda folder: list(read_items(folder))):
+            read(run)
+
+
+@pytest.mark.parametrize(("folder", "words"), [("", "vilavt eval {run}"), ("eval-big", "vilavt eval {run} --name big")])
+def test_an_evaluation_that_is_missing_is_told_with_the_command_that_makes_it(tmp_path, folder, words):
+    run = tmp_path
+    (run / "checkpoints").mkdir()
+    for read in (read_summary, lambda path: list(read_items(path))):
+        with pytest.raises(RunError) as error:
+            read(run / folder)
+        assert str(error.value).endswith("Do that first: " + words.format(run=run))
 
 
 def test_the_line_of_a_damaged_item_is_told(run):

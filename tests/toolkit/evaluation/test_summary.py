@@ -95,6 +95,13 @@ def test_a_kind_of_question_that_does_not_occur_is_left_out(tiny_model, tiny_tas
     ]
 
 
+def test_a_task_that_does_not_say_which_need_a_zoom_has_its_arms_compared_on_all(tiny_model, tiny_task):
+    arms = {"modulated": 1.0, "unmodulated": 0.0}
+    items = {arm: [item(tiny_model, arm, n, score) for n in range(8)] for arm, score in arms.items()}
+    (line,) = format_differences(summarise_results(items, tiny_task))
+    assert line.startswith("modulated - unmodulated, all: +100.0 points")
+
+
 class Grouped:
     """A task with metrics over groups, one of which no group was asked whole for."""
 

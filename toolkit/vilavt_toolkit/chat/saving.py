@@ -19,6 +19,7 @@ from vilavt_toolkit.errors import InputError, UsageError
 from vilavt_toolkit.generation.sampling import Decoding
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.utils.files import write_text
+from vilavt_toolkit.utils.json_objects import load_unambiguous
 
 CHAT_FILE = "chat.json"
 _VERSION = 1
@@ -125,7 +126,7 @@ def load_chat(folder: Path, model: VisualChatModel) -> tuple[Session, Decoding]:
     """Load what `save_chat` wrote; raises InputError naming what is missing or has changed."""
     file = folder / CHAT_FILE
     try:
-        data: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        data: Mapping[str, Any] = load_unambiguous(file.read_text(encoding="utf-8"))
         if data["version"] != _VERSION:
             raise InputError(
                 f"{file} is of version {data['version']!r}, not {_VERSION}. Load it with the release that wrote it."

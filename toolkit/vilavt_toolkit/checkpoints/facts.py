@@ -15,6 +15,8 @@ FORMAT = 2
 ADAPTERS_KEY = "adapters"
 """Key of the adapters that the weights have. Toolkits that do not know it refuse the names of these weights."""
 _FACTS_FILE = "checkpoint.json"
+_MOST = 10**12
+"""No step or format comes near this number. What lies above is damage."""
 
 
 def read_step(folder: Path) -> int:
@@ -50,7 +52,7 @@ def _read_format_and_step(folder: Path) -> tuple[int, int]:
             raise ValueError("it holds no mapping")
         for key in ("format", "step"):
             # `type`, not isinstance: JSON's true is an int for isinstance.
-            if type(facts.get(key)) is not int or facts[key] < 0:
+            if type(facts.get(key)) is not int or not 0 <= facts[key] < _MOST:
                 raise ValueError(f"its {key} is {format_value(facts.get(key))}, where a number must stand")
     except (OSError, ValueError) as error:
         raise RunError(f"{file} cannot be read ({error}). Use another checkpoint of the run.") from error

@@ -16,6 +16,8 @@ def expand_home(path: str | os.PathLike[str]) -> Path:
     """Return the folder that a user names, with `~` as their home; raises RunError if it is none here."""
     if address := find_address(path):
         raise RunError(f"{address} is a web address. Give the path of a folder on this machine.")
+    if not os.fspath(path).strip():
+        raise RunError(f"{os.fspath(path)!r} names no folder. Write the path of one.")
     try:
         return Path(resolve_address(path)).expanduser()
     except RuntimeError as error:
@@ -42,7 +44,7 @@ def has_run(run: Path, key: str = "run") -> bool:
     if not names:
         return False
     # A recipe that was evaluated before it was trained has its evaluation there.
-    if not names & {"recipe.yaml", "checkpoints"} and names != {"eval"}:
+    if not names & {"recipe.yaml", "checkpoints"} and not all(name.startswith("eval") for name in names):
         raise RunError(f"{run} holds files that are no run. Choose another folder with `{key}=`.")
     # The run would be moved with the folder that the user is in, and relative paths of the recipe would break.
     if is_inside:

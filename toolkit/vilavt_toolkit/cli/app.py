@@ -161,8 +161,8 @@ def evaluate_model(
     run: RunArgument,
     overrides: Overrides = None,
     name: Annotated[
-        str, typer.Option("--name", metavar="NAME", help="Write into RUN/eval-NAME in place of RUN/eval.")
-    ] = "",
+        str | None, typer.Option("--name", metavar="NAME", help="Write into RUN/eval-NAME in place of RUN/eval.")
+    ] = None,
     trust_plugins: TrustOption = False,
 ) -> None:
     """Evaluate a run, or a recipe's checkpoint.

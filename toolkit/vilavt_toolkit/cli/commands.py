@@ -151,7 +151,7 @@ def reinforce(name: str, overrides: Sequence[str], how: Resume, allow_changes: b
     make_console().print(f"the run is in {run}; evaluate it with: vilavt eval {run}")
 
 
-def evaluate(run: str, overrides: Sequence[str], name: str = "") -> None:
+def evaluate(run: str, overrides: Sequence[str], name: str | None = None) -> None:
     """Evaluate a run, or the checkpoint of a recipe, under every arm; raises VilavtError.
 
     Items, summary and an example are written into the run's folder, or into the one that the recipe would train in.

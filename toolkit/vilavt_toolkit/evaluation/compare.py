@@ -16,6 +16,7 @@ ARMS = ("modulated", "unmodulated", "shuffled")
 """Arms in which the model may zoom; the encoder gets the model's own inquiry, none, or that of another item."""
 QUESTIONS = ("needs a zoom", "several to read")
 """The kinds of question in which the inquiry can matter to the encoder."""
+ALL_QUESTIONS = "all"
 DIFFERENCES = (("modulated", "unmodulated"), ("modulated", "shuffled"))
 START, END = "<!-- vilavt compare -->", "<!-- end of vilavt compare -->"
 """The lines between which `write_table` puts the table into an existing file."""
@@ -103,11 +104,15 @@ def _question_settings(run: RunSummary, key: str) -> dict[str, Any]:
 
 
 def build_modulator_table(runs: Sequence[RunSummary]) -> TextTable:
-    """Build the table of what the inquiry is worth to each run's encoder, by kind of question."""
+    """Build the table of what the inquiry is worth to each run's encoder, by kind of question.
+
+    Where no question is of such a kind, as of a task that does not say which need a zoom, it has all questions.
+    """
     header = ["run", "modulator", "questions", "n", *ARMS, *(f"{first} - {second}" for first, second in DIFFERENCES)]
     rows = []
+    kinds = [subset for subset in QUESTIONS if any(run.format_cells(subset) for run in runs)]
     # By question first, so that the runs to compare stand below each other.
-    for subset in QUESTIONS:
+    for subset in kinds or [ALL_QUESTIONS]:
         for run in runs:
             cells = run.format_cells(subset)
             if cells is not None:

@@ -22,13 +22,22 @@ ITEMS_FILE, SUMMARY_FILE = "items.jsonl", "summary.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
 
 
-def name_evaluation_folder(run: Path, name: str) -> Path:
+def name_evaluation_folder(run: Path, name: str | None) -> Path:
     """Return the folder of a run's evaluation, `eval` or `eval-NAME`; raises UsageError for a bad name."""
-    if not name:
+    if name is None:
         return run / "eval"
     if not _NAME.fullmatch(name):
         raise UsageError(f"--name {name[:100]!r} cannot name a folder. Use letters, digits, and the signs - _ . +")
     return run / f"eval-{name}"
+
+
+def describe_missing_evaluation(run: Path) -> str:
+    """Return the sentences that a run, or the folder of one of its evaluations, holds none, and what to type."""
+    parent, named = run.parent, re.fullmatch(r"eval(?:-(.+))?", run.name)
+    command = f"vilavt eval {run}"
+    if named and (parent / "checkpoints").is_dir():
+        command = f"vilavt eval {parent}" + (f" --name {named[1]}" if named[1] else "")
+    return f"{run} has not been evaluated. Do that first: {command}"
 
 
 def find_evaluation_folder(path: Path) -> Path:

@@ -45,7 +45,7 @@ _STOPPING = ("model.stopping=", "model.stopping.", "model.stopping[")
 
 
 def evaluate_run(
-    run: str | os.PathLike[str], overrides: Sequence[str], console: Console, name: str = ""
+    run: str | os.PathLike[str], overrides: Sequence[str], console: Console, name: str | None = None
 ) -> dict[str, Any]:
     """Evaluate the newest checkpoint of a run and return the summary; raises VilavtError.
 
@@ -61,7 +61,7 @@ def evaluate_run(
     return _evaluate_model(model, recipe, out, _describe_provenance(folder, recipe), console, taught)
 
 
-def evaluate_recipe(recipe: CheckedRecipe, console: Console, name: str = "") -> dict[str, Any]:
+def evaluate_recipe(recipe: CheckedRecipe, console: Console, name: str | None = None) -> dict[str, Any]:
     """Evaluate the model that a recipe starts training from, and return the summary; raises VilavtError.
 
     That is another project's checkpoint, which `model.checkpoint` names, its weights in the type of `train.precision`;

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -10,9 +9,15 @@ from typing import Any
 
 from vilavt_toolkit.config.renamed_keys import rename_old_keys
 from vilavt_toolkit.errors import RunError
-from vilavt_toolkit.evaluation.folder import ITEMS_FILE, SUMMARY_FILE, find_evaluation_folder
+from vilavt_toolkit.evaluation.folder import (
+    ITEMS_FILE,
+    SUMMARY_FILE,
+    describe_missing_evaluation,
+    find_evaluation_folder,
+)
 from vilavt_toolkit.evaluation.statistics import Estimate
 from vilavt_toolkit.utils.files import COST_FILE
+from vilavt_toolkit.utils.json_objects import load_unambiguous
 from vilavt_toolkit.utils.text import format_value
 
 
@@ -24,10 +29,10 @@ def read_summary(run: Path) -> dict[str, Any]:
     """Read the summary of a run's evaluation; raises RunError if there is none or it is damaged."""
     file = find_evaluation_folder(run) / SUMMARY_FILE
     try:
-        summary: dict[str, Any] = _require(json.loads(file.read_text(encoding="utf-8")), dict, "the file")
+        summary: dict[str, Any] = _require(load_unambiguous(file.read_text(encoding="utf-8")), dict, "the file")
         _check_summary(summary)
     except FileNotFoundError as error:
-        raise RunError(f"{run} has not been evaluated. Do that first: vilavt eval {run}") from error
+        raise RunError(describe_missing_evaluation(run)) from error
     except (OSError, ValueError, RecursionError, _Damage) as error:
         raise RunError(f"{file} cannot be read ({error}). Evaluate the run again: vilavt eval {run}") from error
     if "format" not in summary:
@@ -42,14 +47,14 @@ def read_items(run: Path) -> Iterator[dict[str, Any]]:
     try:
         with file.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
-                item = _require(json.loads(line), dict, f"line {number}")
+                item = _require(load_unambiguous(line), dict, f"line {number}")
                 for key, kind in (("arm", str), ("id", str), ("tags", dict), ("calls", int), ("score", float)):
                     _require(item.get(key), kind, f"line {number}: {key}")
                 if isinstance(item["tags"].get("group"), list | dict):
                     raise _Damage(f"line {number}: tags.group must be a text or a number")
                 yield item
     except FileNotFoundError as error:
-        raise RunError(f"{run} has not been evaluated. Do that first: vilavt eval {run}") from error
+        raise RunError(describe_missing_evaluation(run)) from error
     except (OSError, ValueError, RecursionError, _Damage) as error:
         raise RunError(f"{file} cannot be read ({error}). Evaluate the run again: vilavt eval {run}") from error
 
@@ -58,7 +63,7 @@ def read_cost(run: Path) -> dict[str, Any]:
     """Read the cost of a run's training; raises RunError if there is none or it is damaged."""
     file = run / COST_FILE
     try:
-        cost: dict[str, Any] = _require(json.loads(file.read_text(encoding="utf-8")), dict, "the file")
+        cost: dict[str, Any] = _require(load_unambiguous(file.read_text(encoding="utf-8")), dict, "the file")
         for name, count in _require(cost.get("parameters"), dict, "parameters").items():
             _require(count, float, f"parameters.{name}")
         _require(cost["parameters"].get("encoder"), float, "parameters.encoder")

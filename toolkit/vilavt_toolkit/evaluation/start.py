@@ -16,7 +16,7 @@ from vilavt_toolkit.registry.trust import trusting_plugins
 
 
 def evaluate(
-    run: str | os.PathLike[str], overrides: Sequence[str] = (), name: str = "", trust_plugins: bool = False
+    run: str | os.PathLike[str], overrides: Sequence[str] = (), name: str | None = None, trust_plugins: bool = False
 ) -> dict[str, Any]:
     """Evaluate a run, or the model that a recipe starts from, and return the summary; raises VilavtError.
 

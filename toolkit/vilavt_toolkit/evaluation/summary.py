@@ -27,6 +27,7 @@ DIFFERENCES = (
     ("modulated", "shuffled", "needs a zoom"),
     ("modulated", "shuffled", "several to read"),
 )
+_DIFFERENCES_OF_ALL = tuple((first, second, "all") for first, second, kind in DIFFERENCES if kind == "needs a zoom")
 
 _FEW_ANSWERS = 0.5
 """A share of readable answers below this is told before the table."""
@@ -81,7 +82,9 @@ def summarise_results(results: Results, task: Task, seed: int = 0, untaught: Seq
             "answered": sum(item.trajectory.answer is not None for item in items) / len(items),
         }
     differences = []
-    for first, second, subset in DIFFERENCES:
+    # A task that does not say which questions need a zoom has its arms compared on all.
+    tagged = any("needs_zoom" in item.sample.tags for items in results.values() for item in items)
+    for first, second, subset in DIFFERENCES if tagged else _DIFFERENCES_OF_ALL:
         if first in untaught or second in untaught:
             continue
         estimate = estimate_difference(results, first, second, subset, seed)

@@ -83,7 +83,7 @@ def check_settings(recipe: CheckedRecipe, folder: Path, stage: str, allow_change
         before = to_plain(parse_config(Recipe, {**saved, "plugins": []}))
     except RecipeErrors as error:
         reason = str(error.errors[0]).split("\n")[0]
-        _refuse_changes(f"the settings of {folder} cannot be compared", [reason], allow_changes)
+        _refuse_changes(f"the settings of {folder} cannot be compared", [reason.rstrip(".")], allow_changes)
         return
     for keys, old, new in _list_differences(before, contain_recipe(recipe).resolved, ()):
         if not _is_free(keys, stage):

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from vilavt_toolkit.errors import InputError
+from vilavt_toolkit.utils.json_objects import load_unambiguous
 from vilavt_toolkit.utils.text import shorten_text
 
 COST_FILE = "cost.json"
@@ -113,9 +114,9 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; raises OSError, and ValueError for text that is no JSON, or is nested too deep."""
+    """Read a JSON file; raises OSError, and ValueError for no JSON, a key twice in one object, or too deep nesting."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return load_unambiguous(path.read_text(encoding="utf-8"))
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 

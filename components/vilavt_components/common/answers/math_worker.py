@@ -22,6 +22,8 @@ _DIGITS = 30
 """Digits to which a number that is not rational is worked out."""
 _RELATIVE_ERROR = 1e-6
 """Largest error of such a number, relative to the truth: as many digits as the library asks of numbers around 1."""
+_EXACT_DIGITS = 6_000
+"""Rational numbers with as many digits before or behind the point are compared exactly, in milliseconds."""
 
 
 def _limit_cpu_time(seconds: int) -> None:
@@ -70,11 +72,27 @@ def _are_far_apart(truth: Any, answer: Any) -> bool:
         return any(_are_far_apart(*pair) for pair in zip(*parts, strict=True))
     if not (getattr(truth, "is_number", False) and getattr(answer, "is_number", False)):
         return False
-    if truth.is_Rational and answer.is_Rational:
-        return bool(truth != answer)
+    # Also two infinities, the ends of intervals, of which no difference can be taken.
+    if truth == answer:
+        return False
     wanted, found = truth.evalf(_DIGITS), answer.evalf(_DIGITS)
+    if truth.is_rational and answer.is_rational and max(map(_count_digits, (wanted, found))) < _EXACT_DIGITS:
+        return bool(truth.doit() != answer.doit())
+    if wanted.is_infinite or found.is_infinite:
+        return True
     # `not <=` also holds for what has no value.
     return not abs(found - wanted) <= _RELATIVE_ERROR * abs(wanted)
+
+
+def _count_digits(number: Any) -> float:
+    """Return how many digits a number has before or behind its point, about; 0 for zero, infinite without a value."""
+    from sympy import Float
+
+    # `Float` holds its exponent of 2, so that a number beyond Python's range can be asked, too.
+    if not isinstance(number, Float):
+        return 0 if number.is_zero else math.inf
+    _, mantissa, exponent, bits = number._mpf_
+    return 0.3 * abs(int(exponent) + int(bits)) if mantissa else 0
 
 
 def _list_parts(value: Any) -> list[Any] | None:

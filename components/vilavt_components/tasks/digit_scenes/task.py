@@ -59,7 +59,7 @@ class DigitScenesConfig:
         formerly=("steps",),
     )
     size: int = setting(256, help="side of a scene in pixels, a multiple of `cells`", minimum=32)
-    cells: int = setting(4, help="cells along each side of the grid that objects stand on", minimum=2)
+    cells: int = setting(4, help="cells along each side of the grid that objects stand on", minimum=2, maximum=32)
     objects: int = setting(4, help="objects in a scene", minimum=2)
     difficulty: float = setting(
         0.3,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from vilavt_toolkit.data.fields import hash_parts
 from vilavt_toolkit.errors import InputError, UsageError
 from vilavt_toolkit.registry import tasks
 from vilavt_toolkit.settings import setting
+from vilavt_toolkit.utils.json_objects import RepeatedKey, load_unambiguous
 
 PERMUTATIONS = 6
 """Images of every pair, one for each order of its three boxes."""
@@ -211,7 +211,9 @@ class _BadRow(Exception):
 
 def _read_pair(line: str, folder: str) -> Pair:
     try:
-        row = json.loads(line)
+        row = load_unambiguous(line)
+    except RepeatedKey as error:
+        raise _BadRow(str(error)) from error
     except (ValueError, RecursionError) as error:
         raise _BadRow("it is no valid JSON") from error
     if not isinstance(row, dict):

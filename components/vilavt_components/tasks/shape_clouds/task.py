@@ -36,6 +36,7 @@ class ShapeCloudsConfig:
         4,
         help="cells along each side of the floor (zooms are whole cells if the dialogue has as many `box_units`)",
         minimum=2,
+        maximum=32,
     )  # fmt: skip
     objects: int = setting(4, help="objects in a scene, each of its own colour", minimum=2, maximum=len(COLOURS))
     marks: list[Mark] = setting(

@@ -164,11 +164,27 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch, tmp_pat
         (r"\sqrt{2}\times 10^{-9}", r"\sqrt{3}\times 10^{-9}"),
         (r"(1,\frac{1}{10^{9}})", r"(1,\frac{2}{10^{9}})"),
         (r"e^{-50}", r"e^{-60}"),
+        (r"1+10^{-20}", r"1+10^{-19}"),
+        (r"2^{20000}", r"4^{10001}"),
     ],
 )
 def test_very_small_values_are_compared_relative_to_the_truth(truth, answer):
     assert not is_same_value(truth, answer)
     assert is_same_value(truth, truth)
+
+
+@pytest.mark.parametrize(
+    ("truth", "answer", "other"),
+    [
+        (r"(-\infty,3]", r"(-\infty, 3]", r"(-\infty, 4]"),
+        (r"[2,\infty)", r"[2, +\infty)", r"[2, 10^{30})"),
+        (r"(-\infty,1)\cup(2,\infty)", r"(-\infty, 1) \cup (2, \infty)", r"(-\infty, 1) \cup (3, \infty)"),
+        (r"\infty", r"+\infty", r"-\infty"),
+    ],
+)
+def test_infinity_equals_itself_alone(truth, answer, other):
+    assert is_same_value(truth, answer)
+    assert not is_same_value(truth, other)
 
 
 def test_a_forked_process_that_ends_leaves_the_comparing_program_to_its_parent():

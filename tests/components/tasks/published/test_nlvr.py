@@ -229,6 +229,7 @@ GOOD = {"sentence": "There is a tower", "label": "true", "identifier": "0-0", "d
     [
         ("{", "it is no valid JSON"),
         ("[1]", "it is no JSON object"),
+        (json.dumps(GOOD)[:-1] + ', "label": "false"}', "the key 'label' stands twice in one object"),
         (json.dumps({k: v for k, v in GOOD.items() if k != "label"}), 'it has no "label", and without answers'),
         (json.dumps(GOOD | {"label": None}), 'it has no "label"'),
         (json.dumps(GOOD | {"label": "maybe"}), "'maybe' is neither true nor false"),
