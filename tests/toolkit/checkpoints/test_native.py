@@ -209,7 +209,7 @@ DAMAGE = {
     "a width of a billion": (edited(CONFIG, "hidden_size", 10**9), "hidden_size 1000000000 is above the most"),
     "no checkpoint.json": (lambda f: (f / "checkpoint.json").unlink(), "checkpoint.json"),
     "cut checkpoint.json": (lambda f: cut(f / "checkpoint.json"), "checkpoint.json"),
-    "a step twice": (lambda f: (f / "checkpoint.json").write_text('{"format": 2, "step": 4, "step": 9}'), "'step' stands"),
+    "a step twice": (lambda f: (f / "checkpoint.json").write_text('{"step": 4, "step": 9}'), "'step' stands twice"),
     "a huge step": (edited("checkpoint.json", "step", 10**400), "its step is 1000"),
     "a list": (lambda f: (f / "checkpoint.json").write_text("[]"), "checkpoint.json"),
     "no format": (lambda f: (f / "checkpoint.json").write_text('{"step": 4}'), "checkpoint.json"),

@@ -105,7 +105,10 @@ def check_data(state: TrainingState | None, task: Task, split: str, allow_change
     # Checkpoints of earlier versions do not say.
     saved = state.data.get("data") if state is not None else None
     if isinstance(saved, Mapping) and dict(saved) != found:
-        sizes = f"{saved.get('samples')} samples before, {found['samples']} now"
+        before, now = saved.get("samples"), found["samples"]
+        sizes = f"{before} samples before, {now} now"
+        if before == now:
+            sizes = f"{sizes}, of which some are others or in another order"
         _refuse_changes(f"split '{split}' is not the one that the checkpoint was made with", [sizes], allow_changes)
     return found
 
