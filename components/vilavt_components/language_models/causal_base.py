@@ -120,8 +120,8 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
         # The layers can be built, and fail at the first forward.
         if isinstance(heads, int) and isinstance(shared, int) and (shared < 1 or heads % shared):
             raise InputError(
-                f"{self.label}: num_key_value_heads is {shared} and num_attention_heads {heads}. Every head for keys and "
-                "values serves equally many others, so choose a number that divides them."
+                f"{self.label}: num_key_value_heads is {shared} and num_attention_heads {heads}. Every head for keys "
+                "and values serves equally many others, so choose a number that divides them."
             )
 
     def _tokenizer_config(self) -> Any:
