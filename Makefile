@@ -73,9 +73,9 @@ lint: $(VENV)/.installed
 types: $(VENV)/.installed
 	$(BIN)/mypy
 
-# One thread a worker: torch's own threads would fight the test workers for the cores.
+# One thread a worker: torch's own threads would fight the test workers for the cores. Tests of a group go to one worker.
 tests: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m 'not nightly'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup -m 'not nightly'
 
 # Changes the arithmetic one place at a time; a test must fail each time. An hour on two cores.
 mutants: $(VENV)/.installed
@@ -93,6 +93,7 @@ attack: $(VENV)/.installed
 nightly: $(VENV)/.installed
 	$(MAKE) -j1 quickstart modulations digit-scenes encoders point-clouds stopping
 	$(BIN)/pytest -m nightly
+	$(BIN)/pytest -m hypothesis --hypothesis-profile nightly
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,6 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Without deadlines: other workers share the cores. `make nightly` asks for its profile by name.
+settings.register_profile("suite", max_examples=40, deadline=None)
+settings.register_profile("nightly", max_examples=400, deadline=None)
+settings.load_profile("suite")
 
 TINY_RECIPE = """
 seed: 3

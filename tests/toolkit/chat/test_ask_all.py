@@ -24,7 +24,7 @@ def chats(model, picture, decoding=vt.Decoding(10)) -> list[vt.Chat]:  # noqa: B
     return [vt.Chat(model, [picture(n, 40 + 8 * n) for n in numbers], decoding) for numbers in shown]
 
 
-@pytest.mark.parametrize("slots", [1, 2, 32])
+@pytest.mark.parametrize("slots", [pytest.param(1, marks=pytest.mark.nightly), 2, 32])
 def test_greedy_answers_are_those_of_one_by_one_and_so_are_follow_ups(
     chat_model, picture, says, look, read_as_at_once, slots
 ):

@@ -192,7 +192,7 @@ STRANGE = st.one_of(
 )
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_chat_that_was_changed_is_refused_by_name_or_can_be_asked(tiny_model, saved, state, data):
     path = saved / "chat.json"

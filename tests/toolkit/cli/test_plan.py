@@ -9,10 +9,13 @@ import pytest
 from vilavt_toolkit.cli.app import run
 from vilavt_toolkit.planning import remedies
 
+SHALLOW = ["model.encoder.config.depth=1", "model.language_model.config.num_hidden_layers=1"]
+"""One block in place of two: a plan takes as long as the operations that it simulates."""
+
 
 def test_a_plan_of_both_stages_is_printed(tiny_recipe, capsys):
     rl = "rl={steps: 2, prompts_per_step: 2, group_size: 2, max_new_tokens: 8, micro_batch: 1}"
-    assert run(["plan", str(tiny_recipe), rl]) == 0
+    assert run(["plan", str(tiny_recipe), rl, *SHALLOW]) == 0
     shown = capsys.readouterr().out
     assert "tiny, train: " in shown and "tiny, rl: " in shown
     for told in ("weights", "gradients", "moments", "activations", "logits", "cache", "optimizer step", "rollout"):
@@ -23,7 +26,7 @@ def test_a_plan_of_both_stages_is_printed(tiny_recipe, capsys):
 def test_what_to_type_can_be_read_in_a_narrow_terminal(tiny_recipe, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(remedies, "REMEDIES", remedies.REMEDIES[:1])
-    assert run(["plan", str(tiny_recipe), "--length", "100", "--device-memory", "1MB"]) == 0
+    assert run(["plan", str(tiny_recipe), *SHALLOW, "--length", "100", "--device-memory", "1MB"]) == 0
     shown = capsys.readouterr().out
     assert "does not fit into" in shown and "what to change" in shown and "train.micro_batch=1" in shown
 
@@ -39,7 +42,7 @@ def test_a_plan_as_json_says_whether_it_fits_and_what_it_takes(tiny_recipe, caps
 
 
 def test_every_remedy_has_its_own_figure(tiny_recipe, capsys):
-    assert run(["plan", str(tiny_recipe), "--length", "300", "--json", "--device-memory", "1MB"]) == 0
+    assert run(["plan", str(tiny_recipe), *SHALLOW, "--length", "300", "--json", "--device-memory", "1MB"]) == 0
     (plan,) = json.loads(capsys.readouterr().out)
     assert not plan["fits"]
     found = {" ".join(each["overrides"]): each["peak_bytes"] for each in plan["remedies"]}
@@ -52,7 +55,7 @@ def test_every_remedy_has_its_own_figure(tiny_recipe, capsys):
 def test_sharding_divides_weights_and_moments_among_the_devices(tiny_recipe, capsys):
     found = []
     for strategy in ("replicated", "fsdp2"):
-        arguments = ["--length", "300", "--json", "--devices", "4", f"train.strategy={strategy}"]
+        arguments = ["--length", "300", "--json", "--devices", "4", f"train.strategy={strategy}", *SHALLOW]
         assert run(["plan", str(tiny_recipe), *arguments]) == 0
         (plan,) = json.loads(capsys.readouterr().out)
         found.append(plan)

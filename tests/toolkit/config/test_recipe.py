@@ -522,7 +522,7 @@ SECTIONS = ["seed", "run", "model", "task", "train", "eval", "plugins"]
 
 
 @given(data=PLAIN | st.dictionaries(st.sampled_from(SECTIONS), PLAIN))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_data_makes_the_parser_fail_in_any_way_but_its_own(data: Any) -> None:
     for cls in (Recipe, ToyConfig):
         try:

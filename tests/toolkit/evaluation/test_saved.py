@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vilavt_toolkit.errors import RunError, VilavtError
@@ -62,7 +62,6 @@ def write(run: Path, summary: Any = SUMMARY, cost: Any = COST, items: Any = (ITE
     (run / "eval" / "items.jsonl").write_text("".join(json.dumps(each) + "\n" for each in items))
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_a_damaged_evaluation_gives_its_tables_or_a_sentence(run, data):
     summary = put(SUMMARY, data.draw(st.sampled_from(list_places(SUMMARY))), data.draw(JUNK))

@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, event, given, settings
+from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
 import vilavt_toolkit as vt
@@ -181,7 +181,6 @@ def test_a_turn_that_is_cut_short_is_the_beginning_of_one(opened):
 words = st.text(st.characters(codec="utf-8"), max_size=30)
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     words,
     words,
@@ -230,7 +229,6 @@ def can_be_carried_out(session: Session, turn: Turn) -> bool:
     return True
 
 
-@settings(deadline=None, max_examples=200)
 @given(st.integers(0, 3), st.data())
 def test_a_box_can_be_written_exactly_where_it_can_be_carried_out(opened, index, data):
     """Inverted, empty, too large, less than a pixel, too long for its breadth, without points: none of these."""

@@ -78,9 +78,9 @@ def measure_peak(recipe: CheckedRecipe, dialogues: Sequence[Dialogue]) -> int:
     [
         [],
         ["train.gradient_checkpointing=true"],
-        ["train.precision=bf16-mixed"],
+        pytest.param(["train.precision=bf16-mixed"], marks=pytest.mark.nightly),
         ["train.freeze=[language_model]"],
-        ["train.micro_batch=null", "train.pack_tokens=2400"],
+        pytest.param(["train.micro_batch=null", "train.pack_tokens=2400"], marks=pytest.mark.nightly),
         ["train.lora={targets: [language_model], rank: 4}"],
     ],
     ids=["plain", "checkpointed", "mixed", "frozen", "packed", "lora"],

@@ -13,6 +13,9 @@ from vilavt_toolkit.contracts import Context, Modulator
 from vilavt_toolkit.testing.bench import WordInquiryEncoder, assert_close, example_views
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
 
+# Loading torch's compiler takes seconds, so one worker does it for all tests that compile.
+pytestmark = pytest.mark.xdist_group("compiling")
+
 # (views taken, their groups, inquiries): sizes, numbers of regions, groups and words all change.
 LAYOUTS = [
     ([0, 1, 2, 3, 4], [0, 1, 0, 1, 0], ["a b c", "d"]),
@@ -93,7 +96,10 @@ def _fresh():
     torch._dynamo.config.recompile_limit, torch._dynamo.config.accumulated_recompile_limit = limits
 
 
-@pytest.mark.parametrize("name", MODULATORS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("none", marks=pytest.mark.nightly), pytest.param("film", marks=pytest.mark.nightly), "context"],
+)
 def test_features_and_gradients_are_those_of_eager_blocks_and_new_layouts_make_no_new_graph(name):
     compiled, eager = dynamic(name), dynamic(name)
     compiled.compile_blocks(backend="aot_eager")
@@ -113,9 +119,10 @@ def test_features_and_gradients_are_those_of_eager_blocks_and_new_layouts_make_n
     assert graphs() == before
 
 
-def test_deeper_encoders_need_no_more_graphs():
+@pytest.mark.parametrize("deep", [4, pytest.param(12, marks=pytest.mark.nightly)])
+def test_deeper_encoders_need_no_more_graphs(deep):
     counts = []
-    for depth in (2, 12):
+    for depth in (2, deep):
         torch._dynamo.reset()
         counters.clear()
         made = dynamic("film", depth)
@@ -134,7 +141,7 @@ def test_torchs_own_compiler_gives_the_same_features_and_gradients():
 
 
 def test_compiling_goes_with_gradient_checkpointing():
-    compiled, eager = dynamic("context").train(), dynamic("context").train()
+    compiled, eager = dynamic("film", depth=1).train(), dynamic("film", depth=1).train()
     compiled.compile_blocks(backend="aot_eager")
     compiled.gradient_checkpointing = True
     for layout in LAYOUTS[:2]:
@@ -143,7 +150,7 @@ def test_compiling_goes_with_gradient_checkpointing():
 
 def test_the_state_dict_is_that_of_the_encoder_that_was_not_compiled():
     compiled, eager = dynamic("film"), dynamic("film")
-    compiled.compile_blocks(backend="aot_eager")
+    compiled.compile_blocks(backend="eager")
     encode(compiled, LAYOUTS[0])
     assert list(compiled.state_dict()) == list(eager.state_dict())
     with torch.no_grad():

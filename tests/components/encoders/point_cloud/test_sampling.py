@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vilavt_components.encoders.point_cloud import sampling
@@ -37,7 +37,6 @@ def gap(points, chosen):
 
 
 @given(clouds(), st.integers(1, 70))
-@settings(deadline=None)
 def test_every_chosen_point_is_farthest_from_those_before(xyz, count):
     chosen = farthest_points(xyz, count)
     assert len(chosen) == min(count, len(np.unique(xyz, axis=0)))
@@ -51,7 +50,6 @@ def test_every_chosen_point_is_farthest_from_those_before(xyz, count):
 
 
 @given(clouds(), st.data())
-@settings(deadline=None)
 def test_neighbours_are_the_nearest_points(xyz, data):
     k = data.draw(st.integers(1, 20))
     xyz = xyz.astype(np.float64)
@@ -73,7 +71,6 @@ def test_neighbours_of_many_points_are_found_in_parts(monkeypatch):
 
 
 @given(clouds(4), st.integers(1, 64), st.floats(0, 1), st.randoms(use_true_random=False))
-@settings(max_examples=150, deadline=None)
 def test_thinning_keeps_few_distinct_points_in_any_order(points, most, share, random):
     least = max(1, round(share * most))
     kept = thin(points, most, least)

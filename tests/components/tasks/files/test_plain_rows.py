@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -469,7 +469,6 @@ JSON = st.recursive(
 ROWS = st.fixed_dictionaries({}, optional={key: JSON for key in (*ROW_FIELDS, "turns", "tool")})
 
 
-@settings(max_examples=150, deadline=None)
 @given(row=ROWS, training=st.booleans(), task=st.sampled_from([Traces, Questions]))
 def test_whatever_a_row_holds_is_told_and_not_stumbled_over(row, training, task):
     fields = Fields(row)

@@ -229,7 +229,7 @@ JSON = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(JSON | st.tuples(st.text(max_size=9), st.sampled_from(sorted(ANSWERS)), st.integers(0, 2)), max_size=4))
 def test_whatever_the_rows_are_they_are_read_or_named(tmp_path: Path, rows: list[Any]) -> None:
     (tmp_path / "images").mkdir(exist_ok=True)

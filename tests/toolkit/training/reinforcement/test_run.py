@@ -59,25 +59,21 @@ def test_the_second_stage_goes_on_from_the_first_in_a_folder_of_its_own(rl_recip
     assert cli.run(["eval", str(run), "eval.items=2", "eval.arms=[modulated]"]) == 0
 
 
-@pytest.mark.parametrize("step", [2, 4, 5])
-def test_a_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does_in_a_buffer_too(rl_recipe, start, step):
+def test_a_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does_in_a_buffer_too(rl_recipe, start):
     """Three inner epochs, so that each of these checkpoints holds rollouts that are still learnt from."""
     settings = ["rl.inner_epochs=3", "rl.steps=2", "rl.checkpoint_every=1", "rl.kl=0.1", "rl.micro_batch=3"]
+    settings.append("rl.keep_checkpoints=9")
     whole = reinforced(rl_recipe, start, *settings)
-    broken = start.with_name("broken")
-    expected = {name: tensors(whole, 6, name) for name in ("model", "resume")}
-    one = reinforced(rl_recipe, start, *settings, f"rl.run={broken}", "rl.steps=2")
-    shutil.rmtree(one / "checkpoints")
-    shutil.rmtree(one)
-    reinforced(rl_recipe, start, *settings, f"rl.run={broken}", "rl.keep_checkpoints=9")
-    for later in range(step + 1, 7):
-        shutil.rmtree(broken / "checkpoints" / f"step-{later:08d}")
-    held = load_training_state(broken / "checkpoints" / f"step-{step:08d}")
-    assert "pending" in held.data and any(name.startswith("pending.view.") for name in held.tensors)
-    torch.randn(7)
-    reinforced(rl_recipe, start, *settings, f"rl.run={broken}", resume=True)
-    for name, values in expected.items():
-        assert different(tensors(broken, 6, name), values) == []
+    for step in (2, 4, 5):
+        broken = Path(shutil.copytree(whole, start.with_name(f"broken-{step}"), symlinks=True))
+        for later in range(step + 1, 7):
+            shutil.rmtree(broken / "checkpoints" / f"step-{later:08d}")
+        held = load_training_state(broken / "checkpoints" / f"step-{step:08d}")
+        assert "pending" in held.data and any(name.startswith("pending.view.") for name in held.tensors)
+        torch.randn(7)
+        reinforced(rl_recipe, start, *settings, f"rl.run={broken}", resume=True)
+        for name in ("model", "resume"):
+            assert different(tensors(broken, 6, name), tensors(whole, 6, name)) == [], (step, name)
 
 
 def test_metrics_of_rollouts_are_logged_in_later_inner_epochs_too(rl_recipe, start):
