@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,6 +25,8 @@ _MAX_DIGITS = 18
 """Most digits of a count; Python itself refuses to parse thousands of them."""
 _MAX_LINE = 2**20
 """Most letters of a line that is no comment."""
+_LIKE_NUMBER = re.compile(r"[^\w\s]*\d")
+"""Signs and a digit: where a number may begin."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """Bytes that some spreadsheets write before a text."""
 
@@ -145,6 +149,15 @@ def is_number(text: str) -> bool:
         return False
     # Python reads "1_000" as a number, but no table means one by it.
     return "_" not in text
+
+
+def is_like_number(text: str) -> bool:
+    """Return True if a text begins like a number, in the digits of any script, whatever follows."""
+    with suppress(UnicodeError):
+        # Files are read as Latin-1.
+        text = text.encode("latin-1").decode("utf-8")
+    seen = "".join(letter for letter in text if letter.isprintable())
+    return _LIKE_NUMBER.match(seen) is not None
 
 
 def parse_count(path: Path, number: int, text: str) -> int:

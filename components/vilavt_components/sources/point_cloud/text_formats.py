@@ -12,6 +12,7 @@ from vilavt_components.sources.point_cloud.columns import (
     PointColumns,
     PointTable,
     check_point_count,
+    is_like_number,
     is_number,
     missing_vertices_error,
     open_text,
@@ -60,6 +61,9 @@ def read_xyz(path: Path, max_points: int) -> NamedTable:
         elif counted is None and header is None and len(parts) == 1 and parts[0].isdecimal():
             counted = parse_count(path, line.number, parts[0])
         elif counted is None and header is None and not any(is_number(part) for part in parts):
+            # 1d0 and the digits of other scripts: the line would be dropped as names of columns.
+            if all(is_like_number(part) for part in parts):
+                raise InputError(f"{path}, line {line.number}: {parts[0][:30]!r} is no number. Correct the line.")
             header = line
         else:
             first = line
