@@ -227,6 +227,9 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
         """Set the logits [..., V] of tokens that cannot be written to -inf, in place."""
         # Neither a placeholder nor a row of the table without a token can be written. In training too, so that the
         # probabilities of all other tokens are the same as in sampling.
+        if torch.is_grad_enabled() and logits.requires_grad:
+            ruled_out: Tensor = _RuleOut.apply(logits, self.placeholder, len(self.tokenizer))
+            return ruled_out
         logits[..., self.placeholder] = float("-inf")
         logits[..., len(self.tokenizer) :] = float("-inf")
         return logits
@@ -374,3 +377,23 @@ def config_errors(label: str) -> Iterator[None]:
     """Turn the exceptions that settings from scratch cause into an InputError."""
     with as_input_error(f"{label}: `config` builds no causal language model", "Correct `config` or `attention`."):
         yield
+
+
+class _RuleOut(torch.autograd.Function):
+    """Sets logits to -inf in place. Assigning to slices would copy the whole gradient three times."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, placeholder: int, size: int) -> Tensor:
+        ctx.ruled_out = placeholder, size
+        logits[..., placeholder] = float("-inf")
+        logits[..., size:] = float("-inf")
+        ctx.mark_dirty(logits)
+        return logits
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        placeholder, size = ctx.ruled_out
+        gradient = gradient.clone()
+        gradient[..., placeholder] = 0.0
+        gradient[..., size:] = 0.0
+        return gradient, None, None

@@ -7,17 +7,18 @@ pass, so that no more than one chunk of them is ever in memory. Values and gradi
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from vilavt_toolkit.contracts import LanguageModel
 from vilavt_toolkit.models.batch import Batch
 
 _CHUNK_BYTES = 256 << 20
-"""Size of a chunk's logits in float32. The softmax and its gradient hold some four times as much for a moment."""
+"""Size of a chunk's logits in float32. The softmax and its gradient hold some three times as much for a moment."""
 
 
 def target_logprobs(
@@ -90,8 +91,40 @@ def _score_in_chunks(
 
 
 def _token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-    # Half precision would round log-probabilities to two or three digits, and a policy's ratio is their exponential.
-    logits = logits.float()
+    logprobs: Tensor = _TokenLogprobs.apply(logits, tokens, temperature)
+    return logprobs
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """The log-softmax of logits [n, V] at the tokens [n], as `F.cross_entropy` computes it, in less memory.
+
+    The logits themselves wait for the backward pass, and not their log-softmax in float32. Their gradient is the one
+    other tensor of that size that is made there, where the chain of torch's own operations makes three.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+        # Half precision would round log-probabilities to two or three digits, and a policy's ratio is their
+        # exponential. The maximum is subtracted first, so that what is left is as exact as it can be.
+        scaled = _scale(logits, temperature)
+        largest = scaled.amax(-1, keepdim=True)
+        chosen = scaled.gather(-1, tokens[:, None]) - largest
+        log_sum = (scaled - largest).exp_().sum(-1, keepdim=True).log_()
+        ctx.save_for_backward(logits, tokens, largest, log_sum)
+        ctx.temperature = temperature
+        return (chosen - log_sum)[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        logits, tokens, largest, log_sum = ctx.saved_tensors
+        gradient = gradient[:, None] / ctx.temperature
+        # The gradient of log p_t by the logits: 1 at the token, less the probabilities.
+        found = (_scale(logits, ctx.temperature) - largest).sub_(log_sum).exp_().mul_(-gradient)
+        found.scatter_add_(-1, tokens[:, None], gradient)
+        return found.to(logits.dtype), None, None
+
+
+def _scale(logits: Tensor, temperature: float) -> Tensor:
     # Dividing by 1 would only copy them.
-    scaled = logits if temperature == 1 else logits / temperature
-    return -F.cross_entropy(scaled, tokens, reduction="none")
+    return logits.float() if temperature == 1 else logits.float() / temperature
