@@ -7,7 +7,7 @@ import json
 import pytest
 
 from vilavt_toolkit.cli.app import run
-from vilavt_toolkit.planning import remedies
+from vilavt_toolkit.planning import calibration, remedies
 
 SHALLOW = ["model.encoder.config.depth=1", "model.language_model.config.num_hidden_layers=1"]
 """One block in place of two: a plan takes as long as the operations that it simulates."""
@@ -71,6 +71,29 @@ def test_sharding_divides_weights_and_moments_among_the_devices(tiny_recipe, cap
     # Nor does the optimizer's step hold a weight, gradient or moment as a whole.
     assert found[1]["peak_by_phase"]["optimizer step"] < 0.5 * found[0]["peak_by_phase"]["optimizer step"]
     assert "one of 4 devices" in found[1]["notes"][0] and "sharded" in found[1]["notes"][0]
+
+
+def test_this_machine_is_measured_and_then_planned_for(tiny_recipe, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("VILAVT_CONFIG_HOME", str(tmp_path))
+    for name, few in (("_SMALLEST", (16,)), ("_HEADS", ((64, 32),)), ("_NUMBERS", (1 << 13,)), ("_SECONDS", 0.0)):
+        monkeypatch.setattr(calibration, name, few)
+    assert run(["plan", "--calibrate", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["file"] == str(tmp_path / "rates.json") and told["curves"]["matrix float32"] and told["machine"]
+    arguments = ["plan", str(tiny_recipe), "--length", "100"]
+    assert run([*arguments, "--device", "here"]) == 0
+    shown = capsys.readouterr().out
+    assert f"by the rates of this machine ({told['machine']}" in shown and told["measured"] in shown
+    assert run([*arguments, "train.accelerator=cpu"]) == 0
+    assert "by the rates of this machine" in capsys.readouterr().out
+    assert run([*arguments, "train.accelerator=cpu", "--calibrate", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)[0]["rates"].startswith("this machine") and "rates of this machine" in shown.err
+
+
+def test_a_plan_without_a_recipe_is_refused(capsys):
+    assert run(["plan"]) == 2
+    assert "Give a recipe to plan" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -24,3 +24,9 @@ MEDIUM = [
 def read_medium(tiny_recipe: Path) -> Callable[..., CheckedRecipe]:
     """Return a function that reads the recipe with more overrides."""
     return lambda *overrides: load_run_recipe(str(tiny_recipe), [*MEDIUM, *overrides])
+
+
+@pytest.fixture
+def medium_overrides() -> list[str]:
+    """Return the overrides that `read_medium` reads the tiny recipe with."""
+    return list(MEDIUM)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vilavt_toolkit.errors import UsageError
-from vilavt_toolkit.planning.rates import STATED, Rates, find_rates, parse_memory
+from vilavt_toolkit.planning.rates import STATED, Rates, Work, find_rates, parse_memory
 from vilavt_toolkit.planning.recording import StepRecorder
 from vilavt_toolkit.planning.shapes import run_on_shapes
 
@@ -58,11 +58,11 @@ def test_operations_are_those_of_the_formulas(causal):
 def test_the_slowest_of_computing_moving_and_starting_takes_the_time():
     rates = Rates("mine", 0, half_rate=4e12, single_rate=1e12, half_attention_rate=2e12, single_attention_rate=5e11,
                   bandwidth=1e9, launch_seconds=1e-6)  # fmt: skip
-    assert rates.seconds(10**12, 0, "float32", is_attention=False) == 1.0
-    assert rates.seconds(10**12, 0, "bfloat16", is_attention=False) == 0.25
-    assert rates.seconds(10**12, 0, "bfloat16", is_attention=True) == 0.5
-    assert rates.seconds(10**12, 5 * 10**9, "float32", is_attention=False) == 5.0
-    assert rates.seconds(0, 8, "float32", is_attention=False) == 1e-6
+    assert rates.seconds(Work("matrix", 10**12, 0, "float32")) == 1.0
+    assert rates.seconds(Work("matrix", 10**12, 0, "bfloat16")) == 0.25
+    assert rates.seconds(Work("causal attention", 10**12, 0, "bfloat16")) == 0.5
+    assert rates.seconds(Work("matrix", 10**12, 5 * 10**9, "float32")) == 5.0
+    assert rates.seconds(Work("simple", 0, 8, "float32")) == 1e-6
 
 
 @pytest.mark.parametrize(

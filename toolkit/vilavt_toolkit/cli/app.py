@@ -10,6 +10,10 @@ import typer
 from vilavt_toolkit.cli.argument_checks import check_overrides, check_recipe_argument, read_resume
 from vilavt_toolkit.cli.options import (
     AllowChangesOption,
+    CalibrateOption,
+    CountingRecipeOption,
+    DataFileArgument,
+    DataRootOption,
     DeviceMemoryOption,
     DeviceOption,
     DevicesOption,
@@ -19,8 +23,12 @@ from vilavt_toolkit.cli.options import (
     LocalFilesOption,
     MaxNewTokensOption,
     ModelArgument,
+    NewFolderOption,
+    OpenImagesOption,
     Overrides,
+    PlanJsonOption,
     PlannedDeviceOption,
+    PlannedRecipeArgument,
     RecipeArgument,
     ResumeOption,
     RevisionOption,
@@ -102,19 +110,28 @@ def check_recipe(
 
 @app.command("plan")
 def plan_recipe(
-    recipe: RecipeArgument,
+    recipe: PlannedRecipeArgument = None,
     overrides: Overrides = None,
     devices: DevicesOption = None,
-    device: PlannedDeviceOption = "h200",
+    device: PlannedDeviceOption = None,
     device_memory: DeviceMemoryOption = None,
     length: LengthOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan of every stage as one line of JSON.")] = False,
+    as_json: PlanJsonOption = False,
+    calibrate: CalibrateOption = False,
     trust_plugins: TrustOption = False,
 ) -> None:
     """Tell the memory and time of training, without a GPU."""
-    check_recipe_argument(recipe, overrides)
+    if recipe is not None:
+        check_recipe_argument(recipe, overrides)
+    elif not calibrate:
+        raise UsageError("Give a recipe to plan, or --calibrate to measure this machine.")
     from vilavt_toolkit.cli import commands
 
+    if calibrate:
+        commands.calibrate(as_json, is_alone=recipe is None)
+        device = device or "here"
+    if recipe is None:
+        return
     with trusting_plugins(trust_plugins):
         commands.plan(recipe, overrides or [], commands.PlanOptions(device, device_memory, length, as_json, devices))
 
@@ -306,14 +323,7 @@ def export_model(
 def new_component(
     kind: Annotated[str, typer.Argument(metavar="KIND", help=f"Kind of the component: {', '.join(_TEMPLATE_KINDS)}.")],
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name for recipes, in lower_snake_case.")],
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            "--dir",
-            metavar="DIR",
-            help="Folder to write into. Default: this folder, or the component's place in a checkout of the toolkit.",
-        ),
-    ] = None,
+    folder: NewFolderOption = None,
 ) -> None:
     """Write a new component and its test.
 
@@ -330,20 +340,10 @@ def new_component(
 
 @data_app.command("check")
 def check_data(
-    file: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE", help="JSON, CSV, parquet, a folder of the library datasets, or shards: part-{000..010}.tar."
-        ),
-    ],
-    root: Annotated[
-        str, typer.Option("--root", metavar="DIR", help="Folder that image paths are relative to. Default: the file's.")
-    ] = "",
-    recipe: Annotated[
-        str | None,
-        typer.Option("--recipe", metavar="RECIPE", help="Count tokens and patches as this recipe's model does."),
-    ] = None,
-    decode: Annotated[bool, typer.Option("--open", help="Decode every image completely, not only its header.")] = False,
+    file: DataFileArgument,
+    root: DataRootOption = "",
+    recipe: CountingRecipeOption = None,
+    decode: OpenImagesOption = False,
     trust_plugins: TrustOption = False,
 ) -> None:
     """Check a data file and show the lengths of its samples."""

@@ -52,28 +52,51 @@ def check(name: str, overrides: Sequence[str], names: bool = False) -> None:
 class PlanOptions:
     """What a plan is made for, as the command line has it."""
 
-    device: str = "h200"
+    device: str | None = None
     memory: str | None = None
     length: int | None = None
     as_json: bool = False
     devices: int | None = None
 
 
+def calibrate(as_json: bool, is_alone: bool) -> None:
+    """Measure the rates of this machine, keep them for this user, and print them; raises UsageError.
+
+    A plan that follows as JSON has stdout to itself.
+    """
+    from dataclasses import asdict
+
+    from vilavt_toolkit.cli.plan_report import print_rates
+    from vilavt_toolkit.planning import calibration
+    from vilavt_toolkit.planning.measured import save_rates
+
+    rates = calibration.calibrate()
+    file = save_rates(rates)
+    if as_json and is_alone:
+        sys.stdout.write(f"{json.dumps({'file': str(file), **asdict(rates)})}\n")
+    else:
+        print_rates(make_console(stderr=as_json), rates, file)
+
+
 def plan(name: str, overrides: Sequence[str], options: PlanOptions) -> None:
     """Simulate a step of every stage of a recipe, and print what it takes; raises VilavtError."""
-    from vilavt_toolkit.planning.rates import find_rates, parse_memory
+    from vilavt_toolkit.planning.measured import choose_rates
+    from vilavt_toolkit.planning.rates import parse_memory
 
     # What can be refused without a model is refused before one is built.
-    rates = find_rates(options.device)
+    rates = choose_rates(options.device)
     memory = None if options.memory is None else parse_memory(options.memory)
     from vilavt_toolkit.cli.plan_report import print_plan, print_remedies
     from vilavt_toolkit.planning import plan as planning
     from vilavt_toolkit.planning.remedies import remedy_to_json, try_remedies
 
-    request, found = planning.PlanRequest(rates, memory, options.length), []
+    found = []
     devices = [] if options.devices is None else [f"train.devices={options.devices}"]
     with planning.reading_recipe(name, [*overrides, *devices]) as reader:
         recipe = reader.read()
+        if options.device is None:
+            rates = choose_rates(None, is_cpu=recipe.recipe.train.accelerator == "cpu")
+        request = planning.PlanRequest(rates, memory, options.length)
         for stage in planning.list_stages(recipe):
             stage_plan = planning.plan_stage(recipe, stage, request, reader.stand_ins)
             if not options.as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,6 +26,14 @@ RecipeArgument = Annotated[
     typer.Argument(
         metavar="RECIPE",
         help="Name of an installed recipe, or path of a YAML file.",
+        autocompletion=completion.complete_recipe,
+    ),
+]
+PlannedRecipeArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RECIPE]",
+        help="Name of an installed recipe, or path of a YAML file. Not needed with --calibrate.",
         autocompletion=completion.complete_recipe,
     ),
 ]
@@ -98,11 +107,19 @@ DevicesOption = Annotated[
     typer.Option("--devices", metavar="N", min=1, help="Devices that train together. Default: train.devices."),
 ]
 PlannedDeviceOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--device",
         metavar="NAME",
-        help="Device to plan for: h200, b200, h100, a100, l40s or rtx4090 by their stated rates.",
+        help="Device to plan for: h200, b200, h100, a100, l40s or rtx4090 by their stated rates, or here, as "
+        "--calibrate has measured this machine. Default: here for a recipe of the CPU that was measured, else h200.",
+    ),
+]
+CalibrateOption = Annotated[
+    bool,
+    typer.Option(
+        "--calibrate",
+        help="Measure the rates of this machine first, in under a minute, and keep them for --device here.",
     ),
 ]
 DeviceMemoryOption = Annotated[
@@ -117,4 +134,29 @@ LengthOption = Annotated[
         min=1,
         help="Tokens of every dialogue. Default: as the task's samples have them, or 16384 where they are not here.",
     ),
+]
+DataFileArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE", help="JSON, CSV, parquet, a folder of the library datasets, or shards: part-{000..010}.tar."
+    ),
+]
+DataRootOption = Annotated[
+    str, typer.Option("--root", metavar="DIR", help="Folder that image paths are relative to. Default: the file's.")
+]
+CountingRecipeOption = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar="RECIPE", help="Count tokens and patches as this recipe's model does."),
+]
+OpenImagesOption = Annotated[bool, typer.Option("--open", help="Decode every image completely, not only its header.")]
+NewFolderOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--dir",
+        metavar="DIR",
+        help="Folder to write into. Default: this folder, or the component's place in a checkout of the toolkit.",
+    ),
+]
+PlanJsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the plan of every stage, or the rates, as one line of JSON.")
 ]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from vilavt_toolkit.planning.measured import MeasuredRates
 from vilavt_toolkit.planning.memory import KINDS, Peak
 from vilavt_toolkit.planning.operations import format_operations
 from vilavt_toolkit.planning.plan import PlanRequest, StagePlan
@@ -50,6 +52,20 @@ def format_bytes(size: int) -> str:
         if size >= factor:
             return f"{size / factor:,.1f} {unit}"
     return f"{size} bytes"
+
+
+def print_rates(console: Console, rates: MeasuredRates, file: Path) -> None:
+    """Print the rates that were measured, and where they are kept."""
+    table = Table(title="rates of this machine", title_justify="left")
+    table.add_column("work")
+    table.add_column("rate by size", justify="right")
+    for kind, curve in rates.curves.items():
+        unit = "GB/s" if kind.startswith(("simple", "function")) else "Gop/s"
+        points = ", ".join(f"{size:,.0f}: {rate / 1e9:,.1f}" for size, rate in curve)
+        table.add_row(f"{kind} ({unit})", points)
+    console.print(table)
+    console.print(f"{rates.name}: an operation takes {1e6 * rates.start_seconds:.1f} us without its numbers")
+    console.print(f"kept in {file}; plans use them with --device here", soft_wrap=True)
 
 
 def _make_parameter_table(name: str, plan: StagePlan) -> Table:

@@ -61,7 +61,8 @@ class ActivationMover:
 
     def __init__(self, model: nn.Module, smallest: int = _SMALLEST, moves_from: Sequence[str] = ("cuda",)) -> None:
         self._smallest, self._devices = smallest, frozenset(moves_from)
-        self._weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+        # Of the storage itself, since tensors on shapes have no address.
+        self._weights = {weight.untyped_storage()._cdata for weight in model.parameters()}
         shapes = {tuple(weight.shape) for weight in model.parameters() if weight.dim() > 1}
         self._shapes = shapes | {shape[::-1] for shape in shapes}
         self.moved = 0
@@ -69,13 +70,17 @@ class ActivationMover:
 
     def pack(self, saved: Tensor) -> Tensor | tuple[torch.device, Tensor]:
         """Return what is kept of a saved tensor: itself, or its device and its copy."""
-        if saved.device.type not in self._devices or saved.nbytes < self._smallest or self._is_weight(saved):
+        if not self.moves(saved):
             return saved
         # The copy and what frees the tensor's memory are in the order of one stream, and so is the way back.
         copy = torch.empty(saved.shape, dtype=saved.dtype, device="cpu", pin_memory=saved.is_cuda)
         copy.copy_(saved, non_blocking=saved.is_cuda)
         self.moved += saved.nbytes
         return saved.device, copy
+
+    def moves(self, saved: Tensor) -> bool:
+        """Return True for a saved tensor that is moved."""
+        return saved.device.type in self._devices and saved.nbytes >= self._smallest and not self._is_weight(saved)
 
     def unpack(self, packed: Tensor | tuple[torch.device, Tensor]) -> Tensor:
         """Return the saved tensor."""
@@ -85,4 +90,4 @@ class ActivationMover:
         return copy.to(device, non_blocking=copy.is_pinned())
 
     def _is_weight(self, saved: Tensor) -> bool:
-        return saved.untyped_storage().data_ptr() in self._weights or tuple(saved.shape) in self._shapes
+        return saved.untyped_storage()._cdata in self._weights or tuple(saved.shape) in self._shapes

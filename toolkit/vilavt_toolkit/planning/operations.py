@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
-from vilavt_toolkit.planning.rates import Rates
+from vilavt_toolkit.planning.rates import DeviceRates, Work, WorkKind
 
 _ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_FUNCTIONS = ("exp", "gelu", "silu", "sigmoid", "tanh", "sin", "cos", "erf", "softmax", "norm", "log", "rsqrt")
+"""Parts of the names of operations that compute more than they move."""
 
 
 @dataclass
@@ -49,7 +51,7 @@ class Cost:
 
 def measure_operation(
     operation: Any, arguments: tuple[Any, ...], options: dict[str, Any], inputs: list[Tensor], outputs: list[Tensor],
-    result: Any, rates: Rates,
+    result: Any, rates: DeviceRates,
 ) -> Cost | None:  # fmt: skip
     """Return the cost of one operation; None for a view, which runs nothing."""
     if _is_view(operation):
@@ -57,12 +59,45 @@ def measure_operation(
     count, is_attention = _count_operations(operation, arguments, options, result)
     moved = sum(tensor.numel() * tensor.element_size() for tensor in _moved_tensors(operation, inputs, outputs))
     number_type = str(inputs[0].dtype if inputs else torch.float32).removeprefix("torch.")
-    seconds = rates.seconds(count, moved, number_type, is_attention)
+    kind = _find_kind(operation, arguments, options, count, is_attention)
+    size = _find_size(inputs, kind)
+    seconds = rates.seconds(Work(kind, count, moved, number_type, size))
     operations = Counter({f"{'attention' if is_attention else 'matrix'} {number_type}": count} if count else {})
     return Cost(operations, moved, 1, seconds)
 
 
+def _find_kind(
+    operation: Any, arguments: tuple[Any, ...], options: dict[str, Any], count: int, is_attention: bool
+) -> WorkKind:
+    name = operation._schema.name.removeprefix("aten::")
+    if is_attention:
+        is_causal = operation._overloadpacket in (_ATTENTION, _ATTENTION_BACKWARD) and _is_causal(
+            operation, arguments, options
+        )
+        if is_causal:
+            return "causal attention backward" if name.endswith("backward") else "causal attention"
+        return "attention backward" if name.endswith("backward") else "attention"
+    if count:
+        return "convolution" if "convolution" in name else "matrix"
+    return "function" if any(part in name for part in _FUNCTIONS) else "simple"
+
+
+def _find_size(inputs: list[Tensor], kind: WorkKind) -> int:
+    """Return the smallest dimension of a product of the last two tensors, or the numbers of a head of attention."""
+    if "attention" in kind:
+        # Its backward pass has the gradient first, which is of the query's shape, and the key after the query.
+        key = inputs[2 if kind.endswith("backward") else 1]
+        return int(key.shape[-2] * key.shape[-1])
+    if kind != "matrix":
+        return 1
+    left, right = inputs[-2:]
+    return int(min(*left.shape[-2:], right.shape[-1]))
+
+
 def _is_view(operation: Any) -> bool:
+    # A view of a result that nobody else has.
+    if operation._overloadpacket is torch.ops.aten._unsafe_view:
+        return True
     returns = operation._schema.returns
     return bool(returns) and any(each.alias_info is not None and not each.alias_info.is_write for each in returns)
 

@@ -21,7 +21,7 @@ from vilavt_toolkit.planning.dialogues import (
     invent_dialogues,
     measure_dialogues,
 )
-from vilavt_toolkit.planning.rates import Rates
+from vilavt_toolkit.planning.rates import DeviceRates
 from vilavt_toolkit.planning.reinforcement import simulate_reinforcement_step
 from vilavt_toolkit.planning.simulation import Simulation, build_planned_model, simulate_supervised_step
 from vilavt_toolkit.registry import Part
@@ -35,7 +35,7 @@ FILLED_SHARE = 0.92
 class PlanRequest:
     """What a plan is made for."""
 
-    rates: Rates
+    rates: DeviceRates
     memory: int | None = None
     """Bytes of a device; None: those of the rates."""
     length: int | None = None
@@ -59,6 +59,8 @@ class StagePlan:
     """Optimizer steps of the stage."""
     simulation: Simulation
     limit: int
+    rates: str
+    """Name of the rates of the times."""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -142,7 +144,9 @@ def plan_stage(
         simulation = simulate_reinforcement_step(recipe, model, planned.dialogues, request.rates)
     rl = recipe.recipe.rl
     steps = rl.steps if stage == "rl" and rl is not None else recipe.recipe.train.steps
-    return StagePlan(stage, planned.origin, planned.lengths, steps, simulation, request.limit, notes)
+    return StagePlan(
+        stage, planned.origin, planned.lengths, steps, simulation, request.limit, request.rates.name, notes
+    )
 
 
 def _count_devices(recipe: CheckedRecipe) -> int:
@@ -203,6 +207,7 @@ def to_json(plan: StagePlan) -> dict[str, Any]:
         "peak_by_kind": dict(simulation.peak.by_kind),
         "peak_by_phase": {phase: peak.bytes for phase, peak in simulation.peaks.items()},
         "operations": dict(simulation.cost.operations),
+        "rates": plan.rates,
         "step_seconds": simulation.cost.seconds,
         "seconds_by_phase": {phase: cost.seconds for phase, cost in simulation.phases.items()},
         "launches": simulation.cost.launches,

@@ -4,16 +4,68 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
 from vilavt_toolkit.errors import UsageError
 
 GIB = 1 << 30
-_HALF = ("bfloat16", "float16")
+HALF_TYPES = ("bfloat16", "float16")
+
+WorkKind = Literal[
+    "matrix",
+    "convolution",
+    "attention",
+    "attention backward",
+    "causal attention",
+    "causal attention backward",
+    "function",
+    "simple",
+]
+"""What an operation does: "function" computes exponentials and norms, "simple" all else that moves numbers."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one operation takes of a device."""
+
+    kind: WorkKind
+    operations: int
+    """Multiplications and additions of products."""
+    moved: int
+    """Bytes read and written."""
+    number_type: str
+    """Such as `float32`."""
+    size: int = 1
+    """Smallest dimension of a product, or the numbers of the keys of an attention head."""
+
+    @property
+    def is_attention(self) -> bool:
+        """True for attention of any kind."""
+        return "attention" in self.kind
+
+
+class DeviceRates(Protocol):
+    """How fast a device is, and how much memory it has."""
+
+    @property
+    def name(self) -> str:
+        """What is said of it."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes."""
+
+    @property
+    def is_gpu(self) -> bool:
+        """True if operations are started while others are computed."""
+
+    def seconds(self, work: Work) -> float:
+        """Return the seconds of one operation."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast a device is, and how much memory it has."""
+    """Rates of a device as it is described, the same for operations of all sizes."""
 
     name: str
     memory: int
@@ -30,14 +82,14 @@ class Rates:
     """Seconds that starting an operation takes."""
     is_gpu: bool = True
 
-    def seconds(self, operations: int, moved: int, number_type: str, is_attention: bool) -> float:
+    def seconds(self, work: Work) -> float:
         """Return the seconds of one operation: it computes, moves bytes, or is waited for, whichever is longest."""
-        is_half = number_type in _HALF
-        if is_attention:
+        is_half = work.number_type in HALF_TYPES
+        if work.is_attention:
             rate = self.half_attention_rate if is_half else self.single_attention_rate
         else:
             rate = self.half_rate if is_half else self.single_rate
-        return max(operations / rate, moved / self.bandwidth, self.launch_seconds)
+        return max(work.operations / rate, work.moved / self.bandwidth, self.launch_seconds)
 
 
 def _state(name: str, memory: float, half: float, single: float, bandwidth: float) -> Rates:
@@ -65,6 +117,7 @@ STATED = {
 """Rates from the makers' data sheets, by name."""
 
 
+DEFAULT_DEVICE = "h200"
 _UNITS = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
@@ -72,7 +125,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 def find_rates(name: str) -> Rates:
     """Return the rates of a device by its name; raises UsageError."""
     if name not in STATED:
-        raise UsageError(f"--device {name!r} is not known. Give one of {', '.join(STATED)}.")
+        raise UsageError(f"--device {name!r} is not known. Give one of {', '.join(STATED)}, or here.")
     return STATED[name]
 
 

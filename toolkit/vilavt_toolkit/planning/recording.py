@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vilavt_toolkit.planning.memory import MemoryTracker
 from vilavt_toolkit.planning.operations import Cost, measure_operation
-from vilavt_toolkit.planning.rates import Rates
+from vilavt_toolkit.planning.rates import DeviceRates
 from vilavt_toolkit.planning.shapes import list_tensors
 from vilavt_toolkit.training.stage import StageModule
 
@@ -24,7 +24,7 @@ _HIDDEN_WAITS = ("nonzero", "masked_select", "_unique2", "unique_dim", "unique_c
 class StepRecorder:
     """Observes a run on shapes; `micro_batch` is the number of the one that is computed."""
 
-    def __init__(self, vocab_size: int, rates: Rates) -> None:
+    def __init__(self, vocab_size: int, rates: DeviceRates) -> None:
         self.memory = MemoryTracker(vocab_size)
         self.costs: dict[tuple[str, int], Cost] = defaultdict(Cost)
         """Costs by phase and micro-batch."""

@@ -17,7 +17,7 @@ from vilavt_toolkit.models.batch import Batch, collate
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.planning.dialogues import Dialogue
 from vilavt_toolkit.planning.memory import MemoryTracker
-from vilavt_toolkit.planning.rates import Rates
+from vilavt_toolkit.planning.rates import DeviceRates
 from vilavt_toolkit.planning.recording import ROLLOUT, StepRecorder, hold_gradients
 from vilavt_toolkit.planning.shapes import run_on_shapes
 from vilavt_toolkit.planning.simulation import (
@@ -116,7 +116,7 @@ class _PlannedModule(ReinforcementModule):
 
 
 def simulate_reinforcement_step(
-    recipe: CheckedRecipe, model: VisualChatModel, dialogues: Sequence[Dialogue], rates: Rates
+    recipe: CheckedRecipe, model: VisualChatModel, dialogues: Sequence[Dialogue], rates: DeviceRates
 ) -> Simulation:
     """Simulate a round of rollouts and the first optimizer step on them.
 
@@ -128,12 +128,12 @@ def simulate_reinforcement_step(
     planned = plan_rollouts(section, dialogues)
     recorder = StepRecorder(model.language_model.vocab_size, rates)
     with run_on_shapes(recorder):
-        give_weights(recipe, model)
+        give_weights(recipe, model, recorder)
         parts = PolicyParts(section.optimizer.build(), section.advantage.build(), section.policy_loss.build())
         reference = None
         if section.kl:
             reference = build_planned_model(recipe)
-            give_weights(recipe, reference)
+            give_weights(recipe, reference, recorder)
         # Without rollouts nothing is collected, so that no collector is asked for anything.
         module = _PlannedModule(model, cast(Any, None), parts, section, reference=reference, drawings=Path())
         store_frozen(model, section, recipe.recipe.train.precision, "rl")

@@ -17,8 +17,9 @@ from vilavt_toolkit.models.assemble import assemble_model
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.planning.dialogues import Dialogue
 from vilavt_toolkit.planning.memory import Peak
+from vilavt_toolkit.planning.offload import offload_on_shapes
 from vilavt_toolkit.planning.operations import Cost
-from vilavt_toolkit.planning.rates import Rates
+from vilavt_toolkit.planning.rates import DeviceRates
 from vilavt_toolkit.planning.recording import BACKWARD, FORWARD, STEP, RecordingCallback, StepRecorder, hold_gradients
 from vilavt_toolkit.planning.shapes import forget_values, run_on_shapes
 from vilavt_toolkit.planning.sharded import pretended_processes
@@ -67,7 +68,7 @@ def build_planned_model(recipe: CheckedRecipe) -> VisualChatModel:
 
 
 def simulate_supervised_step(
-    recipe: CheckedRecipe, model: VisualChatModel, dialogues: Sequence[Dialogue], rates: Rates, devices: int = 1
+    recipe: CheckedRecipe, model: VisualChatModel, dialogues: Sequence[Dialogue], rates: DeviceRates, devices: int = 1
 ) -> Simulation:
     """Simulate one optimizer step of `vilavt train` on the dialogues of one device, as many as it has of a step.
 
@@ -82,7 +83,7 @@ def simulate_supervised_step(
     with ExitStack() as stack:
         mesh = stack.enter_context(pretended_processes(devices, recorder.memory)) if is_sharded else None
         stack.enter_context(run_on_shapes(recorder))
-        give_weights(recipe, model)
+        give_weights(recipe, model, recorder)
         module = SupervisedModule(model, section.optimizer.build(), section)
         store_frozen(model, section, section.precision)
         parameters = count_parameters(model)
@@ -110,12 +111,14 @@ def choose_micro_batches(batch: StepBatch) -> tuple[StepBatch, list[int]]:
     return StepBatch([every[middle], every[-1]]), [len(every) - 1, 1]
 
 
-def give_weights(recipe: CheckedRecipe, model: VisualChatModel) -> None:
+def give_weights(recipe: CheckedRecipe, model: VisualChatModel, recorder: StepRecorder) -> None:
     """Give a model fake weights in the type that training starts with, and the memory settings of the recipe."""
     section = recipe.recipe.train
     # Pretrained weights are read in this type, and new parts beside them get it too.
     forget_values(model, weight_dtype(section.precision) if recipe.recipe.model.checkpoint else None)
     apply_memory_settings(model, section)
+    if section.offload_activations and recorder.rates.is_gpu:
+        offload_on_shapes(model, recorder.memory)
 
 
 def count_parameters(model: VisualChatModel) -> dict[str, tuple[int, int]]:
