@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from vilavt_components.common.adam import AdamSettings, group_by_decay
+from vilavt_components.common.master_weights import Master, update_in_float32
 from vilavt_toolkit.contracts import Optimizer
 from vilavt_toolkit.errors import BadConfig, MissingPackage
 from vilavt_toolkit.registry import optimizers
+from vilavt_toolkit.settings import setting
 
 _QUANTISED = "__bnb_optimizer_quant_state__"
 """Key under which bitsandbytes puts codes and scales apart from the rest of a weight's state."""
@@ -23,6 +25,12 @@ _CODES = frozenset({"state1", "state2", "absmax1", "absmax2", "qmap1", "qmap2"})
 @dataclass(frozen=True)
 class AdamW8bitConfig(AdamSettings):
     """Settings of the `adamw_8bit` optimizer."""
+
+    master: Master = setting(
+        "float32",
+        help="for weights in bfloat16, what collects steps that would round to nothing: the half of float32 "
+        "that bfloat16 does not hold, stochastic rounding (two bytes a weight less), or none",
+    )
 
 
 @optimizers.register("adamw_8bit", AdamW8bitConfig)
@@ -47,7 +55,7 @@ class AdamW8bit(Optimizer):
             raise BadConfig("optimizer adamw_8bit takes no sharded weights. Choose optimizer adamw.")
         config, build = self.config, _optimizer_class()
         built: torch.optim.Optimizer = build(groups, lr=config.lr, betas=config.betas, eps=config.eps)
-        return built
+        return update_in_float32(built, config.master)
 
 
 @functools.cache

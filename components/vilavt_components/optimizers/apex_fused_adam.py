@@ -13,6 +13,7 @@ from torch import nn
 from vilavt_components.common.adam import AdamSettings, group_by_decay
 from vilavt_components.common.apex import require_apex
 from vilavt_toolkit.contracts import Optimizer
+from vilavt_toolkit.errors import BadConfig
 from vilavt_toolkit.registry import optimizers
 
 
@@ -37,13 +38,29 @@ class ApexFusedAdam(Optimizer):
         return ApexFusedAdamConfig(lr=1e-2)
 
     def build(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        """Build the optimizer; raises MissingPackage without apex's extensions, and BadConfig for no weights."""
+        """Build the optimizer; raises MissingPackage without apex's extensions.
+
+        Raises BadConfig for no weights, and for weights in bfloat16.
+        """
         require_apex("optimizer apex_fused_adam", "optimizer adamw")
         config, groups = self.config, group_by_decay(self.config, parameters)
+        refuse_bfloat16([weight for group in groups for weight in group["params"]])
         built: torch.optim.Optimizer = _optimizer_class()(
             groups, lr=config.lr, betas=config.betas, eps=config.eps, adam_w_mode=True
         )
         return built
+
+
+def refuse_bfloat16(weights: Iterable[nn.Parameter]) -> None:
+    """Raise BadConfig for weights in bfloat16, in which most of FusedAdam's steps would round to nothing.
+
+    It counts steps by group, and so cannot be given copies in float32 a few at a time, as `update_in_float32` does.
+    """
+    if any(weight.dtype == torch.bfloat16 for weight in weights):
+        raise BadConfig(
+            "optimizer apex_fused_adam would round most steps of weights in bfloat16 to nothing. Choose optimizer "
+            "adamw, which collects them, or train.precision=bf16-mixed."
+        )
 
 
 @functools.cache

@@ -14,10 +14,11 @@ from vilavt_components.optimizers.apex_fused_adam import (
     ApexFusedAdam,
     ApexFusedAdamConfig,
     from_adamw_state,
+    refuse_bfloat16,
     to_adamw_state,
 )
 from vilavt_toolkit.cli.app import run as command
-from vilavt_toolkit.errors import MissingPackage
+from vilavt_toolkit.errors import BadConfig, MissingPackage
 
 
 def usable() -> bool:
@@ -114,3 +115,10 @@ def test_it_is_not_slower_than_fused_adamw_by_half():
         torch.cuda.synchronize()
         seconds[name] = time.perf_counter() - start
     assert seconds["apex"] <= 1.5 * seconds["torch"], seconds
+
+
+def test_weights_in_bfloat16_are_refused_with_what_to_choose():
+    weights = nn.Linear(2, 2)
+    refuse_bfloat16(weights.parameters())
+    with pytest.raises(BadConfig, match=r"Choose optimizer adamw, .* train\.precision=bf16-mixed"):
+        refuse_bfloat16(weights.bfloat16().parameters())

@@ -70,6 +70,15 @@ def test_it_tells_the_learning_rate_and_decay_of_every_part_and_the_names_of_wei
     assert "language_model.model.model.layers.*.self_attn.q_proj.weight" in listed
 
 
+def test_it_tells_over_how_many_steps_the_mean_of_the_weights_reaches(tiny_recipe, capsys):
+    assert "train.ema" not in passes(capsys, str(tiny_recipe))
+    said = " ".join(passes(capsys, str(tiny_recipe), "train.ema=0.99", "train.steps=1000").split())
+    assert "train.ema=0.99: checkpoints and validations have the mean" in said
+    assert "over about 100 of 1,000 steps." in said
+    said = " ".join(passes(capsys, str(tiny_recipe), "train.ema=0.999", "train.steps=1000").split())
+    assert "over about 1,000 of 1,000 steps, which is too few for a mean." in said
+
+
 def test_a_pattern_that_matches_nothing_is_refused_with_its_key_for_every_stage(tiny_recipe, capsys):
     told = refused(capsys, str(tiny_recipe), "train.freeze=[language_model.*q_prj*]")
     assert "train.freeze: " in told and "q_proj" in told and "--names" in told

@@ -29,7 +29,7 @@ def check(name: str, overrides: Sequence[str], names: bool = False) -> None:
 
     With `names` the names of all weights are printed too.
     """
-    from vilavt_toolkit.cli.learning_report import make_learning_table, make_names_table
+    from vilavt_toolkit.cli.learning_report import describe_average, make_learning_table, make_names_table
     from vilavt_toolkit.cli.recipe_check import check_recipe
     from vilavt_toolkit.cli.recipe_report import describe_samples, make_parts_table
 
@@ -38,6 +38,8 @@ def check(name: str, overrides: Sequence[str], names: bool = False) -> None:
     console = make_console()
     console.print(make_parts_table(recipe, report))
     console.print(make_learning_table(report.learning))
+    if (average := describe_average(recipe.recipe.train)) is not None:
+        console.print(average)
     if names:
         console.print(make_names_table(report.learning))
     for line in describe_samples(report):

@@ -13,6 +13,7 @@ from vilavt_toolkit.models.weight_names import collapse_numbers, name_without_ad
 from vilavt_toolkit.utils.text import shorten_list
 
 if TYPE_CHECKING:
+    from vilavt_toolkit.config.schema import TrainSection
     from vilavt_toolkit.models.model import VisualChatModel
     from vilavt_toolkit.training.trainable import WeightRate
 
@@ -69,6 +70,20 @@ def make_learning_table(stages: Mapping[str, LearningReport]) -> Table:
         for part in dict.fromkeys(weight.part for weight in report.weights):
             _add_part(table, stage, part, [weight for weight in report.weights if weight.part == part])
     return table
+
+
+def describe_average(section: TrainSection) -> str | None:
+    """Return a line on the running mean of the weights that checkpoints of the stage hold; None without one."""
+    if section.ema is None:
+        return None
+    # A running mean reaches back over so many steps, and begins with the weights at the start.
+    reach = 1 / (1 - section.ema)
+    text = (
+        f"train.ema={section.ema:g}: checkpoints and validations have the mean of the trained weights over about "
+        f"{reach:,.0f} of {section.steps:,} steps"
+    )
+    short = ", which is too few for a mean" if section.steps < 3 * reach else ""
+    return f"{text}{short}."
 
 
 def _add_part(table: Table, stage: str, part: str, weights: Sequence[LearningWeight]) -> None:
