@@ -7,12 +7,14 @@ import torch
 from torch import nn
 
 from vilavt_components.encoders.timm.encoder import TimmConfig, TimmEncoder
+from vilavt_components.language_models.hf_causal import HFCausal, HFCausalConfig
 from vilavt_toolkit.contracts import Modulator
-from vilavt_toolkit.registry import encoders, inquiry_encoders, modulators
+from vilavt_toolkit.registry import encoders, inquiry_encoders, language_models, modulators
 from vilavt_toolkit.registry.plugins import load_builtin
 from vilavt_toolkit.settings import NoSettings
 from vilavt_toolkit.testing import bench, check_encoder, check_inquiry_encoder, check_modulator
 from vilavt_toolkit.testing.isolation import isolated_registries
+from vilavt_toolkit.testing.language_models import splits_into_layers_and_head
 from vilavt_toolkit.testing.modulators import tiny_encoders_only
 
 load_builtin()
@@ -173,6 +175,27 @@ def test_a_correct_encoder_passes():
 def test_a_broken_encoder_is_caught(cls, words):
     with pytest.raises(AssertionError, match=words):
         check_toy_encoder(cls)
+
+
+class ScalesLogitsInForwardAlone(HFCausal):
+    def forward(self, *args, **kwargs):
+        return 2 * super().forward(*args, **kwargs)
+
+
+class DiffersWhenCalledAgain(HFCausal):
+    calls = 0
+
+    def compute_logits(self, states):
+        self.calls += 1
+        return super().compute_logits(states * self.calls)
+
+
+@pytest.mark.parametrize("cls", [ScalesLogitsInForwardAlone, DiffersWhenCalledAgain])
+def test_a_head_that_does_other_things_than_forward_is_caught(cls):
+    with isolated_registries():
+        language_models.register("under_test", HFCausalConfig)(cls)
+        with pytest.raises(AssertionError, match="the head on some states and forward"):
+            splits_into_layers_and_head("under_test")
 
 
 def test_a_correct_modulator_passes():

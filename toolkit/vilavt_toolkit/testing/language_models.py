@@ -118,6 +118,27 @@ def keeps_dialogues_of_a_row_apart(instance: Instance[LanguageModel]) -> None:
 
 
 @_for_every_instance
+def splits_into_layers_and_head(instance: Instance[LanguageModel]) -> None:
+    """`compute_logits` of the states of `run_layers` gives the logits and the gradient of `forward`, when called twice.
+
+    Training applies the head to some states at a time, and again in the backward pass.
+    """
+    model = _build(instance)
+    ids, mask = _ragged_batch(model)
+    embedded, positions = model.embed(ids).detach().requires_grad_(), _text_positions(model, mask)
+    # Masked columns have logits of their own, which nothing asks for.
+    columns = mask.flatten().nonzero()[:, 0]
+    whole = model(embedded, positions, mask).flatten(0, 1)[columns]
+    states = model.run_layers(embedded, positions, mask).flatten(0, 1)[columns]
+    model.compute_logits(states.detach().clone())
+    parts = torch.cat([model.compute_logits(part) for part in torch.split(states, 5)])
+    _assert_same(parts, whole, "the head on some states and forward")
+    sums = [logits.masked_fill(logits == float("-inf"), 0).square().sum() for logits in (parts, whole)]
+    found, expected = (torch.autograd.grad(total, embedded)[0] for total in sums)
+    bench.assert_close(found, expected, "gradients through layers and head and through forward", _TOLERANCE)
+
+
+@_for_every_instance
 def continues_from_its_cache(instance: Instance[LanguageModel]) -> None:
     """Logits from the KV cache equal those of one full forward, with rows that grow at their own pace."""
     model = _build(instance)
@@ -265,6 +286,7 @@ CLAIMS = (
     builds_quickly_and_on_the_meta_device,
     ignores_masked_columns,
     keeps_dialogues_of_a_row_apart,
+    splits_into_layers_and_head,
     continues_from_its_cache,
     continues_after_its_cache_was_truncated,
     exposes_its_hidden_states,
