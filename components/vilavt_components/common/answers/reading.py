@@ -163,14 +163,16 @@ def read_choice(text: str, options: Sequence[str]) -> str | None:
 def label_options(options: Sequence[str]) -> dict[str, str]:
     """Return the normalised text of each option by its letter, in lower case.
 
-    The letters are those before the options if every option has one and they ascend, else a, b, c and so on.
+    The letters are those before the options if every option has one and they ascend, or are a, b, c and so on in
+    another order, else a, b, c and so on by place.
     """
     texts = [normalise_text(option) for option in options]
     labels = [_LABELLED.fullmatch(text) for text in texts]
     found = [(label[1] or label[2], normalise_text(label[3])) for label in labels if label is not None]
     letters = [letter for letter, _ in found]
-    # Initials of names look like letters too, but seldom all of them, and in order.
-    if len(found) == len(texts) and all(first < second for first, second in pairwise(letters)):
+    # Initials of names look like letters too, but seldom all of them, and in order or without a gap.
+    ascend = all(first < second for first, second in pairwise(letters))
+    if len(found) == len(texts) and (ascend or sorted(letters) == [chr(ord("a") + n) for n in range(len(letters))]):
         return dict(found)
     return {chr(ord("a") + place): text for place, text in enumerate(texts)}
 

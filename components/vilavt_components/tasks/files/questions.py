@@ -112,9 +112,8 @@ def _count_noun(count: int, noun: str) -> str:
 def read_options(fields: Fields) -> tuple[str, ...]:
     """Read the field `options`, a list or a mapping of letters to texts; () if it is missing or null."""
     value = fields.row.get("options")
-    # As a list in which every option begins with its letter.
     if isinstance(value, Mapping):
-        value = [f"{letter}. {text}" for letter, text in value.items()]
+        return _read_lettered_options(fields, value)
     if value is None:
         return ()
     if not isinstance(value, list):
@@ -127,6 +126,24 @@ def read_options(fields: Fields) -> tuple[str, ...]:
     return tuple(fields.check_text(f"options[{number}]", each) for number, each in enumerate(plain))
 
 
+def _read_lettered_options(fields: Fields, given: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return options of a mapping in the order of their letters, each behind its own."""
+    wrong = [key for key in given if not re.fullmatch(r"[A-Za-z]", key)]
+    if wrong or len({key.lower() for key in given}) < len(given):
+        what = f"has the key {wrong[0][:60]!r}" if wrong else "has a letter in both cases"
+        fields.add_problem("options", f"{what}. Its keys must be different letters, or give a list of texts.")
+        return ()
+    found = []
+    for letter, value in sorted(given.items(), key=lambda item: item[0].lower()):
+        text = fields.check_text(f"options.{letter}", str(value) if isinstance(value, int | float) else value)
+        found.append(text if _begins_with(text, letter) else f"{letter}. {text}")
+    return tuple(found)
+
+
+def _begins_with(option: str, letter: str) -> bool:
+    return re.match(rf"\(?{letter}[.:)]", option, re.IGNORECASE) is not None
+
+
 def append_options(question: str, options: Sequence[str]) -> str:
     """Write a question with its options below it, one a line with its letter, unless it lists them already."""
     wanted = label_options(options)
@@ -135,7 +152,7 @@ def append_options(question: str, options: Sequence[str]) -> str:
     if listed or wanted == label_options(find_options(question)):
         return question
     lines = [
-        option if re.match(rf"\(?{letter}[.:)]", option, re.IGNORECASE) else f"{letter.upper()}. {option}"
+        option if _begins_with(option, letter) else f"{letter.upper()}. {option}"
         for letter, option in zip(wanted, options, strict=True)
     ]
     return "\n".join([question, *lines])

@@ -145,7 +145,8 @@ def test_letters_before_options_are_left_out_only_if_every_option_has_its_own():
     assert read_choice("red", ["A. red", "B. blue"]) == "a"
     assert read_choice("red", ["A. red", "blue"]) is None
     assert read_choice("A. red", ["A. red", "blue"]) == "a"
-    assert read_choice("red", ["B. red", "A. blue"]) is None
+    assert read_choice("red", ["B. red", "A. blue"]) == "b", "letters without a gap are letters in any order"
+    assert read_choice("lincoln", ["T. Roosevelt", "A. Lincoln"]) is None, "these are initials"
     assert read_choice("(b) blue", ["(A) red", "(B) blue"]) == "b"
     assert read_choice("(c) blue", ["(A) red", "(B) blue"]) is None
     assert read_choice("c. blue", ["red", "blue"]) is None

@@ -150,6 +150,22 @@ def test_options_keep_their_own_letters(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"C": "cee", "A": "aye", "B": "bee"},
+        {"C": "C. cee", "A": "A. aye", "B": "B. bee"},
+        ["C. cee", "A. aye", "B. bee"],
+        ["(C) cee", "(A) aye", "(B) bee"],
+    ],
+)
+def test_letters_in_another_order_stay_with_their_options(tmp_path, options):
+    sample = asked(tmp_path, options=options, answer="B")
+    assert "A. A" not in sample.question and "C. C" not in sample.question
+    answers = ("B", "B. bee", "bee", "A")
+    assert [read_choice(each, sample.tags["options"]) for each in answers] == ["b", "b", "b", "a"]
+
+
 def test_more_options_than_letters_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"options: has 30 options\. Each needs a letter, so give at most 26"):
         asked(tmp_path, options=[f"option {number}" for number in range(30)])
@@ -227,6 +243,10 @@ def test_one_question_may_be_about_text_alone(tmp_path):
         ),
         ({"images": ["gone.png"]}, r"images\[0\]: .*gone.png does not exist. Check the path, or set task.root"),
         ({"options": 3}, r"options: is 3 \(int\). It must be a list of texts"),
+        ({"options": {"1": "red", "2": "blue"}}, r"options: has the key '1'. Its keys must be different letters"),
+        ({"options": {"text": ["a"], "label": ["A"]}}, r"options: has the key 'text'. Its keys must be different"),
+        ({"options": {"A": {"text": "red"}, "B": "blue"}}, r"options.A: is .*It must be text"),
+        ({"options": {"A": "red", "a": "blue"}}, r"options: has a letter in both cases"),
     ],
 )
 def test_a_bad_question_is_named_with_its_place_and_field(tmp_path, changed, words):
