@@ -188,7 +188,7 @@ def test_a_correct_policy_loss_passes():
     [
         (ClimbsDown, "the gradient on the first inner step"),
         (HalvesTies, "the gradient on the first inner step"),
-        (SaysNothing, "all clipped, or none is"),
+        (SaysNothing, "a token that is not clipped has no gradient"),
         (Whitens, "among fewer others"),
         (Overflows, "a clipped token has a gradient|not finite"),
         (CountsEmptyOnes, "0 tokens weigh"),

@@ -19,7 +19,11 @@ def clipped_loss(
     the loss is at most -dual A (dual clip, arXiv 1912.09729): a token that became far more probable under
     a bad rollout would otherwise have an unbounded loss.
     """
-    rho = probability_ratio(logp, old)
+    return clip_ratio(probability_ratio(logp, old), advantages, low, high, dual)
+
+
+def clip_ratio(rho: Tensor, advantages: Tensor, low: float, high: float, dual: float | None) -> tuple[Tensor, Tensor]:
+    """Return `clipped_loss` of ratios [N] of probabilities."""
     unclipped_loss = -advantages * rho
     clipped_ratio_loss = -advantages * rho.clamp(1 - low, 1 + high)
     clipped = clipped_ratio_loss > unclipped_loss

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vilavt_components.advantages.dr_grpo import DrGRPO
+from vilavt_components.advantages.gdpo import GDPO, GDPOConfig
 from vilavt_components.advantages.grpo import GRPO, GRPOConfig
+from vilavt_components.advantages.reinforce_pp import ReinforcePP, ReinforcePPConfig
 from vilavt_components.advantages.rloo import RLOO
 from vilavt_toolkit.errors import UsageError
 from vilavt_toolkit.settings import NoSettings
@@ -104,3 +106,52 @@ def test_every_group_has_its_own_mean_and_its_own_scale(name, expected):
 def test_grpo_adds_its_epsilon_to_the_deviation():
     found = GRPO(GRPOConfig(eps=1.0)).compute_advantages(torch.tensor([[1.0, 0]]))
     torch.testing.assert_close(found, torch.tensor([[0.5, -0.5]]) / (0.5**0.5 + 1))
+
+
+# --- Advantages that compare a whole step ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("baseline", "expected"),
+    [
+        ("none", [[0.68207, -0.40924, -1.50056, -1.50056], [0.68207, 0.68207, 0.68207, 0.68207]]),
+        ("group", [[1.99367, 0.39873, -1.19620, -1.19620], [0, 0, 0, 0]]),
+    ],
+)
+def test_reinforce_pp_divides_by_the_deviation_of_the_step(baseline, expected):
+    found = ReinforcePP(ReinforcePPConfig(baseline=baseline)).compute_advantages(
+        torch.tensor([[1, 0.5, 0, 0], [1, 1, 1, 1]])
+    )
+    torch.testing.assert_close(found, torch.tensor(expected), atol=2e-5, rtol=0)
+
+
+RIGHT_AND_CHEAP = torch.tensor([[[1.0, 0], [1, -1], [0, 0], [0, -1]]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("over_step", "expected"),
+    [(False, [1.29882, 0.43294, -0.43294, -1.29882]), (True, [1.16179, 0.38726, -0.38726, -1.16179])],
+)
+def test_gdpo_compares_every_reward_by_itself_and_weighs_what_it_finds(over_step, expected):
+    found = GDPO(GDPOConfig(over_step=over_step)).compare_scores(RIGHT_AND_CHEAP, [1.0, 0.5])
+    torch.testing.assert_close(found, torch.tensor([expected]), atol=2e-5, rtol=0)
+
+
+def test_only_gdpo_tells_rollouts_apart_whose_different_rewards_have_one_sum():
+    scores = torch.tensor([[[1.0, 0], [0, 1], [0, 1], [0, 0]]], dtype=torch.float64)
+    of_grpo, of_gdpo = (part.compare_scores(scores, [1.0, 1.0])[0] for part in (ALL["grpo"], GDPO(GDPOConfig())))
+    assert of_grpo[0] == of_grpo[1]
+    # One of four was right, two of four had the form: to be right is rarer, and worth more.
+    assert of_gdpo[0] > of_gdpo[1] + 0.1
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-1, 1), min_size=4, max_size=4), st.lists(st.floats(-2, 2), min_size=3, max_size=3))
+def test_the_weighted_sum_is_that_of_the_log_to_the_bit(values, weights):
+    class Keeps(DrGRPO):
+        def compute_advantages(self, rewards):
+            return rewards
+
+    scores = torch.tensor([[[value, 1 - value, value / 3] for value in values]], dtype=torch.float64)
+    logged = [sum(w * s for w, s in zip(weights, row, strict=True)) for row in scores[0].tolist()]
+    assert Keeps(NoSettings()).compare_scores(scores, weights)[0].tolist() == torch.tensor(logged).float().tolist()

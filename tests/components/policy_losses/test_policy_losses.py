@@ -7,8 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vilavt_components.policy_losses.cispo import CISPO, CISPOConfig
 from vilavt_components.policy_losses.dapo import DAPO, DAPOConfig
+from vilavt_components.policy_losses.gspo import GSPO, GSPOConfig
 from vilavt_components.policy_losses.ppo_clip import PPOClip, PPOClipConfig
+from vilavt_components.policy_losses.sapo import SAPO, SAPOConfig
 from vilavt_toolkit.training.reinforcement.policy_math import weighted_sum
 
 HIGHER = {"eps_low": 0.2, "eps_high": 0.28, "dual_clip": 3.0}
@@ -154,3 +157,59 @@ def test_the_loss_of_a_token_on_either_side_of_every_clip(rho, advantage, loss, 
 def test_the_dual_clip_leaves_room_above_the_clip():
     assert PPOClipConfig(eps_high=1.9, dual_clip=3.0).dual_clip == 3
     assert PPOClipConfig(eps_high=9.0, dual_clip=None).dual_clip is None
+
+
+# --- Other surrogates ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("advantage", "loss", "gradient"), [(1, -1.28, 0), (-1, 2, 2)])
+def test_gspo_clips_a_sequence_by_the_mean_of_its_log_ratios(advantage, loss, gradient):
+    # Ratios of 4 and 1: their geometric mean is 2. The other sequence, at 1, is its own.
+    logp = torch.tensor([4.0, 1, 1]).log().requires_grad_()
+    gains = torch.tensor([float(advantage)] * 2 + [1.0])
+    found, clipped = GSPO(GSPOConfig(eps_low=0.2, eps_high=0.28)).sequence_losses(logp, torch.zeros(3), gains, [2, 1])
+    found.sum().backward()
+    assert found.tolist() == pytest.approx([loss, loss, -1])
+    assert logp.grad.tolist() == pytest.approx([gradient, gradient, -1])
+    assert clipped.tolist() == [gradient == 0] * 2 + [False]
+
+
+def test_the_loss_of_gspo_is_a_mean_over_sequences_of_any_length():
+    logp, lengths = torch.tensor([0.3, -0.1, 0.2, 0.4, -0.4]), [3, 0, 2]
+    gains = torch.tensor([-1.0, -1, -1, -3, -3])
+    part = GSPO(GSPOConfig(eps_low=1, eps_high=9))
+    losses, _ = part.sequence_losses(logp, torch.zeros(5), gains, lengths)
+    expected = (torch.tensor(0.4 / 3).exp() + 3) / 2
+    assert weighted_sum(losses, part.sequence_weights(lengths), lengths).item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize(("rho", "advantage", "weight"), [(8.0, 2, 5), (0.5, 2, 0.5), (8.0, -2, 5), (0.01, -1, 0.01)])
+def test_cispo_bounds_the_weight_of_a_token_and_leaves_it_its_gradient(rho, advantage, weight):
+    logp = torch.tensor([-0.5]).requires_grad_()
+    old = logp.detach() - torch.tensor([rho]).log()
+    loss, clipped = CISPO(CISPOConfig()).token_losses(logp, old, torch.tensor([float(advantage)]))
+    loss.sum().backward()
+    assert (loss.item(), logp.grad.item()) == (
+        pytest.approx(weight * advantage * 0.5),
+        pytest.approx(-weight * advantage),
+    )
+    assert not clipped.item()
+
+
+@pytest.mark.parametrize(
+    ("rho", "advantage", "loss", "gradient"),
+    [
+        (1.0, 1, -2, -1),
+        (1.0, -1, 2 / 1.05, 1),
+        (2.0, 1, -2.924234, -1.572896),
+        (2.0, -1, 2.822000, 1.536227),
+        (0.5, 1, -1.510163, -0.470007),
+    ],
+)
+def test_the_gate_of_sapo_fades_on_both_sides_of_one(rho, advantage, loss, gradient):
+    found = one(SAPO(SAPOConfig()), rho, advantage)
+    assert found == (pytest.approx(loss, abs=1e-5), pytest.approx(gradient, abs=1e-5), False)
+
+
+def test_the_gate_of_sapo_leaves_a_far_token_what_float32_can_hold():
+    assert one(SAPO(SAPOConfig()), 30.0, 1)[1] == pytest.approx(-4 * 30 * 2.543666e-13, rel=1e-3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -36,12 +37,28 @@ class Reward(Component, ABC):
 class Advantage(Component, ABC):
     """Turns rewards into advantages. `__init__(config)`."""
 
+    compares_whole_step: ClassVar[bool] = False
+    """True if an advantage also depends on the rewards of the step's other prompt groups."""
+
     @abstractmethod
     def compute_advantages(self, rewards: Tensor) -> Tensor:
-        """Return the advantages of P prompt groups of G rollouts, each group by itself; [P, G] -> [P, G].
+        """Return the advantages of P prompt groups of G rollouts; [P, G] -> [P, G].
 
-        They are finite for a group of equal rewards too. The engine leaves such groups out of the loss.
+        Each group is compared by itself, unless the class says `compares_whole_step`. They are finite for a group of
+        equal rewards too. The engine leaves groups out of the loss whose rewards are equal, or with
+        `compares_whole_step` whose advantages are 0.
         """
+
+    def compare_scores(self, scores: Tensor, weights: Sequence[float]) -> Tensor:
+        """Return the advantages of rollouts with the scores of R rewards, in float64; [P, G, R] -> [P, G] float32.
+
+        The engine calls this one. By default the weighted sum counts. Override it to compare the rewards one by one.
+        """
+        # One after the other, so that the sum is to the bit the reward that is logged.
+        rewards = scores.new_zeros(scores.shape[:2])
+        for number, weight in enumerate(weights):
+            rewards = rewards + weight * scores[..., number]
+        return self.compute_advantages(rewards.float())
 
 
 class PolicyLoss(Component, ABC):
@@ -56,8 +73,18 @@ class PolicyLoss(Component, ABC):
 
         `logp` [N] comes from the weights that learn, `old` [N] from those that sampled, both in float32 and at the
         sampling temperature. `advantages` [N] are those of each token's sequence. The values of a token depend on that
-        token alone, so that a step can be split into micro-batches.
+        token alone, so that a step can be split into micro-batches. A loss that looks at whole sequences takes the
+        tokens for one sequence, and overrides `sequence_losses`.
         """
+
+    def sequence_losses(
+        self, logp: Tensor, old: Tensor, advantages: Tensor, lengths: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Return `token_losses` of whole sequences, which lie one behind the other and have `lengths` that sum to N.
+
+        The engine calls this one. The values of a token depend on its own sequence alone.
+        """
+        return self.token_losses(logp, old, advantages)
 
     @abstractmethod
     def sequence_weights(self, lengths: Sequence[int]) -> list[float]:

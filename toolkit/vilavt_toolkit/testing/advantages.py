@@ -22,9 +22,11 @@ def _example_rewards() -> Tensor:
 
 
 def _compute_advantages(part: Advantage, groups: Tensor) -> Tensor:
-    found = part.compute_advantages(groups)
+    found = part.compare_scores(groups[..., None].double(), [1.0])
+    assert found.dtype == torch.float32, f"advantages are {found.dtype}, not float32"
     assert found.shape == groups.shape, f"rewards {list(groups.shape)} have advantages {list(found.shape)}"
     assert found.isfinite().all(), "an advantage is not finite"
+    bench.assert_close(part.compute_advantages(groups), found, "advantages of a reward and of its single score", 1e-3)
     return found
 
 
@@ -45,12 +47,18 @@ def follows_the_order_of_rewards(instance: Instance[Advantage]) -> None:
 
 @_for_every_instance
 def treats_every_group_alone(instance: Instance[Advantage]) -> None:
-    """A group has the same advantages alone as with others, and with a constant added to its rewards."""
+    """A group has the same advantages alone as with others, and with a constant added to its rewards.
+
+    An advantage that compares the whole step has those of its step in any order of the groups.
+    """
     part = instance.build()
     groups = _example_rewards()
     found = _compute_advantages(part, groups)
-    alone = torch.cat([_compute_advantages(part, groups[row : row + 1]) for row in range(len(groups))])
-    bench.assert_close(alone, found, "advantages alone and with other groups")
+    if part.compares_whole_step:
+        bench.assert_close(_compute_advantages(part, groups.flip(0)), found.flip(0), "advantages in another order")
+    else:
+        alone = torch.cat([_compute_advantages(part, groups[row : row + 1]) for row in range(len(groups))])
+        bench.assert_close(alone, found, "advantages alone and with other groups")
     # Looser: float32 loses digits of rewards that differ little once 2 is added to them.
     bench.assert_close(_compute_advantages(part, groups + 2), found, "advantages of rewards plus 2", 2e-3)
 

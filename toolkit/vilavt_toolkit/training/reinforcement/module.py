@@ -21,6 +21,7 @@ from vilavt_toolkit.training.losses import logprobs_and_entropy, target_logprobs
 from vilavt_toolkit.training.reinforcement.drawing import draw_rollouts
 from vilavt_toolkit.training.reinforcement.metrics import CollapseWatch, TokenAverages, compute_rollout_metrics
 from vilavt_toolkit.training.reinforcement.policy_math import (
+    NO_ADVANTAGE,
     find_flat_groups,
     k3_divergence,
     repeat_per_token,
@@ -133,11 +134,9 @@ class ReinforcementModule(StageModule):
 
     def _select_learned(self, groups: Sequence[PromptGroup]) -> list[LearnedRollout]:
         """Return the rollouts of groups whose rewards differ, without truncated ones if the recipe masks these."""
-        rewards = _reward_matrix(groups)
-        teaches = ~find_flat_groups(rewards)
+        teaches, advantages = self._compare_groups(groups)
         if not teaches.any():
             return []
-        advantages = self._parts.advantage.compute_advantages(rewards[teaches])
         teaching = [group for group, is_teaching in zip(groups, teaches.tolist(), strict=True) if is_teaching]
         learned = []
         for group, group_advantages in zip(teaching, advantages.tolist(), strict=True):
@@ -148,6 +147,17 @@ class ReinforcementModule(StageModule):
                     views = tuple(outside_inference_mode(view) for view in rollout.session.views)
                     learned.append(LearnedRollout(rollout.sample.id, rollout.trajectory, views, advantage))
         return learned
+
+    def _compare_groups(self, groups: Sequence[PromptGroup]) -> tuple[Tensor, Tensor]:
+        """Return which of P prompt groups teach something, and the advantages of these; bool [P], [T, G]."""
+        scores = torch.tensor([[rollout.scores for rollout in group] for group in groups], dtype=torch.float64)
+        advantage, weights = self._parts.advantage, self.collector.rewards.weights
+        if advantage.compares_whole_step:
+            advantages = advantage.compare_scores(scores, weights)
+            teaches = advantages.abs().amax(1) > NO_ADVANTAGE
+            return teaches, advantages[teaches]
+        teaches = ~find_flat_groups(_reward_matrix(groups))
+        return teaches, advantage.compare_scores(scores[teaches], weights) if teaches.any() else scores[:0, :, 0]
 
     def _log_rollouts(self, step: int, groups: Sequence[PromptGroup]) -> None:
         names = self.collector.rewards.names
@@ -224,7 +234,8 @@ class ReinforcementModule(StageModule):
         rollouts = buffer.select_rollouts(chunk)
         lengths = [rollout.produced_tokens for rollout in rollouts]
         advantages = repeat_per_token([rollout.advantage for rollout in rollouts], lengths, self.device)
-        loss, is_clipped = self._parts.policy_loss.token_losses(logp, buffer.old_logprobs[chunk.tokens], advantages)
+        old = buffer.old_logprobs[chunk.tokens]
+        loss, is_clipped = self._parts.policy_loss.sequence_losses(logp, old, advantages, lengths)
         averages.add(len(logp), entropy=entropy, clip_fraction=is_clipped)
         if self.reference is not None:
             divergence = k3_divergence(logp, buffer.reference_logprobs[chunk.tokens], self.section.kl_limit)

@@ -1,9 +1,10 @@
-"""Pure functions of the policy update: ratio, k3 divergence, groups that teach nothing, sums over a step."""
+"""Pure functions of the policy update: ratios, divergences, groups that teach nothing, sums over a step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,12 +12,23 @@ _LOG_LIMIT = 20.0
 """Its exponential is far beyond any clip range, and finite in float32."""
 _ROUNDING = 1e-6
 """Relative difference of rewards that is rounding: some units in the last place of float32."""
+NO_ADVANTAGE = 1e-3
+"""Largest advantage that is rounding: a group of equal rewards, divided by a tiny deviation, is not exactly 0."""
 
 
 def probability_ratio(logp: Tensor, old: Tensor) -> Tensor:
     """Return the ratio exp(logp - old) of every token, kept finite; [N], [N] -> [N]."""
     # Clamped, since an infinite ratio times an advantage of 0 is NaN. Beyond the limit the gradient is 0.
     return (logp - old).clamp(-_LOG_LIMIT, _LOG_LIMIT).exp()
+
+
+def sequence_means(values: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Return the mean of its sequence for every token; [N] and B lengths that sum to N -> [N]."""
+    sizes = torch.tensor(lengths).to(values.device, non_blocking=True)
+    # Numbered on the CPU: on a GPU the size of the result would have to be waited for.
+    numbers = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(values.device, non_blocking=True)
+    sums = values.new_zeros(len(lengths)).index_add(0, numbers, values)
+    return (sums / sizes.clamp_min(1)).index_select(0, numbers)
 
 
 def k3_divergence(logp: Tensor, reference: Tensor, limit: float | None = None) -> Tensor:
