@@ -197,8 +197,8 @@ class NotANumber:
     def __init__(self, inner):
         self.inner, self.sequence_weights = inner, inner.sequence_weights
 
-    def token_losses(self, logp, old, advantages):
-        loss, clipped = self.inner.token_losses(logp, old, advantages)
+    def sequence_losses(self, logp, old, advantages, lengths):
+        loss, clipped = self.inner.sequence_losses(logp, old, advantages, lengths)
         return torch.cat([loss[:-1], loss[-1:] * float("nan")]), clipped
 
 
