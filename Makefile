@@ -73,9 +73,10 @@ lint: $(VENV)/.installed
 types: $(VENV)/.installed
 	$(BIN)/mypy
 
-# One thread a worker: torch's own threads would fight the test workers for the cores. Tests of a group go to one worker.
+# One thread a worker: torch's own threads would fight the test workers for the cores. The tests of a file go to one
+# worker, which makes what they share once.
 tests: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup -m 'not nightly'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not nightly'
 
 # Changes the arithmetic one place at a time; a test must fail each time. An hour on two cores.
 mutants: $(VENV)/.installed

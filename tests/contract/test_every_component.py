@@ -17,7 +17,7 @@ ON_EVERY_VARIANT = {"film", "joint_attention"}
 
 CASES = [
     # The claims of a component share what was trained for them, so one worker runs them all.
-    pytest.param(claim, name, id=f"{kind}-{name}-{claim.__name__}", marks=pytest.mark.xdist_group(f"{kind} {name}"))
+    pytest.param(claim, name, id=f"{kind}-{name}-{claim.__name__}")
     for kind, claims in CLAIMS.items()
     for name in REGISTRIES[kind].names()
     for claim in claims

@@ -388,7 +388,7 @@ def test_a_configuration_that_makes_no_model_is_told_with_one_remedy(golden_fold
     [
         ({}, "exactly one of"),
         ({"config": {"hiden_size": 30}}, "Did you mean 'hidden_size'"),
-        ({"config": {"hidden_size": 30, "num_attention_heads": 4}}, "hidden_size must be divisible"),
+        ({"config": {"hidden_size": 30, "num_attention_heads": 4, "num_key_value_heads": 2}}, "must be divisible"),
         ({"config": {"hidden_size": 32}, "attention": "fast"}, "attention"),
     ],
 )

@@ -165,7 +165,14 @@ def test_what_new_writes_is_tidy_and_typed(written):
         assert len(file.read_text(encoding="utf-8").splitlines()) <= 135, f"{file.name} is too long to read at once"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# A check takes a second, and `make nightly` checks all of them.
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind in ("encoder", "modulator", "reward") else pytest.param(kind, marks=pytest.mark.nightly)
+        for kind in KINDS
+    ],
+)
 def test_the_recipe_that_new_prints_is_right(written, kind, capsys, monkeypatch):
     folder = Path(written["folder"][0])
     monkeypatch.chdir(folder)

@@ -19,9 +19,6 @@ from safetensors.torch import load_file
 import vilavt_toolkit as vt
 from vilavt_toolkit.checkpoints.native import find_checkpoint
 
-# One worker makes the runs, for all tests of this file.
-pytestmark = pytest.mark.xdist_group("many devices")
-
 ROOT = Path(__file__).parents[3]
 PACKAGES = [str(ROOT / "toolkit"), str(ROOT / "components")]
 EXACT = 1e-6

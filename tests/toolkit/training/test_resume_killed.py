@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,89 +18,33 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[3]
 
-# A process that has imported everything, and forks a child for each attempt: importing takes longer than the runs.
-KEEPER = """
-import os, pathlib, random, signal, sys, time, traceback
-sys.path[:0] = {paths}
-import torch
-torch.set_num_threads(1)
-from vilavt_toolkit.cli import app as cli
-from vilavt_toolkit.registry.plugins import load_builtin
-from vilavt_toolkit.training.reinforcement import run as rl_run  # noqa: F401
-from vilavt_toolkit.training.supervised import run  # noqa: F401
-import transformers.models.llama.modeling_llama, timm, tensorboard  # noqa: F401
-load_builtin()
+
+class Keeper:
+    """A process that has imported everything, which takes longer than the runs, and forks a child for each attempt."""
+
+    def __init__(self) -> None:
+        paths = os.pathsep.join([str(ROOT / "toolkit"), str(ROOT / "components")])
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("_keeper.py"))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths},
+        )  # fmt: skip
+
+    def ask(self, name: str, *arguments: object) -> tuple[Any, str]:
+        """What a function of `_keeper.py` returns, and what its attempts wrote on stderr."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps([name, arguments]) + "\n")
+        self.process.stdin.flush()
+        found, error = json.loads(self.process.stdout.readline())
+        return found, error
 
 
-def attempt(arguments):
-    child = os.fork()
-    if child == 0:
-        os.setsid()
-        code = 1
-        try:
-            code = cli.run(arguments)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    return child
-
-
-def newest(run):
-    folder = pathlib.Path(run, "checkpoints")
-    names = [p.name for p in folder.iterdir() if p.name.startswith("step-")] if folder.is_dir() else []
-    return int(max(names)[5:]) if names else None
-
-
-def ended(child):
-    pid, status = os.waitpid(child, os.WNOHANG)
-    return None if pid == 0 else os.waitstatus_to_exitcode(status)
-
-
-def signalled(arguments, run, when, number):
-    '''Send a signal to all processes of a run some time after a step of it; the exit code, and where it was.'''
-    at, delay = when
-    child, code, until = attempt(arguments), None, time.monotonic() + 120
-    while (newest(run) or 0) < at and code is None and time.monotonic() < until:
-        code = ended(child)
-        time.sleep(0.002)
-    if code is None:
-        time.sleep(delay)
-        os.killpg(child, number)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return code, newest(run)
-
-
-def waited(arguments):
-    return os.waitstatus_to_exitcode(os.waitpid(attempt(arguments), 0)[1])
-"""
-
-KILLED = """
-import json
-arguments, run, moments, whole = json.loads(sys.argv[1])
-told = []
-for moment in moments:
-    resume = ["--resume"] if newest(run) is not None else []
-    told.append(signalled([*arguments, *resume], run, moment, signal.SIGKILL))
-print(json.dumps([told, waited([*arguments, "--resume"]), waited(whole)]))
-"""
-
-ENDED = """
-import json
-told = [signalled(arguments, run, moment, number) for arguments, run, moment, number in json.loads(sys.argv[1])]
-print(json.dumps(told))
-"""
-
-
-def spoken(script: str, *arguments: object) -> tuple[list, str]:
-    """Run a script after the keeper's code; what it prints as JSON, and its standard error."""
-    code = KEEPER.format(paths=[str(ROOT / "toolkit"), str(ROOT / "components")]) + script
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(arguments)], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+@pytest.fixture(scope="module")
+def keeper() -> Iterator[Keeper]:
+    kept = Keeper()
+    with kept.process:
+        yield kept
+        assert kept.process.stdin is not None
+        kept.process.stdin.close()
 
 
 def stage(command: str, recipe: Path, tiny_run: Path, folder: Path) -> tuple[list[str], Path, int]:
@@ -124,29 +71,31 @@ def assert_same(found: Path, expected: Path, step: int) -> None:
         assert [key for key in right if not torch.equal(left[key], right[key])] == []
 
 
-def killed(command: str, recipe: Path, tiny_run: Path, tmp_path: Path, times: int, seed: int) -> None:
+def kill(keeper: Keeper, stages: tuple[str, Path, Path], tmp_path: Path, times: int, seed: int) -> None:
     """Kill a stage `times` times at random moments, let it end, and compare it with one that was left alone."""
     draw = random.Random(seed)
-    whole, expected, total = stage(command, recipe, tiny_run, tmp_path / "whole")
-    arguments, run, _ = stage(command, recipe, tiny_run, tmp_path / "broken")
+    whole, expected, total = stage(*stages, tmp_path / "whole")
+    arguments, run, _ = stage(*stages, tmp_path / "broken")
     steps = sorted(draw.sample(range(1, total - 2), times))
     moments = [(step, draw.random() * 0.15) for step in steps]
-    (told, code, whole_code), error = spoken(KILLED, arguments, str(run), moments, whole)
+    (told, code, whole_code), error = keeper.ask("kill", arguments, str(run), moments, whole)
     assert (code, whole_code) == (0, 0), error
     assert [code for code, _ in told].count(-9) >= times - 1, "it was hardly ever killed"
     assert_same(run, expected, total)
 
 
 @pytest.mark.parametrize("command", ["train", "rl"])
-def test_a_run_killed_again_and_again_ends_with_the_weights_of_one_left_alone(rl_recipe, tiny_run, tmp_path, command):
-    killed(command, rl_recipe, tiny_run, tmp_path, times=2, seed=1)
+def test_a_run_killed_again_and_again_ends_with_the_weights_of_one_left_alone(
+    keeper, rl_recipe, tiny_run, tmp_path, command
+):
+    kill(keeper, (command, rl_recipe, tiny_run), tmp_path, times=2, seed=1)
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("seed", range(2, 8))
 @pytest.mark.parametrize("command", ["train", "rl"])
-def test_so_it_does_whenever_it_is_killed(rl_recipe, tiny_run, tmp_path, command, seed):
-    killed(command, rl_recipe, tiny_run, tmp_path, times=5, seed=seed)
+def test_so_it_does_whenever_it_is_killed(keeper, rl_recipe, tiny_run, tmp_path, command, seed):
+    kill(keeper, (command, rl_recipe, tiny_run), tmp_path, times=5, seed=seed)
 
 
 @pytest.mark.parametrize(
@@ -157,20 +106,37 @@ def test_so_it_does_whenever_it_is_killed(rl_recipe, tiny_run, tmp_path, command
     ],
     ids=["once each", "the other way round"],
 )
-def test_a_group_of_processes_asked_to_end_saves_where_it_is_and_exits_with_143(rl_recipe, tiny_run, tmp_path, sent):
+def test_a_group_of_processes_asked_to_end_saves_where_it_is_and_exits_with_143(
+    keeper, rl_recipe, tiny_run, tmp_path, sent
+):
     """As SLURM and systemd end it, with workers that prepare samples, and as a terminal does that is gone."""
     long = {
         "train": ["train.steps=10000", "train.schedule=constant", "train.workers=2"],
         "rl": ["rl.steps=10000", "rl.schedule=constant"],
     }
-    asked, runs = [], []
     for command, number in sent:
         arguments, run, _ = stage(command, rl_recipe, tiny_run, tmp_path / number.name)
-        asked.append(([*arguments, *long[command]], str(run), (2, 0.1), number))
-        runs.append(run)
-    told, error = spoken(ENDED, *asked)
-    assert [code for code, _ in told] == [143, 143], error
-    assert "Traceback" not in error and error.rstrip().endswith("asked to end")
-    assert error.replace("\n", " ").count("Go on from it with --resume") == 2
-    for run, (_, step) in zip(runs, told, strict=True):
+        (code, step), error = keeper.ask("send_signal", [*arguments, *long[command]], str(run), (2, 0.1), number)
+        assert code == 143, error
+        assert "Traceback" not in error and error.rstrip().endswith("asked to end")
+        assert error.replace("\n", " ").count("Go on from it with --resume") == 1
         assert step >= 2 and step == max(int(path.name[5:]) for path in (run / "checkpoints").iterdir())
+
+
+def test_an_interrupted_run_ends_with_130_and_resumes_bit_for_bit_where_it_was(keeper, tiny_recipe, tmp_path):
+    """A real process and a real SIGINT, long before the first checkpoint is due."""
+    settings = ["train.schedule=constant", "train.threads=1", "train.checkpoint_every=10000"]
+    settings += ["train.preprocess=stream", "train.workers=1"]
+
+    def arguments(run: Path, steps: int) -> list[str]:
+        return ["train", str(tiny_recipe), f"run={run}", f"train.steps={steps}", *settings]
+
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    # As a terminal does: to the workers too.
+    (code, step), error = keeper.ask("send_signal", arguments(run, 10_000), str(run), (0, 0.0), signal.SIGINT)
+    assert code == 130 and "Traceback" not in error and error.rstrip().endswith("interrupted"), error
+    (saved,) = (run / "checkpoints").iterdir()
+    assert str(saved) in error.replace("\n", "") and "--resume" in error
+    (_, *codes), error = keeper.ask("kill", arguments(run, step + 1), str(run), [], arguments(whole, step + 1))
+    assert codes == [0, 0], error
+    assert_same(run, whole, step + 1)

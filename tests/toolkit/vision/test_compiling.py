@@ -13,9 +13,6 @@ from vilavt_toolkit.contracts import Context, Modulator
 from vilavt_toolkit.testing.bench import WordInquiryEncoder, assert_close, example_views
 from vilavt_toolkit.vision.dynamic_encoder import DynamicEncoder
 
-# Loading torch's compiler takes seconds, so one worker does it for all tests that compile.
-pytestmark = pytest.mark.xdist_group("compiling")
-
 # (views taken, their groups, inquiries): sizes, numbers of regions, groups and words all change.
 LAYOUTS = [
     ([0, 1, 2, 3, 4], [0, 1, 0, 1, 0], ["a b c", "d"]),
@@ -140,6 +137,7 @@ def test_torchs_own_compiler_gives_the_same_features_and_gradients():
         assert_same(compiled, eager, layout)
 
 
+@pytest.mark.nightly
 def test_compiling_goes_with_gradient_checkpointing():
     compiled, eager = dynamic("film", depth=1).train(), dynamic("film", depth=1).train()
     compiled.compile_blocks(backend="aot_eager")

@@ -268,7 +268,6 @@ def _fresh_graphs():
     torch._dynamo.config.recompile_limit, torch._dynamo.config.accumulated_recompile_limit = limits
 
 
-@pytest.mark.xdist_group("compiling")
 @pytest.mark.usefixtures("_fresh_graphs")
 @pytest.mark.parametrize("name", [pytest.param("eva", marks=pytest.mark.nightly), "relative_table"])
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,17 @@ SPLITS = ("train", "val", "test")
 ANSWERS = frozenset({"red", "blue", "teal", "yes", "no"}) | SHAPES
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus that no test changes; drawing one takes longer than copying it."""
+    folder = tmp_path_factory.mktemp("drawn") / "corpus"
+    write_easy_vqa(folder, images=18)
+    return folder
+
+
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    write_easy_vqa(tmp_path / "corpus", images=18)
-    return tmp_path / "corpus"
+def root(drawn: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(drawn, tmp_path / "corpus"))
 
 
 def task_of(root: Path, **changed: Any) -> EasyVQA:
