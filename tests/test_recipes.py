@@ -86,6 +86,8 @@ def test_modulations_are_compared_with_nothing_else_changed(name):
 
 def test_modulations_are_compared_on_the_quickstart_without_its_needless_zooms_and_follow_up_questions():
     quickstart, film = load_recipe("quickstart").resolved, load_recipe("modulation/film").resolved
+    # They were measured before the quickstart's projector had `center`, which takes fewer steps.
+    quickstart["model"]["projector"]["center"], quickstart["train"]["steps"] = False, 1500
     assert (film["model"], film["train"]) == (quickstart["model"], quickstart["train"])
     assert film["task"] == quickstart["task"] | {"needless": 0, "follow_ups": 0}
 

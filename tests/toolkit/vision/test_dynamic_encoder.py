@@ -112,7 +112,7 @@ def test_two_modulators_of_a_block_both_work():
         assert not torch.allclose(fewer.encode(views, [0] * 5, ids)[0], found, atol=1e-5)
 
 
-@pytest.mark.parametrize("compiles", [False, True])
+@pytest.mark.parametrize("compiles", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_a_site_of_another_width_than_declared_is_named(regions, compiles):
     encoder = TimmEncoder(TimmEncoder.tiny())
     blocks = [replace(block, sites={**block.sites, "norm2": 1}) for block in encoder.spec.blocks]

@@ -268,8 +268,9 @@ def _fresh_graphs():
     torch._dynamo.config.recompile_limit, torch._dynamo.config.accumulated_recompile_limit = limits
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("_fresh_graphs")
-@pytest.mark.parametrize("name", [pytest.param("eva", marks=pytest.mark.nightly), "relative_table"])
+@pytest.mark.parametrize("name", ["eva", "relative_table"])
 @torch.no_grad()
 def test_compiled_blocks_give_the_same_and_other_sizes_make_no_new_graph(name):
     encoder = encoder_of(CONFIGS[name])

@@ -367,6 +367,7 @@ def test_layers_of_the_language_model_computed_again_train_the_same_weights(
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.nightly
 def test_compiled_blocks_train_the_same_weights_under_the_same_names(tiny_recipe, tiny_run, tmp_path, monkeypatch):
     compiled, compile_blocks = [], dynamic_encoder.DynamicEncoder.compile_blocks
     monkeypatch.setattr(
