@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import vilavt_toolkit as vt
 from vilavt_toolkit.checkpoints.native import find_checkpoint
+from vilavt_toolkit.checkpoints.tensor_files import list_tensor_files
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = [str(ROOT / "toolkit"), str(ROOT / "components")]
@@ -59,6 +60,7 @@ class Runs:
         return self
 
 
+PACKED = ("train.pack_tokens=300", "train.steps=1", "train.checkpoint_every=1")
 FSDP2, FEW = "train.strategy=fsdp2", ("train.batch_size=2", "train.steps=1")
 
 
@@ -72,6 +74,11 @@ def ranks(_tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     runs.add("fsdp2 on one", 1, resume="fsdp2")
     runs.add("stopped", 2, "train.steps=50", signal=[1, signal.SIGTERM])
     runs.add("full", 2, resume="replicated", full=0, gradients="")
+    # A full disk of another process than the first, in whose files the others have no part.
+    background = ("train.save_in_background=true", "train.checkpoint_every=1", "train.steps=9")
+    runs.add("fsdp2 full", 2, FSDP2, *background, resume="replicated", full=1, gradients="")
+    runs.add("packed", 1, *PACKED)
+    runs.add("packed fsdp2", 2, *PACKED, FSDP2)
     return runs.make()
 
 
@@ -82,6 +89,12 @@ def more_ranks(_tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     runs.add("one, few samples", 1, *FEW)
     runs.add("replicated, few samples", 3, *FEW)
     runs.add("fsdp2, few samples", 3, *FEW, FSDP2)
+    runs.add("packed", 1, *PACKED)
+    runs.add("packed replicated", 2, *PACKED)
+    every = ("train.checkpoint_every=1", "train.keep_checkpoints=9", dropout)
+    runs.add("fsdp2, every step", 2, FSDP2, *every)
+    runs.add("fsdp2, in the background", 2, FSDP2, *every, "train.save_in_background=true")
+    runs.add("fsdp2 full at once", 2, FSDP2, dropout, resume="fsdp2, every step", full=1, gradients="")
     for strategy in ("replicated", "fsdp2"):
         chosen = [f"train.strategy={strategy}", dropout]
         # Means of weights are kept by every process, which `fsdp2` refuses.
@@ -105,6 +118,12 @@ def largest_difference(found: dict[str, torch.Tensor], expected: dict[str, torch
 
 def gradients(runs: Runs, name: str, rank: int = 0) -> dict[str, torch.Tensor]:
     return load_file(runs.folder / f"{name}.safetensors-{rank}")
+
+
+def saved_tensors(run: Path, stem: str) -> dict[str, torch.Tensor]:
+    """The tensors of the newest checkpoint."""
+    files = list_tensor_files(find_checkpoint(run), stem)
+    return {name: value for file in files for name, value in load_file(file).items()}
 
 
 def newest_step(run: Path) -> int:
@@ -155,9 +174,8 @@ def test_two_processes_go_on_from_a_stop_to_the_bit_with_random_numbers_of_their
     assert outcome.codes == [0, 0], outcome.told
     assert more_ranks.outcomes[f"{strategy} on three"].codes == [0, 0, 0]
     for name in ("model", "resume"):
-        file = f"{name}.safetensors"
-        expected = load_file(find_checkpoint(more_ranks.folder / strategy) / file)
-        found = load_file(find_checkpoint(more_ranks.folder / f"{strategy} resumed") / file)
+        expected = saved_tensors(more_ranks.folder / strategy, name)
+        found = saved_tensors(more_ranks.folder / f"{strategy} resumed", name)
         assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
     assert not torch.equal(expected["random.torch"], expected["random.rank1.torch"])
 
@@ -180,12 +198,68 @@ def test_a_sample_that_one_process_cannot_read_ends_all_with_its_name_and_the_la
     assert not (run / "checkpoints").exists() or newest_step(run) >= 1
 
 
-def test_a_full_disk_ends_all_processes_in_a_sentence_and_leaves_the_earlier_checkpoint(ranks):
-    outcome = ranks.outcomes["full"]
+def require_full_disk(runs: Runs, name: str) -> None:
+    """All processes of a run have ended in one sentence, and the checkpoint of step 2 is whole and the newest."""
+    outcome = runs.outcomes[name]
     assert outcome.codes == [1, 1], outcome.told
-    assert "cannot be written" in outcome.told[0] and "Traceback" not in "".join(outcome.told)
-    assert [path.name for path in (ranks.folder / "full" / "checkpoints").iterdir()] == ["step-00000002"]
-    assert vt.load(ranks.folder / "full")
+    for text in outcome.told[: 1 if name == "full" else 2]:
+        assert text.count("cannot be written") == 1 and "Free disk space" in text, outcome.told
+    assert "Traceback" not in "".join(outcome.told)
+    assert {path.name for path in (runs.folder / name / "checkpoints").iterdir()} <= {"step-00000001", "step-00000002"}
+    assert vt.load(runs.folder / name)
+
+
+@pytest.mark.parametrize("name", ["full", "fsdp2 full"])
+def test_a_full_disk_ends_all_processes_in_a_sentence_and_leaves_the_earlier_checkpoint(ranks, name):
+    require_full_disk(ranks, name)
+
+
+@pytest.mark.nightly
+def test_a_full_disk_of_one_process_while_training_waits_ends_all(more_ranks):
+    require_full_disk(more_ranks, "fsdp2 full at once")
+
+
+def test_two_processes_that_pack_rows_learn_as_one_does(ranks):
+    require_packed(ranks, "packed fsdp2")
+
+
+@pytest.mark.nightly
+def test_two_replicated_processes_that_pack_rows_learn_as_one_does(more_ranks):
+    require_packed(more_ranks, "packed replicated")
+
+
+def require_packed(runs: Runs, name: str) -> None:
+    """Loss and gradients of a packed step are those of one process."""
+    assert runs.outcomes[name].codes == [0, 0], runs.outcomes[name].told
+    for rank in range(2):
+        found, expected = gradients(runs, name, rank), gradients(runs, "packed")
+        assert largest_difference(found, expected) < EXACT
+        assert abs(float(found["0/loss"] / expected["0/loss"]) - 1) < EXACT
+
+
+def test_no_process_writes_all_of_a_sharded_checkpoint_and_its_files_are_of_one_size(ranks):
+    folder = find_checkpoint(ranks.folder / "fsdp2")
+    for stem in ("model", "resume"):
+        files = list_tensor_files(folder, stem)
+        assert [file.name for file in files] == [f"{stem}-{n:05d}-of-00003.safetensors" for n in (1, 2, 3)]
+        sizes = [file.stat().st_size for file in files]
+        assert max(sizes) < sum(sizes) / 2
+    expected = vt.load(ranks.folder / "one").state_dict()
+    for key, value in vt.load(ranks.folder / "fsdp2").state_dict().items():
+        assert torch.allclose(value, expected[key], atol=2e-4), key
+    exported = vt.export(ranks.folder / "fsdp2", ranks.folder / "exported", "native")
+    assert sorted(path.name for path in exported.glob("*.safetensors*")) == ["model.safetensors"]
+
+
+@pytest.mark.nightly
+def test_sharded_checkpoints_in_the_background_are_those_of_their_steps(more_ranks):
+    runs = [more_ranks.folder / name / "checkpoints" for name in ("fsdp2, every step", "fsdp2, in the background")]
+    names = [sorted(path.name for path in run.iterdir()) for run in runs]
+    assert names[0] == names[1] == [f"step-{step:08d}" for step in (1, 2, 3, 4)]
+    for name in names[0]:
+        for stem in ("model", "resume"):
+            expected, found = (saved_tensors(run / name, stem) for run in runs)
+            assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 @pytest.mark.nightly

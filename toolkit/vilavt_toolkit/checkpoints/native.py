@@ -3,7 +3,7 @@
 RUN/checkpoints/step-00000700/
     checkpoint.json        format, step, versions
     recipe.yaml            resolved; plugins/ holds the files it names
-    model.safetensors      tied tensors once
+    model.safetensors      tied tensors once, in one file or several with an index (`tensor_files.py`)
     language_model/        architecture and tokenizer
     inquiry_encoder/       its own tokenizer, where it has one
     resume.safetensors     optimizer and random state, with resume.json; only where training can be resumed
@@ -12,12 +12,8 @@ RUN/checkpoints/step-00000700/
 from __future__ import annotations
 
 import functools
-import logging
 import os
-import re
-import secrets
-import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,12 +22,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file, save_model
-from torch import Tensor
 
 from vilavt_toolkit.checkpoints import format1
 from vilavt_toolkit.checkpoints.facts import ADAPTERS_KEY, FORMAT, is_format1, read_adapters, read_step
 from vilavt_toolkit.checkpoints.run_folder import expand_home
-from vilavt_toolkit.checkpoints.training_state import TENSORS_KEY, TrainingState, describe_tensors
+from vilavt_toolkit.checkpoints.staging import StagedCheckpoint, list_checkpoints, remove_old_checkpoints
+from vilavt_toolkit.checkpoints.tensor_files import choose_shown_file, list_tensor_files
+from vilavt_toolkit.checkpoints.training_state import STATE, TENSORS_KEY, TrainingState, describe_tensors
 from vilavt_toolkit.checkpoints.weights import RenameWeight, describe_mismatch, fill_weights
 from vilavt_toolkit.config.parsing import to_plain
 from vilavt_toolkit.config.recipe import CheckedRecipe, ConvertRecipe, dump_recipe, load_recipe
@@ -48,15 +45,11 @@ from vilavt_toolkit.utils.files import write_bytes, write_json, write_text
 from vilavt_toolkit.utils.text import shorten_list, shorten_text
 from vilavt_toolkit.utils.versions import collect_versions
 
-log = logging.getLogger(__name__)
-
-_BEST = "best"
-"""The link among the checkpoints of a run to the best one."""
+WEIGHTS = "model"
+"""Name of the files of the weights."""
 
 _MOST_ERRORS = 4
 """Errors of a checkpoint's recipe that are told."""
-
-_FOLDER = re.compile(r"step-(\d{8})")
 
 
 # --- Writing -------------------------------------------------------------------------------------------
@@ -70,74 +63,46 @@ def save_checkpoint(
     state: TrainingState | None = None,
     kept_steps: Collection[int | None] = (),
     keep: int = 2,
-    weights: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write the checkpoint of `step` and remove all but the newest `keep` and those of `kept_steps`; return its folder.
 
-    `weights` is the state dict to write in place of the model's own, whose weights may be sharded or change. Raises
-    InputError for a full disk.
+    One process does so. Raises InputError for a full disk.
     """
-    parent = run / "checkpoints"
-    final = parent / _folder_name(step)
-    temporary = parent / f".{final.name}.{secrets.token_hex(4)}"
+    staged = StagedCheckpoint(run, step)
     try:
-        temporary.mkdir(parents=True)
-        write_model(temporary, model, recipe, step, weights)
-        if state is not None:
-            save_file(state.tensors, str(temporary / "resume.safetensors"))
-            write_json(temporary / "resume.json", {**state.data, TENSORS_KEY: describe_tensors(state.tensors)})
-        # A folder cannot replace one that has files. Moved away first, the old one is never seen half deleted.
-        if final.exists():
-            os.replace(final, temporary.with_name(f"{temporary.name}.old"))
-        os.replace(temporary, final)
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{final} cannot be written ({error}). Free disk space, then run again with --resume."
-        ) from error
+        with staged.explained():
+            staged.create()
+            write_model(staged.folder, model, recipe, step)
+            if state is not None:
+                save_file(state.tensors, str(staged.folder / f"{STATE}.safetensors"))
+                write_training_facts(staged.folder, state)
+        final = staged.move_into_place()
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    # Hidden folders were replaced above, or left by a process that was killed while it wrote.
-    kept = {_folder_name(kept_step) for kept_step in kept_steps}
-    old_ones = [path for path in _list_checkpoints(run)[:-keep] if path.name not in kept]
-    for old in [*old_ones, *parent.glob(".step-*")]:
-        shutil.rmtree(old, ignore_errors=True)
+        staged.discard()
+    remove_old_checkpoints(run, keep, kept_steps)
     return final
 
 
-def link_best_checkpoint(run: Path, step: int) -> None:
-    """Let RUN/checkpoints/best lead to the checkpoint of a step; only a warning says if that cannot be."""
-    link = run / "checkpoints" / _BEST
-    temporary = link.with_name(f".{_BEST}.{secrets.token_hex(4)}")
-    # Made beside it and moved: the link leads to a whole checkpoint at every moment.
-    try:
-        temporary.symlink_to(_folder_name(step), target_is_directory=True)
-        os.replace(temporary, link)
-    except OSError as error:
-        log.warning("%s cannot be linked to step %d (%s), which is the best.", link, step, error.strerror)
+def write_training_facts(folder: Path, state: TrainingState) -> None:
+    """Write the plain data of a training state, and what its tensors are; raises InputError."""
+    write_json(folder / f"{STATE}.json", {**state.data, TENSORS_KEY: describe_tensors(state.tensors)})
 
 
-def _folder_name(step: int | None) -> str:
-    return "" if step is None else f"step-{step:08d}"
+def write_model(folder: Path, model: VisualChatModel, recipe: CheckedRecipe, step: int) -> None:
+    """Write everything that loading a model needs; afterwards nothing in the folder refers to a file outside it."""
+    write_model_assets(folder, model, recipe, step)
+    # `save_model` writes tensors that share memory once, which safetensors otherwise refuses.
+    types = list_float_types(model.state_dict().values())
+    save_model(model, str(folder / f"{WEIGHTS}.safetensors"), {TYPES_KEY: types})
 
 
-def write_model(
-    folder: Path, model: VisualChatModel, recipe: CheckedRecipe, step: int, weights: Mapping[str, Tensor] | None = None
-) -> None:
-    """Write everything that loading a model needs; afterwards nothing in the folder refers to a file outside it.
-
-    `weights` are those of `save_checkpoint`.
-    """
+def write_model_assets(folder: Path, model: VisualChatModel, recipe: CheckedRecipe, step: int) -> None:
+    """Write everything that loading a model needs but its weights."""
     (folder / LANGUAGE_MODEL).mkdir()
     model.language_model.save_assets(folder / LANGUAGE_MODEL)
     if model.vision.inquiry_encoder is not None:
         (folder / INQUIRY_ENCODER).mkdir()
         model.vision.inquiry_encoder.save_assets(folder / INQUIRY_ENCODER)
-    file = str(folder / "model.safetensors")
-    if weights is not None:
-        save_file(dict(weights), file, {TYPES_KEY: list_float_types(weights.values())})
-    else:
-        # `save_model` writes tensors that share memory once, which safetensors otherwise refuses.
-        save_model(model, file, {TYPES_KEY: list_float_types(model.state_dict().values())})
     write_recipe(folder, contain_recipe(recipe, model.dialogue))
     adapters = {} if model.adapters is None else {ADAPTERS_KEY: model.adapters.to_json()}
     write_json(folder / "checkpoint.json", {**checkpoint_facts(step), **adapters})
@@ -195,22 +160,15 @@ def write_recipe(folder: Path, recipe: CheckedRecipe) -> None:
 # --- Finding and describing ----------------------------------------------------------------------------
 
 
-def _list_checkpoints(run: Path) -> list[Path]:
-    folder = run / "checkpoints"
-    found = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [path for path in found if _FOLDER.fullmatch(path.name)]
-
-
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     """Return the newest checkpoint of a run folder, or `path` if it is a checkpoint itself; raises RunError."""
     given = expand_home(path)
-    # Names are padded with zeros, so that their order is that of the steps.
     try:
         if (given / "checkpoint.json").is_file():
             return given
         if not given.exists():
             raise RunError(f"{given} does not exist. Give the folder of a run, as `vilavt train` prints it.")
-        found = _list_checkpoints(given)
+        found = list_checkpoints(given)
     except OSError as error:
         raise RunError(
             f"{given} cannot be read ({error.strerror}). Give the folder of a run, as `vilavt train` prints it."
@@ -221,7 +179,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
 
 
 def _weight_names(folder: Path) -> RenameWeight:
-    """Return the function from the names in a checkpoint's model.safetensors to today's."""
+    """Return the function from the names in a checkpoint's files of weights to today's."""
     return format1.current_weight_name if is_format1(folder) else lambda name: name
 
 
@@ -350,29 +308,30 @@ def load_weights_into(
 ) -> list[str]:
     """Load a checkpoint's weights into a model of the same recipe; raises RunError.
 
-    If the model has no weights yet, they are mapped from the file, in `dtype` or as they were saved. With
+    If the model has no weights yet, they are mapped from the files, in `dtype` or as they were saved. With
     `other_stopping` its stopping policies may differ from the checkpoint's. The names of the weights that the
     checkpoint lacks are returned; these weights keep their values.
     """
-    file, rename = folder / "model.safetensors", _weight_names(folder)
-    if not file.is_file():
-        raise RunError(f"{file} is missing. Use another checkpoint of the run.")
+    files, rename = list_tensor_files(folder, WEIGHTS), _weight_names(folder)
+    if not files[0].is_file():
+        raise RunError(f"{files[0]} is missing. Use another checkpoint of the run.")
 
     def list_wrong(names: Sequence[str]) -> str:
         return shorten_list([name for name in names if not (other_stopping and name.startswith(f"{STOPPING}."))])
 
     try:
-        missing, unexpected = fill_weights(model, file, dtype, rename)
+        missing, unexpected = fill_weights(model, files, dtype, rename)
         if strange := list_wrong(unexpected):
             raise RuntimeError(f"the recipe has no {strange}.")
         if lacking := list_wrong(missing):
             raise RuntimeError(f"it lacks {lacking}.")
         return missing
     except InputError as error:
-        raise RunError(f"{file}: {error}, or use another checkpoint.") from error
+        raise RunError(f"{choose_shown_file(files, WEIGHTS)}: {error}, or use another checkpoint.") from error
     except (SafetensorError, RuntimeError, OSError, KeyError) as error:
+        file = choose_shown_file(files, WEIGHTS)
         # Torch names every tensor in one long sentence. The first two of each kind say as much.
-        if found := describe_mismatch(model, file, rename):
+        if found := describe_mismatch(model, files, rename):
             raise RunError(
                 f"{file} does not fit its recipe, whose model is of another architecture ({found}). Set `model` as in "
                 f"{folder / 'recipe.yaml'}, or name another checkpoint."

@@ -71,6 +71,9 @@ class StageSection:
     keep_checkpoints: int = setting(
         2, help="newest checkpoints that are kept, beside the newest sound one and the best one", minimum=1
     )
+    save_in_background: bool = setting(
+        False, help="copy what a checkpoint holds to the CPU's memory, and write it while training goes on"
+    )
     max_skipped: int = setting(
         10,
         help="optimizer steps with a NaN or infinite loss or gradient that are skipped before the run stops",

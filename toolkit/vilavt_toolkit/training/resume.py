@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from vilavt_toolkit.checkpoints.training_state import TrainingState
 from vilavt_toolkit.errors import RunError
+from vilavt_toolkit.training.sharding import shard_like
 from vilavt_toolkit.training.world import World
 
 WeightNames = Mapping[int, str]
@@ -31,10 +32,12 @@ def capture_state(
 ) -> TrainingState:
     """Return everything that `restore_state` needs, together with the stage's own state.
 
-    All processes of `world` call this. The first one's result has the random numbers of all, and the whole state of an
-    optimizer of sharded weights. `names` are those of the trained weights; without, they are numbered.
+    All processes of `world` call this. The first one's result has the random numbers of all. With sharded weights every
+    process gets the same names, and its shards of the optimizer's state. `names` are those of the trained weights;
+    without, they are numbered.
     """
     world = world or World()
+    is_sharded = any(isinstance(weight, DTensor) for group in optimizer.param_groups for weight in group["params"])
     tensors, data = _capture_random_state(world)
     listed = _list_names(optimizer, names)
     for index, values in optimizer.state_dict()["state"].items():
@@ -42,10 +45,11 @@ def capture_state(
             if not isinstance(value, Tensor):
                 data[f"optimizer.{listed[index]}.{key}"] = value
                 continue
-            # Gathered in every process, and kept in the one that writes.
-            whole = _gather(value) if isinstance(value, DTensor) else value
-            if world.is_first:
-                tensors[f"optimizer.{listed[index]}.{key}"] = whole.detach().cpu().contiguous()
+            # Shards are gathered when they are written, one at a time.
+            if isinstance(value, DTensor):
+                tensors[f"optimizer.{listed[index]}.{key}"] = value.detach()
+            elif is_sharded or world.is_first:
+                tensors[f"optimizer.{listed[index]}.{key}"] = value.detach().contiguous()
     data["trained"] = dict(zip(listed, _trained_shapes(optimizer), strict=True))
     data["scaler"] = scaler.state_dict() if scaler is not None else None
     if stage is not None:
@@ -91,7 +95,8 @@ def restore_state(
             weight_name, field = key.removeprefix("optimizer.").rsplit(".", 1)
             place = places[weight_name] if weight_name in places else int(weight_name)
             if isinstance(value, Tensor):
-                value = _shard_like(value.clone() if on_cpu else value, weights[place])
+                whole, value = value, shard_like(value, weights[place])
+                value = value.clone() if on_cpu and value is whole else value
             merged.setdefault(place, {})[field] = value
     # The groups' settings are the recipe's, which may have changed: a resumed run takes a new learning rate.
     groups = optimizer.state_dict()["param_groups"]
@@ -142,23 +147,6 @@ def _restore_random_state(state: TrainingState, prefix: str) -> None:
         for device in range(torch.cuda.device_count()):
             if f"{prefix}.cuda.{device}" in state.tensors:
                 torch.cuda.set_rng_state(state.tensors[f"{prefix}.cuda.{device}"], device)
-
-
-def _shard_like(value: Tensor, weight: Tensor) -> Tensor:
-    """Return this process's share of a state that has its weight's shape; the weight itself says how it is sharded."""
-    if not isinstance(weight, DTensor) or value.shape != weight.shape:
-        return value
-    # Every process has read the whole from the file, so that nothing is sent.
-    shared: Tensor = distribute_tensor(value, weight.device_mesh, weight.placements, src_data_rank=None)
-    return shared
-
-
-def _gather(value: DTensor) -> Tensor:
-    """Return the whole of a sharded state; all processes call this."""
-    # Neither gloo nor NCCL sends numbers of 16 bits that are whole.
-    sent = value.to(torch.int32) if value.dtype == torch.int16 else value
-    whole: Tensor = sent.full_tensor()  # type: ignore[attr-defined]
-    return whole.to(value.dtype)
 
 
 def _list_names(optimizer: torch.optim.Optimizer, names: WeightNames | None) -> list[str]:

@@ -37,6 +37,7 @@ _SPEED_AND_OUTPUT = frozenset(
         "rollout_batch",
         "run",
         "sample_cache",
+        "save_in_background",
         "save_rollouts_every",
         "threads",
         "trackers",

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from vilavt_toolkit.models.model import VisualChatModel
 
@@ -51,18 +52,29 @@ def shard_model(model: VisualChatModel, mesh: DeviceMesh, computes_in_bf16: bool
     register_fsdp_forward_method(model, "run_layers")
 
 
-def gather_weights(model: VisualChatModel) -> dict[str, Tensor]:
-    """Return the whole weights on the CPU in the first process, tied ones once, and nothing in the others.
+def gather_tensor(value: DTensor) -> Tensor:
+    """Return the whole of a sharded tensor on its device; all processes call this."""
+    # Neither gloo nor NCCL sends numbers of 16 bits that are whole.
+    sent = value.to(torch.int32) if value.dtype == torch.int16 else value
+    whole: Tensor = sent.full_tensor()  # type: ignore[attr-defined]
+    return whole.to(value.dtype)
 
-    All processes call this. One tensor at a time is gathered, so that no device ever holds them all.
+
+def shard_like(value: Tensor, weight: Tensor) -> Tensor:
+    """Return this process's copied share of a tensor, which is sharded as a weight of its shape is.
+
+    All processes have the whole, mapped from a file for example, of which each reads its share alone. A tensor of
+    another shape, or beside a weight that is not sharded, is returned as it is.
     """
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    gathered: dict[str, Any] = get_model_state_dict(model, options=options)
-    names: dict[int, str] = {}
-    for name, weight in model.named_parameters(remove_duplicate=False):
-        if names.setdefault(id(weight), name) != name:
-            gathered.pop(name, None)
-    return {name: value.contiguous() for name, value in gathered.items()}
+    if not isinstance(weight, DTensor) or value.shape != weight.shape:
+        return value
+    shape, offsets = compute_local_shape_and_global_offset(weight.shape, weight.device_mesh, weight.placements)
+    share = value[tuple(slice(start, start + size) for start, size in zip(offsets, shape, strict=True))]
+    share = share.to(weight.device, copy=True, memory_format=torch.contiguous_format)
+    sharded: Tensor = DTensor.from_local(
+        share, weight.device_mesh, weight.placements, run_check=False, shape=weight.shape, stride=weight.stride()
+    )
+    return sharded
 
 
 def find_blocks(model: VisualChatModel) -> list[nn.Module]:

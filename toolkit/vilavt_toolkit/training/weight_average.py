@@ -57,7 +57,7 @@ class WeightAverage:
         state = {f"{NEWEST_PREFIX}{name}": weight.detach() for name, weight in self._weights.items()}
         rounded = (name for name, weight in self._weights.items() if weight.dtype != torch.float32)
         state |= {f"{_MEAN_PREFIX}{name}": self._means[name] for name in rounded}
-        return {name: value.cpu().contiguous() for name, value in state.items()}
+        return {name: value.contiguous() for name, value in state.items()}
 
     def load_state(self, state: TrainingState) -> None:
         """Take over what `capture_state` gave, of the means; the rest were read with the checkpoint's weights."""

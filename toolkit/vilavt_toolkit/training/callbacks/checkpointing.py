@@ -8,15 +8,16 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 
-from vilavt_toolkit.checkpoints.native import link_best_checkpoint, save_checkpoint
+from vilavt_toolkit.checkpoints.native import save_checkpoint
+from vilavt_toolkit.checkpoints.staging import link_best_checkpoint
 from vilavt_toolkit.checkpoints.training_state import TrainingState
 from vilavt_toolkit.errors import RunError, VilavtError
 from vilavt_toolkit.training.callbacks.interruption import Interruption
 from vilavt_toolkit.training.callbacks.soundness import Soundness
 from vilavt_toolkit.training.resume import capture_state, restore_state, seed_rank
-from vilavt_toolkit.training.sharding import gather_weights
+from vilavt_toolkit.training.saving import CheckpointWriter, SavedTensors, list_weights
 from vilavt_toolkit.training.stage import Stage, StageModule, StoppedBetweenSteps
-from vilavt_toolkit.training.world import is_agreed
+from vilavt_toolkit.training.world import agreeing, is_agreed
 from vilavt_toolkit.utils.text import shorten_text
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ class CheckpointCallback(pl.Callback):
         self.best_step: int | None = None
         """The step of the best checkpoint by a validation, which is kept; None without validations."""
         self._is_best = False
+        self._writer = CheckpointWriter(stage)
+        self._best_to_link: int | None = None
         self._soundness = Soundness()
         self._previous_step, self._told_step = 0, -1
         self._has_begun = False
@@ -91,10 +94,13 @@ class CheckpointCallback(pl.Callback):
     ) -> None:
         module, is_stopping = cast(StageModule, pl_module), self.interruption.agree(self.stage.world)
         self._soundness.judge_step(module)
-        is_due = module.step % self.stage.section.checkpoint_every == 0 or module.step == self.stage.total_steps
+        is_last = is_stopping or module.step == self.stage.total_steps or trainer.should_stop
+        is_due = module.step % self.stage.section.checkpoint_every == 0
         # A run that ends early ends in a checkpoint too.
-        if is_stopping or is_due or self._is_best or trainer.should_stop:
-            self._save_checkpoint(trainer, module)
+        if is_last or is_due or self._is_best:
+            self._save_checkpoint(trainer, module, in_background=not is_last)
+        else:
+            self._finish_pending(module, waits=False)
         if is_stopping:
             self._tell_newest()
             raise KeyboardInterrupt
@@ -107,40 +113,43 @@ class CheckpointCallback(pl.Callback):
         is_failed = isinstance(exception, Exception) and module.is_between_steps and module.step > module.start_step
         # Processes save together. One that meets an error alone would wait for the others, who are in the next step.
         is_together = is_stopped or self.stage.world.size == 1 or is_agreed(exception)
-        if not (is_stopped or is_failed) or not is_together:
+        if not is_together or not (is_stopped or isinstance(exception, Exception)):
             return
-        # The step may be saved already, or its saving may be what failed. A state that is not put back is a saved one.
-        if self._tried_step != module.step and self.state is None:
-            try:
+        step = self._writer.pending_step
+        try:
+            self._finish_pending(module)
+            if not (is_stopped or is_failed):
+                return
+            step = module.step
+            # It may be saved already, or its saving may be what failed. A state that is not put back is a saved one.
+            if self._tried_step != step and self.state is None:
                 self._save_checkpoint(trainer, module)
-            except VilavtError as error:
-                # The first error is the one to end with.
-                log.warning("step %d is not saved: %s", module.step, error)
+        except VilavtError as error:
+            # The first error is the one to end with.
+            log.warning("step %s is not saved: %s", step, error)
         self._tell_newest()
 
-    def _save_checkpoint(self, trainer: pl.Trainer, module: StageModule) -> None:
+    def _save_checkpoint(self, trainer: pl.Trainer, module: StageModule, in_background: bool = False) -> None:
+        """Save the step, behind the one that is still being written; raises VilavtError, the same in all processes.
+
+        With `in_background` it need not be written yet, if the recipe says so.
+        """
+        self._finish_pending(module)
         self._tried_step = module.step
-        world, run, sound = self.stage.world, self.stage.run, self._soundness.step
+        self._best_to_link, self._is_best = module.step if self._is_best else None, False
+        world, sound = self.stage.world, self._soundness.step
         optimizer, scaler = trainer.optimizers[0], _grad_scaler(trainer)
         state = capture_state(optimizer, scaler, module.capture_state(), world, module.weight_names)
-        weights = gather_weights(module.model) if module.model.encodes_always else None
         state.data.update(self.facts, soundness=self._soundness.to_json())
-        keep, kept = self.stage.section.keep_checkpoints, (sound, self.best_step)
-        error: VilavtError | None = None
-        if world.is_first:
-            try:
-                with module.averaged_weights():
-                    self._newest = save_checkpoint(
-                        run, module.model, self.stage.recipe, module.step, state, kept, keep, weights
-                    )
-            except VilavtError as found:
-                error = found
-        # The others wait until it is written, and end with the first process if it cannot be.
-        if failed := world.agree_on_error(error):
-            raise failed
-        if self._is_best and world.is_first:
-            link_best_checkpoint(run, module.step)
-        self._is_best = False
+        in_background = in_background and self.stage.section.save_in_background
+        kept = (sound, self.best_step)
+        if module.model.encodes_always or in_background:
+            with module.averaged_weights():
+                tensors = SavedTensors(list_weights(module.model), state.tensors, module.model.encodes_always)
+                self._writer.begin(module.step, module.model, state, tensors, kept, in_background)
+        else:
+            self._save_from_first(module, state, kept)
+        self._finish_pending(module, waits=not in_background)
         self._soundness.add_checkpoint(module)
         # The newest are kept in any case. A sound one behind them says that training has diverged since.
         if sound is not None and sound < self._previous_step and sound != self._told_step and world.is_first:
@@ -148,9 +157,52 @@ class CheckpointCallback(pl.Callback):
             log.warning(
                 "training seems to have diverged since step %d, whose checkpoint is kept beside the newest in %s.",
                 sound,
-                run,
+                self.stage.run,
             )
         self._previous_step = module.step
+
+    def _save_from_first(self, module: StageModule, state: TrainingState, kept: tuple[int | None, ...]) -> None:
+        """Let the first process write the checkpoint, of which it has everything."""
+        world, error = self.stage.world, None
+        if world.is_first:
+            try:
+                with module.averaged_weights():
+                    self._newest = save_checkpoint(
+                        self.stage.run,
+                        module.model,
+                        self.stage.recipe,
+                        module.step,
+                        state,
+                        kept,
+                        self.stage.section.keep_checkpoints,
+                    )
+            except VilavtError as found:
+                error = found
+        # The others wait until it is written, and end with the first process if it cannot be.
+        if failed := world.agree_on_error(error):
+            with agreeing():
+                raise failed
+        self._link_best()
+
+    def _finish_pending(self, module: StageModule, waits: bool = True) -> None:
+        """Give the checkpoint that is being written its place; without `waits` only if all processes have written it.
+
+        Raises VilavtError, the same in all processes.
+        """
+        if self._writer.pending_step is None or not (waits or self._writer.is_written()):
+            return
+        try:
+            self._newest = self._writer.finish() or self._newest
+        except VilavtError:
+            # A full disk has no place for this step either.
+            self._tried_step = module.step
+            raise
+        self._link_best()
+
+    def _link_best(self) -> None:
+        if self._best_to_link is not None and self.stage.world.is_first:
+            link_best_checkpoint(self.stage.run, self._best_to_link)
+        self._best_to_link = None
 
     def _tell_newest(self) -> None:
         if self._newest is not None:
