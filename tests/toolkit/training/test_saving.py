@@ -121,3 +121,10 @@ def test_an_error_of_a_step_waits_for_the_checkpoint_and_saves_the_last_step(_ti
             train(_tiny_folder / "tiny.yaml", tmp_path / "run", *BACKGROUND, "train.steps=50")
     assert steps_in(tmp_path / "run") == ["step-00000002", "step-00000003"]
     assert find_checkpoint(tmp_path / "run").name == "step-00000003" and vt.load(tmp_path / "run")
+
+
+def test_the_best_checkpoint_is_linked_when_it_has_its_place(_tiny_folder, tmp_path):
+    validated = ["train.validate_every=1", "train.validate_samples=5", "train.validate_dialogues=0", "task.val_items=6"]
+    run = train(_tiny_folder / "tiny.yaml", tmp_path / "run", *BACKGROUND, *validated)
+    best = (run / "checkpoints" / "best").resolve()
+    assert best.name in steps_in(run) and vt.load(best)
