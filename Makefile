@@ -85,7 +85,7 @@ mutants: $(VENV)/.installed
 
 # Hostile inputs of every kind; the counts go into docs/reliability.md. Several hours on two cores.
 attack: $(VENV)/.installed
-	for name in recipes files outputs checkpoints kills; do \
+	for name in recipes files outputs checkpoints kills devices; do \
 		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/attack/$$name.py --json runs/attack/$$name.json || exit 1; \
 	done
 	$(BIN)/python benchmarks/attack/report.py runs/attack/*.json

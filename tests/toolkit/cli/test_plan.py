@@ -73,6 +73,15 @@ def test_sharding_divides_weights_and_moments_among_the_devices(tiny_recipe, cap
     assert "one of 4 devices" in found[1]["notes"][0] and "sharded" in found[1]["notes"][0]
 
 
+def test_the_strategy_auto_is_planned_as_it_is_chosen_for_a_device_of_that_memory(tiny_recipe, capsys):
+    for memory, strategy in (("1MB", "fsdp2"), ("1GB", "replicated")):
+        arguments = ["--length", "300", "--json", "--devices", "2", "--device-memory", memory, *SHALLOW]
+        assert run(["plan", str(tiny_recipe), *arguments]) == 0
+        (plan,) = json.loads(capsys.readouterr().out)
+        assert f"train.strategy auto is {strategy}: weights" in plan["notes"][0]
+        assert ("sharded" in plan["notes"][1]) is (strategy == "fsdp2")
+
+
 def test_this_machine_is_measured_and_then_planned_for(tiny_recipe, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("VILAVT_CONFIG_HOME", str(tmp_path))
     for name, few in (("_SMALLEST", (16,)), ("_HEADS", ((64, 32),)), ("_NUMBERS", (1 << 13,)), ("_SECONDS", 0.0)):

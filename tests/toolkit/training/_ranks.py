@@ -8,6 +8,7 @@ gradients   file for those of every step
 signal      [rank, number]: sent in its second step
 broken      [rank, index]: the sample that this process cannot read
 full        a rank whose disk is full
+killed      [rank, number]: ended by SIGKILL in the middle of its file of this number, counted from 0
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def _wait_for_ranks(
 
 def _copy_run(run: str, copy: str, step: int) -> None:
     shutil.copytree(run, copy)
-    for folder in Path(copy, "checkpoints").iterdir():
+    for folder in Path(copy, "checkpoints").glob("step-*"):
         if int(folder.name[5:]) > step:
             shutil.rmtree(folder)
 
@@ -113,6 +114,8 @@ def _prepare(rank: int, happens: dict[str, Any]) -> None:
         _break_sample(happens["broken"][1])
     if happens.get("full") == rank:
         _fill_disk()
+    if "killed" in happens and happens["killed"][0] == rank:
+        _kill_while_writing(happens["killed"][1])
 
 
 def _keep_gradients(file: str) -> None:
@@ -178,6 +181,22 @@ def _fill_disk() -> None:
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+
+def _kill_while_writing(number: int) -> None:
+    """End this process when half of a file's bytes are on the disk, in whichever thread writes it."""
+    from vilavt_toolkit.training import saving
+
+    write, count = saving.save_file, [0]
+
+    def die(tensors: Any, file: str, metadata: Any) -> None:
+        write(tensors, file, metadata)
+        if count[0] == number:
+            os.truncate(file, os.path.getsize(file) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        count[0] += 1
+
+    saving.save_file = die
 
 
 if __name__ == "__main__":

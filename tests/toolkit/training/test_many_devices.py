@@ -94,6 +94,11 @@ def more_ranks(_tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     every = ("train.checkpoint_every=1", "train.keep_checkpoints=9", dropout)
     runs.add("fsdp2, every step", 2, FSDP2, *every)
     runs.add("fsdp2, in the background", 2, FSDP2, *every, "train.save_in_background=true")
+    # Each process has two files of a checkpoint: the second of step 2, the first of step 3.
+    for name, rank, number in (("first", 0, 3), ("second", 1, 4)):
+        settings = [FSDP2, *every, f"train.save_in_background={name == 'second'}".lower()]
+        runs.add(f"{name} killed", 2, *settings, killed=[rank, number])
+        runs.add(f"{name} killed, resumed", 2, *settings, resume=f"{name} killed")
     runs.add("fsdp2 full at once", 2, FSDP2, dropout, resume="fsdp2, every step", full=1, gradients="")
     for strategy in ("replicated", "fsdp2"):
         chosen = [f"train.strategy={strategy}", dropout]
@@ -140,6 +145,12 @@ def test_loss_and_gradients_of_several_processes_are_those_of_one(ranks, name, s
         assert largest_difference({key: found[key] for key in first}, first) < EXACT
         # Rounding grows through Adam from step to step.
         assert largest_difference(found, expected) < 100 * EXACT
+
+
+def test_the_first_process_says_which_strategy_auto_is_and_why(ranks):
+    first, second = ranks.outcomes["replicated"].told
+    assert "train.strategy auto is replicated: weights, gradients and the optimizer's state take 0.0 GiB of" in first
+    assert "auto is" not in second and "auto is" not in ranks.outcomes["fsdp2"].told[0]
 
 
 def test_all_processes_hold_the_same_gradients_to_the_bit(ranks):
@@ -260,6 +271,24 @@ def test_sharded_checkpoints_in_the_background_are_those_of_their_steps(more_ran
         for stem in ("model", "resume"):
             expected, found = (saved_tensors(run / name, stem) for run in runs)
             assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("name", "newest"), [("first", 1), ("second", 2)])
+def test_a_process_that_is_killed_while_it_writes_leaves_the_checkpoint_before_from_which_all_goes_on(
+    more_ranks, name, newest
+):
+    rank, killed = ("first", "second").index(name), more_ranks.outcomes[f"{name} killed"]
+    assert killed.codes[rank] == -signal.SIGKILL and killed.codes[1 - rank] == 1, killed.told
+    assert killed.seconds < 60 and "Traceback" not in "".join(killed.told)
+    left = sorted(path.name[:14] for path in (more_ranks.folder / f"{name} killed" / "checkpoints").iterdir())
+    assert left == [f".step-0000000{newest + 1}"[:14], *(f"step-{step:08d}"[:14] for step in range(1, newest + 1))]
+    resumed = more_ranks.folder / f"{name} killed, resumed"
+    assert more_ranks.outcomes[resumed.name].codes == [0, 0], more_ranks.outcomes[resumed.name].told
+    assert not list((resumed / "checkpoints").glob(".step-*"))
+    for stem in ("model", "resume"):
+        found, expected = (saved_tensors(run, stem) for run in (resumed, more_ranks.folder / "fsdp2, every step"))
+        assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 @pytest.mark.nightly

@@ -225,7 +225,8 @@ class TrainSection(StageSection):
     nodes: int = setting(1, help="machines that train together, each with `devices` devices", minimum=1)
     strategy: str = setting(
         "auto",
-        help="several devices: replicated (all weights on each), fsdp2 (weights, gradients and moments sharded), auto",
+        help="several devices: replicated (all weights on each), fsdp2 (weights, gradients and moments sharded), or "
+        "auto: replicated if all that takes at most 70% of a device's memory",
     )
 
     def __post_init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ from vilavt_toolkit.planning.measured import Curve, MeasuredRates
 from vilavt_toolkit.planning.rates import Work
 from vilavt_toolkit.planning.recording import StepRecorder
 from vilavt_toolkit.planning.shapes import run_on_shapes
+from vilavt_toolkit.utils.host_memory import measure_host_memory
 from vilavt_toolkit.utils.versions import collect_versions
 
 _TYPES = (torch.float32, torch.bfloat16)
@@ -48,7 +48,7 @@ def calibrate(device: torch.device | None = None) -> MeasuredRates:
     is_gpu = device.type == "cuda"
     return MeasuredRates(
         machine=torch.cuda.get_device_name(device) if is_gpu else f"{platform.node()}, {_name_processor()}",
-        memory=torch.cuda.get_device_properties(device).total_memory if is_gpu else _count_memory(),
+        memory=torch.cuda.get_device_properties(device).total_memory if is_gpu else measure_host_memory(),
         threads=torch.get_num_threads(),
         measured=date.today().isoformat(),
         versions=collect_versions(),
@@ -232,14 +232,6 @@ class _NoRates:
 
     def seconds(self, work: Work) -> float:
         return 0.0
-
-
-def _count_memory() -> int:
-    """Return the bytes of memory of this machine; 0 where the system does not say."""
-    names: Any = getattr(os, "sysconf_names", {})
-    if "SC_PHYS_PAGES" not in names:
-        return 0
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _name_processor() -> str:

@@ -25,6 +25,7 @@ from vilavt_toolkit.planning.rates import DeviceRates
 from vilavt_toolkit.planning.reinforcement import simulate_reinforcement_step
 from vilavt_toolkit.planning.simulation import Simulation, build_planned_model, simulate_supervised_step
 from vilavt_toolkit.registry import Part
+from vilavt_toolkit.training.strategy_choice import choose_strategy, with_strategy
 
 StageName = Literal["train", "rl"]
 FILLED_SHARE = 0.92
@@ -126,8 +127,13 @@ def plan_stage(
     recipe: CheckedRecipe, stage: StageName, request: PlanRequest, stand_ins: Sequence[str] = ()
 ) -> StagePlan:
     """Simulate a step of a stage; raises VilavtError."""
-    model = build_planned_model(recipe)
     notes = _describe_stand_ins(stand_ins)
+    if stage == "train" and _count_devices(recipe) > 1 and recipe.recipe.train.strategy == "auto":
+        memory = request.rates.memory if request.memory is None else request.memory
+        strategy, reason = choose_strategy(recipe, memory)
+        recipe = with_strategy(recipe, strategy)
+        notes.append(f"train.strategy auto is {strategy}: {reason}")
+    model = build_planned_model(recipe)
     if (devices := _count_devices(recipe)) > 1:
         ways = (
             "weights, gradients and moments sharded" if recipe.recipe.train.strategy == "fsdp2" else "all weights each"

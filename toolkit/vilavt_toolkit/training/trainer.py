@@ -74,6 +74,11 @@ def prepare_stage(
     checkpointing = CheckpointCallback(stage, interruption)
     trainer = _build_trainer(stage, checkpointing)
     connect_processes(trainer.strategy, settings)
+    if len(found := set(stage.world.gather(settings.strategy))) > 1:
+        raise UsageError(
+            f"train.strategy auto is {' and '.join(sorted(found))}, because the machines have not the same memory. "
+            "Set train.strategy to one of them."
+        )
     # Found once for all: another process may not see yet what the last run wrote into a folder on the network.
     folder = stage.world.share(find_checkpoint(stage.run) if resume and stage.world.is_first else None)
     step = 0 if folder is None else read_step(folder)

@@ -22,6 +22,7 @@ from vilavt_toolkit.training.callbacks.validation import Validation
 from vilavt_toolkit.training.memory import apply_memory_settings
 from vilavt_toolkit.training.resume_changes import check_data
 from vilavt_toolkit.training.stage import Stage
+from vilavt_toolkit.training.strategy_choice import resolve_strategy
 from vilavt_toolkit.training.supervised.data import StepLoader, build_step_loader, build_step_sampler
 from vilavt_toolkit.training.supervised.datasets import StepDatasets
 from vilavt_toolkit.training.supervised.module import SupervisedModule
@@ -40,7 +41,9 @@ def run_supervised(recipe: CheckedRecipe, resume: bool = False, allow_changes: b
 
     With `resume` the run's newest checkpoint is continued, with `allow_changes` under other settings or samples too.
     """
-    section, world = recipe.recipe.train, check_world(recipe.recipe.train)
+    world = check_world(recipe.recipe.train)
+    recipe = resolve_strategy(recipe, world)
+    section = recipe.recipe.train
     stage = Stage(recipe, section, expand_home(recipe.recipe.run), section.steps, "train", world)
     # The first process alone writes into the folder.
     locked = RunLock(stage.run, create=not resume) if world.is_first else nullcontext()
