@@ -28,6 +28,7 @@ from vilavt_toolkit.checkpoints.native import load_run_recipe
 from vilavt_toolkit.planning.dialogues import invent_dialogues
 from vilavt_toolkit.training.supervised.data import build_step_collator
 from vilavt_toolkit.training.supervised.module import SupervisedModule
+from vilavt_toolkit.training.supervised.validation import score_targets
 
 PAGE = Path(__file__).parent.parent / "docs" / "scaling.md"
 LENGTHS = (256, 512, 1_024, 2_048, 4_096, 8_192, 16_384)
@@ -78,14 +79,14 @@ def measure_row(kind: str, length: int) -> dict[str, float]:
     (row,) = batch.micro_batches
 
     def run() -> None:
-        logprobs, _ = module.score_targets(row)
+        logprobs, _ = score_targets(model, row)
         (-logprobs.sum() / batch.produced_tokens).backward()
         # The gradients stay, as memory that every row finds.
         module.zero_grad(set_to_none=False)
 
     # A short row first, or else what is made once would count as the row's.
     short = build_step_collator(model, section)(invent_dialogues(model, 256, 1).dialogues).micro_batches[0]
-    (-module.score_targets(short)[0].sum()).backward()
+    (-score_targets(model, short)[0].sum()).backward()
     seconds = []
     with watched_memory() as peak:
         for _ in range(REPEATS):

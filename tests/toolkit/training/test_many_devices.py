@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -77,8 +78,11 @@ def ranks(_tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     # A full disk of another process than the first, in whose files the others have no part.
     background = ("train.save_in_background=true", "train.checkpoint_every=1", "train.steps=9")
     runs.add("fsdp2 full", 2, FSDP2, *background, resume="replicated", full=1, gradients="")
-    runs.add("packed", 1, *PACKED)
-    runs.add("packed fsdp2", 2, *PACKED, FSDP2)
+    # Five samples and three dialogues, of which the two processes have not the same number.
+    validated = ["task.val_items=6", "train.validate_samples=5", "train.validate_dialogues=3", "train.validate_every=1"]
+    validated += ["train.micro_batch=1", "train.trackers=[csv]", "train.ema=0.5", "train.steps=2"]
+    runs.add("validated", 1, *validated)
+    runs.add("validated fsdp2", 2, *validated, FSDP2)
     return runs.make()
 
 
@@ -91,7 +95,11 @@ def more_ranks(_tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     runs.add("fsdp2, few samples", 3, *FEW, FSDP2)
     runs.add("packed", 1, *PACKED)
     runs.add("packed replicated", 2, *PACKED)
+    runs.add("packed fsdp2", 2, *PACKED, FSDP2)
     every = ("train.checkpoint_every=1", "train.keep_checkpoints=9", dropout)
+    tied = "model.language_model.config.tie_word_embeddings=true"
+    runs.add("one, a mean", 1, "train.ema=0.5", tied)
+    runs.add("fsdp2, a mean", 2, "train.ema=0.5", tied, FSDP2)
     runs.add("fsdp2, every step", 2, FSDP2, *every)
     runs.add("fsdp2, in the background", 2, FSDP2, *every, "train.save_in_background=true")
     # Each process has two files of a checkpoint: the second of step 2, the first of step 3.
@@ -102,8 +110,7 @@ def more_ranks(_tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     runs.add("fsdp2 full at once", 2, FSDP2, dropout, resume="fsdp2, every step", full=1, gradients="")
     for strategy in ("replicated", "fsdp2"):
         chosen = [f"train.strategy={strategy}", dropout]
-        # Means of weights are kept by every process, which `fsdp2` refuses.
-        averaged = ["train.ema=0.9"] if strategy == "replicated" else []
+        averaged = ["train.ema=0.9"]
         runs.add(strategy, 2, *chosen, *averaged)
         runs.add(f"{strategy} resumed", 2, *chosen, *averaged, resume=strategy)
         runs.add(f"{strategy} broken", 2, "train.steps=40", chosen[0], broken=[1, 5])
@@ -230,22 +237,33 @@ def test_a_full_disk_of_one_process_while_training_waits_ends_all(more_ranks):
     require_full_disk(more_ranks, "fsdp2 full at once")
 
 
-def test_two_processes_that_pack_rows_learn_as_one_does(ranks):
-    require_packed(ranks, "packed fsdp2")
-
-
 @pytest.mark.nightly
-def test_two_replicated_processes_that_pack_rows_learn_as_one_does(more_ranks):
-    require_packed(more_ranks, "packed replicated")
-
-
-def require_packed(runs: Runs, name: str) -> None:
-    """Loss and gradients of a packed step are those of one process."""
-    assert runs.outcomes[name].codes == [0, 0], runs.outcomes[name].told
+@pytest.mark.parametrize("strategy", ["replicated", "fsdp2"])
+def test_two_processes_that_pack_rows_learn_as_one_does(more_ranks, strategy):
+    name = f"packed {strategy}"
+    assert more_ranks.outcomes[name].codes == [0, 0], more_ranks.outcomes[name].told
     for rank in range(2):
-        found, expected = gradients(runs, name, rank), gradients(runs, "packed")
+        found, expected = gradients(more_ranks, name, rank), gradients(more_ranks, "packed")
         assert largest_difference(found, expected) < EXACT
         assert abs(float(found["0/loss"] / expected["0/loss"]) - 1) < EXACT
+
+
+def validations(run: Path) -> list[list[float]]:
+    """The metrics of every validation."""
+    (file,) = run.glob("logs/csv/*/metrics.csv")
+    with file.open() as lines:
+        rows = [row for row in csv.DictReader(lines) if row.get("val/loss")]
+    return [[float(row[key]) for key in sorted(row) if key.startswith("val/")] for row in rows]
+
+
+def test_sharded_weights_are_validated_as_those_of_one_process_by_their_mean(ranks):
+    outcome = ranks.outcomes["validated fsdp2"]
+    assert outcome.codes == [0, 0], outcome.told
+    found, expected = (validations(ranks.folder / name) for name in ("validated fsdp2", "validated"))
+    assert len(found) == 2 and len(found[0]) == 4
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+    assert find_checkpoint(ranks.folder / "validated fsdp2" / "checkpoints" / "best")
 
 
 def test_no_process_writes_all_of_a_sharded_checkpoint_and_its_files_are_of_one_size(ranks):
@@ -260,6 +278,19 @@ def test_no_process_writes_all_of_a_sharded_checkpoint_and_its_files_are_of_one_
         assert torch.allclose(value, expected[key], atol=2e-4), key
     exported = vt.export(ranks.folder / "fsdp2", ranks.folder / "exported", "native")
     assert sorted(path.name for path in exported.glob("*.safetensors*")) == ["model.safetensors"]
+
+
+@pytest.mark.nightly
+def test_the_mean_of_sharded_weights_is_that_of_one_process(more_ranks):
+    assert more_ranks.outcomes["fsdp2, a mean"].codes == [0, 0], more_ranks.outcomes["fsdp2, a mean"].told
+    for stem, prefix in (("model", ""), ("resume", "ema.newest.")):
+        found, expected = (saved_tensors(more_ranks.folder / name, stem) for name in ("fsdp2, a mean", "one, a mean"))
+        assert expected.keys() == found.keys() - {"random.rank1.torch"}
+        for key, value in expected.items():
+            assert not key.startswith(prefix) or torch.allclose(found[key], value, atol=2e-4), key
+    mean, newest = (saved_tensors(more_ranks.folder / "fsdp2, a mean", stem) for stem in ("model", "resume"))
+    changed = [key for key, value in mean.items() if f"ema.newest.{key}" in newest and value.is_floating_point()]
+    assert any((mean[key] - newest[f"ema.newest.{key}"]).abs().max() > 3e-4 for key in changed)
 
 
 @pytest.mark.nightly

@@ -13,6 +13,7 @@ from torch import nn
 from vilavt_toolkit.checkpoints.loading import load
 from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.errors import RecipeErrors
+from vilavt_toolkit.training.supervised import validation
 from vilavt_toolkit.training.supervised.module import SupervisedModule
 from vilavt_toolkit.training.supervised.run import run_supervised
 from vilavt_toolkit.training.weight_average import NEWEST_PREFIX, WeightAverage
@@ -106,13 +107,13 @@ def test_training_goes_on_from_the_newest_weights_where_the_recipe_has_no_mean_a
 
 
 def test_a_validation_measures_the_mean_and_leaves_the_newest_weights(averaged, tiny_recipe, tmp_path, monkeypatch):
-    seen, score = [], SupervisedModule.score_targets
+    seen, score = [], validation.score_targets
 
-    def scored(self, batch):
-        seen.append({name: weight.detach().clone() for name, weight in self.model.named_parameters()})
-        return score(self, batch)
+    def scored(model, batch):
+        seen.append({name: weight.detach().clone() for name, weight in model.named_parameters()})
+        return score(model, batch)
 
-    monkeypatch.setattr(SupervisedModule, "score_targets", scored)
+    monkeypatch.setattr(validation, "score_targets", scored)
     validated = ["train.validate_every=2", "train.validate_samples=1", "train.validate_dialogues=0"]
     run = train(tiny_recipe, tmp_path / "run", *EMA, "task.val_items=6", *validated)
     means = saved(run, 2, "model")
@@ -137,13 +138,6 @@ def test_a_step_that_is_left_out_changes_no_mean(tiny_recipe, tmp_path, monkeypa
     assert any(not torch.equal(four[name], value) for name, value in three.items())
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        (["train.ema=1"], "between 0 and 1"),
-        (["train.ema=0.9", "train.strategy=fsdp2"], "Write strategy replicated, or ema: null"),
-    ],
-)
-def test_a_mean_that_cannot_be_is_refused(tiny_recipe, settings, words):
-    with pytest.raises(RecipeErrors, match=words):
-        load_recipe(tiny_recipe, settings)
+def test_a_mean_that_cannot_be_is_refused(tiny_recipe):
+    with pytest.raises(RecipeErrors, match="between 0 and 1"):
+        load_recipe(tiny_recipe, ["train.ema=1"])

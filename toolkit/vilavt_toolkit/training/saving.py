@@ -172,16 +172,21 @@ class _Writing(threading.Thread):
                 self.error = error
 
 
-def list_weights(model: VisualChatModel) -> dict[str, Tensor]:
-    """Return the state dict of a model, its tied weights once, under the first of their names in the alphabet."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+def list_weights(model: VisualChatModel, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state dict of a model, its tied weights once, under the first of their names in the alphabet.
+
+    Weights that have a mean, under any of their names, are replaced by it, in their own type.
+    """
+    parameters = {name: id(weight) for name, weight in model.named_parameters(remove_duplicate=False)}
+    replaced = {parameters[name]: mean for name, mean in means.items()}
     held: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, value in sorted(model.state_dict().items()):
         # Not by their memory: a process may have none of a sharded weight.
-        key = id(parameters[name]) if name in parameters else None
+        key = parameters.get(name)
         if key is None or key not in seen:
-            held[name] = value.detach()
+            mean = replaced.get(key) if key is not None else None
+            held[name] = value.detach() if mean is None else mean.to(value.dtype)
         if key is not None:
             seen.add(key)
     return held

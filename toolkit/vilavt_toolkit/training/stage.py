@@ -120,8 +120,12 @@ class StageModule(pl.LightningModule):
         self.skipped_steps = int(state.data.get("skipped", 0))
 
     def averaged_weights(self) -> AbstractContextManager[None]:
-        """Let the model have the weights that checkpoints hold, where those are not the newest."""
+        """Let the model have the weights that checkpoints hold, where those are not the newest, and not sharded."""
         return nullcontext()
+
+    def list_means(self) -> Mapping[str, Tensor]:
+        """Return the weights that checkpoints hold in place of the newest ones, by name, sharded or not."""
+        return {}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build the recipe's optimizer over the trainable parameters."""

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vilavt_toolkit.checkpoints.training_state import TrainingState
+from vilavt_toolkit.training.sharding import shard_like
 from vilavt_toolkit.training.trainable import NamedParameter
 
 NEWEST_PREFIX = "ema.newest."
@@ -32,17 +34,27 @@ class WeightAverage:
         self._average: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
 
     def update(self) -> None:
-        """Take the newest weights into the mean: mean = decay * mean + (1 - decay) * weight."""
-        wide = [name for name, weight in self._weights.items() if weight.dtype == torch.float32]
+        """Take the newest weights into the mean: mean = decay * mean + (1 - decay) * weight.
+
+        Of sharded weights every process does so with its own share, and sends nothing.
+        """
+        means = {name: _local_part(mean) for name, mean in self._means.items()}
+        weights = {name: _local_part(weight.detach()) for name, weight in self._weights.items()}
+        wide = [name for name, weight in weights.items() if weight.dtype == torch.float32]
         if wide:
-            self._average([self._means[name] for name in wide], [self._weights[name].detach() for name in wide], None)
+            self._average([means[name] for name in wide], [weights[name] for name in wide], None)
         # One by one, since each is first copied in float32.
-        for name in self._weights.keys() - set(wide):
-            self._average([self._means[name]], [self._weights[name].detach().float()], None)
+        for name in weights.keys() - set(wide):
+            self._average([means[name]], [weights[name].float()], None)
+
+    @property
+    def means(self) -> Mapping[str, Tensor]:
+        """The means by the names of their weights, in float32; sharded as the weights are."""
+        return self._means
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Let the model have the mean in place of its newest weights, rounded to their type."""
+        """Let the model have the mean in place of its newest weights, rounded to their type. They are not sharded."""
         newest = {name: weight.data for name, weight in self._weights.items()}
         try:
             for name, weight in self._weights.items():
@@ -63,7 +75,7 @@ class WeightAverage:
         """Take over what `capture_state` gave, of the means; the rest were read with the checkpoint's weights."""
         for name, mean in self._means.items():
             if (saved := state.tensors.get(f"{_MEAN_PREFIX}{name}")) is not None:
-                mean.copy_(saved)
+                _fill(mean, saved)
 
 
 def load_newest_weights(weights: Mapping[str, nn.Parameter], state: TrainingState) -> None:
@@ -74,4 +86,16 @@ def load_newest_weights(weights: Mapping[str, nn.Parameter], state: TrainingStat
     with torch.no_grad():
         for key, value in state.tensors.items():
             if key.startswith(NEWEST_PREFIX):
-                weights[key.removeprefix(NEWEST_PREFIX)].copy_(value)
+                _fill(weights[key.removeprefix(NEWEST_PREFIX)], value)
+
+
+def _local_part(value: Tensor) -> Tensor:
+    """Return this process's share of a sharded tensor, in its own memory; another tensor as it is."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def _fill(tensor: Tensor, whole: Tensor) -> None:
+    """Copy values into a tensor; of a sharded one every process copies its share."""
+    if tensor.shape != whole.shape:
+        raise RuntimeError(f"a tensor of {list(whole.shape)} is saved for one of {list(tensor.shape)}")
+    _local_part(tensor).copy_(_local_part(shard_like(whole, tensor)))

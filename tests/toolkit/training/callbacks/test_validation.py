@@ -98,14 +98,9 @@ def test_two_processes_measure_together_what_one_does(tiny_recipe, tiny_model, t
     section = load_recipe(tiny_recipe, [*FEW, "train.micro_batch=2"]).recipe.train
     asking = load_recipe(tiny_recipe).recipe.eval
     validator = Validator(tiny_model, tiny_task, section, asking, 0)
-
-    def score(batch):
-        logprobs = target_logprobs(tiny_model.language_model, tiny_model.run_layers(batch), batch)
-        return logprobs, logprobs > -1
-
     with torch.no_grad():
-        whole = validator.measure_targets(score)
-        parts = [validator.measure_targets(score, rank, 2) for rank in range(2)]
+        whole = validator.measure_targets()
+        parts = [validator.measure_targets(rank, 2) for rank in range(2)]
     for key in ("logprobs", "hits", "count"):
         assert sum(getattr(part, key) for part in parts) == pytest.approx(getattr(whole, key))
     assert all(part.count for part in parts)

@@ -144,9 +144,9 @@ class CheckpointCallback(pl.Callback):
         in_background = in_background and self.stage.section.save_in_background
         kept = (sound, self.best_step)
         if module.model.encodes_always or in_background:
-            with module.averaged_weights():
-                tensors = SavedTensors(list_weights(module.model), state.tensors, module.model.encodes_always)
-                self._writer.begin(module.step, module.model, state, tensors, kept, in_background)
+            weights = list_weights(module.model, module.list_means())
+            tensors = SavedTensors(weights, state.tensors, module.model.encodes_always)
+            self._writer.begin(module.step, module.model, state, tensors, kept, in_background)
         else:
             self._save_from_first(module, state, kept)
         self._finish_pending(module, waits=not in_background)

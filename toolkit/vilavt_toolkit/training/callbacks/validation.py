@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -16,6 +17,7 @@ from vilavt_toolkit.training.callbacks.checkpointing import CheckpointCallback
 from vilavt_toolkit.training.stage import StoppedBetweenSteps
 from vilavt_toolkit.training.supervised.module import SupervisedModule
 from vilavt_toolkit.training.supervised.validation import ScoredDialogue, TargetSums, Validator, select_drawn
+from vilavt_toolkit.training.whole_model import WholeModel
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +30,16 @@ class Validation(pl.Callback):
     A validation leaves weights and random numbers as they are, so that a run learns the same with and without it.
     """
 
-    def __init__(self, validator: Validator, section: TrainSection, checkpointing: CheckpointCallback) -> None:
+    def __init__(
+        self,
+        validator: Validator,
+        section: TrainSection,
+        checkpointing: CheckpointCallback,
+        whole: WholeModel | None = None,
+    ) -> None:
+        """`whole` is where the validator's model gets its weights from those that training shards."""
         self.validator, self.section, self.checkpointing = validator, section, checkpointing
+        self._whole = whole
         state = checkpointing.state.data if checkpointing.state is not None else {}
         saved: Mapping[str, Any] = state.get(_STATE_KEY) or {}
         self.best: float | None = saved.get("best")
@@ -90,10 +100,10 @@ class Validation(pl.Callback):
         rank, size = trainer.global_rank, trainer.world_size
         # A process that stops alone would leave the others waiting for its sums.
         self.validator.check_stop = self.checkpointing.interruption.check_between_steps if size == 1 else lambda: None
-        precision = trainer.precision_plugin.forward_context()
+        precision, model = trainer.precision_plugin.forward_context(), self.validator.model
         try:
-            with module.averaged_weights(), isolate_rng(), eval_mode(module.model), precision, torch.no_grad():
-                sums = self.validator.measure_targets(module.score_targets, rank, size)
+            with self._saved_weights(module), isolate_rng(), eval_mode(model), precision, torch.no_grad():
+                sums = self.validator.measure_targets(rank, size)
                 dialogues = self.validator.lead_dialogues(rank, size) if self.section.validate_dialogues else []
         except StoppedBetweenSteps:
             # The step's checkpoint is saved first. A resumed run begins with this validation.
@@ -102,6 +112,12 @@ class Validation(pl.Callback):
         # The step that a resumed run starts from is a checkpoint.
         self._judge(metrics[f"val/{self.section.best_by}"], module.step, module.step == module.start_step)
         self._report(module, metrics, dialogues)
+
+    def _saved_weights(self, module: SupervisedModule) -> AbstractContextManager[None]:
+        """Let the validator's model have the weights that a checkpoint of this step would have."""
+        if self._whole is None:
+            return module.averaged_weights()
+        return self._whole.filled(module.model, module.list_means())
 
     def _judge(self, value: float, step: int, is_saved: bool) -> None:
         """Compare the validation of a step, which may be saved already, with the best so far. NaN is never better."""

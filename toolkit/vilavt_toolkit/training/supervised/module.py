@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -80,6 +80,10 @@ class SupervisedModule(StageModule):
         """Let the model have the mean of its weights for a while, if the recipe has one."""
         return nullcontext() if self._average is None else self._average.in_use()
 
+    def list_means(self) -> Mapping[str, Tensor]:
+        """Return the means of the trained weights by name, if the recipe has them."""
+        return {} if self._average is None else self._average.means
+
     def end_step(self, optimizer: Any, loss: Tensor, find_faulty: Callable[[], Sequence[str]]) -> None:
         """Take the optimizer's step or leave it out, and take the new weights into their mean."""
         super().end_step(optimizer, loss, find_faulty)
@@ -133,11 +137,6 @@ class SupervisedModule(StageModule):
                 "bad_samples": float(len(self._bad_samples)),
             }
         )
-
-    def score_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the log-probability [N] of every token that the model wrote, and whether it is the likeliest one."""
-        states, _ = self._run_model(batch)
-        return target_logprobs_and_hits(self.model.language_model, states, batch)
 
     def _take_part(self, times: int) -> None:
         """Run on nothing some times, so that this process gathers sharded weights as often as one with more to do."""

@@ -6,6 +6,8 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+
 from vilavt_toolkit.checkpoints.loading import build_model, find_new_parts, load_checkpoint_model
 from vilavt_toolkit.checkpoints.run_folder import expand_home
 from vilavt_toolkit.checkpoints.run_lock import RunLock
@@ -31,6 +33,7 @@ from vilavt_toolkit.training.supervised.sample_key import build_sample_key
 from vilavt_toolkit.training.supervised.validation import SPLIT, Validator
 from vilavt_toolkit.training.trainable import refuse_frozen_new, store_frozen
 from vilavt_toolkit.training.trainer import StageStart, find_initial_checkpoint, prepare_stage, run_stage, weight_dtype
+from vilavt_toolkit.training.whole_model import WholeModel
 from vilavt_toolkit.training.world import check_world, connected
 from vilavt_toolkit.utils.cache_folder import cache_folder
 from vilavt_toolkit.utils.limits import explained_limits
@@ -90,10 +93,13 @@ def _train(stage: Stage, section: TrainSection, start: StageStart, allow_changes
         refuse_frozen_new(model, section, find_new_parts(recipe.recipe.model), stage.section_key)
 
     if section.validate_every is not None:
-        validator = Validator(model, task, section, recipe.recipe.eval, seed)
+        whole = _copy_sharded(model, stage, section)
+        validator = Validator(model if whole is None else whole.model, task, section, recipe.recipe.eval, seed)
         callbacks: list[Any] = cast(Any, start.trainer).callbacks
         # Before the checkpoint of its step, which says how good the step is.
-        callbacks.insert(callbacks.index(start.checkpointing), Validation(validator, section, start.checkpointing))
+        callbacks.insert(
+            callbacks.index(start.checkpointing), Validation(validator, section, start.checkpointing, whole)
+        )
 
     def build_loader() -> closing[StepLoader]:
         # Built late: preparing all samples takes minutes, and everything else is checked first.
@@ -103,6 +109,13 @@ def _train(stage: Stage, section: TrainSection, start: StageStart, allow_changes
         return closing(loader)
 
     return run_stage(stage, start, module, build_loader)
+
+
+def _copy_sharded(model: VisualChatModel, stage: Stage, section: TrainSection) -> WholeModel | None:
+    """Return the model that validates beside one that will be sharded; None if it is not."""
+    if stage.world.size == 1 or section.strategy != "fsdp2":
+        return None
+    return WholeModel(model, torch.bfloat16 if section.precision == "bf16-mixed" else None)
 
 
 def _open_cache(

@@ -20,6 +20,7 @@ from vilavt_toolkit.errors import UsageError, add_context
 from vilavt_toolkit.generation.loop import Decoding, Loop
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.report.trace import render_trace
+from vilavt_toolkit.training.losses import target_logprobs_and_hits
 from vilavt_toolkit.training.reinforcement.rollout_weights import rollout_weights
 from vilavt_toolkit.training.supervised.data import StepBatch, StepCollator, TraceDataset, prepare_samples
 from vilavt_toolkit.training.supervised.workers import BeginSample, WorkerPool
@@ -36,9 +37,6 @@ _LOSS_DRAW, _DIALOGUE_DRAW = 1, 2
 """Streams of random numbers by which the samples of either half are chosen."""
 _MOST_DRAWN = 4
 """Dialogues of a validation that are drawn."""
-
-ScoreTargets = Callable[["Batch"], tuple[Tensor, Tensor]]
-"""Returns the log-probability [N] of every token that a batch's model wrote, and whether it is the likeliest."""
 
 
 @dataclass
@@ -90,7 +88,7 @@ class Validator:
                 "loss. Give the split traces, or set train.validate_every=null."
             )
 
-    def measure_targets(self, score_targets: ScoreTargets, rank: int = 0, size: int = 1) -> TargetSums:
+    def measure_targets(self, rank: int = 0, size: int = 1) -> TargetSums:
         """Return the sums over this process's share of the samples; raises InputError for one that cannot be read.
 
         Up to `train.max_bad_samples` of them are left out.
@@ -112,7 +110,7 @@ class Validator:
         with WorkerPool(prepare_chunk, section.workers, section.worker_seconds, self.check_stop) as pool:
             for batch in pool.map(chunks):
                 for micro_batch in batch.to(self.model.device).micro_batches:
-                    logprobs, is_hit = score_targets(micro_batch)
+                    logprobs, is_hit = score_targets(self.model, micro_batch)
                     sums.logprobs += float(logprobs.double().sum())
                     sums.hits += float(is_hit.sum())
                     sums.count += len(logprobs)
@@ -135,6 +133,11 @@ class Validator:
     def _score(self, sample: Sample, session: Session) -> ScoredDialogue:
         text = session.read_turn_text(-1) if session.trajectory.turns else ""
         return ScoredDialogue(sample, session, self.task.score_turn(sample, text, session.trajectory.answer))
+
+
+def score_targets(model: VisualChatModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the log-probability [N] of every token that the model wrote, and whether it is the likeliest one."""
+    return target_logprobs_and_hits(model.language_model, model.run_layers(batch), batch)
 
 
 def choose_indices(length: int, most: int, seed: int, draw: int) -> list[int]:
