@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ from safetensors.torch import load_file
 
 import vilavt_toolkit as vt
 from vilavt_toolkit.checkpoints.native import find_checkpoint
+from vilavt_toolkit.checkpoints.tensor_files import deal_tensors
 from vilavt_toolkit.config.recipe import load_recipe
 from vilavt_toolkit.errors import InputError, TrainingError
 from vilavt_toolkit.training import saving
 from vilavt_toolkit.training.stage import StageModule
 from vilavt_toolkit.training.supervised.run import run_supervised
+from vilavt_toolkit.training.world import World
 
 BACKGROUND = ["train.save_in_background=true", "train.checkpoint_every=2", "train.keep_checkpoints=9", "train.steps=5"]
 
@@ -128,3 +132,22 @@ def test_the_best_checkpoint_is_linked_when_it_has_its_place(_tiny_folder, tmp_p
     run = train(_tiny_folder / "tiny.yaml", tmp_path / "run", *BACKGROUND, *validated)
     best = (run / "checkpoints" / "best").resolve()
     assert best.name in steps_in(run) and vt.load(best)
+
+
+def test_a_process_has_the_tensors_of_one_file_in_memory(tmp_path, monkeypatch):
+    weights = {f"weight {number}": torch.full((100,), float(number)) for number in range(9)}
+    monkeypatch.setattr(saving, "deal_tensors", partial(deal_tensors, largest=1000))
+    references: list[weakref.ref[torch.Tensor]] = []
+    alive, names = [], []
+
+    def write(tensors: dict[str, torch.Tensor], file: str, metadata: dict[str, str]) -> None:
+        alive.append(sum(reference() is not None for reference in references))
+        references.extend(weakref.ref(value) for value in tensors.values())
+        names.append(Path(file).name)
+        assert all(torch.equal(value, weights[name]) for name, value in tensors.items())
+
+    monkeypatch.setattr(saving, "save_file", write)
+    files = saving._collect_files(saving.SavedTensors(weights, {}, True), World(), copies=True)
+    saving._Writing(files, tmp_path).run()
+    assert names == [f"model-{number:05d}-of-00004.safetensors" for number in (1, 2, 3, 4)]
+    assert alive == [0, 0, 0, 0] and len(references) == 9

@@ -128,11 +128,9 @@ def plan_stage(
 ) -> StagePlan:
     """Simulate a step of a stage; raises VilavtError."""
     notes = _describe_stand_ins(stand_ins)
-    if stage == "train" and _count_devices(recipe) > 1 and recipe.recipe.train.strategy == "auto":
-        memory = request.rates.memory if request.memory is None else request.memory
-        strategy, reason = choose_strategy(recipe, memory)
-        recipe = with_strategy(recipe, strategy)
-        notes.append(f"train.strategy auto is {strategy}: {reason}")
+    recipe, reason = resolve_planned_strategy(recipe, stage, request)
+    if reason:
+        notes.append(f"train.strategy auto is {recipe.recipe.train.strategy}: {reason}")
     model = build_planned_model(recipe)
     if (devices := _count_devices(recipe)) > 1:
         ways = (
@@ -153,6 +151,16 @@ def plan_stage(
     return StagePlan(
         stage, planned.origin, planned.lengths, steps, simulation, request.limit, request.rates.name, notes
     )
+
+
+def resolve_planned_strategy(
+    recipe: CheckedRecipe, stage: StageName, request: PlanRequest
+) -> tuple[CheckedRecipe, str]:
+    """Return a recipe with a strategy in the place of `auto` where several devices train, and the reason or nothing."""
+    if stage != "train" or _count_devices(recipe) == 1 or recipe.recipe.train.strategy != "auto":
+        return recipe, ""
+    strategy, reason = choose_strategy(recipe, request.rates.memory if request.memory is None else request.memory)
+    return with_strategy(recipe, strategy), reason
 
 
 def _count_devices(recipe: CheckedRecipe) -> int:

@@ -8,7 +8,8 @@ from typing import Any
 
 from vilavt_toolkit.config.recipe import CheckedRecipe
 from vilavt_toolkit.errors import RecipeErrors, VilavtError
-from vilavt_toolkit.planning.plan import PlanRequest, StageName, StagePlan, plan_stage
+from vilavt_toolkit.planning.plan import PlanRequest, StageName, StagePlan, plan_stage, resolve_planned_strategy
+from vilavt_toolkit.training.strategy_choice import with_strategy
 
 _LAYERS = "train.language_model_checkpointing=true"
 _BLOCKS = "train.gradient_checkpointing=true"
@@ -57,6 +58,7 @@ def try_remedies(
     stand_ins: Sequence[str] = (),
 ) -> Iterator[TriedRemedy]:
     """Yield every remedy that changes a recipe, with its plan; `read` reads the recipe with more overrides."""
+    base, _ = resolve_planned_strategy(base, stage, request)
     for remedy in REMEDIES:
         overrides = tuple(each.replace("STAGE", stage) for each in remedy.overrides)
         try:
@@ -64,7 +66,9 @@ def try_remedies(
         except RecipeErrors:
             # The recipe cannot be changed so: it packs its rows, or the two settings exclude each other.
             continue
-        if recipe.recipe == base.recipe or ("train.strategy=fsdp2" in overrides and not _is_shared(recipe, stage)):
+        is_auto = recipe.recipe.train.strategy == "auto"
+        compared = with_strategy(recipe, base.recipe.train.strategy) if is_auto else recipe
+        if compared.recipe == base.recipe or ("train.strategy=fsdp2" in overrides and not _is_shared(recipe, stage)):
             continue
         try:
             plan = plan_stage(recipe, stage, request, stand_ins)

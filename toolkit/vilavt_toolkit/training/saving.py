@@ -163,13 +163,14 @@ class _Writing(threading.Thread):
     def run(self) -> None:
         """Write the files; after an error they are still collected, for which the other processes wait."""
         for file in self._files:
-            if self.error is not None:
-                continue
-            try:
-                save_file(dict(file.tensors), str(self._folder / file.name), dict(file.metadata))
-            # Any error at all: the main thread tells it.
-            except Exception as error:
-                self.error = error
+            if self.error is None:
+                try:
+                    save_file(dict(file.tensors), str(self._folder / file.name), dict(file.metadata))
+                # Any error at all: the main thread tells it.
+                except Exception as error:
+                    self.error = error
+            # Let go before the next one is collected, or both would be in memory.
+            del file
 
 
 def list_weights(model: VisualChatModel, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -213,22 +214,25 @@ def _collect_files(tensors: SavedTensors, world: World, copies: bool) -> Iterato
     types = {WEIGHTS: {TYPES_KEY: list_float_types(tensors.weights.values())}, STATE: {}}
     if not tensors.is_sharded:
         for stem, group in groups.items() if world.is_first else ():
-            held = {name: _bring(value, copies) for name, value in group.items()}
-            yield _FilledFile(f"{stem}.safetensors", held, types[stem])
+            yield _FilledFile(
+                f"{stem}.safetensors", {name: _bring(value, copies) for name, value in group.items()}, types[stem]
+            )
         return
     for stem, sizes in _list_sizes(tensors).items():
         files = deal_tensors(stem, sizes, world.size)
         # In turns: all processes gather one file for each of them, and then all write at the same time.
         for first in range(0, len(files), world.size):
-            own = _gather_turn(files[first : first + world.size], groups[stem], world, copies)
-            if own is not None:
-                yield _FilledFile(own[0].name, own[1], types[stem])
+            held = _gather_turn(files[first : first + world.size], groups[stem], world, copies)
+            place = first + world.rank
+            if place < len(files):
+                yield _FilledFile(files[place].name, held, types[stem])
+            del held
 
 
 def _gather_turn(
     files: Sequence[TensorFile], tensors: Mapping[str, Tensor], world: World, copies: bool
-) -> tuple[TensorFile, dict[str, Tensor]] | None:
-    """Gather the tensors of some files, one at a time; return the file of this process with its tensors."""
+) -> dict[str, Tensor]:
+    """Gather the tensors of a file for each process, one at a time; return those of this process."""
     held: dict[str, Tensor] = {}
     for owner, file in enumerate(files):
         for name in file.tensors:
@@ -236,7 +240,7 @@ def _gather_turn(
             whole = gather_tensor(value) if isinstance(value, DTensor) else value
             if owner == world.rank:
                 held[name] = _bring(whole, copies and whole is value)
-    return (files[world.rank], held) if world.rank < len(files) else None
+    return held
 
 
 def _bring(value: Tensor, copies: bool) -> Tensor:
