@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from vilavt_toolkit.config.learning_schema import LoraSection, Rate
 from vilavt_toolkit.config.limits import describe_bad_path
+from vilavt_toolkit.config.policy_schema import PolicySettings
 from vilavt_toolkit.registry import Part
 from vilavt_toolkit.settings import part, setting
 
@@ -251,7 +252,7 @@ class TrainSection(StageSection):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RLSection(StageSection):
+class RLSection(StageSection, PolicySettings):
     """Reinforcement learning. Precision, accelerator, threads and gradient checkpointing are those of `train`."""
 
     steps: int = setting(help="rounds of rollouts, each followed by inner_epochs optimizer steps", minimum=1)
@@ -272,10 +273,6 @@ class RLSection(StageSection):
     rewards: list[Part] = part("reward", "rewards, of which the weighted sum counts", "answer", True)
     advantage: Part = part("advantage", "comparison of a reward with those of its prompt group", "grpo")
     policy_loss: Part = part("policy_loss", "loss from advantages", "ppo_clip")
-    kl: float = setting(0.0, help="weight of the k3 divergence from the initial weights (0: none)", minimum=0)
-    kl_limit: float | None = setting(
-        None, help="largest k3 divergence of a token, 10 in the paper's code (null: no limit)", minimum=0
-    )
     temperature: float = setting(1.0, help="sampling temperature, also of the update's log-probabilities", minimum=0)
     max_new_tokens: int = setting(64, help="longest turn, in tokens", minimum=1)
     truncated_rollouts: Literal["score", "mask"] = setting(
@@ -317,6 +314,7 @@ class RLSection(StageSection):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        PolicySettings.__post_init__(self)
         _check_run(self.run)
         _check_pack_patches(self)
         if self.temperature == 0:

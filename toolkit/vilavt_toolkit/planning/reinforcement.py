@@ -29,6 +29,7 @@ from vilavt_toolkit.planning.simulation import (
     summarise,
 )
 from vilavt_toolkit.training.reinforcement.module import PolicyParts, ReinforcementModule
+from vilavt_toolkit.training.reinforcement.reference import Reference, trains_adapters_only
 from vilavt_toolkit.training.reinforcement.rollout_buffer import LearnedRollout, RolloutBuffer, RolloutChunk
 from vilavt_toolkit.training.reinforcement.rollout_weights import rollout_weights
 from vilavt_toolkit.training.trainable import store_frozen
@@ -114,6 +115,18 @@ class _PlannedModule(ReinforcementModule):
         buffer.recorder = self.recorder
         return buffer
 
+    def record_reference(self, buffer: RolloutBuffer) -> None:
+        """Simulate the pass of the reference over the rollouts, before the update."""
+        super().record_reference(buffer)
+        self.recorder.begin_micro_batch(0)
+
+    def record_reference_chunk(
+        self, model: VisualChatModel, buffer: RolloutBuffer, number: int, chunk: RolloutChunk
+    ) -> None:
+        """Count what the reference takes for the micro-batch that the update makes of the chunk."""
+        self.recorder.begin_micro_batch(number)
+        super().record_reference_chunk(model, buffer, number, chunk)
+
 
 def simulate_reinforcement_step(
     recipe: CheckedRecipe, model: VisualChatModel, dialogues: Sequence[Dialogue], rates: DeviceRates
@@ -130,12 +143,10 @@ def simulate_reinforcement_step(
     with run_on_shapes(recorder):
         give_weights(recipe, model, recorder)
         parts = PolicyParts(section.optimizer.build(), section.advantage.build(), section.policy_loss.build())
-        reference = None
-        if section.kl:
-            reference = build_planned_model(recipe)
-            give_weights(recipe, reference, recorder)
         # Without rollouts nothing is collected, so that no collector is asked for anything.
-        module = _PlannedModule(model, cast(Any, None), parts, section, reference=reference, drawings=Path())
+        module = _PlannedModule(model, cast(Any, None), parts, section, drawings=Path())
+        if section.kl:
+            module.reference = _plan_reference(recipe, section, model, recorder)
         store_frozen(model, section, recipe.recipe.train.precision, "rl")
         module.recorder, module.planned = recorder, planned
         parameters = count_parameters(model)
@@ -145,6 +156,17 @@ def simulate_reinforcement_step(
     written = max(sum(trajectory.produced) for trajectory, _ in planned.dialogues)
     times = dict(enumerate(planned.times)) | {_PREFILL: planned.prompts, _DECODE: planned.batches * written}
     return summarise(recorder, parameters, times)
+
+
+def _plan_reference(
+    recipe: CheckedRecipe, section: RLSection, policy: VisualChatModel, recorder: StepRecorder
+) -> Reference:
+    """Return the reference that a run would have, its copy counted as on the device."""
+    if section.kl_reference == "auto" and trains_adapters_only(policy):
+        return Reference()
+    held = build_planned_model(recipe)
+    give_weights(recipe, held, recorder)
+    return Reference(held)
 
 
 def _simulate_rollouts(model: VisualChatModel, planned: PlannedRollouts, recorder: StepRecorder) -> None:

@@ -28,6 +28,7 @@ _SPEED_AND_OUTPUT = frozenset(
         "gradient_checkpointing",
         "init_from",
         "keep_checkpoints",
+        "kl_reference",
         "language_model_checkpointing",
         "log_every",
         "offload_activations",

@@ -20,6 +20,7 @@ from vilavt_toolkit.training.losses import logprobs_and_entropy
 from vilavt_toolkit.training.reinforcement.metrics import TokenAverages
 from vilavt_toolkit.training.reinforcement.module import ReinforcementModule
 from vilavt_toolkit.training.reinforcement.policy_math import repeat_per_token, weighted_sum
+from vilavt_toolkit.training.reinforcement.reference import Reference
 from vilavt_toolkit.training.reinforcement.rollout_buffer import RolloutBuffer
 
 
@@ -87,7 +88,7 @@ def test_rollouts_that_share_rows_give_the_loss_gradients_and_metrics_of_those_a
     alone, packed = rl.module_of(rl_recipe, *settings, "rl.micro_batch=1"), rl.module_of(rl_recipe, *settings, *rows)
     if "rl.kl=0.3" in settings:
         for module in (alone, packed):
-            module.reference = rl.livened(copy.deepcopy(module.model)).requires_grad_(False)
+            module.reference = Reference(rl.livened(copy.deepcopy(module.model)))
     shapes, run_layers = [], packed.model.run_layers
 
     def watched(batch):
@@ -256,13 +257,14 @@ def test_a_reference_of_the_start_costs_nothing_at_first_and_then_holds_the_weig
     settings = ["rl.optimizer.lr=0.01", "rl.steps=2"]
     drifted = {}
     for kl in (0.0, 10.0):
-        reference = copy.deepcopy(start) if kl else None
+        held = copy.deepcopy(start)
+        reference = Reference(held) if kl else None
         module = rl.module_of(rl_recipe, *settings, f"rl.kl={kl}", model=copy.deepcopy(start), reference=reference)
         rl.stepped(module, 4)
         updates = [logged for logged in module.logged if "clip_fraction" in logged]
         if kl:
             assert abs(updates[0]["kl"]) < 1e-6 and updates[1]["kl"] > 1e-4
-            assert all(torch.equal(a, b) for a, b in zip(reference.parameters(), start.parameters(), strict=True))
+            assert all(torch.equal(a, b) for a, b in zip(held.parameters(), start.parameters(), strict=True))
         rows = rl.pending_of(rl.module_of(rl_recipe, model=copy.deepcopy(start))).rollouts
         batch = collate([row.trajectory for row in rows], [row.views for row in rows], start.language_model)
         with torch.no_grad():

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from vilavt_toolkit.training.reinforcement.policy_math import (
     find_flat_groups,
+    k1_divergence,
+    k2_divergence,
     k3_divergence,
     probability_ratio,
     repeat_per_token,
@@ -16,6 +18,42 @@ from vilavt_toolkit.training.reinforcement.policy_math import (
 )
 
 logprobs = st.floats(-30, 0, width=32)
+
+
+def test_k1_and_k2_of_a_half_against_a_quarter_and_within_a_limit():
+    half, quarter = torch.tensor([0.5]).log(), torch.tensor([0.25]).log()
+    assert k1_divergence(half, quarter).item() == pytest.approx(0.69315, abs=1e-5)
+    assert k2_divergence(half, quarter).item() == pytest.approx(0.24023, abs=1e-5)
+    assert k1_divergence(quarter, half, limit=0.5).item() == -0.5
+    assert k2_divergence(half, quarter, limit=0.1).item() == pytest.approx(0.1)
+
+
+def expected_gradient(loss: bool, estimate, policy: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """The expected gradient by the policy's logits of an estimate in the loss, or as a cost of REINFORCE."""
+    logits = policy.log().requires_grad_()
+    logp = logits.log_softmax(-1)
+    values = estimate(logp, reference.log())
+    # The weights are the probabilities of sampling, through which no gradient flows.
+    (policy * (values if loss else values.detach() * logp)).sum().backward()
+    return logits.grad
+
+
+def test_estimates_that_are_allowed_have_a_gradient_of_a_divergence_and_the_others_do_not():
+    """k1 in the reward and k2 in the loss: KL(policy || reference). k3 in the loss: KL(reference || policy)."""
+    policy, reference = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.2, 0.3, 0.5])
+    logits = policy.log().requires_grad_()
+    probabilities = logits.softmax(-1)
+    divergence = (probabilities * (probabilities / reference).log()).sum()
+    (right,) = torch.autograd.grad(divergence, logits, retain_graph=True)
+    (other,) = torch.autograd.grad((reference * (reference / probabilities).log()).sum(), logits)
+    torch.testing.assert_close(expected_gradient(False, k1_divergence, policy, reference), right)
+    torch.testing.assert_close(expected_gradient(True, k2_divergence, policy, reference), right)
+    torch.testing.assert_close(expected_gradient(True, k3_divergence, policy, reference), other)
+    assert expected_gradient(True, k1_divergence, policy, reference).abs().max() < 1e-6
+    near = (policy.log() + 1e-2 * torch.tensor([1.0, -1.0, 2.0])).softmax(-1)
+    pull = expected_gradient(False, k1_divergence, policy, near).norm()
+    for estimate in (k2_divergence, k3_divergence):
+        assert expected_gradient(False, estimate, policy, near).norm() < 0.05 * pull, "no pull near the reference"
 
 
 def test_k3_of_a_half_against_a_quarter():

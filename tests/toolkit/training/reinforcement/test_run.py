@@ -108,6 +108,21 @@ def test_a_run_that_is_held_to_its_start_keeps_it(rl_recipe, start):
     reinforced(rl_recipe, start, "rl.steps=2", resume=True, allow_changes=True)
 
 
+def test_a_run_of_adapters_alone_keeps_no_start_and_resumes_bit_for_bit(rl_recipe, start):
+    frozen = "rl.freeze=[encoder,modulator,inquiry_encoder,projector]"
+    settings = ["rl.lora={rank: 2}", frozen, "rl.kl=0.1", "rl.kl_in=reward", "rl.checkpoint_every=2"]
+    settings += ["rl.keep_checkpoints=9", "rl.optimizer.lr=1e-2"]
+    whole = reinforced(rl_recipe, start, *settings, "rl.steps=2")
+    assert not (whole / "reference").exists()
+    broken = Path(shutil.copytree(whole, start.with_name("broken"), symlinks=True))
+    shutil.rmtree(broken / "checkpoints" / "step-00000004")
+    reinforced(rl_recipe, start, *settings, "rl.steps=2", f"rl.run={broken}", resume=True)
+    assert different(tensors(broken, 4), tensors(whole, 4)) == []
+    assert different(tensors(whole, 4), tensors(whole, 2))
+    with pytest.raises(RunError, match=r"with rl\.kl_reference=auto if adapters alone"):
+        reinforced(rl_recipe, start, *settings, "rl.steps=3", "rl.kl_reference=copy", resume=True)
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

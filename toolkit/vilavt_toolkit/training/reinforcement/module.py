@@ -15,18 +15,20 @@ from vilavt_toolkit.config.schema import RLSection
 from vilavt_toolkit.contracts import Advantage, Optimizer, PolicyLoss
 from vilavt_toolkit.data.row_budget import build_rollout_budget
 from vilavt_toolkit.errors import TrainingError
-from vilavt_toolkit.models.batch import Batch
 from vilavt_toolkit.models.model import VisualChatModel
-from vilavt_toolkit.training.losses import logprobs_and_entropy, target_logprobs
+from vilavt_toolkit.training.losses import logprobs_and_entropy
 from vilavt_toolkit.training.reinforcement.drawing import draw_rollouts
 from vilavt_toolkit.training.reinforcement.metrics import CollapseWatch, TokenAverages, compute_rollout_metrics
 from vilavt_toolkit.training.reinforcement.policy_math import (
     NO_ADVANTAGE,
     find_flat_groups,
+    k1_divergence,
+    k2_divergence,
     k3_divergence,
     repeat_per_token,
     weighted_sum,
 )
+from vilavt_toolkit.training.reinforcement.reference import Reference, compute_logprobs, sum_sequences
 from vilavt_toolkit.training.reinforcement.rollout_buffer import (
     LearnedRollout,
     RolloutBuffer,
@@ -65,14 +67,14 @@ class ReinforcementModule(StageModule):
         parts: PolicyParts,
         section: RLSection,
         start: int = 0,
-        reference: VisualChatModel | None = None,
+        reference: Reference | None = None,
         drawings: Path | None = None,
     ) -> None:
         # Before the base class freezes parts: without dropout, rollouts and update are of the same policy.
         model.eval()
         super().__init__(model, parts.optimizer, section, section.steps * section.inner_epochs, start)
-        self.reference = reference.eval().requires_grad_(False) if reference is not None else None
-        """The model that training started from, if the divergence from it is part of the loss."""
+        self.reference = reference
+        """Gives the policy that training started from, if the divergence from it is part of loss or reward."""
         self.collector = collector
         self._parts = parts
         self._drawings = drawings
@@ -101,6 +103,8 @@ class ReinforcementModule(StageModule):
         step, epoch = divmod(batch, self.section.inner_epochs)
         if epoch == 0:
             self._buffer = self.fill_buffer(step)
+            if self.reference is not None and self.section.kl_in == "loss":
+                self.record_reference(self._buffer)
         assert self._buffer is not None
         started = time.perf_counter()
         metrics = self._take_step(self._buffer, is_first=epoch == 0)
@@ -151,13 +155,59 @@ class ReinforcementModule(StageModule):
     def _compare_groups(self, groups: Sequence[PromptGroup]) -> tuple[Tensor, Tensor]:
         """Return which of P prompt groups teach something, and the advantages of these; bool [P], [T, G]."""
         scores = torch.tensor([[rollout.scores for rollout in group] for group in groups], dtype=torch.float64)
+        rewards = _reward_matrix(groups)
         advantage, weights = self._parts.advantage, self.collector.rewards.weights
+        if self.reference is not None and self.section.kl_in == "reward":
+            # One more reward: the advantage compares it as it does the others.
+            divergence = self._measure_divergence(groups)
+            self.log_metrics({"kl": float(divergence.mean())})
+            scores, weights = torch.cat([scores, divergence[..., None]], -1), [*weights, -self.section.kl]
+            rewards = (rewards - self.section.kl * divergence).float()
         if advantage.compares_whole_step:
             advantages = advantage.compare_scores(scores, weights)
             teaches = advantages.abs().amax(1) > NO_ADVANTAGE
             return teaches, advantages[teaches]
-        teaches = ~find_flat_groups(_reward_matrix(groups))
+        teaches = ~find_flat_groups(rewards)
         return teaches, advantage.compare_scores(scores[teaches], weights) if teaches.any() else scores[:0, :, 0]
+
+    def _measure_divergence(self, groups: Sequence[PromptGroup]) -> Tensor:
+        """Return the k1 divergence from the reference of every whole rollout; [P, G] in float64."""
+        assert self.reference is not None
+        rows = [
+            LearnedRollout(str(number), rollout.trajectory, tuple(rollout.session.views), 0.0)
+            for number, rollout in enumerate(rollout for group in groups for rollout in group)
+        ]
+        # Those of a rollout without a token of its own would be of a batch without targets.
+        buffer = RolloutBuffer.from_rollouts([row for row in rows if row.produced_tokens], self.device)
+        found = torch.zeros(len(rows), dtype=torch.float64)
+        if not buffer.rollouts:
+            return found.view(len(groups), -1)
+        # By the same forward pass on both sides, so that at the start not even rounding is left.
+        with torch.no_grad():
+            for chunk in buffer.split_into_chunks(self.section.micro_batch, self._budget):
+                batch = buffer.collate_chunk(chunk, self.model.language_model).to(self.device)
+                buffer.old_logprobs[chunk.tokens] = compute_logprobs(self.model, batch, self.section.temperature)
+        self.record_reference(buffer)
+        divergence = k1_divergence(buffer.old_logprobs, buffer.reference_logprobs, self.section.kl_limit)
+        for row, value in zip(buffer.rollouts, sum_sequences(divergence, buffer.lengths), strict=True):
+            found[int(row.sample)] = value
+        return found.view(len(groups), -1)
+
+    def record_reference(self, buffer: RolloutBuffer) -> None:
+        """Write the log-probabilities of a buffer's tokens under the reference into it."""
+        assert self.reference is not None
+        # All before the update, so that a reference on the CPU visits the device once, and not beside a graph.
+        with self.reference.lend(self.model) as model:
+            for number, chunk in enumerate(buffer.split_into_chunks(self.section.micro_batch, self._budget)):
+                self.record_reference_chunk(model, buffer, number, chunk)
+
+    def record_reference_chunk(
+        self, model: VisualChatModel, buffer: RolloutBuffer, number: int, chunk: RolloutChunk
+    ) -> None:
+        """Write the log-probabilities of the tokens of a buffer's chunk `number` under a model into the buffer."""
+        batch = buffer.collate_chunk(chunk, model.language_model).to(self.device)
+        found = compute_logprobs(model, batch, self.section.temperature)
+        buffer.reference_logprobs[chunk.tokens] = found.to(buffer.reference_logprobs.dtype)
 
     def _log_rollouts(self, step: int, groups: Sequence[PromptGroup]) -> None:
         names = self.collector.rewards.names
@@ -227,18 +277,15 @@ class ReinforcementModule(StageModule):
         if is_first:
             buffer.old_logprobs[chunk.tokens] = logp.detach().to(buffer.old_logprobs.dtype)
             self._record_logprob_gap(buffer, chunk, logp.detach(), averages)
-            # The reference never changes, so that once per collection is enough.
-            if self.reference is not None:
-                reference = _reference_logprobs(self.reference, batch, temperature)
-                buffer.reference_logprobs[chunk.tokens] = reference.to(buffer.reference_logprobs.dtype)
         rollouts = buffer.select_rollouts(chunk)
         lengths = [rollout.produced_tokens for rollout in rollouts]
         advantages = repeat_per_token([rollout.advantage for rollout in rollouts], lengths, self.device)
         old = buffer.old_logprobs[chunk.tokens]
         loss, is_clipped = self._parts.policy_loss.sequence_losses(logp, old, advantages, lengths)
         averages.add(len(logp), entropy=entropy, clip_fraction=is_clipped)
-        if self.reference is not None:
-            divergence = k3_divergence(logp, buffer.reference_logprobs[chunk.tokens], self.section.kl_limit)
+        if self.reference is not None and self.section.kl_in == "loss":
+            estimate = k2_divergence if self.section.kl_estimator == "k2" else k3_divergence
+            divergence = estimate(logp, buffer.reference_logprobs[chunk.tokens], self.section.kl_limit)
             averages.add(0, kl=divergence)
             loss = loss + self.section.kl * divergence
         return loss
@@ -259,14 +306,6 @@ class ReinforcementModule(StageModule):
 def _reward_matrix(groups: Sequence[PromptGroup]) -> Tensor:
     """Return the rewards [P, G] of P prompt groups of G rollouts."""
     return torch.tensor([[rollout.reward for rollout in group] for group in groups], dtype=torch.float32)
-
-
-@torch.no_grad()
-def _reference_logprobs(reference: VisualChatModel, batch: Batch, temperature: float) -> Tensor:
-    logprobs = target_logprobs(reference.language_model, reference.run_layers(batch), batch, temperature)
-    # Autocast caches casts of weights. Those made here without gradient must not reach the update.
-    torch.clear_autocast_cache()
-    return logprobs
 
 
 def _find_faulty(buffer: RolloutBuffer, losses: Tensor) -> list[str]:

@@ -43,6 +43,21 @@ def k3_divergence(logp: Tensor, reference: Tensor, limit: float | None = None) -
     return divergence if limit is None else divergence.clamp(max=limit)
 
 
+def k2_divergence(logp: Tensor, reference: Tensor, limit: float | None = None) -> Tensor:
+    """Estimate KL(policy || reference) by k2 of the same source, (reference - logp)^2 / 2; [N], [N] -> [N]."""
+    divergence = (reference - logp).square() / 2
+    return divergence if limit is None else divergence.clamp(max=limit)
+
+
+def k1_divergence(logp: Tensor, reference: Tensor, limit: float | None = None) -> Tensor:
+    """Estimate KL(policy || reference) by k1 of the same source, logp - reference; [N], [N] -> [N].
+
+    It may be negative, and lies within `limit` on both sides.
+    """
+    divergence = logp - reference
+    return divergence if limit is None else divergence.clamp(-limit, limit)
+
+
 def find_flat_groups(rewards: Tensor) -> Tensor:
     """Return True for prompt groups whose rewards are equal up to rounding, which teach nothing; [P, G] -> bool [P]."""
     # Relative to the rewards' size, but at least absolute: a reward near 0 may be what is left of larger terms.

@@ -23,15 +23,21 @@ def rollout_weights(model: VisualChatModel) -> Iterator[None]:
         yield
         return
     model.zero_grad()
-    # `Module.to` and no cast of our own, because parts know what must stay in float32. Parameters stay the same
-    # objects, which the optimizer knows, and get other data. Buffers become other tensors.
+    # `Module.to` and no cast of our own, because parts know what must stay in float32.
+    with restored_weights(model), torch.autocast(kind, enabled=False):
+        model.to(torch.bfloat16)
+        yield
+
+
+@contextmanager
+def restored_weights(model: VisualChatModel) -> Iterator[None]:
+    """Give every weight and buffer its own tensor back at the end of this block, in which `Module.to` is called."""
+    # Parameters stay the same objects, which the optimizer knows, and get other data. Buffers become other tensors.
     weights = [(parameter, parameter.data) for parameter in model.parameters()]
     modules = list(model.modules())
     buffers = [(module, name, held) for module in modules for name, held in module.named_buffers(recurse=False)]
     try:
-        model.to(torch.bfloat16)
-        with torch.autocast(kind, enabled=False):
-            yield
+        yield
     finally:
         for parameter, data in weights:
             parameter.data = data

@@ -27,6 +27,7 @@ from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.callbacks.interruption import Interruption
 from vilavt_toolkit.training.memory import apply_memory_settings
 from vilavt_toolkit.training.reinforcement.module import PolicyParts, ReinforcementModule
+from vilavt_toolkit.training.reinforcement.reference import Reference, trains_adapters_only
 from vilavt_toolkit.training.reinforcement.rollouts import RolloutCollector
 from vilavt_toolkit.training.resume_changes import check_data
 from vilavt_toolkit.training.stage import Stage
@@ -83,19 +84,18 @@ def _reinforce(stage: Stage, section: RLSection, start: StageStart, allow_change
     apply_memory_settings(model, recipe.recipe.train)
     collector = RolloutCollector(model, task, section, recipe.recipe.seed)
     collector.check_stop = start.interruption.check_between_steps
-    reference = None
-    if section.kl:
-        # The policy's own checkpoint has moved on in a resumed run; the first one was kept.
-        reference = _build_model(recipe, checkpoint if start.folder is None else _find_reference(run))
     parts = PolicyParts(section.optimizer.build(), section.advantage.build(), section.policy_loss.build())
-    module = ReinforcementModule(model, collector, parts, section, start.step, reference, run)
+    module = ReinforcementModule(model, collector, parts, section, start.step, drawings=run)
+    if section.kl:
+        module.reference = _build_reference(stage, section, model, checkpoint, is_resumed=start.folder is not None)
     store_frozen(model, section, recipe.recipe.train.precision, stage.section_key)
     if checkpoint is None:
         refuse_frozen_new(model, section, find_new_parts(recipe.recipe.model), stage.section_key)
 
     def keep_reference() -> None:
-        if reference is not None and start.folder is None:
-            _write_reference(checkpoint, reference, recipe, run / "reference")
+        held = module.reference.held if module.reference is not None else None
+        if held is not None and start.folder is None:
+            _write_reference(checkpoint, held, recipe, run / "reference")
 
     return run_stage(
         stage, start, module, lambda: nullcontext(StepNumbers(start.step, stage.total_steps)), keep_reference
@@ -141,12 +141,25 @@ def _build_model(recipe: CheckedRecipe, checkpoint: Path | None, resume: bool = 
     return load_checkpoint_model(recipe, checkpoint, resume)
 
 
+def _build_reference(
+    stage: Stage, section: RLSection, policy: VisualChatModel, checkpoint: Path | None, is_resumed: bool
+) -> Reference:
+    """Return the reference of a run whose policy started from `checkpoint`; raises RunError."""
+    if section.kl_reference == "auto" and trains_adapters_only(policy):
+        return Reference()
+    # The policy's own checkpoint has moved on in a resumed run; the first one was kept.
+    held = _build_model(stage.recipe, _find_reference(stage.run) if is_resumed else checkpoint)
+    # Lightning converts the policy, which it knows as part of the module.
+    return Reference(held.to(weight_dtype(stage.recipe.recipe.train.precision)), section.kl_reference == "cpu")
+
+
 def _find_reference(run: Path) -> Path:
     """Find the weights that a run to be resumed started from; raises RunError."""
     if not (run / "reference").is_dir():
         raise RunError(
-            f"{run} holds no weights to measure rl.kl from, because it was started with rl.kl=0. Resume with rl.kl=0 "
-            "--allow-changes, or start a new run."
+            f"{run} holds no weights to measure rl.kl from, because it was started with rl.kl=0 or with adapters "
+            "alone. Resume with rl.kl=0 --allow-changes, with rl.kl_reference=auto if adapters alone are trained, or "
+            "start a new run."
         )
     return run / "reference"
 
