@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vilavt_toolkit.errors import RunError, VilavtError
-from vilavt_toolkit.evaluation.compare import RunSummary, build_modulator_table, read_summaries
+from vilavt_toolkit.evaluation.compare import RunSummary, TextTable, build_modulator_table, read_summaries, write_table
 from vilavt_toolkit.evaluation.compare_encoders import EncoderRun, build_encoder_table, read_encoder_runs
 from vilavt_toolkit.evaluation.compare_stages import read_stage_items
 from vilavt_toolkit.evaluation.saved import read_cost, read_items, read_summary
@@ -95,6 +96,36 @@ def test_of_a_key_that_stands_twice_neither_value_is_taken(run, file):
     with pytest.raises(RunError, match=r"cannot be read \(the key 'seed' stands twice in one object\)"):
         for read in (read_summary, read_cost, lambda folder: list(read_items(folder))):
             read(run)
+
+
+@pytest.mark.parametrize("file", ["eval/summary.json", "eval/items.jsonl", "cost.json"])
+def test_a_pipe_or_a_device_in_the_place_of_a_file_is_not_waited_for(tmp_path, file):
+    (tmp_path / "eval").mkdir()
+    write(tmp_path)
+    path, read = (
+        tmp_path / file,
+        {"summary.json": read_summary, "cost.json": read_cost}.get(
+            Path(file).name, lambda folder: list(read_items(folder))
+        ),
+    )
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(RunError, match=r"cannot be read \(it is no file but a folder, a pipe or a device\)"):
+        read(tmp_path)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(RunError, match="a pipe or a device"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["folder.md", "pipe.md", "bytes.md", "a" * 300 + ".md", "a\0.md"])
+def test_a_table_is_not_written_into_what_is_no_text(tmp_path, name):
+    (tmp_path / "folder.md").mkdir()
+    os.mkfifo(tmp_path / "pipe.md")
+    (tmp_path / "bytes.md").write_bytes(b"\xff<!-- vilavt compare -->")
+    table = TextTable(["run"], [["a"]], 1, "no numbers")
+    with pytest.raises(VilavtError, match="cannot be (read|written)"):
+        write_table(table, tmp_path / name)
 
 
 @pytest.mark.parametrize(("folder", "words"), [("", "vilavt eval {run}"), ("eval-big", "vilavt eval {run} --name big")])

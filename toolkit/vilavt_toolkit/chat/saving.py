@@ -18,7 +18,7 @@ from vilavt_toolkit.dialogue.session import Session
 from vilavt_toolkit.errors import InputError, UsageError
 from vilavt_toolkit.generation.sampling import Decoding
 from vilavt_toolkit.models.model import VisualChatModel
-from vilavt_toolkit.utils.files import write_text
+from vilavt_toolkit.utils.files import read_plain_text, require_no_device, write_text
 from vilavt_toolkit.utils.json_objects import load_unambiguous
 
 CHAT_FILE = "chat.json"
@@ -116,6 +116,7 @@ def _check_copy(number: int, session: Session, copy: Path) -> None:
 def _hash_path(path: Path) -> str:
     """Return the SHA-256 of a file, or of the names and contents of the files in a folder."""
     if not path.is_dir():
+        require_no_device(path)
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     files = sorted(file for file in path.iterdir() if file.is_file())
@@ -126,7 +127,7 @@ def load_chat(folder: Path, model: VisualChatModel) -> tuple[Session, Decoding]:
     """Load what `save_chat` wrote; raises InputError naming what is missing or has changed."""
     file = folder / CHAT_FILE
     try:
-        data: Mapping[str, Any] = load_unambiguous(file.read_text(encoding="utf-8"))
+        data: Mapping[str, Any] = load_unambiguous(read_plain_text(file))
         if data["version"] != _VERSION:
             raise InputError(
                 f"{file} is of version {data['version']!r}, not {_VERSION}. Load it with the release that wrote it."

@@ -26,6 +26,19 @@ MOST_LEVELS = 50
 _COMMENT = re.compile(r"(^|\s)#")
 # What begins with one of these is no plain scalar.
 _NOT_PLAIN = tuple("[{\"'|>&*!%@`")
+_OLD_NUMBER = re.compile(r"[-+]?(0[0-9_]*[0-7_]|[1-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+"""Numbers of base 8 and 60, which YAML 1.1 has and nobody means: 010 is 8, and 1:30 is 90."""
+_REMEDIES = {
+    "cannot start any token": " Indent with blanks, not tabs, and put text that begins with a sign in quotes",
+    "values are not allowed": " Put text that holds a colon in quotes",
+    "no viable alternative": " Write a reference like ${train.steps}, and other text with ${ in quotes as \\\\${",
+    "Incompatible key type": " Write the key as text",
+    "recursive aliases": " Write the values themselves",
+    "not a supported primitive": " Write text, numbers, lists or mappings",
+    "constructor for the tag": " Leave the tag out",
+    "found another document": " Remove the second ---",
+}
+"""What to type by what YAML or omegaconf says is wrong."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -46,6 +59,7 @@ def parse_value(text: str, label: str) -> Any:
 
     if excess := find_excess(text):
         raise BadRecipe(f"{label} has {excess}. Write it into a recipe.")
+    _refuse_old_numbers(text, label, lines=False)
     try:
         with _name_yaml_errors(label, lines=False):
             holder: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
@@ -112,8 +126,31 @@ def _parse_yaml(text: str, label: str) -> Any:
 
     if excess := find_excess(text):
         raise BadRecipe(f"{label} has {excess}. Write a shorter recipe.")
+    _refuse_old_numbers(text, label)
     with _name_yaml_errors(label):
         return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+
+
+def _refuse_old_numbers(text: str, label: str, lines: bool = True) -> None:
+    """Raise BadRecipe for a number that YAML 1.1 reads in base 8 or 60. Text that is no YAML has none."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        for event in yaml.parse(text, Loader=loader):
+            # Of a quoted text `implicit` begins with False: it stays a text.
+            if not isinstance(event, yaml.ScalarEvent) or not event.implicit[0]:
+                continue
+            if _OLD_NUMBER.fullmatch(event.value) and isinstance(number := yaml.safe_load(event.value), int | float):
+                line = f", line {event.start_mark.line + 1}" if lines else ""
+                written, read_as = shorten_text(event.value, 60), shorten_text(str(number), 60)
+                raise BadRecipe(
+                    f"{label}{line}: YAML reads {written} as {read_as}. Write the number in base ten, or put a text in "
+                    "quotes."
+                )
+    # The reader that follows says what is wrong, in words.
+    except (yaml.YAMLError, ValueError):
+        return
 
 
 @contextmanager
@@ -130,17 +167,29 @@ def _name_yaml_errors(label: str, lines: bool = True) -> Iterator[None]:
         what = (
             f"the key '{shorten_text(twice[1], 100)}' stands twice in one mapping. Keep one of them"
             if twice
-            else shorten_text(problem)
+            else _with_remedy(problem)
         )
         line = f", line {mark.line + 1}" if lines and mark else ""
         raise BadRecipe(f"{label}{line}: {what}.") from error
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         place = f"{shorten_text(str(key), 100)}: " if key and lines else ""
-        raise BadRecipe(f"{label}: {place}{shorten_text(str(error).splitlines()[0])}.") from error
+        raise BadRecipe(f"{label}: {place}{_with_remedy(str(error).splitlines()[0])}.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = shorten_text((str(error).splitlines() or ["it is nested too deep"])[0])
         raise BadRecipe(f"{label} cannot be read as YAML: {reason}.") from error
+    # The constructors of YAML's own tags raise them for a text that is none of their kind: `!!bool 7`, `!!int ''`.
+    except (LookupError, AttributeError, TypeError) as error:
+        raise BadRecipe(
+            f"{label} cannot be read as YAML: a value does not fit the tag before it ({type(error).__name__}). Leave "
+            "out what begins with !!."
+        ) from error
     # omegaconf raises this for a document that is a single number.
     except OSError as error:
         raise BadRecipe(f"{label} holds no mapping. Write keys like `model:`.") from error
+
+
+def _with_remedy(problem: str) -> str:
+    """Return what is wrong, and where it is known what to type."""
+    remedy = next((remedy for words, remedy in _REMEDIES.items() if words in problem), "")
+    return shorten_text(problem.rstrip(".")) + (f".{remedy}" if remedy else "")

@@ -10,7 +10,8 @@ from typing import Any
 from vilavt_toolkit.errors import RunError, UsageError
 from vilavt_toolkit.evaluation.saved import read_summary
 from vilavt_toolkit.evaluation.statistics import Estimate
-from vilavt_toolkit.utils.files import write_text
+from vilavt_toolkit.utils.files import read_plain_text, write_text
+from vilavt_toolkit.utils.text import shorten_text
 
 ARMS = ("modulated", "unmodulated", "shuffled")
 """Arms in which the model may zoom; the encoder gets the model's own inquiry, none, or that of another item."""
@@ -143,8 +144,14 @@ def format_markdown(table: TextTable) -> str:
 def write_table(table: TextTable, file: Path) -> None:
     """Write the table to a new file, or between the markers of an existing one; raises UsageError, InputError."""
     text = f"{START}\n{format_markdown(table)}{END}\n"
-    if file.exists():
-        old = file.read_text(encoding="utf-8")
+    try:
+        old = read_plain_text(file) if file.exists() else None
+    except (OSError, ValueError) as error:  # a name that is too long or has a null byte, or what is no UTF-8 text
+        reason = shorten_text(str(error))
+        raise UsageError(
+            f"{shorten_text(str(file))} cannot be read ({reason}). Name a Markdown file or a new one."
+        ) from error
+    if old is not None:
         before, start, rest = old.partition(START)
         _, end, after = rest.partition(END)
         # A page without markers may hold anything, so that nothing of it is overwritten.

@@ -16,7 +16,7 @@ from vilavt_toolkit.evaluation.folder import (
     find_evaluation_folder,
 )
 from vilavt_toolkit.evaluation.statistics import Estimate
-from vilavt_toolkit.utils.files import COST_FILE
+from vilavt_toolkit.utils.files import COST_FILE, read_plain_text, require_no_device
 from vilavt_toolkit.utils.json_objects import load_unambiguous
 from vilavt_toolkit.utils.text import format_value
 
@@ -29,7 +29,7 @@ def read_summary(run: Path) -> dict[str, Any]:
     """Read the summary of a run's evaluation; raises RunError if there is none or it is damaged."""
     file = find_evaluation_folder(run) / SUMMARY_FILE
     try:
-        summary: dict[str, Any] = _require(load_unambiguous(file.read_text(encoding="utf-8")), dict, "the file")
+        summary: dict[str, Any] = _require(load_unambiguous(read_plain_text(file)), dict, "the file")
         _check_summary(summary)
     except FileNotFoundError as error:
         raise RunError(describe_missing_evaluation(run)) from error
@@ -45,6 +45,7 @@ def read_items(run: Path) -> Iterator[dict[str, Any]]:
     """Read the items of a run's evaluation one by one; raises RunError if there are none or one is damaged."""
     file = find_evaluation_folder(run) / ITEMS_FILE
     try:
+        require_no_device(file)
         with file.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 item = _require(load_unambiguous(line), dict, f"line {number}")
@@ -63,7 +64,7 @@ def read_cost(run: Path) -> dict[str, Any]:
     """Read the cost of a run's training; raises RunError if there is none or it is damaged."""
     file = run / COST_FILE
     try:
-        cost: dict[str, Any] = _require(load_unambiguous(file.read_text(encoding="utf-8")), dict, "the file")
+        cost: dict[str, Any] = _require(load_unambiguous(read_plain_text(file)), dict, "the file")
         for name, count in _require(cost.get("parameters"), dict, "parameters").items():
             _require(count, float, f"parameters.{name}")
         _require(cost["parameters"].get("encoder"), float, "parameters.encoder")

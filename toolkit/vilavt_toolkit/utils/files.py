@@ -58,6 +58,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     if address := find_address(path):
         raise InputError(_address_text(address))
     target = Path(path)
+    if "\0" in str(target):
+        raise InputError(f"{str(target)!r} cannot be written, since its name has a null byte. Choose another path.")
     # The suffix stays last: writers such as Pillow choose the format by it.
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}{target.suffix}")
     try:
@@ -113,10 +115,22 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def require_no_device(path: Path) -> None:
+    """Raise OSError for a folder, a pipe or a device, which could be read for ever. `open` tells of a missing file."""
+    if path.exists() and not path.is_file():
+        raise OSError("it is no file but a folder, a pipe or a device")
+
+
+def read_plain_text(path: Path) -> str:
+    """Read a file of UTF-8 text; raises OSError, also for what is no file, and UnicodeDecodeError."""
+    require_no_device(path)
+    return path.read_text(encoding="utf-8")
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file; raises OSError, and ValueError for no JSON, a key twice in one object, or too deep nesting."""
     try:
-        return load_unambiguous(path.read_text(encoding="utf-8"))
+        return load_unambiguous(read_plain_text(path))
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 
