@@ -117,6 +117,9 @@ def _build_model(architecture: Any, config: HFCausalConfig) -> Any:
     with errors, contextlib.nullcontext() if is_new else no_init_weights():
         build: Any = AutoModelForCausalLM.from_config  # untyped
         model = build(architecture, attn_implementation=config.attention, dtype=dtype)
+        # transformers checks the settings again when it saves them: a run would fail at its first checkpoint.
+        if is_new and hasattr(model.config, "validate"):
+            model.config.validate()
     # Tying is a step of initialisation, and skipped with it.
     model.tie_weights()
     return model

@@ -169,7 +169,7 @@ def train_tokenizer(corpus: Iterable[str], fixed: Sequence[str], size: int, plac
     fixed = [text for text in fixed if decoders.ByteLevel().decode([text]) == text]
     special = [*SPECIAL_TOKENS, placeholder]
     trainer = trainers.BpeTrainer(
-        vocab_size=size - len(fixed),
+        vocab_size=max(0, size - len(fixed)),
         special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

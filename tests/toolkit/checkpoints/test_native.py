@@ -174,6 +174,11 @@ def piped(file: Path) -> None:
     os.mkfifo(file)
 
 
+def renamed(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"x" * 100_000: torch.zeros(1)}, folder / "model.safetensors")
+
+
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345678\n"
 MODEL, FACTS, CONFIG, TOKENIZER = (
     "model.safetensors",
@@ -217,6 +222,7 @@ DAMAGE = {
     "cut weights": (lambda f: cut(f / "model.safetensors"), "model.safetensors"),
     "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "model.safetensors"),
     "alien weights": (alien, "model.safetensors"),
+    "a name of 100,000 letters": (renamed, "(100,000 characters)"),
     "other shapes": (reshaped, "model.safetensors"),
     "no recipe": (lambda f: (f / "recipe.yaml").unlink(), "recipe.yaml"),
     "cut recipe": (lambda f: cut(f / "recipe.yaml"), "recipe.yaml"),

@@ -153,6 +153,12 @@ def test_a_family_that_cannot_be_read_is_refused_by_name(tiny_recipe, capsys):
         ("train.init_from=nowhere", "train.init_from: "),
         ("train.freeze=[encoder, modulator, inquiry_encoder, projector, language_model]", "nothing to train"),
         ("model.language_model.config.vocab_size=100", "Set vocab_size to"),
+        ("model.language_model.config.vocab_size=7", "Set vocab_size to"),
+        ("model.language_model.config.attention_dropout=5", "attention_dropout: 5 is above the most, 1"),
+        ("model.language_model.config.output_attentions=true", "`config` builds no causal language model"),
+        ("model.encoder.config.in_chans=4", "in_chans is 4 (int), and pictures have 3 channels. Leave it out"),
+        ("model.encoder.config.attn_drop_rate=-0.5", "attn_drop_rate: -0.5 is below the least, 0"),
+        ("train.accelerator=tpu", "train.accelerator 'tpu'"),
     ],
 )
 def test_what_train_refuses_before_its_first_step_is_refused(tiny_recipe, tmp_path, capsys, monkeypatch, change, words):

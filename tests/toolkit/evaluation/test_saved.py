@@ -124,7 +124,7 @@ def test_a_table_is_not_written_into_what_is_no_text(tmp_path, name):
     os.mkfifo(tmp_path / "pipe.md")
     (tmp_path / "bytes.md").write_bytes(b"\xff<!-- vilavt compare -->")
     table = TextTable(["run"], [["a"]], 1, "no numbers")
-    with pytest.raises(VilavtError, match="cannot be (read|written)"):
+    with pytest.raises(VilavtError, match=r"cannot be (read|written)"):
         write_table(table, tmp_path / name)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from vilavt_toolkit.models.meta import assign_weights, needs_cast, read_as, unfilled_parameters
 from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.models.weight_types import TYPES_KEY, check_one_type, check_weight_types
+from vilavt_toolkit.utils.text import shorten_text
 
 RenameWeight = Callable[[str], str]
 """From the name of a tensor in a file to its name in the state dict of today's model."""
@@ -96,4 +97,6 @@ def describe_mismatch(model: VisualChatModel, files: Sequence[Path], rename: Ren
 
 
 def _first_two(names: list[str]) -> str:
-    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+    # A name from a damaged file may have any length.
+    told = ", ".join(shorten_text(name, 120) for name in names[:2])
+    return told + (f" and {len(names) - 2} more" if len(names) > 2 else "")

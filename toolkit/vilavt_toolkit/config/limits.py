@@ -25,6 +25,7 @@ _WIDTH = (1, 1_000_000)
 _SIDE = (1, 16_384)
 _COUNT = (0, 10**9)
 _AT_ONCE = (1, 100_000)
+_SHARE = (0, 1)
 
 _BY_KEY: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("depth", "depths", "layers", "num_layers", "num_hidden_layers", "n_layer", "n_layers"), _LAYERS),
@@ -42,6 +43,10 @@ _BY_KEY: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("vocab_size",), (1, 10**7)),
     **dict.fromkeys(("mlp_ratio", "max_scale", "temperature", "lr", "fps", "folder_fps"), (0, 1_000)),
     **dict.fromkeys(("batch_size", "micro_batch", "rollout_batch", "group_size", "prompts_per_step"), _AT_ONCE),
+    **dict.fromkeys(("drop_rate", "attn_drop_rate", "proj_drop_rate", "pos_drop_rate", "patch_drop_rate"), _SHARE),
+    **dict.fromkeys(("drop_path_rate", "dropout", "attention_dropout", "hidden_dropout", "classifier_dropout"), _SHARE),
+    **dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop", "residual_dropout", "activation_dropout"), _SHARE),
+    **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob", "layerdrop"), _SHARE),
     **dict.fromkeys(("workers", "max_regions", "cells", "objects"), (0, 1_000)),
     **dict.fromkeys(("threads", "inner_epochs", "turns", "frames", "patience", "max_resamples"), (0, 10_000)),
     **dict.fromkeys(("max_new_tokens", "max_length", "length", "margin", "box_units"), (0, 10**6)),

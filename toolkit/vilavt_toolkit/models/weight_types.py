@@ -33,7 +33,7 @@ def check_weight_types(stored: Mapping[str, str], expected: Mapping[str, torch.T
                 f"in {', '.join(FLOAT_TYPES.values())}"
             )
         wanted = "a floating-point number" if own.is_floating_point() else str(own.dtype).removeprefix("torch.")
-        raise InputError(f"{name} is stored as {kind}, where the model has {wanted}")
+        raise InputError(f"{name} is stored as {kind}, where the model has {wanted}. Give a file of such numbers")
 
 
 def check_tensor_types(stored: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:

@@ -222,7 +222,8 @@ def make_trainer(settings: TrainSection, world: World | None = None, **options: 
             num_sanity_val_steps=0,
             **options,
         )
-    except (MisconfigurationException, ValueError) as error:
+    # An accelerator whose own package is not installed raises ImportError.
+    except (MisconfigurationException, ValueError, ImportError) as error:
         reason = " ".join(str(error).split()).rstrip(".!")
         others = " or ".join(name for name in ("auto", "cpu", "gpu") if name != settings.accelerator)
         raise UsageError(f"train.accelerator {settings.accelerator!r}: {reason}. Use {others}.") from error

@@ -53,6 +53,7 @@ def build_by_name(name: str, args: Mapping[str, Any]) -> Any:
         listing = "import timm; print(timm.list_models())"
         raise BadConfig(unknown_name_message("timm has no model", name, timm.list_models(), listing))
     _check_tag(name)
+    _check_channels(args)
     with as_bad_config(f"timm cannot build '{name}' with args {format_value(dict(args))}", "Correct `args`."):
         return timm.create_model(name, pretrained=False, **args)
 
@@ -64,11 +65,20 @@ def build_by_config(config: Mapping[str, Any], args: Mapping[str, Any], stem: St
     merged: dict[str, Any] = {"num_classes": 0, "class_token": False, "global_pool": ""} | dict(config)
     # YAML has no tuples.
     merged = {key: tuple(value) if isinstance(value, list) else value for key, value in merged.items()} | dict(args)
+    _check_channels(merged)
     shown = format_value(dict(config))
     with as_bad_config(f"timm cannot build a VisionTransformer from `config` {shown}", "Correct `config`."):
         if stem is not None:
             merged |= {"embed_layer": stem_layer(stem, int(merged.get("embed_dim", 768))), "patch_size": 1}
         return VisionTransformer(**merged)
+
+
+def _check_channels(settings: Mapping[str, Any]) -> None:
+    # Such a model is built, and fails at the first picture.
+    if settings.get("in_chans", 3) != 3:
+        raise BadConfig(
+            f"in_chans is {format_value(settings['in_chans'])}, and pictures have 3 channels. Leave it out."
+        )
 
 
 def check_model(model: Any, where: str) -> None:

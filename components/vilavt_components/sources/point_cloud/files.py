@@ -31,6 +31,8 @@ _DEFAULT_COLUMNS: dict[int, tuple[Column, ...]] = {3: (), 6: ("colour",), 9: ("c
 _COLOUR_RANGES = (1.0, 255.0, 65535.0)
 _MAX_ROUNDING_SHARE = 1e-3
 """Largest step between neighbouring coordinates of a file, as a share of the longest side."""
+_SHORTEST, _LONGEST = 1e-20, 1e20
+"""Length of a cloud in any unit; far inside of what 32 bits hold, so that its squares are numbers too."""
 _FAR = 100
 """Distance from the origin, in lengths of the cloud, from which on 32 bits would hold too few digits."""
 
@@ -63,6 +65,10 @@ def columns_from_array(array: NDArray[Any], columns: Sequence[Column] | None, na
         named = find_named_columns(fields, name)
         if named is None:
             raise InputError(f"{name} has the fields {shorten_list(fields, 8)}, without x, y and z. Rename them.")
+        for kind, three in named.items():
+            # NumPy would take the larger of two types, and read bytes as a share of its range.
+            if kind == "colour" and len({array.dtype[fields[k]] for k in three}) > 1:
+                raise InputError(f"{name}: its colours are fields of different types. Give them one type.")
         parts = {kind: np.stack([array[fields[k]] for k in three], axis=1) for kind, three in named.items()}
         return PointColumns(parts["xyz"], parts.get("colour"), parts.get("normal"), describe_point)
     if array.ndim != 2 or array.dtype.kind not in "fiu":
@@ -198,6 +204,12 @@ def _keep_precision(points: Points, xyz: Numbers, name: str) -> Cloud:
         return Cloud(points)
     low, high = (np.array(edge, dtype=np.float64) for edge in (xyz.min(axis=0), xyz.max(axis=0)))
     farthest, longest = float(max(abs(low).max(), abs(high).max())), float((high - low).max())
+    # Bytes in the wrong order read as such numbers: whole and short fractions tiny, all others of any size.
+    if longest and not _SHORTEST <= longest <= _LONGEST:
+        raise InputError(
+            f"{name} is {longest:.3g} long, which no cloud is. Write it again in the byte order that its header names, "
+            "or in another unit."
+        )
     if xyz.dtype.kind == "f" and np.spacing(xyz.dtype.type(farthest)) > _MAX_ROUNDING_SHARE * longest > 0:
         bits = 8 * xyz.dtype.itemsize
         raise InputError(
@@ -253,6 +265,12 @@ def _read_npy(path: Path, max_points: int) -> Numbers:
             f"{path} is no whole .npy file of numbers ({shorten_text(str(error), 100)}). Save it again with numpy.save."
         ) from error
     check_point_count(path, len(table) if table.ndim else 0, max_points)
+    # A second array in the file, or a header that promises too few points: either would be left out in silence.
+    if more := path.stat().st_size - table.offset - table.nbytes:
+        raise InputError(
+            f"{path}: its header promises {list(table.shape)} numbers, and {more:,} bytes follow them. Save one array "
+            "in a file."
+        )
     return np.asarray(table)
 
 

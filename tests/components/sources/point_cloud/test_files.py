@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -269,6 +271,8 @@ BAD = {
         ("# nothing\n", "has no points"),
         ("1 2 3\n", "has one point"),
         ("1 2 3\n" * 5, "5 points, all in one place"),
+        ("0 0 0\n1e-30 0 0\n", "is 1e-30 long, which no cloud is"),
+        ("0 0 0\n1e30 0 0\n", r"is 1e\+30 long, which no cloud is"),
         ("4e18 5 0\n4000000000000001024 5 0\n", "its 64-bit numbers cannot tell its points apart"),
         (b"\x00\x01\x02", "is not text"),
     ],
@@ -280,12 +284,35 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("kind", ["f4", "f8"])
+@pytest.mark.parametrize("of", [lambda n: n / 4, np.sqrt], ids=["short fractions", "long fractions"])
+def test_numbers_in_the_wrong_byte_order_are_no_cloud(tmp_path: Path, kind: str, of: Callable) -> None:
+    values = of(np.arange(1, 301)).astype(kind).reshape(100, 3)
+    np.save(tmp_path / "a.npy", values)
+    right = (tmp_path / "a.npy").read_bytes()
+    assert len(PointCloudSource.open(tmp_path / "a.npy", PointCloudSourceConfig(features=[])).points) == 100
+    wrong = text(tmp_path / "b.npy", right.replace(f"<{kind}".encode(), f">{kind}".encode()))
+    assert re.search("long, which no cloud is|not finite|cannot tell its points", refusal(wrong))
+
+
+def test_what_follows_an_array_in_its_file_is_not_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "a.npy"
+    with file.open("wb") as stream:
+        np.save(stream, np.eye(3))
+        np.save(stream, np.eye(3))
+    assert "200 bytes follow them. Save one array in a file" in refusal(file)
+
+
+def test_colours_in_fields_of_different_types_are_refused(tmp_path: Path) -> None:
+    fields = [("x", "f4"), ("y", "f4"), ("z", "f4"), ("red", "u1"), ("green", "u2"), ("blue", "u1")]
+    np.save(tmp_path / "a.npy", np.zeros(4, dtype=fields))
+    assert "its colours are fields of different types" in refusal(tmp_path / "a.npy")
+
+
 @pytest.mark.parametrize(("name", "content", "words"), [(name, *case) for name, cases in BAD.items() for case in cases])
 def test_a_bad_file_is_refused_in_a_sentence_that_says_where(
     tmp_path: Path, name: str, content: str | bytes, words: str
 ) -> None:
-    import re
-
     message = refusal(text(tmp_path / name, content))
     assert re.search(words, message), message
 
