@@ -21,7 +21,7 @@ from vilavt_components.language_models.document_attention import (
     no_mask,
     register_document_attention,
 )
-from vilavt_components.language_models.layer_windows import causal_mask, number_columns, read_layer_windows
+from vilavt_components.language_models.layer_windows import CHUNKED, causal_mask, number_columns, read_layer_windows
 from vilavt_components.language_models.norms import Norms, choose_present_norms, require_norms
 from vilavt_components.language_models.tokenizer import HFTokenizer, load_tokenizer, train_tokenizer
 from vilavt_toolkit.contracts import CacheView, LanguageModel, TurnTemplate
@@ -172,10 +172,11 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
         cache: CacheView | None = None,
         last: int | None = None,
         documents: Sequence[int] | None = None,
+        stems: Sequence[int] | None = None,
     ) -> Tensor:
         """Return logits [B, L, V] of columns [B, L, D] at positions [P, B, L]; see the contract."""
         if documents is not None:
-            row, unmasked = self._prepare_documents(documents, embeddings.device)
+            row, unmasked = self._prepare_documents(documents, stems, embeddings.device)
             logits = self._compute_logits(embeddings, positions, unmasked, None, last, documents=row)
         elif cache is None:
             logits = self._compute_logits(embeddings, positions, self._window_padding(mask, embeddings), None, last)
@@ -187,13 +188,18 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
         return self._rule_out_tokens(logits)
 
     def run_layers(
-        self, embeddings: Tensor, positions: Tensor, mask: Tensor, documents: Sequence[int] | None = None
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        documents: Sequence[int] | None = None,
+        stems: Sequence[int] | None = None,
     ) -> Tensor:
         """Return the last hidden states [B, L, D]; of a model whose head cannot be called alone, the logits."""
         if self.logit_scaling == "unknown":
-            return super().run_layers(embeddings, positions, mask, documents)
+            return super().run_layers(embeddings, positions, mask, documents, stems)
         if documents is not None:
-            row, unmasked = self._prepare_documents(documents, embeddings.device)
+            row, unmasked = self._prepare_documents(documents, stems, embeddings.device)
             return self._run_layers(embeddings, positions, unmasked, documents=row)
         return self._run_layers(embeddings, positions, self._window_padding(mask, embeddings))
 
@@ -259,13 +265,20 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
         text = self.model.config.get_text_config()
         return describe_unpackable(text)
 
-    def _prepare_documents(self, documents: Sequence[int], device: torch.device) -> tuple[DocumentRow, Any]:
+    @property
+    def takes_stems(self) -> bool:  # type: ignore[override]
+        """True if dialogues of a row may share a beginning: if no layer cuts the text into chunks, which it moves."""
+        return not self.describe_packing_problem() and CHUNKED not in self._windows.sizes
+
+    def _prepare_documents(
+        self, documents: Sequence[int], stems: Sequence[int] | None, device: torch.device
+    ) -> tuple[DocumentRow, Any]:
         """Return the dialogues of a row, and the masks that keep transformers from making its own."""
         text = self.model.config.get_text_config()
         # For good, since layers may be computed again in the backward pass, long after this forward.
         text._attn_implementation = register_document_attention(text._attn_implementation)
         unmasked, types = no_mask(device), self._windows.types
-        return DocumentRow(documents, self._windows, device), (
+        return DocumentRow(documents, self._windows, device, stems), (
             dict.fromkeys(types, unmasked) if len(types) > 1 else unmasked
         )
 

@@ -1,7 +1,8 @@
 """Attention of a row in which several dialogues stand one after another: each column sees those of its own dialogue.
 
-No mask of the whole row is ever made. On CUDA in half precision all dialogues go through one varlen kernel. Elsewhere
-the model's own attention is called once for each, so that its scale, soft caps and sinks are those of a dialogue alone.
+Dialogues that begin alike may share that beginning, their *stem*, which stands in the row once. No mask of the whole
+row is ever made. On CUDA in half precision all dialogues without a stem go through one varlen kernel. Elsewhere the
+model's own attention is called once for each, so that its scale, soft caps and sinks are those of a dialogue alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vilavt_components.language_models.layer_windows import CHUNKED, LayerWindows, causal_mask, hide_others
+from vilavt_components.language_models.layer_windows import CHUNKED, LayerWindows, hide_others
 from vilavt_toolkit.packed.varlen import WIDEST_HEAD, run_causal_varlen_kernel, varlen_unsupported_reason
 
 _PREFIX = "vilavt_documents_"
@@ -34,17 +35,21 @@ class _Documents:
     """Columns that a column sees, itself included; None: all before it."""
     starts: Tensor
     """[N + 1] int32 first column of each of N dialogues, and the end of the last."""
+    stems: tuple[int, ...] = ()
+    """Number of the dialogue whose columns each dialogue sees before its own, or -1; empty: none has any."""
     masks: dict[tuple[Any, ...], Tensor] = field(default_factory=dict)
-    """Masks [1, 1, l, l] that were needed, by length and number format: layers share them."""
+    """Masks [1, 1, l, l + before] that were needed, by lengths and number format: layers share them."""
 
-    def mask(self, length: int, like: Tensor) -> Tensor:
-        """Return the mask for a dialogue of `length` columns, which is added to logits of the format of `like`."""
-        key = (length, like.dtype, like.device)
+    def mask(self, length: int, like: Tensor, before: int = 0) -> Tensor:
+        """Return the mask for `length` columns behind `before` others, added to logits of the format of `like`."""
+        key = (length, before, like.dtype, like.device)
         if key not in self.masks:
-            made = causal_mask(torch.ones(1, length, dtype=torch.bool, device=like.device), like.dtype)
+            columns = torch.arange(before + length, device=like.device)
+            rows = columns[before:]
+            made = torch.zeros(1, 1, length, before + length, dtype=like.dtype, device=like.device)
+            made = made.masked_fill_(columns > rows[:, None], -torch.inf)
             if self.window is not None:
-                numbers = torch.arange(length, device=like.device)[None]
-                made = hide_others(made, numbers, numbers, self.window)
+                made = hide_others(made, rows[None], columns[None], self.window)
             self.masks[key] = made
         return self.masks[key]
 
@@ -54,10 +59,16 @@ class DocumentRow:
 
     # It travels as an argument, and not in a variable around the call: layers that are computed again in the backward
     # pass get their arguments again, on whichever thread that is.
-    def __init__(self, lengths: Sequence[int], windows: LayerWindows, device: torch.device) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        windows: LayerWindows,
+        device: torch.device,
+        stems: Sequence[int] | None = None,
+    ) -> None:
         self._layers = windows.layers
         self._by_type: Mapping[str, _Documents] = {
-            kind: _see_documents(lengths, kind, windows.sizes.get(kind), device) for kind in windows.types
+            kind: _see_documents(lengths, kind, windows.sizes.get(kind), device, stems or ()) for kind in windows.types
         }
 
     def of_layer(self, module: Any) -> _Documents:
@@ -67,13 +78,15 @@ class DocumentRow:
         return self._by_type[self._layers[module.layer_idx]]
 
 
-def _see_documents(lengths: Sequence[int], kind: str, size: int | None, device: torch.device) -> _Documents:
+def _see_documents(
+    lengths: Sequence[int], kind: str, size: int | None, device: torch.device, stems: Sequence[int]
+) -> _Documents:
     if size is not None and kind == CHUNKED:
         # A column sees nothing of earlier chunks, so that each is a dialogue of its own.
         lengths = [min(size, length - start) for length in lengths for start in range(0, length, size)]
     ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     window = None if kind == CHUNKED else size
-    return _Documents(tuple(lengths), window, ends.to(device, non_blocking=True))
+    return _Documents(tuple(lengths), window, ends.to(device, non_blocking=True), tuple(stems))
 
 
 def no_mask(device: torch.device) -> Tensor:
@@ -132,7 +145,7 @@ def register_document_attention(name: str) -> str:
             found: tuple[Tensor, Tensor | None] = inner(module, query, key, value, attention_mask, **options)
             return found
         seen = documents.of_layer(module)
-        if name == "sdpa" and _takes_varlen(query, key, value, options):
+        if name == "sdpa" and not seen.stems and _takes_varlen(query, key, value, options):
             return _attend_at_once(query, key, value, seen, options.get("scaling")), None
         return _attend_one_by_one(module, query, key, value, seen, inner, name == "eager", options), None
 
@@ -175,12 +188,15 @@ def _attend_one_by_one(
     options: Mapping[str, Any],
 ) -> Tensor:
     # One split instead of many slices: the gradient of each slice would be as large as the whole row.
-    parts = [torch.split(states, list(seen.lengths), dim=2) for states in (query, key, value)]
+    queries, keys, values = (torch.split(states, list(seen.lengths), dim=2) for states in (query, key, value))
     found = []
-    for q, k, v in zip(*parts, strict=True):
-        length = q.shape[2]
-        slides = seen.window is not None and length > seen.window
-        # Without a mask torch's attention is causal, and computes half as much.
-        mask = seen.mask(length, q) if slides or always_masked else None
+    for number, (q, k, v) in enumerate(zip(queries, keys, values, strict=True)):
+        stem, before = seen.stems[number] if seen.stems else -1, 0
+        if stem >= 0:
+            before = seen.lengths[stem]
+            k, v = torch.cat([keys[stem], k], dim=2), torch.cat([values[stem], v], dim=2)
+        slides = seen.window is not None and k.shape[2] > seen.window
+        # Without a mask torch's attention is causal from the first key on, and computes half as much.
+        mask = seen.mask(q.shape[2], q, before) if slides or always_masked or before else None
         found.append(inner(module, q, k, v, mask, **options)[0])
     return torch.cat(found, dim=1)

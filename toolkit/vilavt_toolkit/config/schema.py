@@ -300,6 +300,7 @@ class RLSection(StageSection, PolicySettings):
         minimum=1,
         replaces=("micro_batch",),
     )
+    share_prompts: bool = setting(True, help="such a row holds a prompt once for all of its rollouts")
     max_resamples: int = setting(
         3, help="times that a step samples other prompts while no group has different rewards", minimum=0
     )

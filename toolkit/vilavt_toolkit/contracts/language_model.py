@@ -104,6 +104,8 @@ class LanguageModel(nn.Module, Component, ABC):
     """Number of layers with attention, for the count of operations."""
     axes: int = 1
     """Number of position axes P: 1 for a plain text model, 3 for M-RoPE (time, row and column)."""
+    takes_stems: bool = False
+    """True if `forward` takes `stems` beside `documents`."""
 
     def positions(self, length: int, regions: Sequence[tuple[int, Grid]], first: int = 0) -> Tensor:
         """Return the positions [P, length] of `length` columns, of which the first has the position `first`.
@@ -127,6 +129,7 @@ class LanguageModel(nn.Module, Component, ABC):
         cache: CacheView | None = None,
         last: int | None = None,
         documents: Sequence[int] | None = None,
+        stems: Sequence[int] | None = None,
     ) -> Tensor:
         """Return the logits [B, L, V] of columns [B, L, D] at positions [P, B, L], or of the `last` columns only.
 
@@ -136,6 +139,10 @@ class LanguageModel(nn.Module, Component, ABC):
 
         `documents` are the lengths of dialogues that fill a single row [1, L] one after another, each with positions of
         its own. A column sees no other dialogue than its own. Only a model without a packing problem takes them.
+
+        `stems` says for each of them which earlier one it goes on from, as its number, or -1 for none. Its columns see
+        those of that stem too, as if they followed it, so that a beginning which dialogues share stands in the row
+        once. A stem has no stem itself. Only a model that `takes_stems` takes them.
         """
 
     def describe_packing_problem(self) -> str:
@@ -143,7 +150,12 @@ class LanguageModel(nn.Module, Component, ABC):
         return "it reads one dialogue a row"
 
     def run_layers(
-        self, embeddings: Tensor, positions: Tensor, mask: Tensor, documents: Sequence[int] | None = None
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        documents: Sequence[int] | None = None,
+        stems: Sequence[int] | None = None,
     ) -> Tensor:
         """Return the states [B, L, D] of columns that `compute_logits` makes logits of; arguments as in `forward`.
 
@@ -151,8 +163,9 @@ class LanguageModel(nn.Module, Component, ABC):
         has only `forward` keeps these two methods: its states are the logits [B, L, V] of all columns, in all their
         size.
         """
-        # A model of one dialogue a row need not know the argument.
-        packed = {} if documents is None else {"documents": documents}
+        # A model of one dialogue a row need not know the arguments.
+        given = {"documents": documents, "stems": stems}
+        packed = {name: value for name, value in given.items() if value is not None}
         states: Tensor = self(embeddings, positions, mask, **packed)
         return states
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilavt_toolkit.contracts import LanguageModel, Trajectory, View
+from vilavt_toolkit.contracts import LanguageModel, ShownRegion, Trajectory, View
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,12 @@ class Batch:
     answered: Tensor
     """[M] float32, 1 if that turn answers, 0 if it calls the tool; turns that do neither are left out."""
     documents: tuple[int, ...] = ()
-    """Lengths of the trajectories of a packed row, one after another; empty if each has a row of its own."""
+    """Lengths of the trajectories of a packed row, one after another; empty if each has a row of its own.
+
+    With `stems` they are those of stems and branches: a beginning that trajectories share, and what each goes on with.
+    """
+    stems: tuple[int, ...] = ()
+    """Number of the document that each of `documents` goes on from, or -1; empty if nothing is shared."""
 
     @property
     def size(self) -> int:
@@ -65,6 +70,32 @@ class Batch:
         return replace(self, **tensors)
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Holds the columns `start .. end` of a trajectory, which follow the document number `stem` (-1: none)."""
+
+    trajectory: Trajectory
+    views: Sequence[View]
+    """Views of all regions of the trajectory."""
+    start: int
+    end: int
+    stem: int = -1
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def list_regions(self) -> list[tuple[ShownRegion, View]]:
+        """Return the regions that stand in the piece, with their views."""
+        pairs = zip(self.trajectory.regions, self.views, strict=True)
+        return [(region, view) for region, view in pairs if self.start <= region.start < self.end]
+
+    def list_groups(self) -> list[int]:
+        """Return the numbers of the inquiry groups of the piece, in order."""
+        if len(self) == len(self.trajectory.ids):
+            return list(range(len(self.trajectory.groups)))
+        return sorted({region.group for region, _ in self.list_regions()})
+
+
 def make_empty_batch(language_model: LanguageModel) -> Batch:
     """Return a batch of one row of two tokens, the second a target, for a process that has no sample to run."""
     ids = torch.full((1, 2), language_model.placeholder)
@@ -85,27 +116,61 @@ def collate(
     `views` are those of each trajectory's regions. `left` pads on the left. `packed` lays the trajectories one after
     another into a single row, without padding.
     """
-    lengths = tuple(len(trajectory.ids) for trajectory in trajectories)
+    pairs = zip(trajectories, views, strict=True)
+    pieces = [_Piece(trajectory, own, 0, len(trajectory.ids)) for trajectory, own in pairs]
+    return _collate_pieces(pieces, language_model, left, packed)
+
+
+def collate_branches(
+    trajectories: Sequence[Trajectory],
+    views: Sequence[Sequence[View]],
+    shared: Sequence[tuple[int, int]],
+    language_model: LanguageModel,
+) -> Batch:
+    """Lay trajectories one after another into a single row, in which what they begin with together stands once.
+
+    `shared` are pairs (trajectories, columns): so many trajectories in a row begin with the same columns, regions and
+    views, none of them produced. Targets are in the order of the trajectories.
+    """
+    pieces: list[_Piece] = []
+    remaining = iter(zip(trajectories, views, strict=True))
+    for count, columns in shared:
+        stem = len(pieces) if columns else -1
+        for place in range(count):
+            trajectory, own = next(remaining)
+            if columns and not place:
+                pieces.append(_Piece(trajectory, own, 0, columns))
+            pieces.append(_Piece(trajectory, own, columns, len(trajectory.ids), stem))
+    return _collate_pieces(pieces, language_model, left=False, packed=True)
+
+
+def _collate_pieces(pieces: Sequence[_Piece], language_model: LanguageModel, left: bool, packed: bool) -> Batch:
+    lengths = tuple(map(len, pieces))
     shape, firsts = _place_trajectories(lengths, left, packed)
     ids = torch.full((shape[0] * shape[1],), language_model.placeholder)
     positions = torch.zeros(language_model.axes, len(ids), dtype=torch.long)
     mask, produced = torch.zeros(len(ids), dtype=torch.bool), torch.zeros(len(ids), dtype=torch.bool)
     slots: list[Tensor] = []
+    views: list[View] = []
     groups: list[int] = []
     inquiries: list[tuple[int, ...]] = []
     turns: list[tuple[int, bool]] = []
-    for first, trajectory in zip(firsts, trajectories, strict=True):
-        span = slice(first, first + len(trajectory.ids))
-        ids[span] = torch.tensor(trajectory.ids)
-        produced[span] = torch.tensor(trajectory.produced)
+    for first, piece in zip(firsts, pieces, strict=True):
+        trajectory, own = piece.trajectory, slice(piece.start, piece.end)
+        span, shift = slice(first, first + len(piece)), first - piece.start
+        ids[span] = torch.tensor(trajectory.ids[own])
+        produced[span] = torch.tensor(trajectory.produced[own])
         mask[span] = True
         # Positions count a trajectory's own tokens: neither padding on the left nor those before it shift its RoPE.
-        positions[:, span] = trajectory.positions(language_model)
-        turns += [(first + column, answers) for column, answers in _turn_starts(trajectory)]
-        for region in trajectory.regions:
-            slots.append(torch.arange(first + region.start, first + region.start + region.count))
-            groups.append(len(inquiries) + region.group)
-        inquiries += [group.ids for group in trajectory.groups]
+        positions[:, span] = trajectory.positions(language_model)[:, own]
+        starts = [each for each in _turn_starts(trajectory) if piece.start <= each[0] < piece.end]
+        turns += [(shift + column, answers) for column, answers in starts]
+        numbers = {group: len(inquiries) + place for place, group in enumerate(piece.list_groups())}
+        for region, view in piece.list_regions():
+            slots.append(torch.arange(shift + region.start, shift + region.start + region.count))
+            groups.append(numbers[region.group])
+            views.append(view)
+        inquiries += [trajectory.groups[group].ids for group in numbers]
     if produced[firsts].any():
         raise ValueError("a trajectory begins with a token of the model, which no column of its own predicts")
     return Batch(
@@ -114,12 +179,13 @@ def collate(
         mask.view(shape),
         targets=produced.nonzero()[:, 0],
         slots=torch.cat(slots) if slots else torch.zeros(0, dtype=torch.long),
-        views=tuple(view for row in views for view in row),
+        views=tuple(views),
         groups=tuple(groups),
         inquiries=tuple(inquiries),
         starts=torch.tensor([column for column, _ in turns], dtype=torch.long),
         answered=torch.tensor([answers for _, answers in turns], dtype=torch.float32),
         documents=lengths if packed else (),
+        stems=tuple(piece.stem for piece in pieces) if any(piece.stem >= 0 for piece in pieces) else (),
     )
 
 

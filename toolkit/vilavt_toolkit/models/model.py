@@ -135,5 +135,5 @@ class VisualChatModel(nn.Module):
 
 
 def _packed_arguments(batch: Batch) -> dict[str, Any]:
-    # Language models of other people need not know of rows of several dialogues.
-    return {"documents": batch.documents} if batch.documents else {}
+    # Language models of other people need not know of rows of several dialogues, or of what these share.
+    return {name: value for name in ("documents", "stems") if (value := getattr(batch, name))}

@@ -118,6 +118,36 @@ def keeps_dialogues_of_a_row_apart(instance: Instance[LanguageModel]) -> None:
 
 
 @_for_every_instance
+def reads_a_shared_beginning_once(instance: Instance[LanguageModel]) -> None:
+    """Dialogues that go on from one stem in a row have the logits and gradients of each with its beginning alone."""
+    model = _build(instance)
+    if not model.takes_stems:
+        return
+    ids, mask = _ragged_batch(model)
+    parts = [model.embed(ids[row, mask[row]].unsqueeze(0)).detach() for row in range(len(ids))]
+    stem, *others = (part.requires_grad_() for part in parts)
+    whole = [torch.cat([stem, part], dim=1) for part in (*others, others[0])]
+    positions = [_text_positions(model, torch.ones(part.shape[:2], dtype=torch.bool)) for part in whole]
+    start = stem.shape[1]
+    alone = [
+        model(part, own, torch.ones(part.shape[:2], dtype=torch.bool))
+        for part, own in zip(whole, positions, strict=True)
+    ]
+    # The first of them is a dialogue without a stem, before which the stem of the others stands.
+    row = torch.cat([whole[0], stem, *(part[:, start:] for part in whole[1:])], dim=1)
+    places = torch.cat([positions[0], positions[0][..., :start], *(own[..., start:] for own in positions[1:])], dim=2)
+    lengths = [whole[0].shape[1], start, *(part.shape[1] - start for part in whole[1:])]
+    stems = [-1, -1, *[1] * (len(whole) - 1)]
+    together = model(row, places, torch.ones(row.shape[:2], dtype=torch.bool), documents=lengths, stems=stems)
+    expected = torch.cat([alone[0], alone[0][:, :start], *(part[:, start:] for part in alone[1:])], dim=1)
+    _assert_same(together, expected, "dialogues behind a shared beginning and alone")
+    sums = [logits.masked_fill(logits == float("-inf"), 0).square().sum() for logits in (together, expected)]
+    found, wanted = (torch.autograd.grad(total, [stem, *others], retain_graph=True) for total in sums)
+    for name, first, second in zip(("stem", *["branch"] * len(others)), found, wanted, strict=True):
+        bench.assert_close(first, second, f"gradient of the {name}", _TOLERANCE)
+
+
+@_for_every_instance
 def splits_into_layers_and_head(instance: Instance[LanguageModel]) -> None:
     """`compute_logits` of the states of `run_layers` gives the logits and the gradient of `forward`, when called twice.
 
@@ -286,6 +316,7 @@ CLAIMS = (
     builds_quickly_and_on_the_meta_device,
     ignores_masked_columns,
     keeps_dialogues_of_a_row_apart,
+    reads_a_shared_beginning_once,
     splits_into_layers_and_head,
     continues_from_its_cache,
     continues_after_its_cache_was_truncated,

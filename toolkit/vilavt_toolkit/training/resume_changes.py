@@ -60,6 +60,7 @@ _TOLD = frozenset(
         "pack_patches",
         "pack_tokens",
         "patience",
+        "share_prompts",
         "steps",
         "strategy",
     }

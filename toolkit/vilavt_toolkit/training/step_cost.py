@@ -60,9 +60,10 @@ class TrainingCostCounter:
         seen, attention = self._costs.encoding_cost(views, groups), self._costs.encoding_attention_flops(views, groups)
         flops = self._vision_factor * (seen.flops - attention) + (1 + 2 * self._vision_passes) * attention
         lengths = _document_lengths(batch)
-        for length in lengths:
-            attention = self._costs.reading_attention_flops(length, 0)
-            weights = self._costs.reading_flops(length, 0, 0) - attention
+        for length, stem in zip(lengths, batch.stems or [-1] * len(lengths), strict=True):
+            before = lengths[stem] if stem >= 0 else 0
+            attention = self._costs.reading_attention_flops(length, before)
+            weights = self._costs.reading_flops(length, before, 0) - attention
             flops += self._reading_factor * weights + (1 + 2 * self._reading_passes) * attention
         # The head makes logits at the columns that predict a token of the model.
         flops += self._reading_factor * self._costs.reading_flops(0, 0, len(batch.targets))

@@ -82,23 +82,32 @@ def test_a_step_has_the_same_gradient_in_micro_batches(rl, rl_recipe, loss, micr
 
 
 @pytest.mark.parametrize("settings", [("rl.policy_loss={name: ppo_clip}", "rl.kl=0.3"), ("rl.policy_loss=dapo",)])
-@pytest.mark.parametrize("rows", [("rl.pack_tokens=1500",), ("rl.pack_tokens=100000", "rl.pack_patches=150")])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ("rl.pack_tokens=1500",),
+        ("rl.pack_tokens=100000", "rl.pack_patches=150"),
+        ("rl.pack_tokens=1500", "rl.share_prompts=false"),
+    ],
+)
 def test_rollouts_that_share_rows_give_the_loss_gradients_and_metrics_of_those_alone(rl, rl_recipe, settings, rows):
     settings = ("rl.inner_epochs=1", "rl.steps=1", *settings)
     alone, packed = rl.module_of(rl_recipe, *settings, "rl.micro_batch=1"), rl.module_of(rl_recipe, *settings, *rows)
     if "rl.kl=0.3" in settings:
         for module in (alone, packed):
             module.reference = Reference(rl.livened(copy.deepcopy(module.model)))
-    shapes, run_layers = [], packed.model.run_layers
+    shapes, stems, run_layers = [], set(), packed.model.run_layers
 
     def watched(batch):
         shapes.append((len(batch.ids), len(batch.documents)))
+        stems.update(batch.stems)
         return run_layers(batch)
 
     packed.model.run_layers = watched
     rl.stepped(alone, 1)
     rl.stepped(packed, 1)
     assert all(count == 1 for count, _ in shapes) and max(documents for _, documents in shapes) > 2
+    assert bool(stems) == packed.section.share_prompts, "prompts stand in a row once"
     (expected,), (found,) = ([each for each in module.logged if "loss" in each] for module in (alone, packed))
     assert found.keys() == expected.keys()
     for name in found.keys() - {"time/update"}:

@@ -93,13 +93,19 @@ class MyPart(LanguageModel):
         cache: CacheView | None = None,
         last: int | None = None,
         documents: Sequence[int] | None = None,
+        stems: Sequence[int] | None = None,
     ) -> Tensor:
         """Return logits [B, L, V] of columns [B, L, D] at positions [1, B, L]; `mask` [B, L] is True on real ones."""
         x = self._run(embeddings, positions, mask, cache)
         return self.compute_logits(x if last is None else x[:, -last:])
 
     def run_layers(
-        self, embeddings: Tensor, positions: Tensor, mask: Tensor, documents: Sequence[int] | None = None
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        documents: Sequence[int] | None = None,
+        stems: Sequence[int] | None = None,
     ) -> Tensor:
         """Return the last hidden states [B, L, D], of which training takes those that predict produced tokens."""
         return self._run(embeddings, positions, mask, None)

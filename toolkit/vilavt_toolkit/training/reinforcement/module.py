@@ -249,7 +249,8 @@ class ReinforcementModule(StageModule):
         weights = self._parts.policy_loss.sequence_weights(lengths)
         loss = torch.zeros((), device=self.device, dtype=torch.float32)
         token_losses = torch.zeros_like(buffer.old_logprobs)
-        for chunk in buffer.split_into_chunks(self.section.micro_batch, self._budget):
+        shares_prompts = self.section.share_prompts and self.model.language_model.takes_stems
+        for chunk in buffer.split_into_chunks(self.section.micro_batch, self._budget, shares_prompts):
             losses = self._token_losses(buffer, chunk, is_first, averages)
             chosen = [(weights[number], lengths[number]) for number in chunk.rollouts]
             part = weighted_sum(losses, *zip(*chosen, strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Any, Self
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from vilavt_toolkit.checkpoints.training_state import TrainingState
 from vilavt_toolkit.contracts import LanguageModel, Trajectory, View
-from vilavt_toolkit.data.row_budget import RowBudget
+from vilavt_toolkit.data.row_budget import RowBudget, RowSize
 from vilavt_toolkit.errors import RunError
-from vilavt_toolkit.models.batch import Batch, collate
+from vilavt_toolkit.models.batch import Batch, collate, collate_branches
+from vilavt_toolkit.training.reinforcement.shared_prompts import count_shared_columns, fill_shared_rows
 from vilavt_toolkit.training.supervised.packing import fill_rows
 
 
@@ -48,6 +49,8 @@ class RolloutChunk:
     """[n] places of the tokens of these rollouts, one rollout after another."""
     is_packed: bool
     """True if they share one row, False if each has its own, padded to the longest."""
+    shared: tuple[tuple[int, int], ...] = ()
+    """Pairs (rollouts, columns): so many of them begin with the same columns, which the row holds once."""
 
 
 @dataclass
@@ -73,13 +76,19 @@ class RolloutBuffer:
         """Number of produced tokens of every rollout."""
         return [rollout.produced_tokens for rollout in self.rollouts]
 
-    def split_into_chunks(self, size: int | None, budget: RowBudget | None = None) -> Iterator[RolloutChunk]:
+    def split_into_chunks(
+        self, size: int | None, budget: RowBudget | None = None, shares_prompts: bool = False
+    ) -> Iterator[RolloutChunk]:
         """Yield chunks of `size` rollouts, or one of all; with `budget` rows that rollouts share without padding.
 
-        No gradient depends on it. The rows depend on the sizes of the rollouts alone, in this and in a resumed run.
+        If it `shares_prompts`, a row holds once what the rollouts of a prompt begin with. No gradient depends on any of
+        this. The rows depend on the rollouts alone, in this and in a resumed run.
         """
         count = len(self.rollouts)
-        if budget is None:
+        columns = [0] * count
+        if budget is not None and shares_prompts:
+            parts, columns = self._fill_shared_rows(budget)
+        elif budget is None:
             parts = [
                 list(range(start, min(start + (size or count), count))) for start in range(0, count, size or count)
             ]
@@ -90,7 +99,27 @@ class RolloutBuffer:
             # Made on the CPU: lengths are known there, and a GPU would be waited for.
             places = torch.cat([torch.arange(ends[number], ends[number + 1]) for number in numbers])
             tokens = places.to(self.old_logprobs.device, non_blocking=True)
-            yield RolloutChunk(tuple(numbers), tokens, budget is not None)
+            runs = groupby(numbers, key=lambda number: self.rollouts[number].sample)
+            counts = [(len(own), columns[own[0]]) for own in (list(run) for _, run in runs)]
+            # A prompt of one rollout in a row is shared with nobody.
+            shared = tuple((rollouts, common if rollouts > 1 else 0) for rollouts, common in counts)
+            yield RolloutChunk(tuple(numbers), tokens, budget is not None, shared if any(columns) else ())
+
+    def _fill_shared_rows(self, budget: RowBudget) -> tuple[list[list[int]], list[int]]:
+        """Return the rollouts of every row, and the columns of each that the rollouts of its prompt share."""
+        names = list(dict.fromkeys(rollout.sample for rollout in self.rollouts))
+        prompts = [names.index(rollout.sample) for rollout in self.rollouts]
+        pairs = [(rollout.trajectory, rollout.views) for rollout in self.rollouts]
+        columns, stems = [], []
+        for prompt in range(len(names)):
+            own = [pair for pair, number in zip(pairs, prompts, strict=True) if number == prompt]
+            columns.append(count_shared_columns(own) if len(own) > 1 else 0)
+            trajectory, views = own[0]
+            shown = zip(trajectory.regions, views, strict=True)
+            patches = sum(budget.count_patches(view) for region, view in shown if region.start < columns[-1])
+            stems.append(RowSize(columns[-1], patches))
+        rows = fill_shared_rows([budget.measure(*pair) for pair in pairs], stems, prompts, budget)
+        return rows, [columns[prompt] for prompt in prompts]
 
     def select_rollouts(self, chunk: RolloutChunk) -> list[LearnedRollout]:
         """Return the rollouts of a chunk, in its order."""
@@ -100,6 +129,8 @@ class RolloutBuffer:
         """Return the rollouts of a chunk as a batch: padded rows, or one row."""
         rollouts = self.select_rollouts(chunk)
         trajectories, views = [rollout.trajectory for rollout in rollouts], [rollout.views for rollout in rollouts]
+        if chunk.shared:
+            return collate_branches(trajectories, views, chunk.shared, language_model)
         return collate(trajectories, views, language_model, packed=chunk.is_packed)
 
     def to_state(self) -> TrainingState:
