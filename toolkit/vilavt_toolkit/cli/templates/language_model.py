@@ -99,14 +99,7 @@ class MyPart(LanguageModel):
         x = self._run(embeddings, positions, mask, cache)
         return self.compute_logits(x if last is None else x[:, -last:])
 
-    def run_layers(
-        self,
-        embeddings: Tensor,
-        positions: Tensor,
-        mask: Tensor,
-        documents: Sequence[int] | None = None,
-        stems: Sequence[int] | None = None,
-    ) -> Tensor:
+    def run_layers(self, embeddings: Tensor, positions: Tensor, mask: Tensor, *unused: Any, **packed: Any) -> Tensor:
         """Return the last hidden states [B, L, D], of which training takes those that predict produced tokens."""
         return self._run(embeddings, positions, mask, None)
 
