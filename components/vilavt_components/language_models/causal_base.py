@@ -22,6 +22,7 @@ from vilavt_components.language_models.document_attention import (
     register_document_attention,
 )
 from vilavt_components.language_models.layer_windows import CHUNKED, causal_mask, number_columns, read_layer_windows
+from vilavt_components.language_models.logits import rule_out_in_place, scale_logits
 from vilavt_components.language_models.norms import Norms, choose_present_norms, require_norms
 from vilavt_components.language_models.tokenizer import HFTokenizer, load_tokenizer, train_tokenizer
 from vilavt_toolkit.contracts import CacheView, LanguageModel, TurnTemplate
@@ -209,7 +210,7 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
             return super().compute_logits(states)
         logits: Tensor = self.head(states)
         if self.logit_scaling == "by_settings":
-            logits = _scale_logits(logits, self.model.config.get_text_config())
+            logits = scale_logits(logits, self.model.config.get_text_config())
         return self._rule_out_tokens(logits)
 
     def _run_layers(self, embeddings: Tensor, positions: Tensor, mask: Any, **options: Any) -> Tensor:
@@ -234,8 +235,7 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
         # Neither a placeholder nor a row of the table without a token can be written. In training too, so that the
         # probabilities of all other tokens are the same as in sampling.
         if torch.is_grad_enabled() and logits.requires_grad:
-            ruled_out: Tensor = _RuleOut.apply(logits, self.placeholder, len(self.tokenizer))
-            return ruled_out
+            return rule_out_in_place(logits, self.placeholder, len(self.tokenizer))
         logits[..., self.placeholder] = float("-inf")
         logits[..., len(self.tokenizer) :] = float("-inf")
         return logits
@@ -344,21 +344,6 @@ class CausalModel(Float32RotaryFrequencies, LanguageModel):
             config._attn_implementation = chosen
 
 
-def _scale_logits(logits: Tensor, settings: Any) -> Tensor:
-    """Scale logits [..., V] of a head as its family does; `settings` are transformers' of the text model.
-
-    Granite divides by `logits_scaling`, Cohere multiplies by `logit_scale`, and Gemma 2 caps at
-    `final_logit_softcapping` by tanh. A trial finds the families that do just this (`agreement.find_logit_scaling`).
-    """
-    if (divisor := getattr(settings, "logits_scaling", None)) is not None:
-        logits = logits / divisor
-    if (factor := getattr(settings, "logit_scale", None)) is not None:
-        logits = logits * factor
-    if (cap := getattr(settings, "final_logit_softcapping", None)) is not None:
-        logits = cap * torch.tanh(logits / cap)
-    return logits
-
-
 class _TransformersCache:
     """Wraps the loop's KV cache in the methods that transformers' models call on theirs."""
 
@@ -390,23 +375,3 @@ def config_errors(label: str) -> Iterator[None]:
     """Turn the exceptions that settings from scratch cause into an InputError."""
     with as_input_error(f"{label}: `config` builds no causal language model", "Correct `config` or `attention`."):
         yield
-
-
-class _RuleOut(torch.autograd.Function):
-    """Sets logits to -inf in place. Assigning to slices would copy the whole gradient three times."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, placeholder: int, size: int) -> Tensor:
-        ctx.ruled_out = placeholder, size
-        logits[..., placeholder] = float("-inf")
-        logits[..., size:] = float("-inf")
-        ctx.mark_dirty(logits)
-        return logits
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        placeholder, size = ctx.ruled_out
-        gradient = gradient.clone()
-        gradient[..., placeholder] = 0.0
-        gradient[..., size:] = 0.0
-        return gradient, None, None
