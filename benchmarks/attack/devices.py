@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -93,8 +94,11 @@ def kill_one(run: Path, settings: list[str], chance: random.Random) -> tuple[str
     killed = time.monotonic()
     while any(_is_alive(each) for each in ranks) or process.poll() is None:
         if time.monotonic() - killed > SECONDS:
-            for each in ranks:
-                os.kill(each, signal.SIGKILL)
+            alive = [each for each in [*ranks, process.pid] if each != victim and _is_alive(each)]
+            print(f"{victim} was killed, {alive} of launcher {process.pid} and {ranks} live on", flush=True)
+            for each in alive:
+                with suppress(ProcessLookupError):
+                    os.kill(each, signal.SIGKILL)
             return "hang", time.monotonic() - killed
         time.sleep(0.05)
     seconds, step = time.monotonic() - killed, find_step(run)
