@@ -27,6 +27,20 @@ class PolicySettings:
         help="initial weights: a frozen copy on the device, or on the CPU between its uses; auto takes none where "
         "adapters alone are trained, which are switched off instead, and else the copy",
     )
+    dynamic_sampling: bool = setting(
+        False,
+        help="ask other prompts in place of those whose rollouts all have equal rewards, at most max_resamples times, "
+        "so that a step learns from prompts_per_step prompts (DAPO)",
+    )
+    mismatch: Literal["none", "truncate", "mask"] = setting(
+        "none",
+        help="weigh the loss by the ratio of probabilities between update and sampling, and where it exceeds "
+        "mismatch_limit take the limit, or 0",
+    )
+    mismatch_level: Literal["token", "sequence"] = setting(
+        "token", help="ratio of mismatch: of each token, or of a rollout's tokens together"
+    )
+    mismatch_limit: float = setting(2.0, help="largest ratio of mismatch, C in the literature", minimum=1)
 
     def __post_init__(self) -> None:
         if self.kl_in == "loss" and self.kl_estimator == "k1":

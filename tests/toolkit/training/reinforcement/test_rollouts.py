@@ -158,6 +158,54 @@ def test_where_nothing_is_learnt_other_prompts_are_asked_and_then_the_run_stops(
         rl.stepped(module, 1)
 
 
+def test_flat_groups_are_replaced_until_the_step_has_its_prompts(rl, rl_recipe):
+    """Groups 0, 2 and 3 are flat: the step asks two prompts, then one, then one, and learns from groups 1 and 4."""
+    settings = ("rl.dynamic_sampling=true", "rl.max_resamples=5", "rl.inner_epochs=1")
+    found = []
+    for _ in range(2):
+        module = rewarded(rl.module_of(rl_recipe, *settings), lambda call: float(call // 4 in (1, 4) and call % 2))
+        buffer = module.fill_buffer(0)
+        assert module.collector.rewards._named[0][1].calls == 20
+        (logged,) = module.logged
+        assert (logged["resampled"], logged["zero_variance"], logged["rollouts"]) == (3, pytest.approx(3 / 5), 20)
+        assert len(buffer.rollouts) == 8 and {round(abs(row.advantage), 3) for row in buffer.rollouts} == {0.866}
+        found.append([row.trajectory.ids for row in buffer.rollouts])
+    assert found[0] == found[1], "the same seed asks the same prompts"
+
+
+def test_at_the_bound_a_step_learns_from_the_groups_that_it_has_or_the_run_stops(rl, rl_recipe):
+    settings = ("rl.dynamic_sampling=true", "rl.max_resamples=2")
+    module = rewarded(rl.module_of(rl_recipe, *settings), lambda call: float(call < 4 and call % 2))
+    assert len(module.fill_buffer(0).rollouts) == 4 and module.logged[0]["resampled"] == 2
+    module = rewarded(rl.module_of(rl_recipe, *settings), lambda call: 0.25)
+    with pytest.raises(TrainingError, match=r"nothing to learn from in 24 rollouts: in 6 of 6 prompt groups"):
+        module.fill_buffer(0)
+
+
+def test_a_group_whose_rollouts_are_all_masked_is_replaced_too(rl, rl_recipe):
+    settings = ("rl.dynamic_sampling=true", "rl.truncated_rollouts=mask", "rl.max_resamples=1")
+    module = rl.module_of(rl_recipe, *settings)
+    module.collector._loop = Loop(module.model, Decoding(1, 1.0))
+    with pytest.raises(TrainingError, match=r"and 16 rollouts were cut short, which rl\.truncated_rollouts leaves"):
+        module.fill_buffer(0)
+
+
+def test_rewards_of_equal_sum_are_flat_for_the_sum_alone(rl, rl_recipe):
+    for advantage, replaced in (("grpo", 2), ("gdpo", 0)):
+        settings = ("rl.dynamic_sampling=true", "rl.max_resamples=1", f"rl.advantage={advantage}")
+        module = rl.module_of(rl_recipe, *settings, "rl.rewards=[evenness, evenness, evenness]")
+        # A column for each rollout of a group, whose sum is always 1.
+        scores = ([1, 0, 0, 0], [0, 0.5, 0, 0.5], [0, 0.5, 1, 0.5])
+        given = [Given(lambda call, row=row: row[call % 4]) for row in scores]
+        module.collector.rewards._named = [(str(number), each) for number, each in enumerate(given)]
+        if replaced:
+            with pytest.raises(TrainingError, match="in 4 of 4 prompt groups all rewards are equal"):
+                module.fill_buffer(0)
+        else:
+            module.fill_buffer(0)
+        assert module.logged[0]["resampled"] == replaced
+
+
 def test_rollouts_that_were_cut_short_score_or_are_left_out(rl, rl_recipe):
     scored = rl.pending_of(rl.module_of(rl_recipe))
     assert any(row.trajectory.cut_short for row in scored.rollouts)

@@ -79,6 +79,23 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does_in_a_buffer_t
                 assert different(tensors(broken, later, name), tensors(whole, later, name)) == [], (step, later, name)
 
 
+def test_a_run_that_samples_other_prompts_for_flat_groups_resumes_bit_for_bit(rl_recipe, start):
+    plugin = rl_recipe.parent / "evenness.py"
+    # Three quarters of the samples reward all rollouts alike.
+    plugin.write_text(
+        plugin.read_text().replace("    own = ", "    if sum(map(ord, sample.id)) % 4: return 0.5\n    own = ")
+    )
+    settings = ["rl.dynamic_sampling=true", "rl.max_resamples=20", "rl.steps=3", "rl.keep_checkpoints=9"]
+    settings += ["rl.inner_epochs=1", "rl.checkpoint_every=1"]
+    whole = reinforced(rl_recipe, start, *settings)
+    broken = Path(shutil.copytree(whole, start.with_name("broken"), symlinks=True))
+    for step in (2, 3):
+        shutil.rmtree(broken / "checkpoints" / f"step-{step:08d}")
+    reinforced(rl_recipe, start, *settings, f"rl.run={broken}", resume=True)
+    for name in ("model", "resume"):
+        assert different(tensors(broken, 3, name), tensors(whole, 3, name)) == []
+
+
 def test_metrics_of_rollouts_are_logged_in_later_inner_epochs_too(rl_recipe, start):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -207,10 +224,10 @@ def test_an_error_between_steps_loses_none_of_them(rl_recipe, start):
 def test_a_sample_that_becomes_unreadable_loses_no_step(rl_recipe, start, monkeypatch, error):
     collect = RolloutCollector.collect
 
-    def collect_first(self, step, attempt=0):
+    def collect_first(self, step, *arguments):
         if step == 1:
             raise error
-        return collect(self, step, attempt)
+        return collect(self, step, *arguments)
 
     monkeypatch.setattr(RolloutCollector, "collect", collect_first)
     with pytest.raises(type(error)):

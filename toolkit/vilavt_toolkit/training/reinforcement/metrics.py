@@ -70,6 +70,8 @@ class TokenAverages:
         self._sums: dict[str, Tensor] = {}
         self._largest: dict[str, Tensor] = {}
         self._tokens = 0
+        self._counts: dict[str, int] = {}
+        """Number of tokens of the sums that are not over all of them."""
 
     def add(self, tokens: int, **values: Tensor) -> None:
         """Add values [N] of some tokens, by name; `tokens` is 0 for tokens that were counted with other values."""
@@ -78,6 +80,20 @@ class TokenAverages:
             total = value.detach().float().sum()
             self._sums[name] = self._sums[name] + total if name in self._sums else total
 
+    def add_turns(self, name: str, turns: Sequence[int], values: Tensor) -> None:
+        """Add values [N] of tokens whose turns, counted from 0, are given; the mean of turn 1 is `name`/turn_1."""
+        if not turns:
+            return
+        # The number of turns is known on the CPU, so that nothing waits for the device.
+        numbers = torch.tensor(turns).to(values.device, non_blocking=True)
+        sums = torch.zeros(max(turns) + 1, dtype=torch.float32, device=values.device).index_add(
+            0, numbers, values.detach().float()
+        )
+        for turn, total in enumerate(sums.unbind()):
+            key = f"{name}/turn_{turn + 1}"
+            self._sums[key] = self._sums[key] + total if key in self._sums else total
+            self._counts[key] = self._counts.get(key, 0) + turns.count(turn)
+
     def keep_largest(self, name: str, value: Tensor) -> None:
         """Keep the largest of some values [N] and of those before them, by name."""
         largest = value.detach().float().max()
@@ -85,7 +101,9 @@ class TokenAverages:
 
     def compute_means(self) -> dict[str, Tensor]:
         """Return the means and the largest values, by name."""
-        return {name: total / max(1, self._tokens) for name, total in self._sums.items()} | self._largest
+        counts = self._counts
+        means = {name: total / max(1, counts.get(name, self._tokens)) for name, total in self._sums.items()}
+        return means | self._largest
 
 
 _ADVICE = {

@@ -19,6 +19,7 @@ from vilavt_toolkit.models.model import VisualChatModel
 from vilavt_toolkit.training.losses import logprobs_and_entropy
 from vilavt_toolkit.training.reinforcement.drawing import draw_rollouts
 from vilavt_toolkit.training.reinforcement.metrics import CollapseWatch, TokenAverages, compute_rollout_metrics
+from vilavt_toolkit.training.reinforcement.mismatch import mismatch_weights, number_turns
 from vilavt_toolkit.training.reinforcement.policy_math import (
     NO_ADVANTAGE,
     find_flat_groups,
@@ -35,7 +36,7 @@ from vilavt_toolkit.training.reinforcement.rollout_buffer import (
     RolloutChunk,
     outside_inference_mode,
 )
-from vilavt_toolkit.training.reinforcement.rollouts import PromptGroup, RolloutCollector
+from vilavt_toolkit.training.reinforcement.rollouts import PromptGroup, Rollout, RolloutCollector
 from vilavt_toolkit.training.stage import StageModule
 
 
@@ -118,23 +119,42 @@ class ReinforcementModule(StageModule):
     # --- Rollouts --------------------------------------------------------------------------------------------------
 
     def fill_buffer(self, step: int) -> RolloutBuffer:
-        """Collect rollouts until a prompt group teaches something.
+        """Collect rollouts until a prompt group teaches something, or with `dynamic_sampling` as many as were asked.
 
         Raises TrainingError if none does after `max_resamples` further attempts.
         """
-        groups: list[PromptGroup] = []
+        asked: list[PromptGroup] = []
+        kept: list[PromptGroup] = []
         learned: list[LearnedRollout] = []
+        wanted, is_dynamic = self.section.prompts_per_step, self.section.dynamic_sampling
         for attempt in range(self.section.max_resamples + 1):
-            collected = self.collector.collect(step, attempt)
-            groups += collected
-            learned = self._select_learned(collected)
-            if learned:
+            collected = self.collector.collect(step, attempt, wanted - len(kept) if is_dynamic else None)
+            asked += collected
+            kept = [*kept, *filter(self._can_teach, collected)] if is_dynamic else collected
+            # Compared once all are there, since some advantages compare the whole step.
+            if len(kept) == wanted or attempt == self.section.max_resamples:
+                learned = self._select_learned(kept) if kept else []
+            if learned or (is_dynamic and len(kept) == wanted):
                 break
         # Those of failed attempts are logged too: without them the averages would not be the policy's.
-        self._log_rollouts(step, groups)
+        self._log_rollouts(step, asked)
         if not learned:
-            raise TrainingError(self._describe_nothing_learned(step, groups))
+            raise TrainingError(self._describe_nothing_learned(step, asked))
         return RolloutBuffer.from_rollouts(learned, self.device)
+
+    def _can_teach(self, group: PromptGroup) -> bool:
+        """Return True if the rewards of a prompt group differ, and a rollout of it may be learned from."""
+        rewards = _reward_matrix([group])
+        if self._parts.advantage.compares_whole_step:
+            # Such an advantage may tell rollouts apart whose different rewards have the same sum.
+            rewards = torch.tensor([rollout.scores for rollout in group], dtype=torch.float64).T
+        return not bool(find_flat_groups(rewards).all()) and any(self._is_learned(rollout) for rollout in group)
+
+    def _is_learned(self, rollout: Rollout) -> bool:
+        """Return True if a rollout has tokens to learn from, and is not one that the recipe masks."""
+        # A masked rollout still counts in its group's mean: only its own tokens are left out.
+        is_masked = self.section.truncated_rollouts == "mask" and rollout.trajectory.cut_short
+        return not is_masked and any(rollout.trajectory.produced)
 
     def _select_learned(self, groups: Sequence[PromptGroup]) -> list[LearnedRollout]:
         """Return the rollouts of groups whose rewards differ, without truncated ones if the recipe masks these."""
@@ -145,9 +165,7 @@ class ReinforcementModule(StageModule):
         learned = []
         for group, group_advantages in zip(teaching, advantages.tolist(), strict=True):
             for rollout, advantage in zip(group, group_advantages, strict=True):
-                # A masked rollout still counts in its group's mean: only its own tokens are left out.
-                is_masked = self.section.truncated_rollouts == "mask" and rollout.trajectory.cut_short
-                if not is_masked and any(rollout.trajectory.produced):
+                if self._is_learned(rollout):
                     views = tuple(outside_inference_mode(view) for view in rollout.session.views)
                     learned.append(LearnedRollout(rollout.sample.id, rollout.trajectory, views, advantage))
         return learned
@@ -213,7 +231,8 @@ class ReinforcementModule(StageModule):
         names = self.collector.rewards.names
         metrics = compute_rollout_metrics(groups, names, find_flat_groups(_reward_matrix(groups)).tolist())
         spent = {"time/rollout": self.collector.rollout_seconds, "time/reward": self.collector.reward_seconds}
-        self.log_metrics(metrics | spent, in_bar=("reward", "tool_rate"))
+        resampled = {"resampled": float(len(groups) - self.section.prompts_per_step)}
+        self.log_metrics(metrics | resampled | spent, in_bar=("reward", "tool_rate"))
         self._tool_rate = metrics["tool_rate"]
         every = self.section.save_rollouts_every
         if self._drawings is not None and every and step % every == 0:
@@ -275,15 +294,24 @@ class ReinforcementModule(StageModule):
         batch = buffer.collate_chunk(chunk, self.model.language_model).to(self.device)
         states = self.model.run_layers(batch)
         logp, entropy = logprobs_and_entropy(self.model.language_model, states, batch, temperature)
+        rollouts = buffer.select_rollouts(chunk)
+        drawn = [value for rollout in rollouts for value in rollout.sampled_logprobs]
+        sampled = torch.tensor(drawn, dtype=torch.float32).to(self.device, non_blocking=True)
         if is_first:
             buffer.old_logprobs[chunk.tokens] = logp.detach().to(buffer.old_logprobs.dtype)
-            self._record_logprob_gap(buffer, chunk, logp.detach(), averages)
-        rollouts = buffer.select_rollouts(chunk)
+            _record_logprob_gap(rollouts, logp.detach(), sampled, averages)
         lengths = [rollout.produced_tokens for rollout in rollouts]
         advantages = repeat_per_token([rollout.advantage for rollout in rollouts], lengths, self.device)
         old = buffer.old_logprobs[chunk.tokens]
         loss, is_clipped = self._parts.policy_loss.sequence_losses(logp, old, advantages, lengths)
         averages.add(len(logp), entropy=entropy, clip_fraction=is_clipped)
+        section = self.section
+        if section.mismatch != "none":
+            weights, is_beyond = mismatch_weights(
+                old, sampled, lengths, section.mismatch, section.mismatch_level, section.mismatch_limit
+            )
+            averages.add(0, mismatch_weight=weights, mismatch_beyond=is_beyond)
+            loss = loss * weights
         if self.reference is not None and self.section.kl_in == "loss":
             estimate = k2_divergence if self.section.kl_estimator == "k2" else k3_divergence
             divergence = estimate(logp, buffer.reference_logprobs[chunk.tokens], self.section.kl_limit)
@@ -291,17 +319,19 @@ class ReinforcementModule(StageModule):
             loss = loss + self.section.kl * divergence
         return loss
 
-    def _record_logprob_gap(
-        self, buffer: RolloutBuffer, chunk: RolloutChunk, logp: Tensor, averages: TokenAverages
-    ) -> None:
-        """Record how far the log-probabilities are from those of the loop that sampled the tokens.
 
-        A large gap means that training and generation compute different models, as by a wrong mask or cache.
-        """
-        sampled = [value for rollout in buffer.select_rollouts(chunk) for value in rollout.sampled_logprobs]
-        gap = (logp - torch.tensor(sampled, dtype=torch.float32).to(self.device, non_blocking=True)).abs()
-        averages.add(0, logprob_gap=gap)
-        averages.keep_largest("logprob_gap_max", gap)
+def _record_logprob_gap(
+    rollouts: Sequence[LearnedRollout], logp: Tensor, sampled: Tensor, averages: TokenAverages
+) -> None:
+    """Record how far log-probabilities [N] are from those [N] of the loop that sampled the tokens, also by turn.
+
+    A large gap means that training and generation compute different models, as by a wrong mask or cache.
+    """
+    gap = (logp - sampled).abs()
+    averages.add(0, logprob_gap=gap)
+    averages.keep_largest("logprob_gap_max", gap)
+    turns = [turn for rollout in rollouts for turn in number_turns(rollout.trajectory.produced)]
+    averages.add_turns("logprob_gap", turns, gap)
 
 
 def _reward_matrix(groups: Sequence[PromptGroup]) -> Tensor:

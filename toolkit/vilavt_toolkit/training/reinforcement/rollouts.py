@@ -90,15 +90,16 @@ class RolloutCollector:
         self._order = StepSampler(size, section.prompts_per_step, section.steps, seed)
         self._loop = Loop(model, Decoding(section.max_new_tokens, section.temperature))
 
-    def collect(self, step: int, attempt: int = 0) -> list[PromptGroup]:
+    def collect(self, step: int, attempt: int = 0, count: int | None = None) -> list[PromptGroup]:
         """Ask a step's prompts and return their groups, rewarded; each further attempt asks other prompts.
 
+        `count` is the number of prompts of a further attempt (None: as many as the first asks).
         Raises RewardError, InputError for a sample that cannot be asked, and what `check_stop` raises.
         """
         if attempt == 0:
             self.rollout_seconds = self.reward_seconds = 0.0
         started = time.perf_counter()
-        samples = [self.task.sample(self.section.split, index) for index in self._prompt_indices(step, attempt)]
+        samples = [self.task.sample(self.section.split, index) for index in self._prompt_indices(step, attempt)[:count]]
         sessions = self._run_sessions(samples, step, attempt)
         ended = time.perf_counter()
         # Sessions are in the order of their prompts, `size` to each.
