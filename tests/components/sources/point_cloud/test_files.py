@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -124,8 +124,9 @@ def test_an_array_reads_as_its_32_bit_numbers_from_a_file_as_from_memory(
     tmp_path: Path, xyz: np.ndarray, kind: str
 ) -> None:
     array = np.asfortranarray(xyz.astype(kind))
-    if np.ptp(array, axis=0).max() == 0:
-        return
+    longest, farthest = float(np.ptp(array, axis=0).max()), array.dtype.type(abs(array).max())
+    # A cloud whose numbers cannot tell its points apart is refused, which 16 bits often cannot.
+    assume(longest > 0 and (array.dtype.kind != "f" or np.spacing(farthest) <= 1e-3 * longest))
     np.save(tmp_path / "a.npy", array)
     expected = array.astype(np.float32)
     assert np.array_equal(read(tmp_path / "a.npy"), expected)
