@@ -12,7 +12,7 @@ from vilavt_components.sources.image import ImageConfig, ImageSource
 from vilavt_toolkit.config.recipe import load_recipe, recipe_names
 from vilavt_toolkit.contracts import Region
 from vilavt_toolkit.models.assemble import assemble_model
-from vilavt_toolkit.registry import stopping_policies
+from vilavt_toolkit.registry import advantages, policy_losses, stopping_policies
 
 ROOT = Path(__file__).parents[1]
 EYES = ["open_clip", "qwen2_5_vl", "timm", "timm_stages"]
@@ -108,6 +108,22 @@ def test_every_stopping_policy_has_a_recipe_of_one_run_that_changes_only_when_it
     assert recipe["model"] | {"stopping": base["model"]["stopping"]} == base["model"]
     assert (recipe["task"], recipe["eval"]) == (base["task"], base["eval"])
     assert recipe["train"]["init_from"] == base["run"]
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith("rl/")])
+def test_algorithms_are_compared_from_one_run_in_as_many_optimizer_steps(name):
+    base, recipe = load_recipe("rl/base").resolved, load_recipe(name).resolved
+    section = recipe["rl"]
+    assert section["steps"] * section["inner_epochs"] == base["rl"]["steps"] == 60
+    for key in ("init_from", "rewards", "optimizer", "prompts_per_step", "group_size"):
+        assert section[key] == base["rl"][key], key
+    assert (recipe["model"], recipe["task"], recipe["eval"]) == (base["model"], base["task"], base["eval"])
+
+
+def test_every_advantage_and_policy_loss_has_a_recipe():
+    sections = [load_recipe(name).recipe.rl for name in recipe_names() if name.startswith("rl/")]
+    assert {section.advantage.name for section in sections} == {entry.name for entry in advantages.entries()}
+    assert {section.policy_loss.name for section in sections} == {entry.name for entry in policy_losses.entries()}
 
 
 @pytest.mark.parametrize(("variable", "folder"), [("MODULATIONS", "modulation"), ("ENCODERS", "encoders")])
