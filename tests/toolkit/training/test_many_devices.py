@@ -74,15 +74,9 @@ def ranks(_tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     runs.add("fsdp2", 3, "train.micro_batch=1", FSDP2)
     runs.add("fsdp2 on one", 1, resume="fsdp2")
     runs.add("stopped", 2, "train.steps=50", signal=[1, signal.SIGTERM])
-    runs.add("full", 2, resume="replicated", full=0, gradients="")
     # A full disk of another process than the first, in whose files the others have no part.
     background = ("train.save_in_background=true", "train.checkpoint_every=1", "train.steps=9")
     runs.add("fsdp2 full", 2, FSDP2, *background, resume="replicated", full=1, gradients="")
-    # Five samples and three dialogues, of which the two processes have not the same number.
-    validated = ["task.val_items=6", "train.validate_samples=5", "train.validate_dialogues=3", "train.validate_every=1"]
-    validated += ["train.micro_batch=1", "train.trackers=[csv]", "train.ema=0.5", "train.steps=2"]
-    runs.add("validated", 1, *validated)
-    runs.add("validated fsdp2", 2, *validated, FSDP2)
     return runs.make()
 
 
@@ -115,6 +109,12 @@ def more_ranks(_tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         runs.add(f"{strategy} resumed", 2, *chosen, *averaged, resume=strategy)
         runs.add(f"{strategy} broken", 2, "train.steps=40", chosen[0], broken=[1, 5])
         runs.add(f"{strategy} on three", 3, *chosen, *averaged, resume=strategy)
+    runs.add("full", 2, dropout, "train.ema=0.9", resume="replicated", full=0, gradients="")
+    # Five samples and three dialogues, of which the two processes have not the same number.
+    validated = ["task.val_items=6", "train.validate_samples=5", "train.validate_dialogues=3", "train.validate_every=1"]
+    validated += ["train.micro_batch=1", "train.trackers=[csv]", "train.ema=0.5", "train.steps=2"]
+    runs.add("validated", 1, *validated)
+    runs.add("validated fsdp2", 2, *validated, FSDP2)
     return runs.make()
 
 
@@ -227,14 +227,14 @@ def require_full_disk(runs: Runs, name: str) -> None:
     assert vt.load(runs.folder / name)
 
 
-@pytest.mark.parametrize("name", ["full", "fsdp2 full"])
-def test_a_full_disk_ends_all_processes_in_a_sentence_and_leaves_the_earlier_checkpoint(ranks, name):
-    require_full_disk(ranks, name)
+def test_a_full_disk_ends_all_processes_in_a_sentence_and_leaves_the_earlier_checkpoint(ranks):
+    require_full_disk(ranks, "fsdp2 full")
 
 
 @pytest.mark.nightly
-def test_a_full_disk_of_one_process_while_training_waits_ends_all(more_ranks):
-    require_full_disk(more_ranks, "fsdp2 full at once")
+@pytest.mark.parametrize("name", ["full", "fsdp2 full at once"])
+def test_a_full_disk_of_one_process_while_training_waits_ends_all(more_ranks, name):
+    require_full_disk(more_ranks, name)
 
 
 @pytest.mark.nightly
@@ -256,14 +256,15 @@ def validations(run: Path) -> list[list[float]]:
     return [[float(row[key]) for key in sorted(row) if key.startswith("val/")] for row in rows]
 
 
-def test_sharded_weights_are_validated_as_those_of_one_process_by_their_mean(ranks):
-    outcome = ranks.outcomes["validated fsdp2"]
+@pytest.mark.nightly
+def test_sharded_weights_are_validated_as_those_of_one_process_by_their_mean(more_ranks):
+    outcome = more_ranks.outcomes["validated fsdp2"]
     assert outcome.codes == [0, 0], outcome.told
-    found, expected = (validations(ranks.folder / name) for name in ("validated fsdp2", "validated"))
+    found, expected = (validations(more_ranks.folder / name) for name in ("validated fsdp2", "validated"))
     assert len(found) == 2 and len(found[0]) == 4
     for one, other in zip(found, expected, strict=True):
         assert one == pytest.approx(other, rel=1e-4)
-    assert find_checkpoint(ranks.folder / "validated fsdp2" / "checkpoints" / "best")
+    assert find_checkpoint(more_ranks.folder / "validated fsdp2" / "checkpoints" / "best")
 
 
 def test_no_process_writes_all_of_a_sharded_checkpoint_and_its_files_are_of_one_size(ranks):
