@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vilavt_components.advantages.group_rewards import subtract_group_mean
-from vilavt_components.advantages.reinforce_pp import normalise_step
+from vilavt_components.advantages.group_rewards import normalise_step, subtract_group_mean
 from vilavt_toolkit.contracts import Advantage
 from vilavt_toolkit.registry import advantages
 from vilavt_toolkit.settings import setting
@@ -52,7 +51,7 @@ class GDPO(Advantage):
 
     def compare_scores(self, scores: Tensor, weights: Sequence[float]) -> Tensor:
         """Return sum_k w_k (r_k - mean_k) / (std_k + eps), normalised over the step; [P, G, R] -> [P, G]."""
-        compared = torch.zeros(scores.shape[:2], dtype=scores.dtype, device=scores.device)
+        compared = torch.zeros_like(scores[..., 0])
         for number, weight in enumerate(weights):
             centred = subtract_group_mean(scores[..., number])
             compared += weight * centred / (scores[..., number].std(1, keepdim=True) + self.config.eps)

@@ -1,4 +1,4 @@
-"""The step that all group advantages share: subtract the mean reward of the prompt group."""
+"""Steps that advantages share: subtracting the mean reward of a prompt group, and scaling over a step."""
 
 from __future__ import annotations
 
@@ -13,3 +13,9 @@ def subtract_group_mean(rewards: Tensor) -> Tensor:
     if rewards.shape[1] < 2:
         raise UsageError("a prompt group of one rollout has no others to compare with. Set rl.group_size to 2 or more.")
     return rewards - rewards.mean(1, keepdim=True)
+
+
+def normalise_step(values: Tensor, eps: float) -> Tensor:
+    """Subtract the mean of a step and divide by its standard deviation plus `eps`; [P, G] -> [P, G]."""
+    # As in `grpo`, torch's std divides by the number of values less one.
+    return (values - values.mean()) / (values.std() + eps)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from vilavt_components.advantages.group_rewards import subtract_group_mean
+from vilavt_components.advantages.group_rewards import normalise_step, subtract_group_mean
 from vilavt_toolkit.contracts import Advantage
 from vilavt_toolkit.registry import advantages
 from vilavt_toolkit.settings import setting
@@ -52,9 +52,3 @@ class ReinforcePP(Advantage):
         """Return (r - mean) / (std + eps) over all groups of the step; [P, G] -> [P, G]."""
         returns = subtract_group_mean(rewards) if self.config.baseline == "group" else rewards
         return normalise_step(returns, self.config.eps)
-
-
-def normalise_step(values: Tensor, eps: float) -> Tensor:
-    """Subtract the mean of a step and divide by its standard deviation plus `eps`; [P, G] -> [P, G]."""
-    # As in `grpo`, torch's std divides by the number of values less one.
-    return (values - values.mean()) / (values.std() + eps)

@@ -19,7 +19,7 @@ LIBRARY_ERRORS = (
     TypeError,
     ValueError,
 )
-"""What timm, open_clip and torch raise for settings that make no model: they check little, and fail where it shows."""
+"""Errors that timm, open_clip and torch raise for settings that make no model: they fail where it shows."""
 
 
 @contextmanager

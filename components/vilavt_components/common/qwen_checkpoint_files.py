@@ -42,7 +42,7 @@ class CheckpointLocation:
     part: str = "encoder"
     """The part of a model that is read from it, for errors."""
     advice: str = _ADVICE
-    """What to give instead, for errors."""
+    """Advice on what to give instead, for errors."""
 
     @property
     def hub_options(self) -> dict[str, Any]:

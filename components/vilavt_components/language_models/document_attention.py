@@ -23,7 +23,7 @@ _PREFIX = "vilavt_documents_"
 _INNER = ("eager", "sdpa")
 _STRETCHED_ROPES = ("dynamic", "longrope")
 _BEYOND_THE_KERNEL = ("softcap", "s_aux", "position_bias")
-"""What families add to attention that the varlen kernel does not know."""
+"""Options that families add to attention and that the varlen kernel does not know."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What follows the head of a language model: scaling by the family, and tokens that cannot be written."""
+"""Steps after the head of a language model: scaling by the family, and tokens that cannot be written."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from vilavt_toolkit.errors import InputError, MissingPackage
 log = logging.getLogger(__name__)
 
 Norms = Literal["own", "apex_rms_norm"]
-"""What computes RMS norms: the model's own modules, or apex's."""
+"""Computes RMS norms: the model's own modules, or apex's."""
 BuildNorm = Callable[[int, float], nn.Module]
 """Returns a norm over so many numbers with this epsilon, which has one parameter `weight`."""
 

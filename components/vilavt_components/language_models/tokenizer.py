@@ -25,7 +25,7 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 _SEAM = "\ufdd0"
-"""Where a text is cut before it is encoded: a code point that Unicode keeps free of any character."""
+"""Mark at which a text is cut before it is encoded: a code point that Unicode keeps free of any character."""
 
 
 class HFTokenizer:

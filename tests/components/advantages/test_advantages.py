@@ -137,6 +137,12 @@ def test_gdpo_compares_every_reward_by_itself_and_weighs_what_it_finds(over_step
     torch.testing.assert_close(found, torch.tensor([expected]), atol=2e-5, rtol=0)
 
 
+def test_gdpo_of_a_single_reward_divides_every_group_by_its_own_deviation():
+    found = GDPO(GDPOConfig(over_step=False)).compute_advantages(torch.tensor([[1.0, 0, 0], [7, 3, 2]]))
+    expected = [[1.15470, -0.57735, -0.57735], [1.13389, -0.37796, -0.75593]]
+    torch.testing.assert_close(found, torch.tensor(expected), atol=2e-4, rtol=0)
+
+
 def test_only_gdpo_tells_rollouts_apart_whose_different_rewards_have_one_sum():
     scores = torch.tensor([[[1.0, 0], [0, 1], [0, 1], [0, 0]]], dtype=torch.float64)
     of_grpo, of_gdpo = (part.compare_scores(scores, [1.0, 1.0])[0] for part in (ALL["grpo"], GDPO(GDPOConfig())))

@@ -29,7 +29,7 @@ class Answer:
     trace: Trace
     """Thoughts, inquiries, regions, crops."""
     why: str
-    """Why the loop stopped."""
+    """Reason why the loop stopped."""
     cost: Mapping[str, float]
     """Turns, tokens read and written, regions, patches and features encoded, gflops, seconds: of this question only."""
     trajectory: Trajectory

@@ -31,7 +31,7 @@ class ToolResult:
     """The result of a call."""
 
     problem: str = ""
-    """Why the call was rejected, in words for the agent; empty if it was carried out."""
+    """Reason why the call was rejected, in words for the agent; empty if it was carried out."""
     regions: tuple[TraceRegion, ...] = field(default=(), repr=False)
     """The regions that it shows, with crops."""
     shown: tuple[Mapping[str, Any], ...] = ()

@@ -1,4 +1,4 @@
-"""What a checkpoint's folder is: its format and step, and whether its files can be read at all."""
+"""Facts of a checkpoint's folder: its format and step, and whether its files can be read at all."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class StagedCheckpoint:
         self.final = run / "checkpoints" / _folder_name(step)
         """Its place."""
         self.folder = self.final.with_name(f".{self.final.name}.{token or make_token()}")
-        """Where it is written."""
+        """Folder in which it is written."""
 
     def create(self) -> None:
         """Make the folder to write into; raises InputError."""

@@ -52,7 +52,7 @@ def check(name: str, overrides: Sequence[str], names: bool = False) -> None:
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What a plan is made for, as the command line has it."""
+    """Devices and lengths that a plan is made for, as the command line has them."""
 
     device: str | None = None
     memory: str | None = None
@@ -239,7 +239,7 @@ def compare_stages(runs: Sequence[Path]) -> None:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which model answers, and how it is loaded."""
+    """The model that answers, and how it is loaded."""
 
     model: str
     device: str = "auto"
@@ -260,7 +260,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class AskOptions:
-    """How one question is asked, and what is printed of its answer."""
+    """Options of one question, and of what is printed of its answer."""
 
     temperature: float = 0.0
     seed: int = 0

@@ -1,4 +1,4 @@
-"""What a shell offers for the word that is being typed. Imports nothing heavy, since every Tab starts it anew."""
+"""Words that a shell offers for the one that is being typed. Imports nothing heavy, since every Tab starts it anew."""
 
 from __future__ import annotations
 

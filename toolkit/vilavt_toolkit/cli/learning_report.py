@@ -1,4 +1,4 @@
-"""What `vilavt check` prints of learning: the weights that every stage trains, and at which rates."""
+"""The report of `vilavt check` on learning: the weights that every stage trains, and at which rates."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LearningWeight:
     shape: tuple[int, ...]
     numbers: int
     rate: WeightRate | None
-    """How it learns; None for a frozen one."""
+    """The rates by which it learns; None for a frozen one."""
 
 
 @dataclass(frozen=True)

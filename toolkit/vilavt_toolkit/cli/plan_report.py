@@ -1,4 +1,4 @@
-"""What `vilavt plan` prints: parameters, memory by kind and phase, operations, time, and whether a step fits."""
+"""The report of `vilavt plan`: parameters, memory by kind and phase, operations, time, and whether a step fits."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from vilavt_toolkit.training.memory import check_memory_settings
 
 @dataclass(frozen=True)
 class RecipeReport:
-    """What is known of a recipe in which nothing fails."""
+    """Holds what is known of a recipe in which nothing fails."""
 
     model: VisualChatModel
     """Its model, on the meta device."""

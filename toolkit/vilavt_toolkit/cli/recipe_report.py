@@ -1,4 +1,4 @@
-"""What `vilavt check` prints of a recipe: its parts, what of them is trained, and samples as the model reads them."""
+"""The report of `vilavt check` on a recipe: its parts, what of them is trained, and samples as the model reads them."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from vilavt_toolkit.settings import setting
 
 @dataclass(frozen=True, kw_only=True)
 class PolicySettings:
-    """How the policy of an update is compared with others."""
+    """Settings by which the policy of an update is compared with others."""
 
     kl: float = setting(0.0, help="weight of the divergence from the initial weights (0: none)", minimum=0)
     kl_in: Literal["loss", "reward"] = setting(

@@ -38,7 +38,7 @@ _REMEDIES = {
     "constructor for the tag": " Leave the tag out",
     "found another document": " Remove the second ---",
 }
-"""What to type by what YAML or omegaconf says is wrong."""
+"""Remedies to type, by what YAML or omegaconf says is wrong."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

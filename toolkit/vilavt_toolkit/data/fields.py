@@ -25,7 +25,7 @@ UTF8_BOM = b"\xef\xbb\xbf"
 
 LONE_CR = "ends with a carriage return alone, as old Macintosh programs wrote lines."
 SAVE_WITH_LF = "Save the file with line feeds (LF or CR LF)."
-"""What is wrong with a line, and what to do, where rows are not told apart by line feeds."""
+"""The problem of a line and its remedy, where rows are not told apart by line feeds."""
 
 
 class BadRow(Exception):

@@ -182,7 +182,7 @@ class Corpus:
         self._starts = np.cumsum([0, *map(len, self.files)])
         self._stems = _unique_stems([rows.path for rows in self.files])
         self.first_places: Mapping[str, str] = {}
-        """Where the first original of each kind stands."""
+        """Place of the first original of each kind."""
         self.groups = self._check_rows()
 
     def __len__(self) -> int:

@@ -119,7 +119,7 @@ class RowChecker:
         self.groups = array("Q")
         """A number for the group of every row, right or wrong."""
         self.first_places: dict[str, str] = {}
-        """Where the first original of each kind stands."""
+        """Place of the first original of each kind."""
 
     def find_problems(self, rows: Rows) -> Iterator[Problem]:
         """Yield everything that is wrong with the rows, in their order."""

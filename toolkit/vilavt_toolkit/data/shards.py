@@ -95,7 +95,7 @@ class Shard(Rows):
         super().__init__(path)
         self._starts, self._keys = array("q"), list[str]()
         self._repeated: dict[int, int] = {}
-        """How many samples before it have the same key, for those that are not the first of theirs."""
+        """Number of samples before it that have the same key, for those that are not the first of theirs."""
         end: int | None = 0
         try:
             with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Whether a recipe's source opens what the rows of its data files name, before anything is built."""
+"""Checks that a recipe's source opens what the rows of its data files name, before anything is built."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from vilavt_toolkit.utils.text import format_value
 
 
 class _Damage(Exception):
-    """What is wrong with a saved value, and where."""
+    """Tells what is wrong with a saved value, and where."""
 
 
 def read_summary(run: Path) -> dict[str, Any]:

@@ -31,7 +31,7 @@ _stand_ins: ContextVar[StandIns | None] = ContextVar("stand_ins", default=None)
 
 @dataclass(frozen=True)
 class HubAccess:
-    """Which revision of a hub name is meant, and whether it may be downloaded."""
+    """The revision of a hub name that is meant, and permission to download it."""
 
     revision: str | None = None
     local_files_only: bool = False

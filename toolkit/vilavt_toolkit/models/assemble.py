@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -102,19 +102,16 @@ def assemble_model(
     if inquiry_encoder is not None and saved is None:
         collect.try_build("model.inquiry_encoder", inquiry_encoder.check_weights)
     collect.raise_errors()
-    modulators = [(part.entry.cls, part.config) for part in section.modulator]
     blocks = collect.try_build("model.integration", lambda: integrated_blocks(section.integration, encoder.spec))
     vision = None
     if blocks is not None:
-        collect.check_fits("model.modulator", lambda: _check_modulators(len(modulators) * len(blocks)))
+        collect.check_fits("model.modulator", lambda: _check_modulators(len(section.modulator) * len(blocks)))
         collect.raise_errors()
-        chosen = blocks
+        modulators, chosen = [(part.entry.cls, part.config) for part in section.modulator], blocks
         vision = build("modulator", lambda: DynamicEncoder(encoder, modulators, chosen, inquiry_encoder))
     projector = build("projector", lambda: section.projector.build(encoder.spec.out_width, language_model.width))
     # Last, so that a policy with weights changes no random number that another part draws.
-    stopping = build(
-        "stopping", lambda: [_build_stopping_policy(part, language_model.width) for part in section.stopping]
-    )
+    stopping = build("stopping", lambda: _build_stopping_policies(section.stopping, language_model.width))
     collect.raise_errors()
     assert vision is not None and projector is not None and stopping is not None
     allow_cudnn_attention(section.cudnn_attention)
@@ -129,6 +126,10 @@ def load_weights(model: VisualChatModel) -> None:
     model.vision.backbone.load_weights()
     if model.vision.inquiry_encoder is not None:
         model.vision.inquiry_encoder.load_weights()
+
+
+def _build_stopping_policies(parts: Sequence[Part], width: int) -> list[StoppingPolicy]:
+    return [_build_stopping_policy(part, width) for part in parts]
 
 
 def _build_stopping_policy(part: Part, width: int) -> StoppingPolicy:

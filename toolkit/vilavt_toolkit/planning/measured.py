@@ -25,7 +25,7 @@ _BY_BYTES = ("simple", "function")
 
 @dataclass(frozen=True)
 class MeasuredRates:
-    """How fast a machine was found to be."""
+    """Rates that were measured on a machine."""
 
     machine: str
     memory: int

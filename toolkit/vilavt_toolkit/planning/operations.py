@@ -21,7 +21,7 @@ _FUNCTIONS = ("exp", "gelu", "silu", "sigmoid", "tanh", "sin", "cos", "erf", "so
 
 @dataclass
 class Cost:
-    """What some operations take."""
+    """Sums up what some operations take."""
 
     operations: Counter[str] = field(default_factory=Counter)
     """Multiplications and additions, by "matrix" or "attention" and the type of their numbers."""

@@ -34,7 +34,7 @@ FILLED_SHARE = 0.92
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What a plan is made for."""
+    """Holds what a plan is made for."""
 
     rates: DeviceRates
     memory: int | None = None
@@ -50,11 +50,11 @@ class PlanRequest:
 
 @dataclass
 class StagePlan:
-    """What a stage of a recipe takes."""
+    """Holds what a stage of a recipe takes."""
 
     stage: StageName
     origin: str
-    """Where the lengths are from."""
+    """Source of the lengths, in words."""
     lengths: list[int]
     steps: int
     """Optimizer steps of the stage."""

@@ -21,12 +21,12 @@ WorkKind = Literal[
     "function",
     "simple",
 ]
-"""What an operation does: "function" computes exponentials and norms, "simple" all else that moves numbers."""
+"""Kind of an operation: "function" computes exponentials and norms, "simple" all else that moves numbers."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one operation takes of a device."""
+    """Holds what one operation takes of a device."""
 
     kind: WorkKind
     operations: int
@@ -45,11 +45,11 @@ class Work:
 
 
 class DeviceRates(Protocol):
-    """How fast a device is, and how much memory it has."""
+    """Holds the rates of a device and the size of its memory."""
 
     @property
     def name(self) -> str:
-        """What is said of it."""
+        """The name by which it is told."""
 
     @property
     def memory(self) -> int:

@@ -1,4 +1,4 @@
-"""What a simulated step is seen to do: memory by phase and kind, and costs by phase and micro-batch."""
+"""Records what a simulated step does: memory by phase and kind, and costs by phase and micro-batch."""
 
 from __future__ import annotations
 

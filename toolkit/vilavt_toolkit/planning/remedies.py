@@ -38,7 +38,7 @@ REMEDIES = (
         (f"STAGE.{_ADAPTERS}", "STAGE.frozen_dtype=bfloat16", _BLOCKS, _LAYERS),
     ),
 )
-"""What a recipe can change, from the least change to the largest."""
+"""Changes of a recipe, from the least change to the largest."""
 
 
 @dataclass(frozen=True)

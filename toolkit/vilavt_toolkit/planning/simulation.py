@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Simulation:
-    """What one optimizer step takes."""
+    """Holds what one optimizer step takes."""
 
     parameters: dict[str, tuple[int, int]]
     """(trained, frozen) parameters of every part."""

@@ -1,4 +1,4 @@
-"""Which code may run when a checkpoint is loaded: what this user has run before, remembered by its content.
+"""The code that may run when a checkpoint is loaded: what this user has run before, remembered by its content.
 
 A checkpoint is data. Its plugins run only if the same bytes have run from a recipe of this user, or were allowed once.
 """

@@ -86,7 +86,7 @@ class Trace:
     """The reason why the dialogue stopped."""
     cost: Mapping[str, float | int] = field(default_factory=dict)
     is_right: bool | None = None
-    """Whether the answer is right, which decides its colour; None if nobody knows."""
+    """True if the answer is right, which decides its colour; None if nobody knows."""
 
 
 def draw_trace(trace: Trace, path: str | os.PathLike[str], explained: Mapping[int, Explanation] | None = None) -> None:

@@ -25,7 +25,7 @@ _BIAS = re.compile(r"(^|_)bias(es)?(_|$)")
 
 @dataclass(frozen=True)
 class WeightRules:
-    """What a recipe says of single weights, by the names that `named_parameters` gives."""
+    """Holds what a recipe says of single weights, by the names that `named_parameters` gives."""
 
     rates: Mapping[str, Rate] = field(default_factory=dict)
     undecayed: frozenset[str] = frozenset()

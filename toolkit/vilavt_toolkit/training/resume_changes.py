@@ -1,4 +1,4 @@
-"""What differs between a checkpoint and the run that resumes from it: settings, plugins, data files."""
+"""Differences between a checkpoint and the run that resumes from it: settings, plugins, data files."""
 
 from __future__ import annotations
 

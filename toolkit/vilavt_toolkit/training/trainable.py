@@ -148,7 +148,7 @@ def build_optimizer(
 
 @dataclass(frozen=True)
 class WeightRate:
-    """How one weight learns."""
+    """Holds how one weight learns."""
 
     lr: float
     weight_decay: float

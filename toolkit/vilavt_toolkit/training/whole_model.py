@@ -33,7 +33,7 @@ class WholeModel:
             for weight in model.parameters()
         }
         self.model: VisualChatModel = copy.deepcopy(model, dict(shapes))
-        """Of use inside `filled` alone."""
+        """Useful inside `filled` alone."""
         self._shapes = dict(self.model.named_parameters())
 
     @contextmanager

@@ -44,7 +44,7 @@ _POWER = re.compile(
 )
 
 _GROUPED = re.compile(r"(?<=[0-9])(?:\{,\}|\\[,;:! ]|~|[\u2009\u202f\u00a0 ])(?=[0-9]{3}(?![0-9]))")
-"""What LaTeX and printed texts put between thousands, besides a plain comma."""
+"""Marks that LaTeX and printed texts put between thousands, besides a plain comma."""
 _DEGREE = re.compile(r" ?(?:\^ ?(?:\{ ?\\circ ?\}|\\circ)|\\degree|\u00b0)(?![a-z])")
 _DASH = re.compile(r"^[\u2010-\u2014] ?(?=[0-9.\\])")
 _CURRENCY = re.compile(r"(?P<sign>[-+]?) ?(?P<currency>\\?\$|\u20ac|\u00a3|\u00a5) ?(?=[-+.0-9])")

@@ -27,7 +27,7 @@ Axes = Literal["nchw", "nhwc", "nlc"]
 
 @dataclass(frozen=True)
 class Maps:
-    """How the maps between two modules lie in their tensor, for views of the native size."""
+    """Layout in which the maps between two modules lie in their tensor, for views of the native size."""
 
     axes: Axes
     grid: Grid
@@ -44,7 +44,7 @@ class StagePlan:
     tail: tuple[str, ...]
     """Norms, convolutions and activations after the last stage; none if not all stages are used."""
     maps: tuple[Maps, ...]
-    """Of the stem, and of every stage."""
+    """Those of the stem, and of every stage."""
     features: Maps
     native: Grid
     """Height and width in pixels of the images that the model was made for."""

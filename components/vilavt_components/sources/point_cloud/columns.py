@@ -1,4 +1,4 @@
-"""What every reader of point clouds returns, and tables of numbers in text files."""
+"""The cloud that every reader returns, and tables of numbers in text files."""
 
 from __future__ import annotations
 

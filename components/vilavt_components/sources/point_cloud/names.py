@@ -1,4 +1,4 @@
-"""Which columns of a point file are coordinates, colours and normals, by their names."""
+"""Columns of a point file that are coordinates, colours and normals, found by their names."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class _Line(NamedTuple):
 
     number: int
     text: str
-    """What is no comment."""
+    """The part of a line that is no comment."""
     comment: str
 
 

@@ -1,4 +1,4 @@
-"""How long the frames of animated images last, read without decoding a frame."""
+"""Durations of the frames of animated images, read without decoding a frame."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Timeline:
     sizes: list[tuple[int, int]] = field(default_factory=list)
     """Width and height that each frame needs, for formats in which frames may be larger than the picture."""
     ended: str = ""
-    """Why the file ends early; empty if it does not."""
+    """Reason why the file ends early; empty if it does not."""
 
     def add_frame(self, seconds: float) -> None:
         """Add a frame; raises InputError if there are too many."""

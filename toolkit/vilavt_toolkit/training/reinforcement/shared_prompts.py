@@ -1,4 +1,4 @@
-"""What the rollouts of a prompt begin with together, and rows in which that beginning stands once for all of them."""
+"""The beginning that rollouts of a prompt share, and rows in which that beginning stands once for all of them."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from vilavt_toolkit.training.world import World
 
 
 class StepDatasets:
-    """Which data set every sample of a step is of."""
+    """Tells which data set every sample of a step is of."""
 
     def __init__(self, names: Sequence[str], list_numbers: Callable[[int], Sequence[int]]) -> None:
         """`list_numbers` returns the places among `names` of a step's samples, in the order they were drawn."""

@@ -1,4 +1,4 @@
-"""Which dialogues of a step share a row: few rows, filled by tokens and patches, and as even as they can be."""
+"""Chooses the dialogues of a step that share a row: few rows, filled by tokens and patches, and as even as can be."""
 
 from __future__ import annotations
 

@@ -93,13 +93,7 @@ def _train(stage: Stage, section: TrainSection, start: StageStart, allow_changes
         refuse_frozen_new(model, section, find_new_parts(recipe.recipe.model), stage.section_key)
 
     if section.validate_every is not None:
-        whole = _copy_sharded(model, stage, section)
-        validator = Validator(model if whole is None else whole.model, task, section, recipe.recipe.eval, seed)
-        callbacks: list[Any] = cast(Any, start.trainer).callbacks
-        # Before the checkpoint of its step, which says how good the step is.
-        callbacks.insert(
-            callbacks.index(start.checkpointing), Validation(validator, section, start.checkpointing, whole)
-        )
+        _add_validation(stage, section, start, model, task)
 
     def build_loader() -> closing[StepLoader]:
         # Built late: preparing all samples takes minutes, and everything else is checked first.
@@ -109,6 +103,17 @@ def _train(stage: Stage, section: TrainSection, start: StageStart, allow_changes
         return closing(loader)
 
     return run_stage(stage, start, module, build_loader)
+
+
+def _add_validation(stage: Stage, section: TrainSection, start: StageStart, model: VisualChatModel, task: Task) -> None:
+    """Add the callback that validates the model during training."""
+    whole = _copy_sharded(model, stage, section)
+    config = stage.recipe.recipe
+    validator = Validator(model if whole is None else whole.model, task, section, config.eval, config.seed)
+    callbacks: list[Any] = cast(Any, start.trainer).callbacks
+    # Before the checkpoint of its step, which says how good the step is.
+    place = callbacks.index(start.checkpointing)
+    callbacks.insert(place, Validation(validator, section, start.checkpointing, whole))
 
 
 def _copy_sharded(model: VisualChatModel, stage: Stage, section: TrainSection) -> WholeModel | None:
