@@ -135,6 +135,7 @@ class CheckpointWriter:
                 raise error
         except VilavtError as explained:
             return explained
+        # Any other error of the thread ends the run by its own words, not by a traceback of the thread.
         except Exception as found:
             reason = " ".join(f"{type(found).__name__}: {found}".split())
             unknown = TrainingError(f"{self._staged.final} is not written ({reason}). Go on with --resume.")

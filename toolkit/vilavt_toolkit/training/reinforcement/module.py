@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -192,9 +192,11 @@ class ReinforcementModule(StageModule):
         """Return the k1 divergence from the reference of every whole rollout; [P, G] in float64."""
         assert self.reference is not None
         rows = [
-            LearnedRollout(str(number), rollout.trajectory, tuple(rollout.session.views), 0.0)
-            for number, rollout in enumerate(rollout for group in groups for rollout in group)
+            LearnedRollout(rollout.sample.id, rollout.trajectory, tuple(rollout.session.views), 0.0)
+            for group in groups
+            for rollout in group
         ]
+        numbers = {id(row): number for number, row in enumerate(rows)}
         # Those of a rollout without a token of its own would be of a batch without targets.
         buffer = RolloutBuffer.from_rollouts([row for row in rows if row.produced_tokens], self.device)
         found = torch.zeros(len(rows), dtype=torch.float64)
@@ -202,13 +204,13 @@ class ReinforcementModule(StageModule):
             return found.view(len(groups), -1)
         # By the same forward pass on both sides, so that at the start not even rounding is left.
         with torch.no_grad():
-            for chunk in buffer.split_into_chunks(self.section.micro_batch, self._budget):
+            for chunk in self._split_into_chunks(buffer):
                 batch = buffer.collate_chunk(chunk, self.model.language_model).to(self.device)
                 buffer.old_logprobs[chunk.tokens] = compute_logprobs(self.model, batch, self.section.temperature)
         self.record_reference(buffer)
         divergence = k1_divergence(buffer.old_logprobs, buffer.reference_logprobs, self.section.kl_limit)
         for row, value in zip(buffer.rollouts, sum_sequences(divergence, buffer.lengths), strict=True):
-            found[int(row.sample)] = value
+            found[numbers[id(row)]] = value
         return found.view(len(groups), -1)
 
     def record_reference(self, buffer: RolloutBuffer) -> None:
@@ -216,7 +218,7 @@ class ReinforcementModule(StageModule):
         assert self.reference is not None
         # All before the update, so that a reference on the CPU visits the device once, and not beside a graph.
         with self.reference.lend(self.model) as model:
-            for number, chunk in enumerate(buffer.split_into_chunks(self.section.micro_batch, self._budget)):
+            for number, chunk in enumerate(self._split_into_chunks(buffer)):
                 self.record_reference_chunk(model, buffer, number, chunk)
 
     def record_reference_chunk(
@@ -268,8 +270,7 @@ class ReinforcementModule(StageModule):
         weights = self._parts.policy_loss.sequence_weights(lengths)
         loss = torch.zeros((), device=self.device, dtype=torch.float32)
         token_losses = torch.zeros_like(buffer.old_logprobs)
-        shares_prompts = self.section.share_prompts and self.model.language_model.takes_stems
-        for chunk in buffer.split_into_chunks(self.section.micro_batch, self._budget, shares_prompts):
+        for chunk in self._split_into_chunks(buffer):
             losses = self._token_losses(buffer, chunk, is_first, averages)
             chosen = [(weights[number], lengths[number]) for number in chunk.rollouts]
             part = weighted_sum(losses, *zip(*chosen, strict=True))
@@ -285,6 +286,11 @@ class ReinforcementModule(StageModule):
             "skipped": float(self.skipped_steps),
             "learnt_from": float(len(buffer.rollouts)),
         }
+
+    def _split_into_chunks(self, buffer: RolloutBuffer) -> Iterator[RolloutChunk]:
+        """Yield the chunks of a buffer, the same in every forward pass over it."""
+        shares_prompts = self.section.share_prompts and self.model.language_model.takes_stems
+        return buffer.split_into_chunks(self.section.micro_batch, self._budget, shares_prompts)
 
     def _token_losses(
         self, buffer: RolloutBuffer, chunk: RolloutChunk, is_first: bool, averages: TokenAverages

@@ -34,7 +34,7 @@ def count_shared_columns(rollouts: Sequence[Rollout]) -> int:
         if not alike or region.start + region.count > count:
             count = region.start
             break
-    return count if count > 0 and all(_splits_groups(trajectory, count) for trajectory, _ in rollouts) else 0
+    return count if count > 0 and all(_keeps_groups_whole(trajectory, count) for trajectory, _ in rollouts) else 0
 
 
 def _count_given(trajectory: Trajectory) -> int:
@@ -50,7 +50,7 @@ def _shows(rollout: Rollout, place: int, region: object, view: View) -> bool:
     return data is view.data or torch.equal(data, view.data)
 
 
-def _splits_groups(trajectory: Trajectory, columns: int) -> bool:
+def _keeps_groups_whole(trajectory: Trajectory, columns: int) -> bool:
     """Return True if no inquiry group has regions on both sides of a column: regions of a group may see each other."""
     before = {region.group for region in trajectory.regions if region.start < columns}
     return before.isdisjoint(region.group for region in trajectory.regions if region.start >= columns)
