@@ -74,8 +74,12 @@ def test_adapters_can_be_switched_off_only_if_nothing_else_is_trained(rl, rl_rec
     assert not trains_adapters_only(rl.module_of(rl_recipe).model)
 
 
-def test_the_divergence_in_the_reward_is_the_sum_over_a_rollouts_tokens_and_lowers_its_advantage(rl, rl_recipe):
-    module = moved(rl, rl_recipe, "rl.kl=0.5", "rl.kl_in=reward", "rl.advantage=dr_grpo", reference=KINDS["copy"])
+@pytest.mark.parametrize("packing", [(), ("rl.pack_tokens=1500",)], ids=["rows of their own", "shared rows"])
+def test_the_divergence_in_the_reward_is_the_sum_over_a_rollouts_tokens_and_lowers_its_advantage(
+    rl, rl_recipe, packing
+):
+    settings = ("rl.kl=0.5", "rl.kl_in=reward", "rl.advantage=dr_grpo", *packing)
+    module = moved(rl, rl_recipe, *settings, reference=KINDS["copy"])
     groups = module.collector.collect(0)
     learned = module._select_learned(groups)
     rows = [rollout for group in groups for rollout in group]
