@@ -112,6 +112,7 @@ def _rename(model: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, torch.S
     found: dict[str, torch.Size | None] = {}
     for key, tensor in stored.items():
         name, merged = rename_source_key(key, renamings, converters, prefix, own)
+        # Rules are of old checkpoints. A name that they spoil may be today's already.
         if name not in own:
             name, merged = rename_source_key(key, [], [], prefix, own)
         found[name] = tensor.shape if merged is None else None

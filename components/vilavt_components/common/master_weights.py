@@ -86,6 +86,7 @@ class Float32Updates(torch.optim.Optimizer):
         plain.param_groups = [{**group, "params": copies}]
         plain.state = defaultdict(dict, zip(copies, states, strict=True))
         plain.step()
+        # The state goes back under the weights: checkpoints and other groups know no copies.
         for weight, copy in zip(weights, copies, strict=True):
             state = plain.state[copy]
             if weight.dtype != copy.dtype:

@@ -72,6 +72,7 @@ def to_open_clip_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         new = new.replace(".mlp.fc2.", ".mlp.c_proj.").replace("patch_embed.proj.", "conv1.")
         new = new.replace("norm_pre.", "ln_pre.")
         renamed[re.sub(r"^norm\.", "ln_post.", new)] = value
+    # timm has these with dimensions of one in front, open_clip without.
     for old, new in (("cls_token", "class_embedding"), ("pos_embed", "positional_embedding")):
         if old in renamed:
             renamed[new] = renamed.pop(old)[0]

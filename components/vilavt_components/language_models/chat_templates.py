@@ -84,6 +84,7 @@ def _choose_template(backend: Any, chosen: str | None) -> str | None:
         if chosen in (None, PLAIN):
             return None
         raise InputError(f"{backend.name_or_path!r} has no chat template {chosen!r}. Remove `chat_template`.")
+    # A tokenizer has one template or several with names, of which `default` is for chats without tools.
     named: Mapping[str, str] = found if isinstance(found, dict) else {"default": found}
     name = chosen or "default"
     if name not in named:
@@ -135,6 +136,7 @@ def _render_outside(template: str, special: tuple[tuple[str, str], ...]) -> Sequ
         raise ValueError(f"it takes more than {_WAIT:g} seconds") from error
     except OSError as error:
         raise ValueError(f"the process that renders it cannot be started: {error}") from error
+    # A process that was ended by its limit leaves the answers that it had printed.
     answers: list[Mapping[str, str]] = [json.loads(line) for line in done.stdout.splitlines()]
     if len(answers) < len(_DIALOGUES):
         raise ValueError(f"it takes more than {SECONDS} seconds of CPU time, or ends the process that renders it")
@@ -181,6 +183,7 @@ def load_turn_template(folder: Path) -> tuple[TurnTemplate, int] | None:
         found = json.loads((folder / FILE).read_text(encoding="utf-8"))
         end, system = found.pop("end_of_turn"), found.pop("system")
         texts = [*found.values(), *(system or ())]
+        # `True` is an int too, hence the exact type.
         if type(end) is not int or (system is not None and len(system) != 2):
             raise ValueError("it has no system prompt or end of turn")
         if not all(isinstance(text, str) for text in texts):

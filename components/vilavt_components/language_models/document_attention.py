@@ -149,6 +149,7 @@ def register_document_attention(name: str) -> str:
             return _attend_at_once(query, key, value, seen, options.get("scaling")), None
         return _attend_one_by_one(module, query, key, value, seen, inner, name == "eager", options), None
 
+    # With the masks of the inner one, which padded rows without `documents` need.
     AttentionInterface.register(_PREFIX + name, attend)
     AttentionMaskInterface.register(_PREFIX + name, ALL_MASK_ATTENTION_FUNCTIONS[name])
     return _PREFIX + name

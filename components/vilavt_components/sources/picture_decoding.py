@@ -126,6 +126,7 @@ def _to_rgb(image: Image.Image, key: _ColourKey) -> Pixels:
         if transparent is None:
             part[:] = _strip_to_rgb(strip, limits)
         else:
+            # It is used above. Pillow would use it again when it converts.
             del strip.info["transparency"]
             part[:] = _strip_to_rgb(strip, limits)
             part[transparent] = 255

@@ -52,6 +52,7 @@ class MixtureConfig:
                     raise ValueError(f"{key}: {value} is not above 0. Leave that task out.")
         if twice := next((name for name in self.names if self.names.count(name) > 1), None):
             raise ValueError(f"names holds {twice} twice. Give each data set a name of its own.")
+        # Ids of samples begin with the name and a slash, and so do metrics.
         for name in self.names:
             if not name or "/" in name:
                 raise ValueError(f"names: {name!r} cannot be part of an id. Write a name without a slash.")

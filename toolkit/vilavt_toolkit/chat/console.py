@@ -78,6 +78,7 @@ class StreamedTurn:
         if self._tag and len(self._tag) < _LONGEST_TAG and (is_name or character == ">"):
             self._tag += character
             return self._end_tag(part) if character == ">" else []
+        # It was no tag after all: what was held back is text.
         texts = self._release(part, self._tag) if self._tag else []
         self._tag = ""
         if character == "<":

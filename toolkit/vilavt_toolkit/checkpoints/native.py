@@ -77,6 +77,7 @@ def save_checkpoint(
                 save_file(state.tensors, str(staged.folder / f"{STATE}.safetensors"))
                 write_training_facts(staged.folder, state)
         final = staged.move_into_place()
+    # After a move there is nothing left to discard.
     finally:
         staged.discard()
     remove_old_checkpoints(run, keep, kept_steps)
@@ -168,6 +169,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
             return given
         if not given.exists():
             raise RunError(f"{given} does not exist. Give the folder of a run, as `vilavt train` prints it.")
+        # A folder that may not be read raises here, or already at `is_file`.
         found = list_checkpoints(given)
     except OSError as error:
         raise RunError(

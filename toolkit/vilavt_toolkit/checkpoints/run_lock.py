@@ -134,6 +134,7 @@ class RunLock:
         if owner is None:
             return f"{self.run} has a lock that names no process. If no run writes there, remove it: {remove}"
         number, host = owner
+        # A process can be asked whether it lives on its own machine alone.
         if host == socket.gethostname():
             return (
                 f"{self.run} is in use by process {number} on {host}, which {work}. Wait until it ends, or "

@@ -198,6 +198,7 @@ def _print_first_sample(console: Console, title: str, text: str) -> None:
 
 def _print_lengths(console: Console, name: str, lengths: Lengths) -> None:
     _print_histogram(console, f"tokens a sample, by {name} (context {lengths.context:,})", lengths.tokens)
+    # A model without images has lengths in tokens alone.
     if any(lengths.patches):
         _print_histogram(console, f"patches a sample, by the encoder of {name}", lengths.patches)
     cut = len(lengths.list_too_long())

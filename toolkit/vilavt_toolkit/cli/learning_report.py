@@ -93,6 +93,7 @@ def _add_part(table: Table, stage: str, part: str, weights: Sequence[LearningWei
     label = part.replace("_", " ")
     if not rates:
         table.add_row(stage, label, "", "", f"{frozen:,}", "", "")
+    # A row a rate and not a weight: a part has one or two rates, and hundreds of weights.
     for place, lr in enumerate(rates):
         decays: dict[float, int] = {}
         lora = 0

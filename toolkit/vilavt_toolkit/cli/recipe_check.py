@@ -112,6 +112,7 @@ def _check_splits(collect: ErrorCollector, sections: Recipe, task: Task | None) 
         needed = functools.partial(require_samples, task, str(sections.task), split)
         opened = functools.partial(check_sources, task, sections.model.source, split)
         if collect.try_build(key, needed) is not None and collect.check_fits(key, opened):
+            # Two keys may name the same split, which is told by the first.
             found.setdefault(split, key)
     return found
 
@@ -155,6 +156,7 @@ def _check_reinforcement(
     report = _check_learning(collect, model, section, optimizer, "rl", precision, new)
     if section.pack_tokens is not None:
         collect.check_fits("rl.pack_tokens", lambda: require_packing(model, "rl"))
+    # The model is checked further as section `model` describes it.
     remove_adapters(model)
     return report
 
@@ -203,6 +205,7 @@ def _check_start(collect: ErrorCollector, recipe: CheckedRecipe) -> None:
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     section = recipe.recipe.train
+    # Pretended: a check starts no other process.
     world = World(0, section.devices * section.nodes)
     collect.check_fits("train", lambda: check_launcher(section))
     collect.try_build("train", lambda: make_trainer(section, world, logger=False, enable_progress_bar=False))

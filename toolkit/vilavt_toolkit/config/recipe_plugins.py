@@ -123,6 +123,7 @@ def _find_in_checkpoint(name: str, folder: Path) -> Plugin:
     plugin = find_plugin(name, folder)
     inside = folder.resolve() / PLUGIN_FOLDER
     for file in plugin.code.paths if plugin.code is not None else ():
+        # A link could lead to code that has nothing to do with the checkpoint.
         if not file.resolve().is_relative_to(inside):
             raise BadRecipe(
                 f"plugins: {file} is a link to {file.resolve()}, outside the checkpoint. Copy the file here."

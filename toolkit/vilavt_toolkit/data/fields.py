@@ -187,6 +187,7 @@ def parse_json(data: bytes) -> Any:
     except RepeatedKey as error:
         raise BadRow(tell_repeated_key(error)) from None
     except json.JSONDecodeError as error:
+        # Rows that are told apart by a carriage return alone reach here as one line.
         if error.msg == "Extra data" and text[: error.pos].endswith("\r"):
             raise BadRow(f"{LONE_CR} {SAVE_WITH_LF}") from None
         raise BadRow(f"is no valid JSON ({error.msg}, column {error.colno}). Correct or remove the row.") from None

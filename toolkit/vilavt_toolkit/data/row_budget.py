@@ -49,6 +49,7 @@ class RowBudget:
         problem = f"{size.tokens:,} tokens and {size.patches:,} patches are more than {self._describe_limit(size)}"
         if self.long_samples == "refuse":
             raise InputError(f"{problem}. Raise that, or set train.long_samples to cut or to alone.")
+        # The last end that fits keeps the most turns.
         for end in reversed(list(_list_ends(trajectory))):
             cut = cut_trajectory(trajectory, end)
             kept = list(views[: len(cut.regions)])

@@ -27,6 +27,7 @@ def describe_row(sample: Sample) -> str:
         for turn in sample.trace:
             lines += [f"user: {turn.question}"] if turn.question else []
             zooms = [f"[region {index}: {', '.join(f'{side:g}' for side in box)}]" for index, box in turn.boxes]
+            # A turn that zooms has no answer yet.
             call = f"{' '.join(zooms)} {turn.inquiry}" if zooms else turn.answer
             lines.append(f"model: {f'({turn.thought}) ' if turn.thought else ''}{call}")
         return shorten_text("\n".join(lines if sample.trace else [*lines, f"answer: {sample.answer}"]), _LONGEST)

@@ -51,6 +51,7 @@ def read_items(run: Path) -> Iterator[dict[str, Any]]:
                 item = _require(load_unambiguous(line), dict, f"line {number}")
                 for key, kind in (("arm", str), ("id", str), ("tags", dict), ("calls", int), ("score", float)):
                     _require(item.get(key), kind, f"line {number}: {key}")
+                # Intervals are over groups, whose tag is a key of a mapping.
                 if isinstance(item["tags"].get("group"), list | dict):
                     raise _Damage(f"line {number}: tags.group must be a text or a number")
                 yield item
@@ -92,6 +93,7 @@ def _check_summary(summary: Mapping[str, Any]) -> None:
         _require(recipe.get(section), dict, f"recipe.{section}")
     encoder, modulators = recipe["model"].get("encoder"), recipe["model"].get("modulator")
     _check_part(encoder, "recipe.model.encoder")
+    # A recipe may name one modulator or a list of them.
     for each in modulators if isinstance(modulators, list) else [modulators]:
         _check_part(each, "recipe.model.modulator")
     _require(summary.get("step"), int, "step")

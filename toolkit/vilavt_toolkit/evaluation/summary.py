@@ -103,6 +103,7 @@ def format_warnings(summary: Mapping[str, Any]) -> list[str]:
             f"Few replies hold an answer that the dialogue can read: {shares}. The accuracy below is about their form. "
             "If the training data has plain replies, train with `task.replies=answer` (docs/data.md)."
         )
+    # Evaluations of earlier versions have no such list.
     for name in summary.get("untaught", ()):
         lines.append(
             f"The arm {name} means nothing here: no training sample answers as it asks, so the model never learnt to."

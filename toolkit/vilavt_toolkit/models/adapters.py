@@ -75,6 +75,7 @@ def find_linear_layers(model: VisualChatModel, patterns: Sequence[str], key: str
                 f"{suggest_names(pattern, [*model.parts(), *linear], wider=False)}"
             )
         chosen[pattern] = found
+    # By the layers and not by their names: a layer that two parts share has several.
     ids = {pattern: [id(linear[name]) for name in found] for pattern, found in chosen.items()}
     refuse_overlap(ids, {id(module): name for name, module in linear.items()}, key)
     names = {name for found in chosen.values() for name in found}
@@ -183,6 +184,7 @@ def _adapted_linear() -> type[nn.Module]:
         @property
         def weight(self) -> Tensor:
             base = cast(Tensor, self.get_base_layer().weight)
+            # A merged adapter is in the weight already.
             if self.disable_adapters or self.merged:
                 return base
             delta: Tensor = self.get_delta_weight(_ADAPTER)

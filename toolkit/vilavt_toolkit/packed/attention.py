@@ -75,6 +75,7 @@ def attend_segments(
         joined = _concat_rows(keys).to(k.dtype), _concat_rows(values).to(v.dtype)
     if choose_kernel(q, segments, bias is not None, bool(joined), layout.attention).kernel == "varlen":
         return attend_varlen(q, k, v, _varlen_plan(layout, partition, lengths, q.device), joined, scale)
+    # All blocks of a call have the same segments, so the plan is made once for them.
     key = ("attend", partition, q.device, lengths, bias is not None)
     plan = layout.get_or_make(key, partial(make_bucket_plan, layout, partition, lengths, q.device, bias is not None))
     return attend_buckets(q, k, v, plan, joined, scale, bias)

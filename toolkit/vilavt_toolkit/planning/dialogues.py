@@ -80,6 +80,7 @@ def invent_dialogues(model: VisualChatModel, length: int, count: int, written: i
     written = max(1, round(length * _WRITTEN_SHARE)) if written is None else min(written, length // 2)
     overview, zoom = _prepare_views(model)
     views, calls = _choose_views(model, overview, zoom, round(length * _FEATURE_SHARE))
+    # The projector may join features, so that views take fewer tokens than patches.
     features = sum(model.feature_count(view.size) for view in views)
     if features + written >= length:
         raise UsageError(f"--length {length:,} holds no view of {features:,} tokens. Give a larger one.")
@@ -93,6 +94,7 @@ def extend_dialogue(model: VisualChatModel, dialogue: Dialogue, written: int) ->
     _, zoom = _prepare_views(model)
     count = model.feature_count(zoom.size)
     room = model.language_model.context_length - len(trajectory.ids)
+    # A call needs room for its regions and one written token, and three tokens stay for the end.
     calls = min(2, max(0, room - 3) // (_REGIONS_OF_CALL * count + 1))
     left = min(written, room - calls * _REGIONS_OF_CALL * count)
     for call in range(calls):

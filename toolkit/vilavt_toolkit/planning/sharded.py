@@ -41,6 +41,7 @@ def _watched_resizing(memory: MemoryTracker) -> Iterator[None]:
         for name in ("alloc_storage", "free_storage")
         if hasattr(module, name)
     ]
+    # FSDP2 resizes storages in place, which no dispatched operation shows.
     for module, name, resize in saved:
         setattr(module, name, _watch(resize, memory))
     try:

@@ -140,6 +140,7 @@ def digest_module(name: str) -> str | None:
     files = sorted(file for folder in folders for file in folder.rglob("*.py")) or [Path(spec.origin or "")]
     digest = hashlib.sha256(f"{name}\n".encode())
     try:
+        # Before anything is read: a name like `torch` would take seconds.
         if sum(file.stat().st_size for file in files) > _MOST_BYTES:
             return None
         for file in files:

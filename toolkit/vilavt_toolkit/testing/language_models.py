@@ -112,6 +112,7 @@ def keeps_dialogues_of_a_row_apart(instance: Instance[LanguageModel]) -> None:
     )
     together = model(embedded, torch.cat(positions, dim=2), torch.cat(masks, dim=1), documents=lengths)
     _assert_same(together, alone, "dialogues in one row and alone")
+    # Tokens that are ruled out are minus infinity on both sides, and their squares no numbers.
     sums = [logits.masked_fill(logits == float("-inf"), 0).square().sum() for logits in (together, alone)]
     found, expected = (torch.autograd.grad(total, embedded)[0] for total in sums)
     bench.assert_close(found, expected, "gradients of dialogues in one row and alone", _TOLERANCE)
@@ -178,6 +179,7 @@ def continues_from_its_cache(instance: Instance[LanguageModel]) -> None:
         full = _compute_logits(model, ids, whole)
         for rounds in _READING_ROUNDS:
             cache = KVCache(3, torch.device("cpu"))
+            # Rows that stand still in a round would show a mask that counts columns and not tokens.
             for rows, counts in rounds:
                 starts = [cache.lengths[row] for row in rows]
                 new = [ids[row, start : start + count] for row, start, count in zip(rows, starts, counts, strict=True)]

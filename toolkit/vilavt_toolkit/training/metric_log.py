@@ -177,6 +177,7 @@ def _write_pictures(logger: Logger, tag: str, pictures: Sequence[tuple[Image, st
     import numpy as np
 
     if isinstance(logger, TensorBoardLogger):
+        # TensorBoard and MLflow have no captions.
         for number, (picture, _) in enumerate(pictures):
             cast(Any, logger.experiment).add_image(f"{tag}/{number}", np.asarray(picture), step, dataformats="HWC")
         logger.save()

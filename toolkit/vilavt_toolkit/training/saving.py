@@ -91,6 +91,7 @@ class CheckpointWriter:
                 error = found
         self._require_none(error)
         files = _collect_files(tensors, self._world, in_background)
+        # Sharded tensors are gathered here by all processes together, which a thread beside training cannot do.
         self._writing = _Writing(_drain([*files]) if in_background else files, self._staged.folder)
         if in_background:
             self._writing.start()
@@ -112,6 +113,7 @@ class CheckpointWriter:
         error = self._writing.error
         if error is not None and not isinstance(error, VilavtError):
             error = self._explain(error)
+        # Agreed on before the move: a checkpoint without the files of one process must get no place.
         self._require_none(error)
         place: Path | None = None
         if self._world.is_first:

@@ -108,6 +108,7 @@ def connect_processes(strategy: Strategy, section: TrainSection) -> None:
     environment, device = strategy.cluster_environment, strategy.root_device
     assert environment is not None and strategy.parallel_devices is not None
     count = len(strategy.parallel_devices)
+    # As Lightning will set them, so that its own call later finds the same numbers.
     environment.set_global_rank(strategy.node_rank * count + strategy.local_rank)
     environment.set_world_size(count * section.nodes)
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)

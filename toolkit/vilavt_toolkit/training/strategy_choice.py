@@ -73,6 +73,7 @@ def choose_strategy(recipe: CheckedRecipe, memory: int) -> tuple[str, str]:
     if state.total <= _STATE_SHARE * memory:
         return "replicated", reason
     try:
+        # The section itself refuses what excludes sharding.
         replace(section, strategy="fsdp2")
     except ValueError as error:
         return "replicated", f"{reason}, and fsdp2 is not possible ({str(error).rstrip('.')})"

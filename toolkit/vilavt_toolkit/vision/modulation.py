@@ -79,6 +79,7 @@ class BlockContext:
             return None
         lengths = inquiry.lengths if context.lengths is None else tuple(context.lengths)
         _check_context(type(modulator).__name__, context, lengths, encoder.spec.blocks[index], index, inquiry)
+        # Without an inquiry a region is not modulated, whatever the modulator returns for it.
         kept = tuple(length if words else 0 for length, words in zip(lengths, inquiry.lengths, strict=True))
         k, v = context.k, context.v
         if kept != lengths:
@@ -99,6 +100,7 @@ def _check_context(
             f"{where}: `Context.lengths` has {len(lengths)} numbers for {len(inquiry.lengths)} inquiries. "
             "Give one number for every inquiry."
         )
+    # Wrong shapes might broadcast inside attention, and give features without an error.
     wanted = (sum(lengths), block.heads, block.head_dim)
     for key in ("k", "v"):
         shape = tuple(getattr(context, key).shape)

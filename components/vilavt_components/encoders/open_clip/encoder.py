@@ -165,6 +165,7 @@ def _build_timm_tower(clip: OpenClipModel, config: OpenClipConfig, vision_config
         )
     budget = {key: getattr(config, key) for key in ("overview_pixels", "zoom_pixels", "min_pixels", "max_scale")}
     args = _timm_arguments(clip, vision_config)
+    # Towers of equal blocks are modulated inside their blocks, so they are tried first.
     try:
         tower: _Tower = TimmEncoder(TimmConfig(model=name, args=args, **budget))
     except BadConfig:

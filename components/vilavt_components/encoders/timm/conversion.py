@@ -110,6 +110,7 @@ def _resample_tables(weights: Mapping[str, Tensor], own: Mapping[str, Any]) -> d
     resampled = dict(weights)
     for name, value in weights.items():
         shape = tuple(own[name].shape) if name in own else tuple(value.shape)
+        # Only positions have a meaning at another size. All else must fit, or loading refuses it.
         if "pos_embed" not in name or shape == tuple(value.shape) or value.dim() != len(shape):
             continue
         if value.dim() == 4 and shape[3] == value.shape[3]:

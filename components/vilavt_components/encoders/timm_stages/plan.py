@@ -73,6 +73,7 @@ def plan_stages(model: Any, name: str, native: Grid, wanted: int | None) -> Stag
     `find_multiple` then tells which views it takes beside the native ones.
     """
     try:
+        # Whole first: only then is it known how many stages there are to cut after.
         plan = _plan_at(model, native, None)
         depth = len(plan.stages)
         if wanted is not None and wanted > depth:

@@ -49,6 +49,7 @@ def watch_forward(model: Any, height: int, width: int) -> Call:
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         extra = [value for value in kwargs.values() if value is not None]
+        # A module with more inputs than one map cannot be run alone, and counts as given nothing.
         given = args[0] if len(args) == 1 and not extra and isinstance(args[0], Tensor) else None
         call = Call(names[module], given, 0 if given is None else given._version)
         open_calls[-1].inner.append(call)

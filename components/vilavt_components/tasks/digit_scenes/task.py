@@ -309,6 +309,7 @@ class DigitScenes(GeneratedTask):
         can_have = split == "train" and mode in ("tool", "needless") and question.family == "one_image"
         if not can_have or question.is_close_up or not self.config.follow_ups:
             return []
+        # A generator of its own, so that samples without follow-ups stay what they were.
         rng = np.random.default_rng([*self.seed_of(split, index), _FOLLOW_UP_DRAW])
         if rng.random() >= self.config.follow_ups:
             return []

@@ -122,6 +122,7 @@ def read_options(fields: Fields) -> tuple[str, ...]:
     if len(value) > len(_LETTERS):
         fields.add_problem("options", f"has {len(value)} options. Each needs a letter, so give at most 26.")
         return ()
+    # Numbers stand in files as options, and are texts to the model.
     plain = [str(each) if isinstance(each, int | float) else each for each in value]
     return tuple(fields.check_text(f"options[{number}]", each) for number, each in enumerate(plain))
 

@@ -161,6 +161,7 @@ def _read_box(turn: Fields, where: str, value: Any, originals: int) -> tuple[int
             named.add_problem(name, "is no field of a box. Write its `index` and `box` alone.")
         turn.add_problems(named.problems, f"{where}.")
         index, value = value.get("index", 0), value.get("box")
+    # A problem is noted and reading goes on, so that a row tells all of its problems at once.
     if type(index) is not int or index < 0:
         turn.add_problem(f"{where}.index", f"is {format_value(index)}. It must be a whole number from 0.")
         index = 0

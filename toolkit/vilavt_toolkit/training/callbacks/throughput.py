@@ -53,6 +53,7 @@ class Throughput(pl.Callback):
             return {}
         seconds = self._busy_seconds + self._wait_seconds
         cost = self._cost
+        # Time is that of one process, and the work that of all.
         if trainer.world_size > 1:
             own = torch.tensor([cost.tokens, cost.patches, cost.flops], dtype=torch.float64, device=module.device)
             tokens, patches, flops = cast(Any, trainer.strategy).reduce(own, reduce_op="sum").tolist()

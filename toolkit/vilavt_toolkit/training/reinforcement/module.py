@@ -308,6 +308,7 @@ class ReinforcementModule(StageModule):
             _record_logprob_gap(rollouts, logp.detach(), sampled, averages)
         lengths = [rollout.produced_tokens for rollout in rollouts]
         advantages = repeat_per_token([rollout.advantage for rollout in rollouts], lengths, self.device)
+        # Read back also in the first step: what was stored is what later inner epochs compare with.
         old = buffer.old_logprobs[chunk.tokens]
         loss, is_clipped = self._parts.policy_loss.sequence_losses(logp, old, advantages, lengths)
         averages.add(len(logp), entropy=entropy, clip_fraction=is_clipped)

@@ -113,6 +113,7 @@ class RolloutBuffer:
         columns, stems = [], []
         for prompt in range(len(names)):
             own = [pair for pair, number in zip(pairs, prompts, strict=True) if number == prompt]
+            # Over all rollouts of a prompt, so that each has the same stem in whichever row it is.
             columns.append(count_shared_columns(own) if len(own) > 1 else 0)
             trajectory, views = own[0]
             shown = zip(trajectory.regions, views, strict=True)

@@ -75,6 +75,7 @@ class PreparedDataset:
         def prepare_chunk(chunk: Sequence[int], begin_sample: BeginSample) -> list[PreparedSample | BadSample]:
             rows = list(prepare_samples(dataset, chunk, begin_sample, skips_bad))
             if cache is not None:
+                # A sample that cannot be read may be mended before the next run, so that it is not kept.
                 good = {index: row for index, row in zip(chunk, rows, strict=True) if not isinstance(row, BadSample)}
                 store_samples(dataset, good, cache)
             return rows

@@ -79,6 +79,7 @@ def _list_code() -> Iterator[tuple[str, int, int]]:
         folders = list(getattr(module, "__path__", ()))
         files = [file for folder in folders for file in Path(folder).rglob("*.py")]
         single = getattr(module, "__file__", None)
+        # A plugin of one file is no package, and has no path.
         if not folders and single:
             files = [Path(single)]
         for file in sorted(files):
@@ -111,6 +112,7 @@ def _describe_original(original: Any) -> list[Any] | None:
     path = os.path.abspath(os.fspath(original))
     try:
         found = os.stat(path)
+    # A file that is missing is told where the sample is read. Here it is only another key.
     except (OSError, ValueError):
         return [path, None]
     return [path, found.st_size, found.st_mtime_ns, *span]
