@@ -127,7 +127,7 @@ def plan_recipe(
         raise UsageError("Give a recipe to plan, or --calibrate to measure this machine.")
     from vilavt_toolkit.cli import commands
 
-    # What was just measured is what the plan goes by, unless a device is named.
+    # Somebody who measures wants a plan for this machine, unless a device is named.
     if calibrate:
         commands.calibrate(as_json, is_alone=recipe is None)
         device = device or "here"

@@ -240,7 +240,6 @@ class TrainSection(StageSection):
                 "16-mixed needs a loss scale, which was never tried with the sharded gradients of fsdp2. Write "
                 "precision bf16-mixed."
             )
-        # Micro-batches are of one size, so that each takes the same memory.
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
             raise ValueError(
                 f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}. Write a divisor of it."

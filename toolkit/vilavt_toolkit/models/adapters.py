@@ -65,6 +65,7 @@ def find_linear_layers(model: VisualChatModel, patterns: Sequence[str], key: str
     for pattern in patterns:
         if is_part(pattern):
             inside = [part for kind, part in model.parts().items() if kind == pattern]
+            # By id: a layer that two parts share is listed under one name alone.
             modules = {id(module) for part in inside for module in part.modules()}
             found = [name for name, module in linear.items() if id(module) in modules and module is not head]
         else:
@@ -75,7 +76,6 @@ def find_linear_layers(model: VisualChatModel, patterns: Sequence[str], key: str
                 f"{suggest_names(pattern, [*model.parts(), *linear], wider=False)}"
             )
         chosen[pattern] = found
-    # By the layers and not by their names: a layer that two parts share has several.
     ids = {pattern: [id(linear[name]) for name in found] for pattern, found in chosen.items()}
     refuse_overlap(ids, {id(module): name for name, module in linear.items()}, key)
     names = {name for found in chosen.values() for name in found}

@@ -43,7 +43,7 @@ def calibrate(device: torch.device | None = None) -> MeasuredRates:
         curves[f"convolution {name}"] = _measure_convolutions(clock, number_type)
         for kind, curve in _measure_attention(clock, number_type).items():
             curves[f"{kind} {name}"] = curve
-        # Moving numbers and computing functions of them differ by a factor of several on a CPU.
+        # A function such as gelu computes more than it moves, so that one rate would not do for both.
         curves[f"simple {name}"] = _measure_plain(clock, number_type, _list_simple)
         curves[f"function {name}"] = _measure_plain(clock, number_type, _list_functions)
     is_gpu = device.type == "cuda"

@@ -132,7 +132,7 @@ def plan_stage(
     if reason:
         notes.append(f"train.strategy auto is {recipe.recipe.train.strategy}: {reason}")
     model = build_planned_model(recipe)
-    # What is printed are figures of one device, which a reader would take for the whole.
+    # All figures are of one device. Without a note a reader would take them for the whole.
     if (devices := _count_devices(recipe)) > 1:
         ways = (
             "weights, gradients and moments sharded" if recipe.recipe.train.strategy == "fsdp2" else "all weights each"

@@ -77,7 +77,7 @@ def split_groups(
         for (lr, decay), weights in split.items():
             own = {} if decay is None else {"weight_decay": decay}
             groups.append({**group, "params": weights, "lr": lr, **own})
-    # In place, since schedules and wrappers hold the same list.
+    # In place, since an optimizer that wraps another may share its list.
     optimizer.param_groups[:] = groups
 
 

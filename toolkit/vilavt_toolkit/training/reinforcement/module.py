@@ -303,12 +303,12 @@ class ReinforcementModule(StageModule):
         rollouts = buffer.select_rollouts(chunk)
         drawn = [value for rollout in rollouts for value in rollout.sampled_logprobs]
         sampled = torch.tensor(drawn, dtype=torch.float32).to(self.device, non_blocking=True)
+        # The weights are still those that sampled, so that the old values need no forward pass of their own.
         if is_first:
             buffer.old_logprobs[chunk.tokens] = logp.detach().to(buffer.old_logprobs.dtype)
             _record_logprob_gap(rollouts, logp.detach(), sampled, averages)
         lengths = [rollout.produced_tokens for rollout in rollouts]
         advantages = repeat_per_token([rollout.advantage for rollout in rollouts], lengths, self.device)
-        # Read back also in the first step: what was stored is what later inner epochs compare with.
         old = buffer.old_logprobs[chunk.tokens]
         loss, is_clipped = self._parts.policy_loss.sequence_losses(logp, old, advantages, lengths)
         averages.add(len(logp), entropy=entropy, clip_fraction=is_clipped)
